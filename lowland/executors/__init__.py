@@ -1,1 +1,9 @@
-"""placeholder"""
+"""Where probes are answered."""
+
+from __future__ import annotations
+
+from lowland.executors.base import Executor, Work
+from lowland.executors.counted import Cost, Counted
+from lowland.executors.local import Local, Pass
+
+__all__ = ["Cost", "Counted", "Executor", "Local", "Pass", "Work"]

@@ -1,0 +1,144 @@
+"""The door for frameworks that insist on ``optimizer.step(closure)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lowland.engine import Engine
+from lowland.errors import UsageError
+
+
+class ClosureOptimizer(Optimizer):
+    """The engine's method behind torch's own ``step(closure)``.
+
+    The closure does what torch documents: zero the gradients, compute the loss, call backward, return the
+    loss. It is called once for every pass of the method. ``step()`` without a closure is the base step, so
+    that checkpointing libraries and schedulers find an ordinary optimizer; parameter groups and state are the
+    base optimizer's own. Save the engine's state beside it.
+
+    Args:
+        engine: An engine whose method needs no batch, without a GradScaler.
+
+    Raises:
+        UsageError: The method keeps or cuts batches, which a closure hides, or the engine has a scaler, whose
+            ``step`` refuses closures.
+
+    Example:
+        >>> import lowland
+        >>> model = torch.nn.Linear(2, 1)
+        >>> base = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> optimizer = ClosureOptimizer(lowland.Engine(lowland.SAM(), model, base))
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = model(torch.ones(4, 2)).square().mean()
+        ...     loss.backward()
+        ...     return loss
+        >>> optimizer.step(closure).shape
+        torch.Size([])
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        if engine.method.needs_batch:
+            raise UsageError(
+                f"{type(engine.method).__name__} keeps or cuts batches, which a closure hides; "
+                "call engine.backward(batch)"
+            )
+        if engine.work.scaler is not None:
+            raise UsageError(
+                "a GradScaler refuses closures, so ClosureOptimizer needs an engine without one; call "
+                "engine.backward(batch) and scaler.step(optimizer), or train in bf16"
+            )
+        self.engine = engine
+        self.base = engine.optimizer
+        super().__init__(self.base.param_groups, self.base.defaults)
+
+    # Groups and state are shared, also after the base optimizer has loaded a state and made new ones.
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The base optimizer's parameter groups."""
+        return self.base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        pass  # Optimizer.__init__ would start an empty list; the base optimizer's stays
+
+    @property
+    def state(self) -> Any:
+        """The base optimizer's state."""
+        return self.base.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        pass
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the base optimizer; the engine then has to be made anew."""
+        if not any(param_group is group for group in self.base.param_groups):
+            self.base.add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base optimizer's state."""
+        return self.base.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the base optimizer's state."""
+        self.base.load_state_dict(state_dict)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of the method; without a closure, one of the base optimizer.
+
+        Args:
+            closure: Zeroes the gradients, computes the loss, calls backward and returns the loss.
+
+        Returns:
+            The loss of the first pass, detached; None without a closure.
+
+        Raises:
+            UsageError: The closure returns no loss, or adds to earlier gradients instead of zeroing them.
+        """
+        if closure is None:
+            return self.base.step()
+        params = self.engine.params
+        earlier = [p.grad for p in params]
+        first: Any = None
+        try:
+            for p in params:
+                p.grad = None  # what the closure is bound to zero is no part of this step
+            for current in self.engine.passes():
+                with current, torch.enable_grad():
+                    marks = _marked(params, earlier) if first is None else []
+                    loss = closure()
+                    _check(loss, marks)
+                    current.adopt(loss)
+                first = loss if first is None else first
+        except BaseException:
+            for p, g in zip(params, earlier, strict=True):
+                p.grad = g
+            raise
+        self.base.step()
+        return first
+
+
+def _marked(params: Sequence[Tensor], earlier: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor]]:
+    """Zeros in place of earlier gradients: what happens to them tells whether the closure zeroes."""
+    marks = [(p, torch.zeros_like(p)) for p, g in zip(params, earlier, strict=True) if g is not None]
+    for p, mark in marks:
+        p.grad = mark
+    return marks
+
+
+def _check(loss: Any, marks: Sequence[tuple[Tensor, Tensor]]) -> None:
+    if not isinstance(loss, Tensor):
+        raise UsageError(f"closure must return the loss, but returned {loss!r}; end it with `return loss`")
+    # Adding to a mark changes it once; zeroing it first, a second time; zeroing to None replaces it.
+    if marks and not any(p.grad is not mark or mark._version > 1 for p, mark in marks):
+        raise UsageError(
+            "closure must zero the gradients before backward, but added to earlier ones; call "
+            "optimizer.zero_grad() in it, or accumulate with engine.backward(batch)"
+        )

@@ -1,0 +1,324 @@
+"""One method at work on one model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lowland import batch as batches
+from lowland import checks, lookahead, state, vec
+from lowland.errors import ArgumentError, UsageError
+from lowland.executors.base import Executor, Work
+from lowland.executors.counted import Cost, Counted
+from lowland.executors.local import Pass
+from lowland.geometry import Geometry, Radii, owners
+from lowland.lagged import Lagged
+from lowland.method import Method
+from lowland.parameters import Parameters
+from lowland.probe import LossFn, Probe, Reading
+from lowland.schedule import Schedule
+from lowland.vec import Vec
+
+Drive = Generator[tuple[Probe, ...], tuple[Reading, ...], Tensor]
+
+
+class Engine:
+    """Puts a method to work on a model: ``backward(batch)`` stands where ``loss.backward()`` stood.
+
+    Clipping, GradScaler, ``optimizer.step()``, ``zero_grad()`` and schedulers stay as they are::
+
+        engine = lowland.Engine(lowland.SAM(rho=0.05), model, optimizer, loss_fn)
+        for batch in loader:
+            loss = engine.backward(batch)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    Args:
+        method: The method, such as ``SAM(rho=0.05)``.
+        model: The model. All its trainable parameters must be in the optimizer.
+        optimizer: The base optimizer; never wrapped, never written to. A parameter group's ``"rho"``
+            overrides the method's; 0 leaves the group unperturbed.
+        loss_fn: ``(model, batch) -> loss`` of shape ``(B,)``, one per example, or ``()``, their mean. It may be
+            None where the caller runs forward and backward: see :meth:`passes`.
+        mesh: Reserved for groups of devices that share a step's probes.
+        executor: Where probes are answered; by default one after the other, here.
+        scaler: A ``torch.amp.GradScaler``. ``.grad`` comes out scaled, as its ``unscale_`` and ``step`` expect.
+        micro_batch: Most examples in one forward pass; larger batches are cut and summed exactly.
+        rng: "free" lets every pass draw its own dropout mask; "shared" gives all passes of a step the same.
+        seed: Seed of the method's own random decisions.
+        allow_low_precision: Accept bf16 or fp16 parameters, whose perturbation is mostly lost in rounding.
+
+    Attributes:
+        step: Completed calls of :meth:`backward` (accumulating n times is n steps).
+        memory: The method's checkpointed state.
+        rng: The method's own random numbers, the same on every rank.
+        params: The trainable parameters.
+        names: Their names.
+
+    Raises:
+        ArgumentError: An argument breaks its rule.
+        ParameterError: Model and optimizer disagree about parameters, or these cannot be perturbed reliably.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loss_fn: LossFn | None = None,
+        *,
+        mesh: Any = None,
+        executor: Executor | None = None,
+        scaler: Any = None,
+        micro_batch: int | None = None,
+        rng: str = "free",
+        seed: int = 0,
+        allow_low_precision: bool = False,
+    ) -> None:
+        if not isinstance(method, Method):
+            raise ArgumentError(
+                f"method must be a Method, but is {method!r}; pass a value such as SAM(rho=0.05)"
+            )
+        if not isinstance(model, nn.Module):
+            raise ArgumentError(
+                f"model must be a torch.nn.Module, but is a {type(model).__name__}; pass the model"
+            )
+        if mesh is not None:
+            raise ArgumentError("mesh must be None: this version runs on one device; leave it out")
+        if micro_batch is not None:
+            checks.whole("micro_batch", micro_batch, 1, "None sets no limit")
+        checks.one_of("rng", rng, ("free", "shared"))
+        self.method, self.model, self.loss_fn = method, model, loss_fn
+        self.optimizer = lookahead.unwrap(optimizer)
+        self._parameters = Parameters(model, self.optimizer, allow_low_precision=allow_low_precision)
+        self.params: Vec = self._parameters.vec
+        self.names = self._parameters.names
+        self.executor = executor if isinstance(executor, Counted) else Counted(executor)
+        self.work = Work(model, self.params, loss_fn=loss_fn, scaler=scaler, micro_batch=micro_batch, rng=rng)
+        self.lagged = Lagged()
+        self.rng = random.Random(seed)
+        self.step = 0
+        self.memory: dict[str, Any] = method.init([p.detach() for p in self.params])
+        self._selected: dict[Geometry, list[bool]] = {}
+        self._under_way = False
+
+    @property
+    def width(self) -> int:
+        """How many probes the executor answers at once."""
+        return self.executor.width
+
+    @property
+    def cost(self) -> Cost:
+        """What the steps so far have cost, counted."""
+        return self.executor.cost
+
+    # The front doors
+
+    def backward(self, batch: Any) -> Tensor:
+        """Add the method's gradient to ``.grad``, as ``loss.backward()`` adds the plain one.
+
+        Weights are bit-identical before and after. If anything is raised inside, ``.grad``, memory and step
+        counter are as before, too.
+
+        Args:
+            batch: A pytree of tensors that share dimension 0.
+
+        Returns:
+            The mean training loss, detached, shape ``()``.
+
+        Raises:
+            BatchError: The batch is empty, or its tensors disagree.
+            LossError: The loss function returns something unusable.
+        """
+        batches.size(batch)
+        with closing(self._drive(batch)) as drive:
+            asked = next(drive)
+            while True:
+                try:
+                    # Readings are handed over without a name here, so that a plan can free them.
+                    asked = drive.send(self.executor.run(self.work, asked))
+                except StopIteration as done:
+                    return done.value  # type: ignore[no-any-return]
+
+    def passes(self, batch: Any = None) -> Iterator[Pass]:
+        """The same step, but the caller runs forward and backward::
+
+            for p in engine.passes(batch):
+                with p:
+                    p.backward(loss_fn(model, p.batch))
+
+        Args:
+            batch: What the passes hand out as ``p.batch``; may be None for methods that need no batch.
+
+        Yields:
+            One pass for every probe, in order. Leaving the loop early takes the step back.
+
+        Raises:
+            UsageError: The method needs the batch, or micro-batches were asked for, which only
+                :meth:`backward` can cut.
+        """
+        if batch is not None:
+            batches.size(batch)
+        elif self.method.needs_batch:
+            raise UsageError(
+                f"{type(self.method).__name__} keeps or cuts batches, which a closure hides; "
+                "call engine.backward(batch) or engine.passes(batch)"
+            )
+        if self.work.micro_batch is not None:
+            raise UsageError(
+                "micro_batch cuts what backward(batch) runs; with passes, cut the batch yourself"
+            )
+        with closing(self._drive(batch)) as drive:
+            asked = next(drive)
+            while True:
+                self.executor.count(asked)
+                readings = []
+                for probe in asked:
+                    current = Pass(self.work, probe, on_error=drive.close)
+                    yield current
+                    if current.reading is None:
+                        raise UsageError(
+                            "a pass was not run; write: for p in engine.passes(batch): with p: …"
+                        )
+                    readings.append(current.reading)
+                    current.reading = None
+                try:
+                    asked = drive.send(tuple(readings))
+                except StopIteration:
+                    return
+
+    # What plans use
+
+    def lookahead(self, grad: Vec, *, raw: bool = False) -> Vec:
+        """The base optimizer's next step for this gradient, not taken: a displacement from the weights.
+
+        Args:
+            grad: One tensor per parameter.
+            raw: Leave out momentum, weight decay and preconditioning: ``-lr * grad``.
+        """
+        return (lookahead.raw if raw else lookahead.displacement)(self.optimizer, self.params, grad)
+
+    def momentum(self) -> Vec:
+        """The base optimizer's buffer: SGD's momentum, Adam's mean; zero where there is none yet."""
+        return lookahead.momentum(self.optimizer, self.params)
+
+    def later(self, name: str, tensor: Tensor) -> Any:
+        """Send device scalars to the host; get those sent under ``name`` the last time, None the first time."""
+        return self.lagged.swap(name, tensor)
+
+    def radii(self, rho: float | Schedule, geometry: Geometry) -> Radii:
+        """The radius for every parameter: a number where all share it, else one each, 0 for excluded ones."""
+        groups = self.optimizer.param_groups
+        value = rho.at(self.step, float(groups[0]["lr"])) if isinstance(rho, Schedule) else rho
+        # Some optimizers, Adadelta for one, have a hyperparameter of their own that is called rho.
+        own = "rho" in self.optimizer.defaults
+        chosen = [value if own or g.get("rho") is None else g["rho"] for g in groups]
+        for k, radius in enumerate(chosen):
+            checks.at_least(f'param_groups[{k}]["rho"]', radius, 0, "rho=0 leaves the group unperturbed")
+        if geometry.select is None and all(c == value for c in chosen):
+            return value
+        radii = [chosen[k] for k in self._parameters.group]
+        return [r if s else 0.0 for r, s in zip(radii, self._select(geometry), strict=True)]
+
+    def _select(self, geometry: Geometry) -> list[bool]:
+        if geometry.select is None:
+            return [True] * len(self.params)
+        if geometry not in self._selected:
+            modules = owners(self.model, self._parameters.full_names)
+            found = zip(modules, self.names, self.params, strict=True)
+            self._selected[geometry] = [bool(geometry.select(m, n, p)) for m, n, p in found]
+        return self._selected[geometry]
+
+    # The step itself
+
+    def _drive(self, batch: Any) -> Drive:
+        """Run the plan for whoever answers its probes; on any exception, leave all as it was."""
+        if self._under_way:
+            raise UsageError(
+                "a step is already under way; finish or leave the loop over engine.passes() first"
+            )
+        self._parameters.check_unchanged(self.optimizer)
+        before = dict(self.memory), dict(self.lagged.waiting), self.rng.getstate()
+        held = [p.grad for p in self.params]
+        done = False
+        self._under_way = True
+        try:
+            for p in self.params:
+                p.grad = None
+            self.work.begin()
+            self.executor.begin(batch)
+            loss, grad = yield from _conversation(self.method.plan(self, batch))
+            self._fill(held, grad, before[0])
+            done = True
+        finally:
+            self._under_way = False
+            if not done:
+                self.memory, self.lagged.waiting = before[0], before[1]
+                self.rng.setstate(before[2])
+                for p, h in zip(self.params, held, strict=True):
+                    p.grad = h
+        self.executor.end()
+        self.step += 1
+        return loss
+
+    def _fill(self, held: list[Tensor | None], grad: Vec, before: dict[str, Any]) -> None:
+        """Put the step's gradient where the optimizer looks for it."""
+        kept = {id(t) for value in self.memory.values() if isinstance(value, list) for t in value}
+        scale = self.work.scale()
+        if scale is not None and self.work.finite is not None:
+            finite = self.work.finite
+            # NaN reaches every parameter, so that the scaler sees it and skips the step.
+            grad = vec.scale(grad, torch.where(finite, scale, torch.full_like(scale, float("nan"))))
+            self._forget_unless(finite, before)
+        # The caller clips and unscales .grad in place, which must not reach a vector in memory.
+        grad = [g.clone() if id(g) in kept else g for g in grad]
+        for p, h, g, reached in zip(self.params, held, grad, self.work.reached, strict=True):
+            if not reached:
+                p.grad = h
+            elif h is None:
+                p.grad = g
+            else:
+                p.grad = h.add_(g)
+
+    def _forget_unless(self, finite: Tensor, before: dict[str, Any]) -> None:
+        """Keep changed vectors only if the step was finite, decided on the device."""
+        safe = self.method.fallback(before)
+        for key, value in self.memory.items():
+            if state.is_vec(value, self.params) and value is not before[key]:
+                self.memory[key] = vec.where(finite, value, safe[key])
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resume needs beside model and optimizer; safe for ``torch.load(weights_only=True)``."""
+        return state.save(self)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken. Nothing changes unless all of it fits.
+
+        Raises:
+            StateError: It was taken with another method or other parameters, or is incomplete.
+        """
+        state.load(self, state_dict)
+
+
+def _conversation(plan: Generator[Any, Any, tuple[Tensor, Vec]]) -> Generator[Any, Any, tuple[Tensor, Vec]]:
+    """Let a plan ask for one probe or several; whoever answers always sees tuples."""
+    answer: Any = None
+    with closing(plan):
+        while True:
+            try:
+                ask = plan.send(answer)
+            except StopIteration as done:
+                return done.value  # type: ignore[no-any-return]
+            answer = None  # frees the last readings before the next pass
+            alone = isinstance(ask, Probe)
+            readings = yield ((ask,) if alone else tuple(ask))
+            answer = readings[0] if alone else readings
+            del ask, readings

@@ -1,0 +1,97 @@
+"""What a method really costs, counted while it runs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from lowland import batch as batches
+from lowland.errors import BatchError
+from lowland.executors.base import Executor, Work
+from lowland.executors.local import Local
+from lowland.probe import Probe, Reading
+
+
+@dataclass
+class Cost:
+    """Sums over all steps so far.
+
+    Attributes:
+        steps: Steps completed.
+        probes: Probes answered.
+        examples: Examples in them.
+        forwards: Forward passes, in multiples of the step's batch.
+        gradients: Backward passes, in multiples of the step's batch: the unit of papers.
+        sequential: Gradients on the critical path: of probes asked together, the largest.
+        reduces: All-reduces of P numbers that data parallelism needs: one for each synchronized gradient, and
+            one for what a step returns where it has unsynchronized ones.
+        bytes: Bytes exchanged with other processes.
+        seconds: Time spent in probes.
+    """
+
+    steps: int = 0
+    probes: int = 0
+    examples: int = 0
+    forwards: float = 0.0
+    gradients: float = 0.0
+    sequential: float = 0.0
+    reduces: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+class Counted(Executor):
+    """Wraps any executor and adds up what its probes cost.
+
+    Args:
+        inner: The executor that answers; a :class:`Local` by default.
+
+    Attributes:
+        cost: The sums so far.
+    """
+
+    def __init__(self, inner: Executor | None = None) -> None:
+        self.inner = inner or Local()
+        self.width = self.inner.width
+        self.cost = Cost()
+        self._whole = 1
+        self._unsynced = False
+
+    def begin(self, batch: Any) -> None:
+        """A step on ``batch`` begins: its size is the unit in which gradients are counted."""
+        self._whole = _examples(batch)
+        self._unsynced = False
+
+    def count(self, probes: tuple[Probe, ...]) -> None:
+        """Add probes that are asked together."""
+        cost = self.cost
+        sizes = [_examples(p.batch) for p in probes]
+        cost.probes += len(probes)
+        cost.examples += sum(sizes)
+        cost.forwards += sum(sizes) / self._whole
+        differentiated = [n for n, p in zip(sizes, probes, strict=True) if p.grad]
+        cost.gradients += sum(differentiated) / self._whole
+        cost.sequential += max(differentiated, default=0) / self._whole
+        cost.reduces += sum(p.grad and p.sync for p in probes)
+        self._unsynced |= any(p.grad and not p.sync for p in probes)
+
+    def end(self) -> None:
+        """The step is complete."""
+        self.cost.steps += 1
+        self.cost.reduces += self._unsynced
+
+    def run(self, work: Work, probes: tuple[Probe, ...]) -> tuple[Reading, ...]:
+        """See :meth:`Executor.run`."""
+        self.count(probes)
+        start = time.perf_counter()
+        readings = self.inner.run(work, probes)
+        self.cost.seconds += time.perf_counter() - start
+        return readings
+
+
+def _examples(batch: Any) -> int:
+    try:
+        return batches.size(batch)
+    except BatchError:  # passes() without a batch: the caller's forward is taken as one whole batch
+        return 1

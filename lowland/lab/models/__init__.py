@@ -1,0 +1,60 @@
+"""Models by name: ``build("resnet20", shape=(3, 32, 32), classes=10, seed=0)``.
+
+A new model is a function from image shape and number of classes to a module, and a line in ``MODELS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from lowland import checks
+from lowland.errors import ArgumentError, UnknownNameError
+from lowland.lab.models import foreign
+from lowland.lab.models.resnet import resnet20, resnet56
+from lowland.lab.models.small import convnet, mlp
+from lowland.lab.models.wide import wrn_16_4
+from lowland.lab.tasks.streams import derived
+
+__all__ = ["MODELS", "build"]
+
+MODELS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
+    "mlp": mlp,
+    "convnet": convnet,
+    "resnet20": resnet20,
+    "resnet56": resnet56,
+    "wrn-16-4": wrn_16_4,
+}
+
+
+def build(name: str, *, shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
+    """The model of that name with fresh weights, which depend on nothing but ``seed``.
+
+    The global random state is left as it was.
+
+    Args:
+        name: A key of ``MODELS``, or the name of a torchvision or timm model where those are installed:
+            ``torchvision:resnet18``, ``timm:vit_tiny_patch16_224``, or without the package where it is clear.
+        shape: (channels, height, width) of one image.
+        classes: Number of logits, >= 2.
+        seed: Of the weights.
+
+    Raises:
+        UnknownNameError: No such model.
+        ArgumentError: The model cannot be used for such images, or its package is not installed.
+    """
+    checks.whole("classes", classes, 2, "a task has at least two")
+    package = None if name in MODELS else foreign.package_of(name)
+    if name not in MODELS and package is None:
+        known = [*MODELS, *(f"{p}:NAME (where {p} is installed)" for p in foreign.PACKAGES)]
+        raise UnknownNameError("model", name, known)
+    # devices=[]: nothing is drawn on a GPU, whose state default_generator leaves alone; manual_seed would not.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(derived(seed, "weights"))
+        if package is not None:
+            return foreign.make(package, name.rpartition(":")[2], shape, classes)
+        if min(shape[1:]) < 8:
+            raise ArgumentError(f"shape must be at least 8 × 8 pixels, but is {shape}; enlarge the images")
+        return MODELS[name](shape, classes)

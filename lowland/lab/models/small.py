@@ -1,0 +1,33 @@
+"""Two networks that train in seconds: a perceptron and a small convolutional network."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+Shape = tuple[int, int, int]
+
+
+def mlp(shape: Shape, classes: int, width: int = 256) -> nn.Sequential:
+    """A perceptron with two hidden layers of ``width`` ReLUs and no normalization."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(math.prod(shape), width),
+        nn.ReLU(),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        nn.Linear(width, classes),
+    )
+
+
+def convnet(shape: Shape, classes: int) -> nn.Sequential:
+    """Three 3 × 3 convolutions (32, 64, 128 channels) with BatchNorm, each followed by halving.
+
+    94,762 parameters on CIFAR-10; for images of 8 × 8 pixels and more.
+    """
+    blocks: list[nn.Module] = []
+    for before, after in ((shape[0], 32), (32, 64), (64, 128)):
+        convolution = nn.Conv2d(before, after, 3, padding=1, bias=False)
+        blocks += [convolution, nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, classes))

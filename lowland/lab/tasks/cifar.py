@@ -1,0 +1,78 @@
+"""CIFAR-10 and CIFAR-100: 50,000 training and 10,000 test photographs of 32 × 32 pixels.
+
+Reference: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lowland.errors import DataError
+from lowland.lab.tasks import files
+from lowland.lab.tasks.augment import Augmentation
+from lowland.lab.tasks.task import Task
+
+# truck → automobile, bird → airplane, deer → horse, cat ↔ dog: what is easily confused in photographs
+CONFUSIONS = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
+SOURCE = "https://www.cs.toronto.edu/~kriz/cifar.html (the python version)"
+
+
+def load_cifar10(data: Path | None = None) -> Task:
+    """The task ``cifar10``, read from ``cifar-10-batches-py/``."""
+    train = [f"data_batch_{part}" for part in range(1, 6)]
+    parts = _parts("cifar10", "cifar-10-batches-py", [*train, "test_batch"], "labels", data)
+    inputs, targets = (torch.cat(tensors) for tensors in zip(*parts[:5], strict=True))
+    return Task(
+        name="cifar10",
+        train_inputs=inputs,
+        train_targets=targets,
+        clean_targets=targets,
+        test_inputs=parts[5][0],
+        test_targets=parts[5][1],
+        classes=10,
+        mean=(125.31, 122.95, 113.87),
+        std=(62.99, 62.09, 66.70),
+        augmentation=Augmentation(padding=4),
+        confusions=CONFUSIONS,
+    )
+
+
+def load_cifar100(data: Path | None = None) -> Task:
+    """The task ``cifar100`` with its 100 fine labels, read from ``cifar-100-python/``."""
+    train, test = _parts("cifar100", "cifar-100-python", ["train", "test"], "fine_labels", data)
+    return Task(
+        name="cifar100",
+        train_inputs=train[0],
+        train_targets=train[1],
+        clean_targets=train[1],
+        test_inputs=test[0],
+        test_targets=test[1],
+        classes=100,
+        mean=(129.30, 124.07, 112.43),
+        std=(68.17, 65.39, 70.42),
+        augmentation=Augmentation(padding=4),
+    )
+
+
+def _parts(
+    task: str, folder: str, names: list[str], key: str, data: Path | None
+) -> list[tuple[Tensor, Tensor]]:
+    contents = files.read(task, folder, names, data, SOURCE)
+    return [_part(task, f"{folder}/{n}", key, content) for n, content in zip(names, contents, strict=True)]
+
+
+def _part(task: str, name: str, key: str, content: bytes) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, 32, 32) uint8 and labels (N,) of one pickle."""
+    values = files.unpickled(task, name, content)
+    try:
+        images = torch.from_numpy(values["data"]).reshape(-1, 3, 32, 32)
+        labels = torch.tensor(values[key], dtype=torch.int64)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"{task}: {name} must hold 'data' (N, 3072) and {key!r}, but {error!r}; "
+            f"get it again from {SOURCE}"
+        ) from error
+    return images, labels

@@ -1,0 +1,44 @@
+"""scikit-learn's handwritten digits: 1,797 grey images of 8 × 8 pixels that need no download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from lowland.errors import MissingExtraError
+from lowland.lab.tasks.task import Task
+
+TEST = 500
+
+
+def load(data: Path | None = None) -> Task:
+    """The task ``digits``: 1,297 training and 500 test images, always the same ones, classes in proportion.
+
+    Args:
+        data: Not used; the images are part of scikit-learn.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
+    del data
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError:
+        raise MissingExtraError("scikit-learn", "lab") from None
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).to(torch.uint8).unsqueeze(1)  # (1797, 1, 8, 8), values 0 to 16
+    labels = torch.from_numpy(digits.target).to(torch.int64)
+    train, test = train_test_split(range(len(labels)), test_size=TEST, stratify=digits.target, random_state=0)
+    return Task(
+        name="digits",
+        train_inputs=images[train],
+        train_targets=labels[train],
+        clean_targets=labels[train],
+        test_inputs=images[test],
+        test_targets=labels[test],
+        classes=10,
+        mean=(4.88,),
+        std=(6.02,),
+    )

@@ -1,0 +1,56 @@
+"""Fashion-MNIST: 60,000 training and 10,000 test images of clothing, grey, 28 × 28 pixels.
+
+Reference: Xiao, Rasul, Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
+Algorithms", arXiv:1708.07747.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lowland.errors import DataError
+from lowland.lab.tasks import files
+from lowland.lab.tasks.augment import Augmentation
+from lowland.lab.tasks.task import Task
+
+SOURCE = "https://github.com/zalandoresearch/fashion-mnist"
+NAMES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+
+
+def load(data: Path | None = None) -> Task:
+    """The task ``fashion-mnist``, read from ``FashionMNIST/raw/*-ubyte`` or ``*-ubyte.gz``."""
+    contents = files.read("fashion-mnist", "FashionMNIST/raw", NAMES, data, SOURCE)
+    train, train_labels, test, test_labels = (
+        _idx(name, content) for name, content in zip(NAMES, contents, strict=True)
+    )
+    targets = train_labels.long()
+    return Task(
+        name="fashion-mnist",
+        train_inputs=train.unsqueeze(1),
+        train_targets=targets,
+        clean_targets=targets,
+        test_inputs=test.unsqueeze(1),
+        test_targets=test_labels.long(),
+        classes=10,
+        mean=(72.94,),
+        std=(90.02,),
+        augmentation=Augmentation(padding=2),
+    )
+
+
+def _idx(name: str, content: bytes) -> Tensor:
+    """The uint8 tensor in an IDX file: 0, 0, 8 (uint8), rank, then each size in 4 bytes, then the data."""
+    rank = int(name.split("idx")[1][0])
+    start = 4 + 4 * rank
+    sizes = [int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4)]
+    if content[:4] != bytes([0, 0, 8, rank]) or len(content) != start + math.prod(sizes):
+        raise DataError(
+            f"fashion-mnist: {name} must be an IDX file of {rank}-dimensional uint8 data with as many bytes "
+            f"as its header says, but is not; get it again from {SOURCE}"
+        )
+    # bytearray: torch wants memory it may write to
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)[start:].reshape(sizes)

@@ -1,0 +1,153 @@
+"""Where the base optimizer would go next, without going there.
+
+Closed forms for SGD and Adam(W); any other optimizer takes its step in a copy. Nothing here leaves a trace in
+the optimizer: no state, no step count, no buffer.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from lowland import vec
+from lowland.errors import ParameterError, UsageError
+from lowland.vec import Vec
+
+# Attributes of an optimizer that a copy must not carry: the user's hooks, and the step a scheduler has patched.
+_NOT_COPIED = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks", "step", "param_groups", "state")
+
+
+def unwrap(optimizer: Any) -> Optimizer:
+    """The torch optimizer inside wrappers that keep it as ``.optimizer``."""
+    while not isinstance(optimizer, Optimizer) or type(optimizer).__name__ == "AcceleratedOptimizer":
+        inner = getattr(optimizer, "optimizer", None)
+        if inner is None:
+            raise ParameterError(
+                f"optimizer must be a torch.optim.Optimizer, but is a {type(optimizer).__name__}; "
+                "pass the optimizer that holds the model's parameters"
+            )
+        optimizer = inner
+    return optimizer
+
+
+def displacement(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
+    """The change of ``params`` that ``optimizer.step()`` would make with gradient ``grad``."""
+    closed = {SGD: _sgd, Adam: _adam, AdamW: _adam}.get(type(optimizer))
+    if closed is None:
+        return dry_run(optimizer, params, grad)
+    moves = vec.zeros(params)
+    for group, index in _by_group(optimizer, params):
+        p, g = [params[i] for i in index], [grad[i] for i in index]
+        with torch.no_grad():
+            found = closed(group, [optimizer.state.get(t, {}) for t in p], p, g)
+        for i, move in zip(index, found, strict=True):
+            moves[i] = move
+    return moves
+
+
+def raw(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
+    """``-lr * grad``, with every group's own learning rate."""
+    moves = vec.zeros(params)
+    for group, index in _by_group(optimizer, params):
+        sign = 1.0 if group.get("maximize") else -1.0
+        for i, move in zip(index, vec.scale([grad[i] for i in index], sign * group["lr"]), strict=True):
+            moves[i] = move
+    return moves
+
+
+def momentum(optimizer: Optimizer, params: Vec) -> Vec:
+    """SGD's momentum buffer, Adam's ``exp_avg``; zero where there is none yet."""
+    keys = {SGD: "momentum_buffer", Adam: "exp_avg", AdamW: "exp_avg"}
+    key = keys.get(type(optimizer))
+    if key is None:
+        raise UsageError(
+            f"momentum is known for SGD, Adam and AdamW, but the optimizer is {type(optimizer).__name__}; "
+            "use one of these with a method that reads the momentum"
+        )
+    found = [optimizer.state.get(p, {}).get(key) for p in params]
+    return [torch.zeros_like(p) if b is None else b.clone() for p, b in zip(params, found, strict=True)]
+
+
+def dry_run(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
+    """Let a copy of the optimizer take the step on copies of the parameters, and measure how far it got."""
+    memo: dict[int, Any] = {}
+    twin = object.__new__(type(optimizer))
+    try:
+        for name in ("param_groups", "state"):  # first, so that all else refers to the copied parameters
+            setattr(twin, name, copy.deepcopy(getattr(optimizer, name), memo))
+        rest = {k: v for k, v in vars(optimizer).items() if k not in _NOT_COPIED}
+        twin.__dict__.update(copy.deepcopy(rest, memo))
+    except Exception as error:
+        raise UsageError(
+            f"lookahead needs a copy of the optimizer, but {type(optimizer).__name__} cannot be copied "
+            f'({error}); use SAMPa(lookahead="raw") or SGD, Adam or AdamW'
+        ) from error
+    twin.__dict__.update(
+        {name: type(vars(optimizer)[name])() for name in _NOT_COPIED[:2] if name in vars(optimizer)}
+    )
+    for group in twin.param_groups:
+        for p in group["params"]:
+            p.grad = None
+    copies = [memo[id(p)] for p in params]
+    for p, g in zip(copies, grad, strict=True):
+        p.grad = g.clone()
+    twin.step()
+    return vec.sub([p.detach() for p in copies], [p.detach() for p in params])
+
+
+def _by_group(optimizer: Optimizer, params: Vec) -> list[tuple[dict[str, Any], list[int]]]:
+    """Each group with the positions of its parameters in ``params``; frozen and foreign ones are left out."""
+    position = {id(p): i for i, p in enumerate(params)}
+    return [
+        (group, index)
+        for group in optimizer.param_groups
+        if (index := [position[id(p)] for p in group["params"] if id(p) in position])
+    ]
+
+
+def _sgd(group: dict[str, Any], states: list[dict[str, Any]], params: Vec, grad: Vec) -> Vec:
+    d = vec.scale(grad, -1.0) if group["maximize"] else grad
+    if group["weight_decay"] != 0:
+        d = vec.add(d, params, group["weight_decay"])
+    if group["momentum"] != 0:
+        buffers = [s.get("momentum_buffer") for s in states]
+        mu, keep = group["momentum"], 1 - group["dampening"]
+        # A buffer that does not exist yet starts at d itself, without dampening.
+        moved = [x if b is None else mu * b + keep * x for x, b in zip(d, buffers, strict=True)]
+        d = vec.add(d, moved, mu) if group["nesterov"] else moved
+    return vec.scale(d, -group["lr"])
+
+
+def _adam(group: dict[str, Any], states: list[dict[str, Any]], params: Vec, grad: Vec) -> Vec:
+    beta1, beta2 = group["betas"]
+    decoupled = group.get("decoupled_weight_decay", False)
+    g = vec.scale(grad, -1.0) if group["maximize"] else grad
+    if group["weight_decay"] != 0 and not decoupled:
+        g = vec.add(g, params, group["weight_decay"])
+    means = vec.lerp(_state(states, "exp_avg", params), g, 1 - beta1)
+    squares = vec.add(vec.scale(_state(states, "exp_avg_sq", params), beta2), vec.mul(g, g), 1 - beta2)
+    if group["amsgrad"]:
+        squares = vec.maximum(_state(states, "max_exp_avg_sq", params), squares)
+    # Step counts stay tensors: reading them would wait for the device.
+    counts = [_on(s.get("step"), p) + 1 for s, p in zip(states, params, strict=True)]
+    ups = [1 - beta1**n for n in counts]
+    roots = vec.div(vec.sqrt(squares), [torch.sqrt(1 - beta2**n) for n in counts])
+    moves = vec.scale(vec.div(vec.div(means, ups), vec.shift(roots, group["eps"])), -group["lr"])
+    if group["weight_decay"] != 0 and decoupled:
+        moves = vec.add(moves, vec.scale(params, -group["lr"] * group["weight_decay"]))
+    return moves
+
+
+def _state(states: list[dict[str, Any]], key: str, params: Vec) -> Vec:
+    return [torch.zeros_like(p) if key not in s else s[key] for s, p in zip(states, params, strict=True)]
+
+
+def _on(count: Tensor | None, param: Tensor) -> Tensor:
+    """A step count beside its parameter, in double precision so that the bias correction is exact."""
+    if count is None:
+        return torch.zeros((), dtype=torch.float64, device=param.device)
+    return count.to(device=param.device, dtype=torch.float64, non_blocking=True)

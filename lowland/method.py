@@ -1,0 +1,63 @@
+"""What a method is: hyperparameters, a start of memory, and a plan."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lowland import checks
+from lowland.errors import ArgumentError
+from lowland.geometry import L2, Geometry
+from lowland.probe import Plan
+from lowland.schedule import Schedule
+from lowland.vec import Vec
+
+if TYPE_CHECKING:
+    from lowland.engine import Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """One sharpness-aware method: a value that prints, compares, sweeps and goes to JSON.
+
+    Args:
+        rho: Radius of the perturbation, >= 0, in parameter norm; a number or a schedule. A parameter group's
+            own ``"rho"`` overrides it.
+        geometry: How a gradient becomes a displacement of that radius.
+
+    Attributes:
+        needs_batch: Whether the method keeps or cuts batches, which a closure hides.
+    """
+
+    rho: float | Schedule = 0.05
+    geometry: Geometry = L2()  # noqa: RUF009 - frozen, so it can be shared
+    needs_batch: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rho, Schedule):
+            checks.at_least("rho", self.rho, 0, "rho=0 leaves the plain gradient")
+        if not isinstance(self.geometry, Geometry):
+            raise ArgumentError(
+                f"geometry must be a Geometry, but is {self.geometry!r}; pass L2(), Adaptive() or Layerwise()"
+            )
+        self.check()
+
+    def check(self) -> None:  # noqa: B027 - a method without further fields has nothing to check
+        """Refuse fields that break their rule."""
+
+    def init(self, params: Vec) -> dict[str, Any]:
+        """The memory a run starts with. Vectors in it are replaced, never changed in place."""
+        return {}
+
+    @abstractmethod
+    def plan(self, engine: Engine, batch: Any) -> Plan:
+        """Ask for readings by yielding probes; return the step's loss and its gradient-shaped vector."""
+
+    def ascent(self, engine: Engine, grad: Vec) -> Vec:
+        """The displacement of size rho along ``grad``."""
+        return self.geometry.ascent(engine.params, grad, engine.radii(self.rho, self.geometry))
+
+    def fallback(self, memory: dict[str, Any]) -> dict[str, Any]:
+        """What the vectors in memory go back to when a step turns out non-finite: by default, as before it."""
+        return memory

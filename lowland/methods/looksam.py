@@ -1,0 +1,87 @@
+"""SAM every k steps, and what it found in between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from lowland import checks, vec
+from lowland.method import Method
+from lowland.probe import Plan, Probe
+from lowland.vec import TINY, Vec
+
+if TYPE_CHECKING:
+    from lowland.engine import Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookSAM(Method):
+    """A SAM step every k steps; in between, its slowly changing part is added to the plain gradient.
+
+    ::
+
+        every k-th step:  g_s = g(w + rho * g/||g||),  g_v = g_s - (<g, g_s> / ||g||^2) g,  d = g_s
+        in between:       d = g + alpha * ||g|| * g_v / ||g_v||
+
+    With ``geometry=Layerwise()`` this is Look-LayerSAM.
+
+    Args:
+        rho: Radius, >= 0, in parameter norm.
+        geometry: ``L2()`` is LookSAM; ``Layerwise()`` is Look-LayerSAM.
+        k: Steps from one SAM step to the next, >= 1; 1 is SAM.
+        alpha: Weight of the reused part, >= 0; 0.7 for vision transformers, 0.1 to 0.3 for small CNNs.
+        decomposition: "global" splits along the gradient as a whole; "tensor" splits each tensor on its own.
+
+    Cost: 1 + 1/k gradients per step; 1 P of resident memory, 3 P at the peak of a SAM step; 1 + 1/k
+    all-reduces of P under data parallelism.
+
+    Differs: No official code exists; the rule is read from the paper's summaries and independent
+    implementations. Where g_s is parallel to g up to rounding, g_v is set to zero: it would be rounding noise,
+    and the normalized reuse would inject it at full strength.
+
+    Reference: Liu, Mai, Chen, Hsieh, You: Towards Efficient and Scalable Sharpness-Aware Minimization.
+    CVPR 2022, arXiv 2203.02714.
+    """
+
+    k: int = 5
+    alpha: float = 0.7
+    decomposition: Literal["global", "tensor"] = "global"
+
+    def check(self) -> None:
+        """See :meth:`lowland.method.Method.check`."""
+        checks.whole("k", self.k, 1, "k=1 is SAM at every step")
+        checks.at_least("alpha", self.alpha, 0, "alpha=0 is SAM every k steps and the plain gradient between")
+        checks.one_of("decomposition", self.decomposition, ("global", "tensor"))
+
+    def init(self, params: Vec) -> dict[str, Any]:
+        """See :meth:`lowland.method.Method.init`."""
+        return {"g_v": vec.zeros(params), "t": 0}
+
+    def plan(self, engine: Engine, batch: Any) -> Plan:
+        """See :meth:`lowland.method.Method.plan`."""
+        t = engine.memory["t"]
+        here = yield Probe(batch)
+        engine.memory["t"] = t + 1
+        if t % self.k == 0:
+            there = yield Probe(batch, at=self.ascent(engine, here.grad))
+            engine.memory["g_v"] = self._each(_orthogonal, there.grad, here.grad)
+            return here.loss, there.grad
+        return here.loss, self._each(self._reuse, here.grad, engine.memory["g_v"])
+
+    def _reuse(self, g: Vec, g_v: Vec) -> Vec:
+        return vec.add(g, vec.scale(g_v, self.alpha * vec.norm(g) / (vec.norm(g_v) + TINY)))
+
+    def _each(self, combine: Any, a: Vec, b: Vec) -> Vec:
+        if self.decomposition == "global":
+            return list(combine(a, b))
+        return [combine([x], [y])[0] for x, y in zip(a, b, strict=True)]
+
+
+def _orthogonal(g_s: Vec, g: Vec) -> Vec:
+    g_v = vec.reject(g_s, g)
+    size = vec.norm(g_s)
+    # A relative test: rounding leaves about eps * ||g_s|| even where g_s is parallel to g.
+    real = vec.norm(g_v) > 100 * torch.finfo(size.dtype).eps * size
+    return vec.where(real, g_v, vec.zeros(g_v))

@@ -1,0 +1,33 @@
+"""The base optimizer alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lowland.method import Method
+from lowland.probe import Plan, Probe
+
+if TYPE_CHECKING:
+    from lowland.engine import Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plain(Method):
+    """The plain gradient, as ``loss.backward()`` gives it: the yardstick for all others.
+
+    ``d = g(w)``
+
+    Args:
+        rho: Not used.
+        geometry: Not used.
+
+    Cost: 1 gradient per step, no extra memory, 1 all-reduce of P under data parallelism.
+
+    Reference: Robbins, Monro: A Stochastic Approximation Method. Annals of Mathematical Statistics, 1951.
+    """
+
+    def plan(self, engine: Engine, batch: Any) -> Plan:
+        """See :meth:`lowland.method.Method.plan`."""
+        here = yield Probe(batch)
+        return here.loss, here.grad

@@ -1,0 +1,41 @@
+"""Sharpness-aware minimization."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lowland.method import Method
+from lowland.probe import Plan, Probe
+
+if TYPE_CHECKING:
+    from lowland.engine import Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAM(Method):
+    """The gradient at the worst nearby point instead of the gradient here.
+
+    ``e = rho * g(w) / ||g(w)||``, ``d = g(w + e)``
+
+    Args:
+        rho: Radius, >= 0, in parameter norm; 0.05 is usual.
+        geometry: ``L2()`` is SAM; ``Adaptive()`` is ASAM.
+
+    Cost: 2 gradients per step, one after the other; 1 P of memory (the saved weights); 2 all-reduces of P
+    under data parallelism.
+
+    Differs: From the JAX release in that weight decay belongs to the base optimizer, at the unperturbed
+    weights, and in that a zero gradient gives a zero perturbation instead of NaN.
+
+    Reference: Foret, Kleiner, Mobahi, Neyshabur: Sharpness-Aware Minimization for Efficiently Improving
+    Generalization. ICLR 2021, arXiv 2010.01412.
+    """
+
+    def plan(self, engine: Engine, batch: Any) -> Plan:
+        """See :meth:`lowland.method.Method.plan`."""
+        here = yield Probe(batch)
+        loss, up = here.loss, Probe(batch, at=self.ascent(engine, here.grad))
+        del here  # frees the first gradient before the second pass: the saved weights are all that is kept
+        there = yield up
+        return loss, there.grad

@@ -1,0 +1,80 @@
+"""SAM with its two gradients side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from lowland import checks, vec
+from lowland.method import Method
+from lowland.probe import Plan, Probe
+from lowland.vec import Vec
+
+if TYPE_CHECKING:
+    from lowland.engine import Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAMPa(Method):
+    """SAM whose two gradients do not depend on each other, so that two devices compute them at once.
+
+    An auxiliary point y runs ahead of the weights: where the base optimizer would land if its gradient were
+    the one at the last y. Its gradient is known when a step begins and gives the ascent direction::
+
+        x~      = x + rho * g(y; B) / ||g(y; B)||
+        y'      = x + (the base optimizer's step for g(y; B))
+        d       = (1 - lam) * g(x~; B) + lam * g(y'; B')
+
+    B is the batch held back from the last step and B' the new one: every batch is used twice, and ascent and
+    descent of a step share theirs. On the very first step both probes stand at x, so it is a base step.
+
+    Args:
+        rho: Radius, >= 0, in parameter norm; the release uses 0.1 where SAM takes 0.05.
+        geometry: How the gradient at y becomes a displacement.
+        lam: Weight of the gradient at y', in [0, 1]: 0 is SAMPa-0, 1 is optimistic gradient descent.
+        lookahead: "base" previews the base optimizer's own next step, with momentum, weight decay and
+            preconditioning; "raw" takes ``y' = x - lr * g(y)``.
+
+    Cost: 2 gradients per step, at once; 1 P and a batch of resident memory, 3 P at the peak of a step on one
+    device; one exchange of P between two device groups.
+
+    Differs: The release previews momentum and weight decay for SGD alone, drops weight decay until a momentum
+    buffer exists, and uses the raw step for other optimizers; "base" is right for all. The release recovers
+    g(y) by dividing by lam, which fails at lam = 0; here both gradients are kept. BatchNorm statistics come
+    from y', the point the weights move to, not from x~.
+
+    Reference: Xie, Pethick, Cevher: SAMPa: Sharpness-Aware Minimization Parallelized. NeurIPS 2024,
+    arXiv 2410.10683.
+    """
+
+    rho: float = 0.1
+    lam: float = 0.2
+    lookahead: Literal["base", "raw"] = "base"
+    needs_batch: ClassVar[bool] = True
+
+    def check(self) -> None:
+        """See :meth:`lowland.method.Method.check`."""
+        checks.within("lam", self.lam, 0, 1, "0 is SAMPa-0 and 1 is optimistic gradient descent")
+        checks.one_of("lookahead", self.lookahead, ("base", "raw"))
+
+    def init(self, params: Vec) -> dict[str, Any]:
+        """See :meth:`lowland.method.Method.init`."""
+        return {"grad_y": vec.zeros(params), "batch": None}
+
+    def plan(self, engine: Engine, batch: Any) -> Plan:
+        """See :meth:`lowland.method.Method.plan`."""
+        grad_y, held = engine.memory["grad_y"], engine.memory["batch"]
+        up = ahead = None
+        if held is not None:
+            up = self.ascent(engine, grad_y)
+            ahead = engine.lookahead(grad_y, raw=self.lookahead == "raw")
+        tilde, at_y = yield (
+            Probe(batch if held is None else held, at=up, stats=False),
+            Probe(batch, at=ahead, stats=True),
+        )
+        engine.memory.update(grad_y=at_y.grad, batch=batch)
+        return at_y.loss, vec.lerp(tilde.grad, at_y.grad, self.lam)
+
+    def fallback(self, memory: dict[str, Any]) -> dict[str, Any]:
+        """A cold start: a gradient at the old y would not belong to the batch that is held now."""
+        return {**memory, "grad_y": vec.zeros(memory["grad_y"])}

@@ -1,0 +1,65 @@
+"""States a model is put into for one pass, and taken out of again whatever happens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from lowland import vec
+
+
+@contextmanager
+def frozen_stats(model: nn.Module) -> Iterator[None]:
+    """Leave running statistics as they are, though layers in training mode still use the batch's own.
+
+    Covers all BatchNorm and InstanceNorm layers and their subclasses: running mean, running variance and
+    ``num_batches_tracked``. They are restored by copy after backward, which reads them.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.training]
+    buffers = [b for m in norms for b in m.buffers(recurse=False)]
+    saved = vec.clone(buffers)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in zip(buffers, saved, strict=True):
+                buffer.copy_(before)
+
+
+@contextmanager
+def only(params: Sequence[Tensor], wrt: Sequence[bool]) -> Iterator[None]:
+    """Differentiate the chosen parameters alone, so that backward does not work for the others."""
+    others = [p for p, wanted in zip(params, wrt, strict=True) if not wanted]
+    try:
+        for p in others:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in others:
+            p.requires_grad_(True)
+
+
+class SharedRNG:
+    """The same random numbers, hence the same dropout masks, in all passes of a step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.saved: tuple[Tensor, Tensor | None] | None = None
+
+    def begin(self) -> None:
+        """A new step: its first pass draws freely."""
+        self.saved = None
+
+    def rewind(self) -> None:
+        """Go back to where the step's first pass began."""
+        cuda = self.device.type == "cuda"
+        if self.saved is None:
+            self.saved = torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if cuda else None
+            return
+        torch.set_rng_state(self.saved[0])
+        if self.saved[1] is not None:
+            torch.cuda.set_rng_state(self.saved[1], self.device)

@@ -1,0 +1,118 @@
+"""Which parameters a method works on, and what model and optimizer must agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.optim import Optimizer
+
+from lowland.errors import ParameterError
+
+
+class Parameters:
+    """The trainable parameters of a model, with their names and their groups in the optimizer.
+
+    Args:
+        model: The model.
+        optimizer: The optimizer that steps its parameters.
+        allow_low_precision: Accept parameters kept in bf16 or fp16.
+
+    Raises:
+        ParameterError: Model and optimizer disagree, or the parameters cannot be perturbed reliably.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, *, allow_low_precision: bool = False) -> None:
+        named = dict(model.named_parameters())
+        trainable = {n: p for n, p in named.items() if p.requires_grad}
+        self.frozen = [p for p in named.values() if not p.requires_grad]
+        self.full_names = list(trainable)
+        # torch.compile and wrappers of data parallelism prefix names; a checkpoint should not know of them.
+        self.names = [n.replace("_orig_mod.", "").removeprefix("module.") for n in trainable]
+        self.vec: list[Tensor] = list(trainable.values())
+        _check_kinds(trainable, allow_low_precision)
+        _check_owned(named, trainable, optimizer)
+        place = {id(p): k for k, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        self.group = [place[id(p)] for p in self.vec]
+        self.group_sizes = _sizes(optimizer)
+
+    def check_unchanged(self, optimizer: Optimizer) -> None:
+        """Refuse to go on if parameters were added or unfrozen since.
+
+        Raises:
+            ParameterError: They were.
+        """
+        if _sizes(optimizer) != self.group_sizes or any(p.requires_grad for p in self.frozen):
+            raise ParameterError(
+                "the trainable parameters must stay those the engine was made with, but a parameter was added "
+                "or unfrozen since; make a new Engine from the same method, model and optimizer"
+            )
+
+
+def _sizes(optimizer: Optimizer) -> list[int]:
+    return [len(group["params"]) for group in optimizer.param_groups]
+
+
+def _check_kinds(trainable: dict[str, Any], allow_low_precision: bool) -> None:
+    if not trainable:
+        raise ParameterError(
+            "model must have at least one trainable parameter, but has none; "
+            "set requires_grad_(True) on what shall learn"
+        )
+    for name, p in trainable.items():
+        if isinstance(p, UninitializedParameter):
+            raise ParameterError(
+                f"parameters must have a shape, but {name} is uninitialized; run one batch through the model first"
+            )
+        if not p.is_floating_point():
+            raise ParameterError(
+                f"parameters must be real floating-point tensors, but {name} is {p.dtype}; "
+                "split complex weights into real and imaginary parts"
+            )
+        if p.dtype in (torch.bfloat16, torch.float16) and not allow_low_precision:
+            raise ParameterError(
+                f"parameters must be fp32 or fp64, but {name} is {p.dtype}: rho * g / ||g|| is below its "
+                "resolution; keep fp32 weights under torch.autocast, or pass allow_low_precision=True"
+            )
+        if hasattr(p, "device_mesh"):
+            raise ParameterError(
+                f"parameters must be ordinary tensors, but {name} is a DTensor, which this version cannot perturb "
+                "correctly yet; train without fully_shard"
+            )
+    devices = {str(p.device) for p in trainable.values()}
+    if len(devices) > 1:
+        raise ParameterError(
+            f"all trainable parameters must be on one device, but are on {', '.join(sorted(devices))}; "
+            "move the model to one device"
+        )
+
+
+def _check_owned(named: dict[str, Any], trainable: dict[str, Any], optimizer: Optimizer) -> None:
+    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [n for n, p in trainable.items() if id(p) not in owned]
+    if missing:
+        raise ParameterError(
+            f"every trainable parameter of the model must be in the optimizer, but {_some(missing)} "
+            "missing; add them to a parameter group (with rho=0 to leave them unperturbed) or freeze them with "
+            "requires_grad_(False)"
+        )
+    known = {id(p) for p in named.values()}
+    foreign = [
+        f"group {k}, number {i}, shape {tuple(p.shape)}"
+        for k, group in enumerate(optimizer.param_groups)
+        for i, p in enumerate(group["params"])
+        if id(p) not in known and p.requires_grad
+    ]
+    if foreign:
+        raise ParameterError(
+            f"every trainable parameter in the optimizer must belong to the model, but {_some(foreign)} "
+            "foreign to it; put all that is trained into one nn.Module and pass that, or use a second optimizer"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"{shown} {'is' if len(names) == 1 else 'are'}"

@@ -1,0 +1,69 @@
+"""Questions about the loss, and their answers.
+
+A method's plan *yields* a :class:`Probe`, or a tuple of probes that do not depend on each other, and is
+*sent* a :class:`Reading`, or a tuple of readings in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+from torch import Tensor
+
+from lowland.vec import Vec
+
+LossFn: TypeAlias = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Probe:
+    """A question: what are loss and gradient on ``batch`` at ``w + at``?
+
+    A probe is asked once: the executor empties its list ``at`` as soon as the weights are displaced, so that
+    the displacement's memory is free during forward and backward. The list is the probe's own; the vector it
+    was made from is not touched.
+
+    Args:
+        batch: The examples: a pytree of tensors sharing dimension 0.
+        at: Displacement from the current weights, one tensor per parameter; None stands for none.
+        grad: False asks for losses only, which is one forward pass.
+        sync: False asks for this rank's own gradient, not the average over data-parallel ranks.
+        stats: Whether BatchNorm statistics are updated; None means only where ``at`` is None.
+        loss_fn: Another loss than the training loss.
+        wrt: Which parameters to differentiate, one bool each; None means all. The others' backward work is
+            saved and their entries in the reading are zero.
+    """
+
+    batch: Any
+    at: Vec | None = None
+    grad: bool = True
+    sync: bool = True
+    stats: bool | None = None
+    loss_fn: LossFn | None = None
+    wrt: Sequence[bool] | None = None
+
+    def __post_init__(self) -> None:
+        # Statistics are decided now, because `at` is spent by the time anyone else could look.
+        object.__setattr__(self, "stats", self.at is None if self.stats is None else self.stats)
+        object.__setattr__(self, "at", None if self.at is None else list(self.at))
+
+
+class Reading(NamedTuple):
+    """The answer to a probe.
+
+    Attributes:
+        loss: Mean loss, shape ``()``, detached.
+        grad: Gradient of the mean loss, one tensor per parameter; zero where backward did not reach a
+            parameter; None where the probe asked for losses only.
+        losses: One loss per example, shape ``(B,)``, detached; None where the loss function returns a mean.
+    """
+
+    loss: Tensor
+    grad: Vec | None
+    losses: Tensor | None
+
+
+Ask: TypeAlias = "Probe | tuple[Probe, ...]"
+Plan: TypeAlias = Generator[Ask, Any, tuple[Tensor, Vec]]

@@ -1,0 +1,316 @@
+"""The figures of a report as inline SVG: learning curves, and the front of accuracy against cost.
+
+Colors leave this module as CSS variables with the light theme's color to fall back on (``var(--c1, #0072b2)``), so
+one drawing serves light, dark and paper. Text stays text, in the font of the page.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
+
+from lowland.errors import MissingExtraError
+from lowland.report.records import EpochRecord, RunRecord
+from lowland.report.statistics import Estimate, estimate
+from lowland.report.summary import Row
+
+try:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+except ImportError:
+    raise MissingExtraError("matplotlib", "lab") from None
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INK, MUTED, LINE = "#1c2430", "#5f6b7a", "#dde2e8"
+NEUTRAL = "#4a5563"  # the baseline
+# Okabe and Ito's colors, the light ones darkened to carry a thin line on white; each also has a marker of its own
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#b8529a", "#c28f00", "#3aa0dc", "#7a3b8f", "#7a7a1f")
+MARKERS = ("s", "^", "D", "v", "P", "X", "h", "p")
+_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", NEUTRAL: "c0"} | {
+    color: f"c{n}" for n, color in enumerate(COLORS, 1)
+}
+_RC = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "lowland",
+    "font.family": "DejaVu Sans",  # measured in it; wider than most, so that nothing overlaps in another font
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "legend.frameon": False,
+    "lines.solid_capstyle": "round",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one method is drawn in every figure."""
+
+    color: str
+    marker: str
+    number: int  # of its CSS variable
+
+
+def looks(methods: Sequence[str], baseline: str | None) -> dict[str, Look]:
+    """A color and a marker for each method text; the baseline is neutral."""
+    others = [method for method in dict.fromkeys(methods) if method != baseline]
+    found = {m: Look(COLORS[n % 8], MARKERS[n % 8], n % 8 + 1) for n, m in enumerate(others)}
+    return found | ({baseline: Look(NEUTRAL, "o", 0)} if baseline is not None else {})
+
+
+def curves(
+    records: Sequence[RunRecord],
+    rows: Sequence[Row],
+    look: Mapping[str, Look],
+    *,
+    value: Literal["test_accuracy", "train_loss"] = "test_accuracy",
+    over: Literal["epoch", "seconds"] = "epoch",
+) -> str:
+    """Mean over seeds with its 95 % band, epoch by epoch; empty where nothing was recorded.
+
+    Args:
+        records: the runs; unfinished ones are left out.
+        rows: their summary, which gives order and labels.
+        look: from :func:`looks`.
+        value: what is drawn.
+        over: the horizontal axis; seconds are the mean time at which the seeds reached the epoch.
+    """
+    scale = 100 if value == "test_accuracy" else 1
+    lines = {row.label: (_line(records, row.method, value, over, scale), look[row.method]) for row in rows}
+    lines = {label: (points, style) for label, (points, style) in lines.items() if points}
+    if not lines:
+        return ""
+    with rc_context(_RC):
+        figure, axes = _canvas()
+        for turn, (label, (points, style)) in enumerate(lines.items()):
+            _draw(axes, label, points, style, turn)
+        means = [[mean.mean for _, mean in points] for points, _ in lines.values()]
+        if value == "test_accuracy":
+            _zoom(
+                axes,
+                means,
+                [bound for points, _ in lines.values() for _, m in points for bound in _bounds(m)],
+            )
+        else:
+            _scale_losses(axes, [mean for line in means for mean in line])
+        axes.set_xlabel("epoch" if over == "epoch" else "seconds of training")
+        axes.set_ylabel("test accuracy, %" if value == "test_accuracy" else "training loss")
+        axes.set_xlim(left=0 if over == "seconds" else min(points[0][0] for points, _ in lines.values()))
+        _legend(figure, list(lines))
+        return _svg(figure)
+
+
+def front(rows: Sequence[Row], look: Mapping[str, Look]) -> str:
+    """Accuracy with its interval against the cost of a step, and the line of the methods no other dominates."""
+    label, cost = cost_axis(rows)
+    points = [(cost[row.method], row.accuracy, row) for row in rows if row.accuracy and row.method in cost]
+    if not points:
+        return ""
+    with rc_context(_RC):
+        figure, axes = _canvas()
+        best = pareto([(x, accuracy.mean) for x, accuracy, _ in points])
+        axes.plot(
+            [x for x, _ in best],
+            [100 * y for _, y in best],
+            color=MUTED,
+            lw=1,
+            ls=(0, (4, 3)),
+            drawstyle="steps-post",
+        )
+        for x, accuracy, row in points:
+            style = look[row.method]
+            half = None if accuracy.half is None else 100 * accuracy.half
+            axes.errorbar(
+                x,
+                100 * accuracy.mean,
+                yerr=half,
+                color=style.color,
+                fmt=style.marker,
+                ms=6.5,
+                lw=1.4,
+                capsize=3,
+            )
+        axes.margins(x=0.16, y=0.12)
+        axes.set_xlabel(label)
+        axes.set_ylabel("test accuracy, %")
+        _name(figure, axes, [(x, accuracy, row.label) for x, accuracy, row in points], best)
+        return _svg(figure)
+
+
+def cost_axis(rows: Sequence[Row]) -> tuple[str, dict[str, float]]:
+    """The cost that all finished rows share: relative time, else seconds, else gradients per step."""
+    finished = [row for row in rows if row.accuracy]
+    axes: list[tuple[str, str, float]] = [
+        ("time", "time per step, × plain", 1.0),
+        ("seconds", "time per step, ms", 1000.0),
+        ("gradients", "gradients per step", 1.0),
+    ]
+    base = next((row.label for row in rows if row.baseline), "plain")
+    for name, label, unit in axes:
+        values = {row.method: getattr(row, name) for row in finished}
+        if values and None not in values.values():
+            return label.replace("plain", base), {method: unit * value for method, value in values.items()}
+    return "", {}
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The (cost, accuracy) points that no other beats in one without losing in the other, by cost.
+
+    Example:
+        >>> pareto([(2.0, 0.9), (1.0, 0.8), (3.0, 0.85)])
+        [(1.0, 0.8), (2.0, 0.9)]
+    """
+    kept: list[tuple[float, float]] = []
+    for point in sorted(set(points), key=lambda point: (point[0], -point[1])):
+        if not kept or point[1] > kept[-1][1]:
+            kept.append(point)
+    return kept
+
+
+def _line(
+    records: Sequence[RunRecord], method: str, value: str, over: str, scale: float
+) -> list[tuple[float, Estimate]]:
+    """Points of one method at the epochs that all its finished seeds recorded."""
+    runs = [{e.epoch: e for e in r.epochs} for r in records if r.finished and r.method.text == method]
+    shared = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
+    points = []
+    for number in shared:
+        epochs: list[EpochRecord] = [run[number] for run in runs]
+        values = [getattr(epoch, value) for epoch in epochs]
+        places = [getattr(epoch, over) for epoch in epochs]
+        mean = None if None in values + places else estimate(scale * v for v in values)
+        if mean is not None:
+            points.append((sum(places) / len(places), mean))
+    return points
+
+
+def _bounds(mean: Estimate) -> tuple[float, float]:
+    return mean.mean - (mean.half or 0), mean.mean + (mean.half or 0)
+
+
+def _draw(axes: Axes, label: str, points: list[tuple[float, Estimate]], style: Look, turn: int) -> None:
+    x = [place for place, _ in points]
+    every = max(1, len(points) // 5)
+    axes.plot(
+        x,
+        [mean.mean for _, mean in points],
+        color=style.color,
+        lw=1.7,
+        marker=style.marker,
+        ms=4.5,
+        markevery=(min(turn * every // 6, len(points) - 1), every),
+        label=label,
+        zorder=3,
+    )
+    if all(mean.half is not None for _, mean in points):
+        low, high = zip(*(_bounds(mean) for _, mean in points), strict=True)
+        axes.fill_between(x, low, high, color=style.color, alpha=0.13, lw=0)
+
+
+def _zoom(axes: Axes, means: list[list[float]], bounds: list[float]) -> None:
+    """Show where the methods part: the axis starts below their accuracies after a third of the training."""
+    settled = [min(line[len(line) // 3 :]) for line in means]
+    low, high = min(settled), max(bound for bound in bounds if bound <= max(map(max, means)) + 5)
+    room = max(high - low, 0.5) * 0.06
+    axes.set_ylim(max(0.0, low - room), min(100.0, high + room) + room / 3)
+
+
+def _scale_losses(axes: Axes, means: list[float]) -> None:
+    if min(means) > 0 and max(means) > 20 * min(means):
+        axes.set_yscale("log")
+        axes.set_ylim(min(means) / 1.4, max(means) * 1.4)
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.grid(visible=False, which="minor")
+
+
+def _canvas() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.2, 3.7), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _legend(figure: Figure, labels: list[str]) -> None:
+    fit = max(1, min(4, 60 // (max(map(len, labels)) + 7), len(labels)))
+    legend = figure.legend(
+        loc="outside lower center", ncols=fit, columnspacing=1.4, handlelength=1.8, handletextpad=0.5
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name from a file is a name, not a formula
+
+
+def _name(
+    figure: Figure, axes: Axes, points: list[tuple[float, Estimate, str]], steps: list[tuple[float, float]]
+) -> None:
+    """Write each label at the nearest place around its point where it meets no marker, bar, line or other label."""
+    figure.draw_without_rendering()
+    dpi = figure.dpi / 72
+    to_pixels, frame = axes.transData.transform, axes.get_window_extent()
+    taken: list[tuple[float, float, float, float]] = []
+    for x, accuracy, _ in points:
+        low, high = (to_pixels((x, 100 * bound))[1] for bound in _bounds(accuracy))
+        middle, y = to_pixels((x, 100 * accuracy.mean))
+        taken += [(middle - 3 * dpi, low, middle + 3 * dpi, high), _box(middle, y, 9 * dpi, 9 * dpi)]
+    for (left, low), (right, high) in pairwise(to_pixels((x, 100 * y)) for x, y in steps):
+        taken += [(left, low - dpi, right, low + dpi), (right - dpi, low, right + dpi, high)]
+    for x, accuracy, label in points:
+        px, py = to_pixels((x, 100 * accuracy.mean))
+        width, height = len(label) * 6.0 * dpi, 11.5 * dpi
+        reach = [
+            (s * (width / 2 + 7 * dpi), v * height)
+            for v in (0, 0.8, -0.8, 1.6, -1.6, 2.4, -2.4, 3.4, -3.4)
+            for s in (1, -1)
+        ]
+        places = [_box(px + dx, py + dy, width, height) for dx, dy in reach]
+        inside = [
+            p for p in places if p[0] > frame.x0 and p[2] < frame.x1 and p[1] > frame.y0 and p[3] < frame.y1
+        ]
+        box = min(inside or places, key=lambda place: sum(_overlap(place, other) for other in taken))
+        taken.append(box)
+        middle, y = axes.transData.inverted().transform(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2))
+        axes.text(middle, y, label, ha="center", va="center", parse_math=False, zorder=5)
+
+
+def _box(x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def _svg(figure: Figure) -> str:
+    """The drawing as an SVG element: colors as variables, identifiers of its own, no foreign addresses."""
+    buffer = io.StringIO()
+    nothing: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(
+        r'(<svg[^>]*?) width="[^"]*"',
+        r"\1",
+        re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1),
+        count=1,
+    )
+    svg = re.sub(r"<!--.*?-->\n?", "", svg, flags=re.DOTALL)
+    name = f"f{zlib.crc32(svg.encode()):08x}"  # several drawings share a page
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--font, sans-serif)", svg)
+    return re.sub("|".join(_VARIABLES), lambda match: f"var(--{_VARIABLES[match[0]]}, {match[0]})", svg)

@@ -1,0 +1,102 @@
+"""The sentences that may honestly be said about a comparison, computed from its rows and runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lowland.report.records import RunRecord
+from lowland.report.summary import Row, chosen, summarize
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """The outcome in one sentence: who beats the baseline beyond the interval, and who does not."""
+    base, rivals = _sides(rows)
+    if not any(row.accuracy for row in rows):
+        return "No run has finished yet."
+    if base is None or base.accuracy is None:
+        return f"{_leader(rows)}; without a finished baseline no difference can be judged."
+    if not rivals:
+        return f"{base.label} stands alone at {percent(base.accuracy.mean)} %: there is nothing to compare it with."
+    if all(row.difference and row.difference.half is None for row in rivals):
+        return f"{_leader(rows)}, but one seed decides nothing: take several to see more than chance."
+    better, worse, still = (
+        [row.label for row in rivals if row.effect == e] for e in ("better", "worse", "open")
+    )
+    if not better and not worse:
+        return f"No method can be told apart from {base.label} over these seeds."
+    parts = [f"{listed(better)} beat{'s' * (len(better) == 1)} {base.label}"] if better else []
+    if worse:
+        parts.append(f"{listed(worse)} fall{'s' * (len(worse) == 1)} behind {base.label}")
+    if still:
+        parts.append(f"{listed(still)} cannot be told apart from it")
+    return "; ".join(parts) + "."
+
+
+def statement(rows: Sequence[Row]) -> str:
+    """Which methods beat the baseline beyond their interval, which do not, and what each costs per step.
+
+    Empty where no interval exists.
+    """
+    base, rivals = _sides(rows)
+    if base is None or not any(row.difference and row.difference.half is not None for row in rivals):
+        return ""
+    told: dict[str, str] = {
+        "better": f"Better than {base.label} beyond the 95 % interval",
+        "worse": f"Worse than {base.label} beyond it",
+        "open": "Open",
+    }
+    parts = []
+    for kind, heading in told.items():
+        named = [f"{row.label} ({_price(row)})" for row in rivals if row.effect == kind]
+        if named or kind == "better":
+            parts.append(f"{heading}: {listed(named) or 'none'}.")
+    return " ".join(parts)
+
+
+def notes(records: Sequence[RunRecord]) -> list[str]:
+    """What a reader must know before trusting the table of these records."""
+    runs, found = chosen(records), []
+    unfinished = [f"{r.method.text} seed {r.seed}" for r in runs if not r.finished]
+    if unfinished:
+        found.append(f"Unfinished and not counted: {', '.join(unfinished)}.")
+    if len(runs) < len(records):
+        found.append(
+            f"{len(records) - len(runs)} of {len(records)} runs repeat a method and seed; the latest counts."
+        )
+    finished = [r for r in runs if r.finished]
+    uneven = sorted({k for r in finished for k in r.recipe if r.recipe[k] != finished[0].recipe.get(k)})
+    if uneven:
+        found.append(f"The recipes of these runs differ in {listed(uneven)}.")
+    if len({tuple(sorted(map(str, r.machine.items()))) for r in finished}) > 1:
+        found.append("The runs come from different machines or settings: their times do not compare.")
+    if len({r.versions.get("torch") for r in finished}) > 1:
+        found.append("The runs were made with different versions of torch.")
+    if len({tuple(row.seeds) for row in summarize(runs) if row.seeds}) > 1:
+        found.append("Not every method has the same seeds; differences are taken over the common ones.")
+    return found
+
+
+def percent(fraction: float, *, sign: bool = False) -> str:
+    """A fraction in percent, two decimals, with a true minus sign."""
+    return f"{100 * fraction:{'+' if sign else ''}.2f}".replace("-", "−")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: ``a, b and c``."""
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
+
+
+def _sides(rows: Sequence[Row]) -> tuple[Row | None, list[Row]]:
+    base = next((row for row in rows if row.baseline), None)
+    return base, [row for row in rows if row.difference is not None]
+
+
+def _leader(rows: Sequence[Row]) -> str:
+    mean, label = max((row.accuracy.mean, row.label) for row in rows if row.accuracy)
+    return f"{label} is highest with {percent(mean)} %"
+
+
+def _price(row: Row) -> str:
+    gradients = "" if row.gradients is None else f"{row.gradients:.2f} gradients"
+    time = "" if row.time is None else f"{row.time:.2f} × the time"
+    return ", ".join(part for part in (gradients, time) if part) or "cost unknown"

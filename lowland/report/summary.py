@@ -1,0 +1,142 @@
+"""From runs to one row per method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from lowland.report.records import EndRecord, RunRecord
+from lowland.report.statistics import Effect, Estimate, effect, estimate, paired
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method over its finished seeds; fractions, seconds and bytes, None where nothing is known."""
+
+    method: str
+    label: str  # the key where no other row shares it, else the full text
+    baseline: bool
+    seeds: tuple[int, ...]
+    unfinished: tuple[int, ...]
+    accuracy: Estimate | None
+    difference: Estimate | None  # to the baseline, paired over the common seeds; None for the baseline itself
+    effect: Effect | None
+    gradients: float | None  # per step, in full-batch equivalents
+    sequential: float | None  # per step, on the critical path
+    seconds: float | None  # per step, median over seeds
+    time: float | None  # seconds per step relative to the baseline's, median over common seeds
+    memory: float | None  # peak, median over seeds
+    memory_ratio: float | None
+    sharpness: float | None
+
+
+def summarize(records: Sequence[RunRecord], baseline: str = "plain") -> list[Row]:
+    """One row per method text: the baseline first, the others in the order of the records.
+
+    Of several runs of one method and seed the latest finished one counts. Unfinished runs are listed, not counted.
+
+    Args:
+        records: runs of one group (see :func:`groups`).
+        baseline: text or key of the method that the others are compared with.
+    """
+    runs = chosen(records)
+    methods = {record.method.text: record.method.key for record in runs}
+    reference = (
+        baseline if baseline in methods else next((t for t, k in methods.items() if k == baseline), None)
+    )
+    order = sorted(methods, key=lambda text: text != reference)
+    keys = list(methods.values())
+    ends: dict[str, dict[int, EndRecord]] = {text: {} for text in methods}
+    for record in runs:
+        if record.end is not None:
+            ends[record.method.text][record.seed] = record.end
+    base = ends[reference] if reference is not None else {}
+    return [
+        _row(
+            text,
+            label=methods[text] if keys.count(methods[text]) == 1 else text,
+            baseline=text == reference,
+            ends=ends[text],
+            base=base,
+            unfinished=tuple(sorted(r.seed for r in runs if r.method.text == text and not r.finished)),
+        )
+        for text in order
+    ]
+
+
+def _row(
+    text: str,
+    *,
+    label: str,
+    baseline: bool,
+    ends: Mapping[int, EndRecord],
+    base: Mapping[int, EndRecord],
+    unfinished: tuple[int, ...],
+) -> Row:
+    accuracies = _known(ends, lambda end: end.test_accuracy)
+    seconds = _known(ends, lambda end: end.seconds_per_step)
+    memory = _known(ends, lambda end: end.peak_memory)
+    difference = None if baseline else paired(accuracies, _known(base, lambda end: end.test_accuracy))
+    return Row(
+        method=text,
+        label=label,
+        baseline=baseline,
+        seeds=tuple(sorted(ends)),
+        unfinished=unfinished,
+        accuracy=estimate(accuracies.values()),
+        difference=difference,
+        effect=None if difference is None else effect(difference),
+        gradients=_mean(_known(ends, lambda end: end.gradients_per_step)),
+        sequential=_mean(_known(ends, lambda end: end.sequential_per_step)),
+        seconds=median(seconds.values()) if seconds else None,
+        time=_ratio(seconds, _known(base, lambda end: end.seconds_per_step)),
+        memory=median(memory.values()) if memory else None,
+        memory_ratio=_ratio(memory, _known(base, lambda end: end.peak_memory)),
+        sharpness=_mean(_known(ends, lambda end: end.m_sharpness)),
+    )
+
+
+def _known(ends: Mapping[int, EndRecord], value: Callable[[EndRecord], float | None]) -> dict[int, float]:
+    return {seed: number for seed, end in ends.items() if (number := value(end)) is not None}
+
+
+def _mean(values: Mapping[int, float]) -> float | None:
+    return sum(values.values()) / len(values) if values else None
+
+
+def _ratio(values: Mapping[int, float], base: Mapping[int, float]) -> float | None:
+    ratios = [values[seed] / base[seed] for seed in values if base.get(seed)]
+    return median(ratios) if ratios else None
+
+
+def chosen(records: Iterable[RunRecord]) -> list[RunRecord]:
+    """One run per method and seed: the latest of the finished ones, else the latest."""
+    best: dict[tuple[str, int], RunRecord] = {}
+    for record in records:
+        place = (record.method.text, record.seed)
+        held = best.get(place)
+        if held is None or (record.finished, record.time) >= (held.finished, held.time):
+            best[place] = record
+    return list(best.values())
+
+
+def groups(records: Iterable[RunRecord]) -> dict[tuple[str, ...], list[RunRecord]]:
+    """Records that may stand in one table: the same task, model, label noise and budget, spelled out."""
+    found: dict[tuple[str, ...], list[RunRecord]] = {}
+    for record in records:
+        key = (record.task, record.model, noise_text(record), budget_text(record))
+        found.setdefault(key, []).append(record)
+    return found
+
+
+def noise_text(record: RunRecord) -> str:
+    """The label noise in words; empty without noise."""
+    rate = record.noise.get("rate") or 0
+    return f"{100 * rate:g} % {record.noise.get('kind', '')} label noise".replace("  ", " ") if rate else ""
+
+
+def budget_text(record: RunRecord) -> str:
+    """The budget in words: ``880 steps``; empty where none is recorded."""
+    kind, limit = record.budget.get("kind"), record.budget.get("limit")
+    return f"{limit:,.10g} {kind}" if isinstance(limit, int | float) else str(kind or "")

@@ -1,0 +1,126 @@
+"""Radii that change during training, as values: ``SAM(rho=cosine(0.05, 0.2, steps=10_000))``."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from lowland import checks
+
+
+@dataclass(frozen=True)
+class Schedule(ABC):
+    """A number that depends on the step and on the learning rate."""
+
+    @abstractmethod
+    def at(self, step: int, lr: float) -> float:
+        """The value before step ``step`` (counted from 0), at learning rate ``lr``."""
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """See :func:`constant`."""
+
+    value: float
+
+    def at(self, step: int, lr: float) -> float:
+        """See :meth:`Schedule.at`."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """See :func:`linear`."""
+
+    start: float
+    end: float
+    steps: int
+
+    def at(self, step: int, lr: float) -> float:
+        """See :meth:`Schedule.at`."""
+        return self.start + (self.end - self.start) * min(step / self.steps, 1.0)
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """See :func:`cosine`."""
+
+    start: float
+    end: float
+    steps: int
+
+    def at(self, step: int, lr: float) -> float:
+        """See :meth:`Schedule.at`."""
+        turn = (1 - math.cos(math.pi * min(step / self.steps, 1.0))) / 2
+        return self.start + (self.end - self.start) * turn
+
+
+@dataclass(frozen=True)
+class FollowLR(Schedule):
+    """See :func:`follow_lr`."""
+
+    high: float
+    low: float
+    lr_high: float
+    lr_low: float
+
+    def at(self, step: int, lr: float) -> float:
+        """See :meth:`Schedule.at`."""
+        share = (lr - self.lr_low) / (self.lr_high - self.lr_low)
+        return self.low + (self.high - self.low) * min(max(share, 0.0), 1.0)
+
+
+def constant(value: float) -> Constant:
+    """The same radius throughout.
+
+    Example:
+        >>> constant(0.05).at(step=7, lr=0.1)
+        0.05
+    """
+    checks.at_least("value", value, 0, "a radius of 0 switches the perturbation off")
+    return Constant(value)
+
+
+def linear(start: float, end: float, steps: int) -> Linear:
+    """From ``start`` to ``end`` in a straight line over ``steps`` steps, then ``end``.
+
+    Example:
+        >>> linear(0.0, 0.1, steps=10).at(step=5, lr=0.1)
+        0.05
+    """
+    _check_ramp(start, end, steps)
+    return Linear(start, end, steps)
+
+
+def cosine(start: float, end: float, steps: int) -> Cosine:
+    """From ``start`` to ``end`` along half a cosine over ``steps`` steps, then ``end``.
+
+    Example:
+        >>> round(cosine(0.0, 0.1, steps=10).at(step=5, lr=0.1), 12)
+        0.05
+    """
+    _check_ramp(start, end, steps)
+    return Cosine(start, end, steps)
+
+
+def follow_lr(high: float, low: float, *, lr_high: float, lr_low: float = 0.0) -> FollowLR:
+    """A radius proportional to the learning rate: ``high`` at ``lr_high``, ``low`` at ``lr_low``.
+
+    Reference: Zhuang et al.: Surrogate Gap Minimization Improves Sharpness-Aware Training (GSAM).
+    ICLR 2022, arXiv 2203.08065.
+
+    Example:
+        >>> follow_lr(0.2, 0.0, lr_high=0.1).at(step=0, lr=0.05)
+        0.1
+    """
+    checks.at_least("high", high, 0, "a radius of 0 switches the perturbation off")
+    checks.at_least("low", low, 0, "a radius of 0 switches the perturbation off")
+    checks.at_least("lr_high", lr_high, lr_low + 1e-300, "give the largest learning rate of the schedule")
+    return FollowLR(high, low, lr_high, lr_low)
+
+
+def _check_ramp(start: float, end: float, steps: int) -> None:
+    checks.at_least("start", start, 0, "a radius of 0 switches the perturbation off")
+    checks.at_least("end", end, 0, "a radius of 0 switches the perturbation off")
+    checks.whole("steps", steps, 1, "give the length of the ramp in steps")

@@ -1,0 +1,81 @@
+"""Sharpness as the rise of the loss one ascent step away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowland import batch as batching
+from lowland import checks
+from lowland.errors import ArgumentError
+from lowland.executors import Local, Work
+from lowland.geometry import L2
+from lowland.probe import LossFn, Probe
+from lowland.vec import Vec
+
+
+def m_sharpness(
+    model: nn.Module, loss_fn: LossFn, batches: Iterable[Any], *, rho: float = 0.05, m: int = 128
+) -> Tensor:
+    """How much the loss rises when each micro-batch moves the weights along its own gradient.
+
+    The mean over micro-batches S of ``L_S(w + rho * g_S / ||g_S||) - L_S(w)`` with ``g_S`` the gradient of L_S.
+    The model is in evaluation mode meanwhile (BatchNorm's running statistics, no dropout); weights, ``.grad``,
+    statistics and modes are afterwards as they were, bit for bit.
+
+    Args:
+        model: The model, at the weights to be judged.
+        loss_fn: ``(model, batch) -> (B,) or ()``.
+        batches: Batches to cut; each ends with a smaller micro-batch where m does not divide it. Micro-batches
+            are weighted by their size.
+        rho: Radius of the ascent step, >= 0, in parameter norm.
+        m: Examples in a micro-batch, >= 1. Sharpness grows as m falls, so compare only equal m and rho.
+
+    Returns:
+        The mean rise, shape ``()``, on the model's device.
+
+    Cost: One gradient and two forward passes over the batches; 2 P of memory beside the gradient.
+
+    Reference: Foret, Kleiner, Mobahi, Neyshabur: Sharpness-Aware Minimization for Efficiently Improving
+    Generalization. ICLR 2021, arXiv 2010.01412, section 4.2 (m-sharpness).
+    """
+    checks.at_least("rho", rho, 0, "0.05 is usual")
+    checks.whole("m", m, 1, "128 is usual")
+    params: Vec = [p for p in model.parameters() if p.requires_grad]
+    work = Work(model, params, loss_fn=loss_fn, scaler=None, micro_batch=None, rng="free")
+    executor, geometry = Local(), L2()
+    rises: list[Tensor] = []
+    sizes: list[int] = []
+    with _set_aside(model, params):
+        for batch in batches:
+            for part in batching.split(batch, m):
+                (here,) = executor.run(work, (Probe(part),))
+                at = geometry.ascent(params, here.grad or [], rho)
+                (there,) = executor.run(work, (Probe(part, at=at, grad=False),))
+                rises.append(there.loss - here.loss)
+                sizes.append(batching.size(part))
+    if not rises:
+        raise ArgumentError("batches must hold at least one batch, but are empty; pass training examples")
+    weights = torch.tensor(sizes, dtype=rises[0].dtype, device=rises[0].device) / sum(sizes)
+    return (torch.stack(rises) * weights).sum()
+
+
+@contextmanager
+def _set_aside(model: nn.Module, params: Vec) -> Iterator[None]:
+    """Evaluation mode and empty ``.grad``, and back to what was there."""
+    grads = [p.grad for p in params]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for p in params:
+            p.grad = None
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for p, grad in zip(params, grads, strict=True):
+            p.grad = grad

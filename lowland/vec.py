@@ -1,0 +1,136 @@
+"""Arithmetic on a Vec: a list of tensors, one per trainable parameter.
+
+Nothing here reads a value on the host: norms and inner products stay 0-dim tensors on the device.
+Functions return new vectors; the few that work in place end in an underscore and serve the executors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Vec: TypeAlias = list[Tensor]
+Scalar: TypeAlias = "float | Tensor | Sequence[float]"
+
+TINY = 1e-12  # added to every norm that is divided by
+
+
+def zeros(like: Vec) -> Vec:
+    """Zeros in the shapes of ``like``."""
+    return [torch.zeros_like(t) for t in like]
+
+
+def clone(v: Vec) -> Vec:
+    """A copy that shares no memory with ``v``."""
+    return [t.clone() for t in v]
+
+
+def norms(v: Vec) -> Tensor:
+    """The L2 norm of every tensor, shape ``(len(v),)``."""
+    return torch.stack(list(torch._foreach_norm(v)))
+
+
+def norm(v: Vec) -> Tensor:
+    """The L2 norm over all tensors together, shape ``()``."""
+    total: Tensor = torch.linalg.vector_norm(norms(v))
+    return total
+
+
+def dot(a: Vec, b: Vec) -> Tensor:
+    """The inner product over all tensors together, shape ``()``."""
+    return torch.stack([t.sum() for t in torch._foreach_mul(a, b)]).sum()
+
+
+def finite(v: Vec) -> Tensor:
+    """Whether every entry is finite: a boolean of shape ``()``, on the device."""
+    # The largest magnitude, not the L2 norm: that overflows for gradients which are still finite.
+    return torch.isfinite(torch.stack(list(torch._foreach_norm(v, float("inf")))).max())
+
+
+def add(a: Vec, b: Vec, alpha: float = 1.0) -> Vec:
+    """``a + alpha * b``."""
+    return list(torch._foreach_add(a, b, alpha=alpha))
+
+
+def sub(a: Vec, b: Vec) -> Vec:
+    """``a - b``."""
+    return list(torch._foreach_sub(a, b))
+
+
+def scale(v: Vec, factor: Scalar) -> Vec:
+    """``factor * v``; the factor is a number, a 0-dim tensor, or one number per tensor."""
+    return list(torch._foreach_mul(v, factor))
+
+
+def mul(a: Vec, b: Vec) -> Vec:
+    """Elementwise product; entries of ``b`` may be 0-dim."""
+    return list(torch._foreach_mul(a, b))
+
+
+def div(a: Vec, b: Vec) -> Vec:
+    """Elementwise quotient; entries of ``b`` may be 0-dim."""
+    return list(torch._foreach_div(a, b))
+
+
+def sqrt(v: Vec) -> Vec:
+    """Elementwise square root."""
+    return list(torch._foreach_sqrt(v))
+
+
+def magnitude(v: Vec) -> Vec:
+    """Elementwise absolute value."""
+    return list(torch._foreach_abs(v))
+
+
+def maximum(a: Vec, b: Vec) -> Vec:
+    """Elementwise maximum."""
+    return list(torch._foreach_maximum(a, b))
+
+
+def shift(v: Vec, offset: float) -> Vec:
+    """``v + offset``."""
+    return list(torch._foreach_add(v, offset))
+
+
+def lerp(a: Vec, b: Vec, weight: float) -> Vec:
+    """``(1 - weight) * a + weight * b``; exactly ``a`` at 0 and exactly ``b`` at 1."""
+    return list(torch._foreach_lerp(a, b, weight))
+
+
+def project(a: Vec, onto: Vec) -> Vec:
+    """The part of ``a`` along ``onto``; zero where ``onto`` is zero."""
+    square = dot(onto, onto)
+    return scale(onto, dot(a, onto) / square.clamp_min(torch.finfo(square.dtype).tiny))
+
+
+def reject(a: Vec, onto: Vec) -> Vec:
+    """The part of ``a`` orthogonal to ``onto``; all of ``a`` where ``onto`` is zero."""
+    return sub(a, project(a, onto))
+
+
+def mask(v: Vec, keep: Sequence[bool]) -> Vec:
+    """``v`` with zeros in place of the tensors that are not kept."""
+    return [t if kept else torch.zeros_like(t) for t, kept in zip(v, keep, strict=True)]
+
+
+def where(condition: Tensor, a: Vec, b: Vec) -> Vec:
+    """``a`` where the 0-dim boolean ``condition`` holds, else ``b``, without asking the host."""
+    return [torch.where(condition, x, y) for x, y in zip(a, b, strict=True)]
+
+
+def add_(v: Vec, other: Vec) -> None:
+    """``v += other`` in place."""
+    torch._foreach_add_(v, other)
+
+
+def div_(v: Vec, factor: Tensor) -> None:
+    """``v /= factor`` in place, for a 0-dim tensor."""
+    torch._foreach_div_(v, factor)
+
+
+def copy_(v: Vec, source: Vec) -> None:
+    """Overwrite ``v`` with ``source``, bit for bit, at the same addresses."""
+    torch._foreach_copy_(v, source)
