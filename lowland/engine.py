@@ -17,11 +17,11 @@ from lowland.errors import ArgumentError, UsageError
 from lowland.executors.base import Executor, Work
 from lowland.executors.counted import Cost, Counted
 from lowland.executors.local import Pass
-from lowland.geometry import Geometry, Radii, owners
+from lowland.geometry import Geometry, Radii
 from lowland.lagged import Lagged
 from lowland.method import Method
 from lowland.parameters import Parameters
-from lowland.probe import LossFn, Probe, Reading
+from lowland.probe import LossFn, Probe, Reading, conversation
 from lowland.schedule import Schedule
 from lowland.vec import Vec
 
@@ -82,13 +82,9 @@ class Engine:
         allow_low_precision: bool = False,
     ) -> None:
         if not isinstance(method, Method):
-            raise ArgumentError(
-                f"method must be a Method, but is {method!r}; pass a value such as SAM(rho=0.05)"
-            )
+            raise ArgumentError(f"method must be a Method, but is {method!r}; pass a value such as SAM(rho=0.05)")
         if not isinstance(model, nn.Module):
-            raise ArgumentError(
-                f"model must be a torch.nn.Module, but is a {type(model).__name__}; pass the model"
-            )
+            raise ArgumentError(f"model must be a torch.nn.Module, but is a {type(model).__name__}; pass the model")
         if mesh is not None:
             raise ArgumentError("mesh must be None: this version runs on one device; leave it out")
         if micro_batch is not None:
@@ -105,7 +101,6 @@ class Engine:
         self.rng = random.Random(seed)
         self.step = 0
         self.memory: dict[str, Any] = method.init([p.detach() for p in self.params])
-        self._selected: dict[Geometry, list[bool]] = {}
         self._under_way = False
 
     @property
@@ -147,7 +142,9 @@ class Engine:
                     return done.value  # type: ignore[no-any-return]
 
     def passes(self, batch: Any = None) -> Iterator[Pass]:
-        """The same step, but the caller runs forward and backward::
+        """The same step, but the caller runs forward and backward.
+
+        ::
 
             for p in engine.passes(batch):
                 with p:
@@ -171,9 +168,7 @@ class Engine:
                 "call engine.backward(batch) or engine.passes(batch)"
             )
         if self.work.micro_batch is not None:
-            raise UsageError(
-                "micro_batch cuts what backward(batch) runs; with passes, cut the batch yourself"
-            )
+            raise UsageError("micro_batch cuts what backward(batch) runs; with passes, cut the batch yourself")
         with closing(self._drive(batch)) as drive:
             asked = next(drive)
             while True:
@@ -183,9 +178,7 @@ class Engine:
                     current = Pass(self.work, probe, on_error=drive.close)
                     yield current
                     if current.reading is None:
-                        raise UsageError(
-                            "a pass was not run; write: for p in engine.passes(batch): with p: …"
-                        )
+                        raise UsageError("a pass was not run; write: for p in engine.passes(batch): with p: …")
                     readings.append(current.reading)
                     current.reading = None
                 try:
@@ -208,41 +201,26 @@ class Engine:
         """The base optimizer's buffer: SGD's momentum, Adam's mean; zero where there is none yet."""
         return lookahead.momentum(self.optimizer, self.params)
 
+    @property
+    def reached(self) -> list[bool]:
+        """Which parameters the passes of this step have reached so far."""
+        return self.work.reached
+
     def later(self, name: str, tensor: Tensor) -> Any:
         """Send device scalars to the host; get those sent under ``name`` the last time, None the first time."""
         return self.lagged.swap(name, tensor)
 
     def radii(self, rho: float | Schedule, geometry: Geometry) -> Radii:
         """The radius for every parameter: a number where all share it, else one each, 0 for excluded ones."""
-        groups = self.optimizer.param_groups
-        value = rho.at(self.step, float(groups[0]["lr"])) if isinstance(rho, Schedule) else rho
-        # Some optimizers, Adadelta for one, have a hyperparameter of their own that is called rho.
-        own = "rho" in self.optimizer.defaults
-        chosen = [value if own or g.get("rho") is None else g["rho"] for g in groups]
-        for k, radius in enumerate(chosen):
-            checks.at_least(f'param_groups[{k}]["rho"]', radius, 0, "rho=0 leaves the group unperturbed")
-        if geometry.select is None and all(c == value for c in chosen):
-            return value
-        radii = [chosen[k] for k in self._parameters.group]
-        return [r if s else 0.0 for r, s in zip(radii, self._select(geometry), strict=True)]
-
-    def _select(self, geometry: Geometry) -> list[bool]:
-        if geometry.select is None:
-            return [True] * len(self.params)
-        if geometry not in self._selected:
-            modules = owners(self.model, self._parameters.full_names)
-            found = zip(modules, self.names, self.params, strict=True)
-            self._selected[geometry] = [bool(geometry.select(m, n, p)) for m, n, p in found]
-        return self._selected[geometry]
+        value = rho.at(self.step, float(self.optimizer.param_groups[0]["lr"])) if isinstance(rho, Schedule) else rho
+        return self._parameters.radii(value, geometry, self.optimizer)
 
     # The step itself
 
     def _drive(self, batch: Any) -> Drive:
         """Run the plan for whoever answers its probes; on any exception, leave all as it was."""
         if self._under_way:
-            raise UsageError(
-                "a step is already under way; finish or leave the loop over engine.passes() first"
-            )
+            raise UsageError("a step is already under way; finish or leave the loop over engine.passes() first")
         self._parameters.check_unchanged(self.optimizer)
         before = dict(self.memory), dict(self.lagged.waiting), self.rng.getstate()
         held = [p.grad for p in self.params]
@@ -253,7 +231,7 @@ class Engine:
                 p.grad = None
             self.work.begin()
             self.executor.begin(batch)
-            loss, grad = yield from _conversation(self.method.plan(self, batch))
+            loss, grad = yield from conversation(self.method.plan(self, batch))
             self._fill(held, grad, before[0])
             done = True
         finally:
@@ -306,19 +284,3 @@ class Engine:
             StateError: It was taken with another method or other parameters, or is incomplete.
         """
         state.load(self, state_dict)
-
-
-def _conversation(plan: Generator[Any, Any, tuple[Tensor, Vec]]) -> Generator[Any, Any, tuple[Tensor, Vec]]:
-    """Let a plan ask for one probe or several; whoever answers always sees tuples."""
-    answer: Any = None
-    with closing(plan):
-        while True:
-            try:
-                ask = plan.send(answer)
-            except StopIteration as done:
-                return done.value  # type: ignore[no-any-return]
-            answer = None  # frees the last readings before the next pass
-            alone = isinstance(ask, Probe)
-            readings = yield ((ask,) if alone else tuple(ask))
-            answer = readings[0] if alone else readings
-            del ask, readings

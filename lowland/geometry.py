@@ -7,7 +7,7 @@ A geometry is a value: ``SAM(geometry=Adaptive(eta=0.01))``. Every geometry take
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -124,8 +124,3 @@ def _stretch(v: Vec, factor: Tensor, radii: Radii) -> Vec:
     if isinstance(radii, list):
         return vec.scale(vec.scale(v, factor), radii)
     return vec.scale(v, factor * radii)
-
-
-def owners(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
-    """The module that holds each named parameter."""
-    return [model.get_submodule(name.rpartition(".")[0]) for name in names]

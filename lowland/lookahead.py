@@ -43,7 +43,7 @@ def displacement(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
     for group, index in _by_group(optimizer, params):
         p, g = [params[i] for i in index], [grad[i] for i in index]
         with torch.no_grad():
-            found = closed(group, [optimizer.state.get(t, {}) for t in p], p, g)
+            found = closed(group, [optimizer.state.get(t, {}) for t in p], p, g, type(optimizer))
         for i, move in zip(index, found, strict=True):
             moves[i] = move
     return moves
@@ -86,9 +86,7 @@ def dry_run(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
             f"lookahead needs a copy of the optimizer, but {type(optimizer).__name__} cannot be copied "
             f'({error}); use SAMPa(lookahead="raw") or SGD, Adam or AdamW'
         ) from error
-    twin.__dict__.update(
-        {name: type(vars(optimizer)[name])() for name in _NOT_COPIED[:2] if name in vars(optimizer)}
-    )
+    twin.__dict__.update({name: type(vars(optimizer)[name])() for name in _NOT_COPIED[:2] if name in vars(optimizer)})
     for group in twin.param_groups:
         for p in group["params"]:
             p.grad = None
@@ -109,7 +107,7 @@ def _by_group(optimizer: Optimizer, params: Vec) -> list[tuple[dict[str, Any], l
     ]
 
 
-def _sgd(group: dict[str, Any], states: list[dict[str, Any]], params: Vec, grad: Vec) -> Vec:
+def _sgd(group: dict[str, Any], states: list[dict[str, Any]], params: Vec, grad: Vec, kind: type) -> Vec:
     d = vec.scale(grad, -1.0) if group["maximize"] else grad
     if group["weight_decay"] != 0:
         d = vec.add(d, params, group["weight_decay"])
@@ -122,9 +120,9 @@ def _sgd(group: dict[str, Any], states: list[dict[str, Any]], params: Vec, grad:
     return vec.scale(d, -group["lr"])
 
 
-def _adam(group: dict[str, Any], states: list[dict[str, Any]], params: Vec, grad: Vec) -> Vec:
+def _adam(group: dict[str, Any], states: list[dict[str, Any]], params: Vec, grad: Vec, kind: type) -> Vec:
     beta1, beta2 = group["betas"]
-    decoupled = group.get("decoupled_weight_decay", False)
+    decoupled = kind is AdamW or group.get("decoupled_weight_decay", False)  # torch 2.6 has no such key
     g = vec.scale(grad, -1.0) if group["maximize"] else grad
     if group["weight_decay"] != 0 and not decoupled:
         g = vec.add(g, params, group["weight_decay"])

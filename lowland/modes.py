@@ -7,9 +7,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from lowland import vec
+
+# In training mode these forwards use the batch's statistics and, without the flag, touch no buffer.
+_HEEDS_FLAG = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
 @contextmanager
@@ -17,14 +20,20 @@ def frozen_stats(model: nn.Module) -> Iterator[None]:
     """Leave running statistics as they are, though layers in training mode still use the batch's own.
 
     Covers all BatchNorm and InstanceNorm layers and their subclasses: running mean, running variance and
-    ``num_batches_tracked``. They are restored by copy after backward, which reads them.
+    ``num_batches_tracked``. Torch's own BatchNorm is told not to track, which costs nothing; layers with a forward
+    of their own get their buffers back by copy, after backward has read them.
     """
-    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.training]
-    buffers = [b for m in norms for b in m.buffers(recurse=False)]
+    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
+    told = [m for m in norms if type(m).forward in _HEEDS_FLAG and "forward" not in vars(m)]
+    buffers = [b for m in norms if m not in set(told) for b in m.buffers(recurse=False)]
     saved = vec.clone(buffers)
     try:
+        for m in told:
+            m.track_running_stats = False
         yield
     finally:
+        for m in told:
+            m.track_running_stats = True
         with torch.no_grad():
             for buffer, before in zip(buffers, saved, strict=True):
                 buffer.copy_(before)

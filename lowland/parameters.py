@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
+from lowland import checks
 from lowland.errors import ParameterError
+from lowland.geometry import Geometry, Radii
 
 
 class Parameters:
@@ -29,7 +31,6 @@ class Parameters:
         named = dict(model.named_parameters())
         trainable = {n: p for n, p in named.items() if p.requires_grad}
         self.frozen = [p for p in named.values() if not p.requires_grad]
-        self.full_names = list(trainable)
         # torch.compile and wrappers of data parallelism prefix names; a checkpoint should not know of them.
         self.names = [n.replace("_orig_mod.", "").removeprefix("module.") for n in trainable]
         self.vec: list[Tensor] = list(trainable.values())
@@ -38,6 +39,8 @@ class Parameters:
         place = {id(p): k for k, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self.group = [place[id(p)] for p in self.vec]
         self.group_sizes = _sizes(optimizer)
+        self._owners = [model.get_submodule(n.rpartition(".")[0]) for n in trainable]
+        self._selected: dict[Geometry, list[bool]] = {}
 
     def check_unchanged(self, optimizer: Optimizer) -> None:
         """Refuse to go on if parameters were added or unfrozen since.
@@ -50,6 +53,32 @@ class Parameters:
                 "the trainable parameters must stay those the engine was made with, but a parameter was added "
                 "or unfrozen since; make a new Engine from the same method, model and optimizer"
             )
+
+    def radii(self, value: float, geometry: Geometry, optimizer: Optimizer) -> Radii:
+        """The radius for every parameter: a number where all share it, else one each, 0 for excluded ones.
+
+        Args:
+            value: The method's radius.
+            geometry: Its predicate excludes parameters.
+            optimizer: A group's ``"rho"`` overrides ``value`` for the group's parameters.
+        """
+        # Some optimizers, Adadelta for one, have a hyperparameter of their own that is called rho.
+        own = "rho" in optimizer.defaults
+        chosen = [value if own or g.get("rho") is None else g["rho"] for g in optimizer.param_groups]
+        for k, radius in enumerate(chosen):
+            checks.at_least(f'param_groups[{k}]["rho"]', radius, 0, "rho=0 leaves the group unperturbed")
+        if geometry.select is None and all(c == value for c in chosen):
+            return value
+        return [chosen[k] if s else 0.0 for k, s in zip(self.group, self._select(geometry), strict=True)]
+
+    def _select(self, geometry: Geometry) -> list[bool]:
+        select = geometry.select
+        if select is None:
+            return [True] * len(self.vec)
+        if geometry not in self._selected:
+            found = zip(self._owners, self.names, self.vec, strict=True)
+            self._selected[geometry] = [bool(select(m, n, p)) for m, n, p in found]
+        return self._selected[geometry]
 
 
 def _sizes(optimizer: Optimizer) -> list[int]:

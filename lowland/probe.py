@@ -7,6 +7,7 @@ A method's plan *yields* a :class:`Probe`, or a tuple of probes that do not depe
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -67,3 +68,20 @@ class Reading(NamedTuple):
 
 Ask: TypeAlias = "Probe | tuple[Probe, ...]"
 Plan: TypeAlias = Generator[Ask, Any, tuple[Tensor, Vec]]
+
+
+def conversation(plan: Plan) -> Generator[tuple[Probe, ...], tuple[Reading, ...], tuple[Tensor, Vec]]:
+    """Let a plan ask for one probe or several; whoever answers always sees tuples."""
+    answer: Any = None
+    with closing(plan):
+        while True:
+            try:
+                ask = plan.send(answer)
+            except StopIteration as done:
+                result: tuple[Tensor, Vec] = done.value
+                return result
+            answer = None  # frees the last readings before the next pass
+            alone = isinstance(ask, Probe)
+            readings = yield (ask,) if isinstance(ask, Probe) else tuple(ask)
+            answer = readings[0] if alone else readings
+            del ask, readings

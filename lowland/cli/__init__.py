@@ -1,1 +1,1 @@
-"""placeholder"""
+"""The command line: one small file per command, made from dataclasses."""

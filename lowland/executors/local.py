@@ -130,8 +130,7 @@ class Pass:
         work = self.work
         if any(g is not None and g.layout != torch.strided for g in grads):
             raise ParameterError(
-                "gradients must be dense, but a parameter's gradient is sparse; "
-                "make its module with sparse=False"
+                "gradients must be dense, but a parameter's gradient is sparse; make its module with sparse=False"
             )
         work.reached = [r or g is not None for r, g in zip(work.reached, grads, strict=True)]
         taken = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, work.params, strict=True)]

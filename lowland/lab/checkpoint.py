@@ -96,8 +96,7 @@ def latest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
         return state
     if damaged:
         raise StateError(
-            f"all {len(damaged)} checkpoints in {folder / FOLDER} are damaged; "
-            f"remove {folder} and start this run again"
+            f"all {len(damaged)} checkpoints in {folder / FOLDER} are damaged; remove {folder} and start this run again"
         )
     return None
 

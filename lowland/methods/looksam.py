@@ -66,12 +66,14 @@ class LookSAM(Method):
         engine.memory["t"] = t + 1
         if t % self.k == 0:
             there = yield Probe(batch, at=self.ascent(engine, here.grad))
-            engine.memory["g_v"] = self._each(_orthogonal, there.grad, here.grad)
+            found, old = self._each(_orthogonal, there.grad, here.grad), engine.memory["g_v"]
+            # A parameter that this batch did not use keeps what is known of it.
+            engine.memory["g_v"] = [n if r else o for n, o, r in zip(found, old, engine.reached, strict=True)]
             return here.loss, there.grad
         return here.loss, self._each(self._reuse, here.grad, engine.memory["g_v"])
 
     def _reuse(self, g: Vec, g_v: Vec) -> Vec:
-        return vec.add(g, vec.scale(g_v, self.alpha * vec.norm(g) / (vec.norm(g_v) + TINY)))
+        return vec.add(g, g_v, self.alpha * vec.norm(g) / (vec.norm(g_v) + TINY))
 
     def _each(self, combine: Any, a: Vec, b: Vec) -> Vec:
         if self.decomposition == "global":

@@ -64,13 +64,11 @@ class SAMPa(Method):
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.method.Method.plan`."""
         grad_y, held = engine.memory["grad_y"], engine.memory["batch"]
-        up = ahead = None
-        if held is not None:
-            up = self.ascent(engine, grad_y)
-            ahead = engine.lookahead(grad_y, raw=self.lookahead == "raw")
+        cold = held is None
+        # No names for the displacements: the executor frees them as it goes.
         tilde, at_y = yield (
-            Probe(batch if held is None else held, at=up, stats=False),
-            Probe(batch, at=ahead, stats=True),
+            Probe(batch if cold else held, at=None if cold else self.ascent(engine, grad_y), stats=False),
+            Probe(batch, at=None if cold else engine.lookahead(grad_y, raw=self.lookahead == "raw"), stats=True),
         )
         engine.memory.update(grad_y=at_y.grad, batch=batch)
         return at_y.loss, vec.lerp(tilde.grad, at_y.grad, self.lam)

@@ -1,78 +1,26 @@
-"""The figures of a report as inline SVG: learning curves, and the front of accuracy against cost.
-
-Colors leave this module as CSS variables with the light theme's color to fall back on (``var(--c1, #0072b2)``), so
-one drawing serves light, dark and paper. Text stays text, in the font of the page.
-"""
+"""The figures of a report as inline SVG: learning curves, and the front of accuracy against cost."""
 
 from __future__ import annotations
 
-import io
-import re
-import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from lowland.errors import MissingExtraError
+from lowland.report.drawing import MUTED, STYLE, Look, canvas, svg
 from lowland.report.records import EpochRecord, RunRecord
 from lowland.report.statistics import Estimate, estimate
 from lowland.report.summary import Row
 
 try:
     from matplotlib import rc_context
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 except ImportError:
     raise MissingExtraError("matplotlib", "lab") from None
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-INK, MUTED, LINE = "#1c2430", "#5f6b7a", "#dde2e8"
-NEUTRAL = "#4a5563"  # the baseline
-# Okabe and Ito's colors, the light ones darkened to carry a thin line on white; each also has a marker of its own
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#b8529a", "#c28f00", "#3aa0dc", "#7a3b8f", "#7a7a1f")
-MARKERS = ("s", "^", "D", "v", "P", "X", "h", "p")
-_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", NEUTRAL: "c0"} | {
-    color: f"c{n}" for n, color in enumerate(COLORS, 1)
-}
-_RC = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "lowland",
-    "font.family": "DejaVu Sans",  # measured in it; wider than most, so that nothing overlaps in another font
-    "font.size": 9.5,
-    "text.color": INK,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": LINE,
-    "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "legend.frameon": False,
-    "lines.solid_capstyle": "round",
-}
-
-
-@dataclass(frozen=True)
-class Look:
-    """How one method is drawn in every figure."""
-
-    color: str
-    marker: str
-    number: int  # of its CSS variable
-
-
-def looks(methods: Sequence[str], baseline: str | None) -> dict[str, Look]:
-    """A color and a marker for each method text; the baseline is neutral."""
-    others = [method for method in dict.fromkeys(methods) if method != baseline]
-    found = {m: Look(COLORS[n % 8], MARKERS[n % 8], n % 8 + 1) for n, m in enumerate(others)}
-    return found | ({baseline: Look(NEUTRAL, "o", 0)} if baseline is not None else {})
+    from matplotlib.figure import Figure
 
 
 def curves(
@@ -88,7 +36,7 @@ def curves(
     Args:
         records: the runs; unfinished ones are left out.
         rows: their summary, which gives order and labels.
-        look: from :func:`looks`.
+        look: from :func:`~lowland.report.drawing.looks`.
         value: what is drawn.
         over: the horizontal axis; seconds are the mean time at which the seeds reached the epoch.
     """
@@ -97,34 +45,31 @@ def curves(
     lines = {label: (points, style) for label, (points, style) in lines.items() if points}
     if not lines:
         return ""
-    with rc_context(_RC):
-        figure, axes = _canvas()
+    with rc_context(STYLE):
+        figure, axes = canvas()
         for turn, (label, (points, style)) in enumerate(lines.items()):
             _draw(axes, label, points, style, turn)
         means = [[mean.mean for _, mean in points] for points, _ in lines.values()]
         if value == "test_accuracy":
-            _zoom(
-                axes,
-                means,
-                [bound for points, _ in lines.values() for _, m in points for bound in _bounds(m)],
-            )
+            _zoom(axes, means, [b for points, _ in lines.values() for _, mean in points for b in _bounds(mean)])
         else:
             _scale_losses(axes, [mean for line in means for mean in line])
+        axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=over == "epoch"))
         axes.set_xlabel("epoch" if over == "epoch" else "seconds of training")
         axes.set_ylabel("test accuracy, %" if value == "test_accuracy" else "training loss")
         axes.set_xlim(left=0 if over == "seconds" else min(points[0][0] for points, _ in lines.values()))
         _legend(figure, list(lines))
-        return _svg(figure)
+        return svg(figure)
 
 
 def front(rows: Sequence[Row], look: Mapping[str, Look]) -> str:
-    """Accuracy with its interval against the cost of a step, and the line of the methods no other dominates."""
+    """Accuracy with its interval against the cost of a step, and the line of those no other dominates."""
     label, cost = cost_axis(rows)
     points = [(cost[row.method], row.accuracy, row) for row in rows if row.accuracy and row.method in cost]
     if not points:
         return ""
-    with rc_context(_RC):
-        figure, axes = _canvas()
+    with rc_context(STYLE):
+        figure, axes = canvas()
         best = pareto([(x, accuracy.mean) for x, accuracy, _ in points])
         axes.plot(
             [x for x, _ in best],
@@ -148,10 +93,11 @@ def front(rows: Sequence[Row], look: Mapping[str, Look]) -> str:
                 capsize=3,
             )
         axes.margins(x=0.16, y=0.12)
+        axes.locator_params(axis="x", nbins=6)
         axes.set_xlabel(label)
         axes.set_ylabel("test accuracy, %")
         _name(figure, axes, [(x, accuracy, row.label) for x, accuracy, row in points], best)
-        return _svg(figure)
+        return svg(figure)
 
 
 def cost_axis(rows: Sequence[Row]) -> tuple[str, dict[str, float]]:
@@ -241,11 +187,6 @@ def _scale_losses(axes: Axes, means: list[float]) -> None:
         axes.grid(visible=False, which="minor")
 
 
-def _canvas() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.2, 3.7), layout="constrained")
-    return figure, figure.add_subplot()
-
-
 def _legend(figure: Figure, labels: list[str]) -> None:
     fit = max(1, min(4, 60 // (max(map(len, labels)) + 7), len(labels)))
     legend = figure.legend(
@@ -258,7 +199,7 @@ def _legend(figure: Figure, labels: list[str]) -> None:
 def _name(
     figure: Figure, axes: Axes, points: list[tuple[float, Estimate, str]], steps: list[tuple[float, float]]
 ) -> None:
-    """Write each label at the nearest place around its point where it meets no marker, bar, line or other label."""
+    """Write each label at the nearest place around its point where it meets nothing else."""
     figure.draw_without_rendering()
     dpi = figure.dpi / 72
     to_pixels, frame = axes.transData.transform, axes.get_window_extent()
@@ -272,15 +213,13 @@ def _name(
     for x, accuracy, label in points:
         px, py = to_pixels((x, 100 * accuracy.mean))
         width, height = len(label) * 6.0 * dpi, 11.5 * dpi
-        reach = [
-            (s * (width / 2 + 7 * dpi), v * height)
-            for v in (0, 0.8, -0.8, 1.6, -1.6, 2.4, -2.4, 3.4, -3.4)
-            for s in (1, -1)
-        ]
+        beside = [(side * (width / 2 + 7 * dpi), rise * height) for rise in (0, 0.8, -0.8) for side in (1, -1)]
+        low, high = (to_pixels((x, 100 * bound))[1] - py for bound in _bounds(accuracy))
+        ends = [(0, high + 0.8 * height), (0, low - 0.8 * height)]  # above and below the bar
+        far = [(side * (width / 2 + 7 * dpi), rise * height) for rise in (1.6, -1.6, 2.4, -2.4) for side in (1, -1)]
+        reach = beside + ends + far
         places = [_box(px + dx, py + dy, width, height) for dx, dy in reach]
-        inside = [
-            p for p in places if p[0] > frame.x0 and p[2] < frame.x1 and p[1] > frame.y0 and p[3] < frame.y1
-        ]
+        inside = [p for p in places if p[0] > frame.x0 and p[2] < frame.x1 and p[1] > frame.y0 and p[3] < frame.y1]
         box = min(inside or places, key=lambda place: sum(_overlap(place, other) for other in taken))
         taken.append(box)
         middle, y = axes.transData.inverted().transform(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2))
@@ -293,24 +232,3 @@ def _box(x: float, y: float, width: float, height: float) -> tuple[float, float,
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-
-
-def _svg(figure: Figure) -> str:
-    """The drawing as an SVG element: colors as variables, identifiers of its own, no foreign addresses."""
-    buffer = io.StringIO()
-    nothing: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].strip()
-    svg = re.sub(
-        r'(<svg[^>]*?) width="[^"]*"',
-        r"\1",
-        re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1),
-        count=1,
-    )
-    svg = re.sub(r"<!--.*?-->\n?", "", svg, flags=re.DOTALL)
-    name = f"f{zlib.crc32(svg.encode()):08x}"  # several drawings share a page
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--font, sans-serif)", svg)
-    return re.sub("|".join(_VARIABLES), lambda match: f"var(--{_VARIABLES[match[0]]}, {match[0]})", svg)

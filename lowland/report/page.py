@@ -1,9 +1,10 @@
-"""The report as one HTML file that needs nothing else: no network, no scripts, readable on paper and on a phone."""
+"""The report as one HTML file that needs nothing else: no network, no scripts; for screen, phone and paper."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from lowland.report.summary import Row, budget_text, chosen, groups, noise_text,
 from lowland.report.table import LEGEND, NONE, columns
 
 if TYPE_CHECKING:
-    from lowland.report.figures import Look
+    from lowland.report.drawing import Look
 
 
 @dataclass(frozen=True)
@@ -63,16 +64,12 @@ def write_page(
 def render(records: Sequence[RunRecord], *, title: str | None = None, command: str | None = None) -> str:
     """The page as a string; arguments as in :func:`write_page`."""
     if not records:
-        raise ArgumentError(
-            "records must hold at least one run, but is empty; name the folder of a comparison"
-        )
+        raise ArgumentError("records must hold at least one run, but is empty; name the folder of a comparison")
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError:
         raise MissingExtraError("Jinja2", "lab") from None
-    from lowland.report import (
-        figures,
-    )  # here, because matplotlib takes a while to load and a table needs none
+    from lowland.report import drawing  # here: matplotlib loads slowly, and a table needs none
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -81,9 +78,10 @@ def render(records: Sequence[RunRecord], *, title: str | None = None, command: s
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["parts"] = re.compile(r"[^:,]*[:,]?").findall  # where a long method text may break
     texts = [record.method.text for record in records]
     baseline = next((r.method.text for r in records if r.method.key == "plain"), None)
-    look = figures.looks(texts, baseline)
+    look = drawing.looks(texts, baseline)
     sections = [_section(group, look) for group in groups(records).values()]
     heading = title or (sections[0]["title"] if len(sections) == 1 else f"{len(sections)} comparisons")
     commands = [command] if command else sorted({r.command for r in records if r.command})
@@ -92,9 +90,9 @@ def render(records: Sequence[RunRecord], *, title: str | None = None, command: s
         sections=sections,
         commands=commands,
         legend=LEGEND,
-        colors=list(zip(figures.COLORS, range(1, 9), strict=True)),
+        colors=list(zip(drawing.COLORS, range(1, 9), strict=True)),
         date=max(record.time for record in records)[:10],
-        none=NONE,
+        dash=NONE,
     )
 
 
@@ -104,9 +102,7 @@ def group_title(records: Sequence[RunRecord]) -> str:
     counts = sorted({len(row.seeds) + len(row.unfinished) for row in rows})
     seeds = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     size = f"{_plural(len(rows), 'method')} × {seeds} seed{'' if seeds == '1' else 's'}"
-    return " · ".join(
-        part for part in (records[0].task, records[0].model, noise_text(records[0]), size) if part
-    )
+    return " · ".join(part for part in (records[0].task, records[0].model, noise_text(records[0]), size) if part)
 
 
 def _section(records: Sequence[RunRecord], look: Mapping[str, Look]) -> dict[str, Any]:
@@ -119,9 +115,7 @@ def _section(records: Sequence[RunRecord], look: Mapping[str, Look]) -> dict[str
         "statement": statement(rows),
         "notes": notes(records),
         "columns": shown,
-        "rows": [
-            (row, look[row.method].number, [(column, column.cell(row)) for column in shown]) for row in rows
-        ],
+        "rows": [(row, look[row.method].number, [(column, column.cell(row)) for column in shown]) for row in rows],
         "figures": _figures(chosen(records), rows, look),
         "runs": [_run(record) for record in records],
         "setting": _setting(records),
@@ -141,7 +135,7 @@ def _figures(records: Sequence[RunRecord], rows: Sequence[Row], look: Mapping[st
         Figure(
             figures.front(rows, look),
             "Test accuracy against the cost of a step, one point per method",
-            f"Accuracy against cost. {bars}he dashed line joins the methods that no other beats in both, by their means.",
+            f"Accuracy against cost. {bars}he dashed line joins the methods that no other beats in both.",
         ),
         Figure(
             figures.curves(records, rows, look),
@@ -183,9 +177,7 @@ def _setting(records: Sequence[RunRecord]) -> list[tuple[str, list[tuple[str, st
 
 def _merged(mappings: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     names = dict.fromkeys(name for mapping in mappings for name in mapping)
-    return [
-        (name.replace("_", " "), _values(_value(m[name]) for m in mappings if name in m)) for name in names
-    ]
+    return [(name.replace("_", " "), _values(_value(m[name]) for m in mappings if name in m)) for name in names]
 
 
 def _values(texts: Iterable[str]) -> str:
@@ -206,23 +198,22 @@ def _fields(fields: Mapping[str, Any]) -> str:
 
 def _run(record: RunRecord) -> dict[str, Any]:
     """One line of the table of runs; an unfinished run shows its last epoch."""
-    end, last = record.end, record.epochs[-1] if record.epochs else None
-    accuracy = end.test_accuracy if end else last and last.test_accuracy
+    last = {} if not record.epochs else vars(record.epochs[-1]) | {"epochs": record.epochs[-1].epoch}
     best = max((e.test_accuracy for e in record.epochs if e.test_accuracy is not None), default=None)
-    seconds, memory = (end.seconds if end else last and last.seconds), end and end.peak_memory
+    shown = last | {"best_test_accuracy": best} | ({} if record.end is None else vars(record.end))
     figures = [
         ("method", record.method.text),
         ("seed", str(record.seed)),
-        ("epochs", str(end.epochs if end else last.epoch if last else 0)),
-        ("steps", f"{end.step if end else last.step if last else 0:,}"),
-        ("accuracy, %", _form(accuracy, 100, ".2f")),
-        ("best, %", _form((end and end.best_test_accuracy) or best, 100, ".2f")),
-        ("train loss", _form(last and last.train_loss, 1, ".4g")),
-        ("seconds", _form(seconds, 1, ",.1f")),
-        ("ms per step", _form(end and end.seconds_per_step, 1000, ".3g")),
-        ("MiB", _form(memory, 2**-20, ",.1f")),
-        ("m-sharpness", _form(end and end.m_sharpness, 1, ".3g")),
-        ("weights", end.weights_sha256[:8] if end and end.weights_sha256 else NONE),
+        ("epochs", _form(shown.get("epochs", 0), 1, ",.0f")),
+        ("steps", _form(shown.get("step", 0), 1, ",.0f")),
+        ("accuracy, %", _form(shown.get("test_accuracy"), 100, ".2f")),
+        ("best, %", _form(shown.get("best_test_accuracy"), 100, ".2f")),
+        ("train loss", _form(shown.get("train_loss"), 1, "#.4g")),
+        ("seconds", _form(shown.get("seconds"), 1, ",.1f")),
+        ("ms per step", _form(shown.get("seconds_per_step"), 1000, "#.3g")),
+        ("MiB", _form(shown.get("peak_memory"), 2**-20, ",.1f")),
+        ("m-sharpness", _form(shown.get("m_sharpness"), 1, "#.3g")),
+        ("weights", shown.get("weights_sha256", "")[:8] or NONE),
     ]
     resumed = [f"resumed {_plural(record.resumed, 'time')}"] if record.resumed else []
     unfinished = [] if record.finished else ["unfinished"]

@@ -105,9 +105,7 @@ def read(folder_or_file: str | Path) -> RunRecord:
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise DataError(
-            f"no run file at {path} ({error.strerror}); name a run folder or a {RUN_FILE}"
-        ) from None
+        raise DataError(f"no run file at {path} ({error.strerror}); name a run folder or a {RUN_FILE}") from None
     lines, damaged = _parse(text)
     try:
         return _assemble(path, lines, damaged)

@@ -16,12 +16,10 @@ def verdict(rows: Sequence[Row]) -> str:
     if base is None or base.accuracy is None:
         return f"{_leader(rows)}; without a finished baseline no difference can be judged."
     if not rivals:
-        return f"{base.label} stands alone at {percent(base.accuracy.mean)} %: there is nothing to compare it with."
+        return f"{base.label} stands alone at {percent(base.accuracy.mean)} %: nothing to compare."
     if all(row.difference and row.difference.half is None for row in rivals):
         return f"{_leader(rows)}, but one seed decides nothing: take several to see more than chance."
-    better, worse, still = (
-        [row.label for row in rivals if row.effect == e] for e in ("better", "worse", "open")
-    )
+    better, worse, still = ([row.label for row in rivals if row.effect == e] for e in ("better", "worse", "open"))
     if not better and not worse:
         return f"No method can be told apart from {base.label} over these seeds."
     parts = [f"{listed(better)} beat{'s' * (len(better) == 1)} {base.label}"] if better else []
@@ -60,9 +58,7 @@ def notes(records: Sequence[RunRecord]) -> list[str]:
     if unfinished:
         found.append(f"Unfinished and not counted: {', '.join(unfinished)}.")
     if len(runs) < len(records):
-        found.append(
-            f"{len(records) - len(runs)} of {len(records)} runs repeat a method and seed; the latest counts."
-        )
+        found.append(f"{len(records) - len(runs)} of {len(records)} runs repeat a method and seed; the latest counts.")
     finished = [r for r in runs if r.finished]
     uneven = sorted({k for r in finished for k in r.recipe if r.recipe[k] != finished[0].recipe.get(k)})
     if uneven:
@@ -98,5 +94,5 @@ def _leader(rows: Sequence[Row]) -> str:
 
 def _price(row: Row) -> str:
     gradients = "" if row.gradients is None else f"{row.gradients:.2f} gradients"
-    time = "" if row.time is None else f"{row.time:.2f} × the time"
+    time = "" if row.time is None else f"{row.time:.2f}\u00a0× the time"
     return ", ".join(part for part in (gradients, time) if part) or "cost unknown"

@@ -28,8 +28,9 @@ def estimate(values: Iterable[float]) -> Estimate | None:
         values: one number per seed.
 
     Example:
-        >>> estimate([1.0, 2.0, 3.0])
-        Estimate(mean=2.0, half=2.4841377117195, n=3)
+        >>> found = estimate([1.0, 2.0, 3.0])
+        >>> found.mean, round(found.half, 4), found.n
+        (2.0, 2.4841, 3)
     """
     sample = list(values)
     n = len(sample)

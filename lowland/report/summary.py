@@ -34,7 +34,7 @@ class Row:
 def summarize(records: Sequence[RunRecord], baseline: str = "plain") -> list[Row]:
     """One row per method text: the baseline first, the others in the order of the records.
 
-    Of several runs of one method and seed the latest finished one counts. Unfinished runs are listed, not counted.
+    Of several runs of one method and seed the latest finished one counts. Unfinished runs are listed only.
 
     Args:
         records: runs of one group (see :func:`groups`).
@@ -42,9 +42,7 @@ def summarize(records: Sequence[RunRecord], baseline: str = "plain") -> list[Row
     """
     runs = chosen(records)
     methods = {record.method.text: record.method.key for record in runs}
-    reference = (
-        baseline if baseline in methods else next((t for t, k in methods.items() if k == baseline), None)
-    )
+    reference = baseline if baseline in methods else next((t for t, k in methods.items() if k == baseline), None)
     order = sorted(methods, key=lambda text: text != reference)
     keys = list(methods.values())
     ends: dict[str, dict[int, EndRecord]] = {text: {} for text in methods}

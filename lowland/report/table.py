@@ -1,4 +1,4 @@
-"""The comparison as a table: Markdown for documents, rich for the terminal; the page uses the same columns."""
+"""The comparison as a table: Markdown for documents, rich for the terminal; the page has the same columns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MARKS = {"better": "▲", "worse": "▼", "open": "○", None: ""}
 LEGEND = (
     "± is the 95 % t-interval over seeds, each comparison by itself (not corrected for comparing several). "
     "Differences are paired by seed: ▲ better and ▼ worse beyond the interval, ○ open. "
-    "Gradients per step count full batches: in total, and one after another with devices to spare."
+    "Gradients per step: all of them / one after another, where independent ones run side by side."
 )
 
 
@@ -104,9 +104,7 @@ def _cell(column: Column, row: Row) -> str:
 def _wrapped(method: str, width: int = 14) -> list[str]:
     """A method text cut after colons and commas, so that narrow terminals break it where a reader would."""
     spaced = method.replace(":", ": ").replace(",", ", ")
-    return [line.replace(" ", "") for line in textwrap.wrap(spaced, width, break_on_hyphens=False)] or [
-        method
-    ]
+    return [line.replace(" ", "") for line in textwrap.wrap(spaced, width, break_on_hyphens=False)] or [method]
 
 
 def _number(value: float | None, form: str) -> str:
@@ -114,11 +112,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _seeds(row: Row) -> str:
-    return (
-        f"{len(row.seeds)} of {len(row.seeds) + len(row.unfinished)}"
-        if row.unfinished
-        else f"{len(row.seeds)}"
-    )
+    return f"{len(row.seeds)} of {len(row.seeds) + len(row.unfinished)}" if row.unfinished else f"{len(row.seeds)}"
 
 
 def _accuracy(row: Row) -> str:

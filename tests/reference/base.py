@@ -47,13 +47,10 @@ class SGD(Base):
                 self.buffer = [x.copy() for x in d]
             else:
                 self.buffer = [
-                    self.momentum * v + (1.0 - self.dampening) * x
-                    for v, x in zip(self.buffer, d, strict=True)
+                    self.momentum * v + (1.0 - self.dampening) * x for v, x in zip(self.buffer, d, strict=True)
                 ]
-            if self.nesterov:
-                d = [x + self.momentum * v for x, v in zip(d, self.buffer, strict=True)]
-            else:
-                d = self.buffer
+            ahead = [x + self.momentum * v for x, v in zip(d, self.buffer, strict=True)]
+            d = ahead if self.nesterov else self.buffer
         return [p - lr * x for p, x in zip(w, d, strict=True)]
 
 

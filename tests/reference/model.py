@@ -77,9 +77,7 @@ class MLP:
         return h, logits - np.log(np.exp(logits).sum(1, keepdims=True))
 
     def module(self, w: Weights) -> nn.Module:
-        layers = nn.Sequential(
-            nn.Linear(self.inputs, self.hidden), nn.Tanh(), nn.Linear(self.hidden, self.classes)
-        )
+        layers = nn.Sequential(nn.Linear(self.inputs, self.hidden), nn.Tanh(), nn.Linear(self.hidden, self.classes))
         return fill(layers.double(), w)
 
     def loss_fn(self, model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

@@ -64,9 +64,7 @@ def lines_of(
                 "train_loss": 0.01 + 2 * away + 0.01 * draw.random(),
                 "train_accuracy": None,
                 "test_loss": 0.2 + away,
-                "test_accuracy": accuracy
-                - 0.6 * away
-                + (0.004 * (draw.random() - 0.5) if epoch < epochs else 0),
+                "test_accuracy": accuracy - 0.6 * away + (0.004 * (draw.random() - 0.5) if epoch < epochs else 0),
                 "lr": 0.1,
                 "seconds": step * seconds_per_step * (1 + 0.02 * draw.random()),
                 "gradients": step * total,
@@ -96,15 +94,11 @@ def lines_of(
 def write_run(tmp_path: Path) -> WriteRun:
     """Writes one run below ``tmp_path / "runs"`` and returns its folder; arguments as in ``lines_of``."""
 
-    def write(
-        text: str = "plain", seed: int = 0, *, folder: str | None = None, tail: str = "", **options: Any
-    ) -> Path:
+    def write(text: str = "plain", seed: int = 0, *, folder: str | None = None, tail: str = "", **options: Any) -> Path:
         lines = lines_of(text, seed, **options)
         place = tmp_path / "runs" / (folder or f"{text.replace(':', '_')}-{seed}")
         place.mkdir(parents=True)
-        (place / "run.jsonl").write_text(
-            "".join(json.dumps(line) + "\n" for line in lines) + tail, encoding="utf-8"
-        )
+        (place / "run.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + tail, encoding="utf-8")
         return place
 
     return write

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy as torch_cross_entropy
 
 from lowland.errors import ArgumentError
 from lowland.sharpness import m_sharpness
@@ -50,7 +50,7 @@ def network() -> nn.Module:
 
 def cross_entropy(model, batch):
     x, y = batch
-    return F.cross_entropy(model(x), y, reduction="none")
+    return torch_cross_entropy(model(x), y, reduction="none")
 
 
 def test_nothing_is_left_behind():

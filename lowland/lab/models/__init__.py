@@ -50,7 +50,7 @@ def build(name: str, *, shape: tuple[int, int, int], classes: int, seed: int) ->
     if name not in MODELS and package is None:
         known = [*MODELS, *(f"{p}:NAME (where {p} is installed)" for p in foreign.PACKAGES)]
         raise UnknownNameError("model", name, known)
-    # devices=[]: nothing is drawn on a GPU, whose state default_generator leaves alone; manual_seed would not.
+    # devices=[]: nothing is drawn on a GPU; default_generator leaves its state alone, manual_seed would not.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(derived(seed, "weights"))
         if package is not None:

@@ -45,9 +45,7 @@ def make(package: str, name: str, shape: Shape, classes: int) -> nn.Module:
     if name not in known:
         raise UnknownNameError(f"{package} model", name, known)
     try:
-        model = (
-            _torchvision(name, shape, classes) if package == "torchvision" else _timm(name, shape, classes)
-        )
+        model = _torchvision(name, shape, classes) if package == "torchvision" else _timm(name, shape, classes)
         _try(model, shape, classes)
     except Exception as error:  # whatever a foreign model says to a size it cannot take
         raise ArgumentError(

@@ -13,7 +13,7 @@ Shape = tuple[int, int, int]
 
 
 class Block(nn.Module):
-    """Two 3 × 3 convolutions and a shortcut without parameters (option A: every second pixel, zeros added)."""
+    """Two 3 × 3 convolutions and a shortcut without parameters (option A: subsample, add zero channels)."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -37,9 +37,7 @@ class ResNet(nn.Module):
 
     def __init__(self, shape: Shape, classes: int, blocks: int) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(shape[0], 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
-        )
+        self.stem = nn.Sequential(nn.Conv2d(shape[0], 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
         self.stages = nn.Sequential(*_stages(blocks))
         self.head = nn.Linear(64, classes)
         for module in self.modules():

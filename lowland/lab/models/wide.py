@@ -12,7 +12,7 @@ Shape = tuple[int, int, int]
 
 
 class Block(nn.Module):
-    """BatchNorm, ReLU, 3 × 3 convolution, twice; a 1 × 1 convolution is the shortcut where the size changes."""
+    """BatchNorm, ReLU, 3 × 3 convolution, twice; where the size changes, the shortcut is a convolution."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()

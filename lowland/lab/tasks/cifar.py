@@ -57,9 +57,7 @@ def load_cifar100(data: Path | None = None) -> Task:
     )
 
 
-def _parts(
-    task: str, folder: str, names: list[str], key: str, data: Path | None
-) -> list[tuple[Tensor, Tensor]]:
+def _parts(task: str, folder: str, names: list[str], key: str, data: Path | None) -> list[tuple[Tensor, Tensor]]:
     contents = files.read(task, folder, names, data, SOURCE)
     return [_part(task, f"{folder}/{n}", key, content) for n, content in zip(names, contents, strict=True)]
 
@@ -72,7 +70,6 @@ def _part(task: str, name: str, key: str, content: bytes) -> tuple[Tensor, Tenso
         labels = torch.tensor(values[key], dtype=torch.int64)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"{task}: {name} must hold 'data' (N, 3072) and {key!r}, but {error!r}; "
-            f"get it again from {SOURCE}"
+            f"{task}: {name} must hold 'data' (N, 3072) and {key!r}, but {error!r}; get it again from {SOURCE}"
         ) from error
     return images, labels

@@ -91,9 +91,7 @@ def _checked(task: str, home: Path, folder: str, name: str, source: str) -> byte
     expected = MD5[f"{folder}/{name}"]
     got = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if got != expected:
-        raise DataError(
-            f"{task}: {path} is not the upstream file: its MD5 must be {expected}, but is {got}; {remedy}"
-        )
+        raise DataError(f"{task}: {path} is not the upstream file: its MD5 must be {expected}, but is {got}; {remedy}")
     return content
 
 
@@ -112,9 +110,7 @@ def unpickled(task: str, name: str, content: bytes) -> dict[str, Any]:
     except Exception as error:  # a damaged pickle raises about anything
         raise DataError(f"{task}: {name} is no readable pickle ({error}); get it again") from error
     if not isinstance(value, dict):
-        raise DataError(
-            f"{task}: {name} must hold a dictionary, but holds a {type(value).__name__}; get it again"
-        )
+        raise DataError(f"{task}: {name} must hold a dictionary, but holds a {type(value).__name__}; get it again")
     return {k.decode("latin1") if isinstance(k, bytes) else str(k): v for k, v in value.items()}
 
 

@@ -22,9 +22,9 @@ def noisy(task: Task, rate: float, kind: NoiseKind = "symmetric", seed: int = 0)
 
     ``symmetric`` replaces a label by one of the *other* classes, each equally likely, so ``rate`` is the
     share of wrong labels. ``asymmetric`` replaces it by the class it is easily mistaken for
-    (``task.confusions``; where a task names none, the next class), and ``rate`` counts within the classes that
-    have such a class: for CIFAR-10 these are 5 of 10, so 0.4 makes 20 % of all labels wrong, as is usual in
-    the literature.
+    (``task.confusions``; where a task names none, the next class), and ``rate`` counts within the classes
+    that have such a class: for CIFAR-10 these are 5 of 10, so 0.4 makes 20 % of all labels wrong, as is usual
+    in the literature.
 
     The number of replaced labels is exact, ``round(rate · labels concerned)``; which ones depends only on
     ``seed``. A smaller rate replaces a subset of what a larger one replaces.
@@ -36,9 +36,7 @@ def noisy(task: Task, rate: float, kind: NoiseKind = "symmetric", seed: int = 0)
         seed: Whatever integer; the same seed gives the same labels.
     """
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
-        raise ArgumentError(
-            f"noise must be in [0, 1), but is {rate!r}; it is the share of wrong labels, such as 0.2"
-        )
+        raise ArgumentError(f"noise must be in [0, 1), but is {rate!r}; it is the share of wrong labels, such as 0.2")
     checks.one_of("noise_kind", kind, ("symmetric", "asymmetric"))
     generator = stream(seed, "label noise", kind)
     if kind == "symmetric":

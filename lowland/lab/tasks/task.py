@@ -73,12 +73,11 @@ class Task:
         channels, height, width = self.train_inputs.shape[1:]
         return int(channels), int(height), int(width)
 
-    def normalize(
-        self, inputs: Tensor, memory_format: torch.memory_format = torch.contiguous_format
-    ) -> Tensor:
+    def normalize(self, inputs: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
         """A batch (B, C, H, W) of stored inputs as float32, (x − mean) / std per channel."""
         # A fresh tensor even for float inputs: the in-place arithmetic must not reach the stored images.
-        floats = inputs.to(torch.float32, memory_format=memory_format, copy=True)
+        # The layout changes last: on a CPU that takes half the time of converting into the other layout at once.
+        floats = inputs.to(torch.float32, copy=True)
         mean = torch.tensor(self.mean, device=inputs.device).view(1, -1, 1, 1)
         std = torch.tensor(self.std, device=inputs.device).view(1, -1, 1, 1)
-        return floats.sub_(mean).div_(std)
+        return floats.sub_(mean).div_(std).contiguous(memory_format=memory_format)

@@ -1,0 +1,47 @@
+"""``lowland compare``: the main job."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from lowland.cli.display import display
+from lowland.cli.options import Options, command
+from lowland.lab.compare import compare, grid
+from lowland.report import LEGEND, notes, read_all, rich_table, summarize, verdict, write_page
+
+
+@dataclass(kw_only=True)
+class Compare(Options):
+    """Compare methods on a task: several seeds each, the same data and start, one budget.
+
+    Args:
+        methods: Methods, each such as sam or sampa:rho=0.1,lam=0.2; `lowland methods` lists them.
+        seeds: How many seeds, >= 1; intervals need at least 2.
+    """
+
+    methods: tuple[str, ...] = ("plain", "sam", "sampa", "looksam", "micro-sam", "arsam")
+    seeds: int = 3
+
+    def run(self, console: Console, argv: Sequence[str]) -> int:
+        """Do what is missing, then print table and verdict and write the page."""
+        base = self.config()
+        runs = grid(base, self.methods, self.seeds)
+        with display(console, len(runs)) as shown:
+            folders = compare(runs, self.out, shown, command=command(argv))
+        records = read_all(folders)
+        rows = summarize(records)
+        noise = f"-{base.noise_kind}{base.noise:g}" if base.noise else ""
+        page = self.out / f"{base.task}-{base.model}{noise}.html"
+        write_page(records, page.with_name(page.name.replace(":", "_")), command=shlex.join(command(argv)))
+        console.print(rich_table(rows))
+        for text in (verdict(rows), *notes(records), LEGEND, f"page: {page}"):
+            console.print(text, markup=False, highlight=False, soft_wrap=text.startswith("page"))
+        return 0
+
+    def resumption(self, argv: Sequence[str]) -> list[str]:
+        """What to type to go on: the same."""
+        return command(argv)

@@ -1,0 +1,144 @@
+"""Progress for people: bars on a terminal, a line now and then anywhere else."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from lowland.lab.run import Update
+
+LINE_SECONDS = 15.0  # between lines about one run, where nobody watches
+
+
+class Lines:
+    """One line when a run begins or ends, and some in between if it takes long.
+
+    Args:
+        console: Where to.
+        total: How many runs there are.
+    """
+
+    def __init__(self, console: Console, total: int) -> None:
+        self.console = console
+        self.total = total
+        self.count = 0
+        self._told = self._begun = time.monotonic()
+        self._first: float | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to take down."""
+
+    def begin(self, name: str) -> None:
+        """A run begins, or goes on."""
+        self._told = self._begun = time.monotonic()
+        self._first = None
+
+    def update(self, update: Update) -> None:
+        """The run has come this far."""
+        if self._first is None:
+            self._first = update.fraction
+        if time.monotonic() - self._told >= LINE_SECONDS:
+            self._told = time.monotonic()
+            self._say(f"{update.run}: {100 * update.fraction:.0f} %, {state(update, self.left(update))}")
+
+    def end(self, name: str, line: dict[str, Any], *, kept: bool) -> None:
+        """The run is over."""
+        self.count += 1
+        self._say(f"[{self.count}/{self.total}] {name}: {outcome(line, kept=kept)}")
+
+    def left(self, update: Update) -> float | None:
+        """Seconds until the run's end at the pace since it began here; None as long as that is not known."""
+        done = update.fraction - (update.fraction if self._first is None else self._first)
+        if done <= 0:
+            return None
+        return (time.monotonic() - self._begun) * (1 - update.fraction) / done
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class Bars(Lines):
+    """A bar for the runs, a bar for the current one, and a line for every finished run above them."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        super().__init__(console, total)
+        columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[state]}")
+        self._progress = Progress(*columns, console=console, transient=True)
+        self._runs: TaskID | None = None
+        if total > 1:
+            self._runs = self._progress.add_task("runs", total=total, state=f"0/{total}")
+        self._run = self._progress.add_task("", total=1.0, state="", visible=False)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the bars down; the lines above stay."""
+        self._progress.stop()
+
+    def begin(self, name: str) -> None:
+        """A run begins, or goes on."""
+        super().begin(name)
+        self._progress.update(self._run, description=name, completed=0.0, state="preparing", visible=True)
+
+    def update(self, update: Update) -> None:
+        """The run has come this far."""
+        if self._first is None:
+            self._first = update.fraction
+        text = state(update, self.left(update))
+        self._progress.update(self._run, completed=update.fraction, state=text)
+
+    def end(self, name: str, line: dict[str, Any], *, kept: bool) -> None:
+        """The run is over."""
+        super().end(name, line, kept=kept)
+        self._progress.update(self._run, visible=False)
+        if self._runs is not None:
+            self._progress.update(self._runs, completed=self.count, state=f"{self.count}/{self.total}")
+
+
+def display(console: Console, total: int) -> Lines:
+    """Bars on a terminal, lines elsewhere."""
+    return Bars(console, total) if console.is_terminal else Lines(console, total)
+
+
+def state(update: Update, left: float | None) -> str:
+    """Where a run stands, in a line."""
+    parts = [f"epoch {update.epoch + 1}", f"loss {update.loss:.3f}"]
+    if update.accuracy is not None:
+        parts.append(f"test {100 * update.accuracy:.2f} %")
+    parts.append(f"{update.steps_per_second:.3g} steps/s")
+    if left is not None:
+        parts.append(f"{duration(left)} left")
+    return ", ".join(parts)
+
+
+def outcome(line: dict[str, Any], *, kept: bool) -> str:
+    """What a finished run came to."""
+    accuracy, seconds = line.get("test_accuracy"), line.get("seconds") or 0.0
+    text = "no accuracy" if accuracy is None else f"test {100 * accuracy:.2f} %"
+    return f"{text} after {line['epochs']} epochs, {duration(seconds)} of training{' (kept)' if kept else ''}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    Example:
+        >>> duration(3.21), duration(75), duration(7300)
+        ('3.2 s', '1:15 min', '2:01 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"

@@ -1,0 +1,132 @@
+"""The entry point: parse, run one command, and turn what goes wrong into one clear line."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Annotated, Any, Union
+
+from lowland.errors import LowlandError, MissingExtraError
+
+DESCRIPTION = "Sharpness-aware minimization at the price of plain training: compare methods, honestly."
+WIDTH = 110  # of what goes to a file: room for every table
+PACKAGES = {"tyro": "tyro", "rich": "rich", "numpy": "numpy"}
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, at a moment when there is nothing to save."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The arguments; those of the process by default.
+
+    Returns:
+        The exit code: 0, 2 after an error that the message explains, 130 or 143 after SIGINT or SIGTERM.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        with _terminable():
+            return _dispatch(argv)
+    except LowlandError as error:
+        if os.environ.get("LOWLAND_DEBUG"):
+            raise
+        print(f"lowland: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(argv: Sequence[str]) -> int:
+    for package, module in PACKAGES.items():
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtraError(package, "lab")
+    import tyro
+    from rich.console import Console
+
+    from lowland.lab.interrupt import Stopped
+
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
+    chosen: Any = tyro.cli(_commands(argv), prog="lowland", description=DESCRIPTION, args=list(argv), config=config)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    with _readable_warnings(Console(stderr=True)):
+        try:
+            return int(chosen.run(console, argv))
+        except Stopped as stop:
+            return _stopped(chosen, argv, stop.signum)
+        except KeyboardInterrupt as stop:
+            return _stopped(chosen, argv, signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
+
+
+def _commands(argv: Sequence[str]) -> Any:
+    """The commands as one type. Their modules load torch, but `import lowland` has done so already."""
+    import tyro
+
+    from lowland.cli.compare import Compare
+    from lowland.cli.methods import Methods
+    from lowland.cli.options import default_recipe
+    from lowland.cli.report import Report
+    from lowland.cli.train import Train
+
+    recipe = default_recipe(argv)
+    kinds: dict[str, Any] = {
+        "compare": (Compare, Compare(recipe=recipe)),
+        "train": (Train, Train(recipe=recipe)),
+        "report": (Report, Report()),
+        "methods": (Methods, Methods()),
+    }
+    return Union[  # noqa: UP007 - made at run time
+        tuple(Annotated[kind, tyro.conf.subcommand(name, default=default)] for name, (kind, default) in kinds.items())
+    ]
+
+
+def _stopped(chosen: Any, argv: Sequence[str], signum: int) -> int:
+    name = signal.Signals(signum).name
+    again = chosen.resumption(argv) if hasattr(chosen, "resumption") else ["lowland", *argv]
+    print(f"lowland: stopped by {name}; to go on: {shlex.join(again)}", file=sys.stderr)
+    return 128 + signum
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM unwind like Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(signum: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _readable_warnings(console: Any) -> Iterator[None]:
+    """Show what the lab warns of as one line, without the place in the code."""
+    from lowland.lab.run import LabWarning
+
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, LabWarning):
+            console.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        else:
+            usual(message, category, *place, **more)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = usual

@@ -1,0 +1,42 @@
+"""``lowland report``: the page again, from run files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from lowland.errors import ArgumentError
+from lowland.report import groups, read_all, rich_table, summarize, verdict, write_page
+
+
+@dataclass(kw_only=True)
+class Report:
+    """Rebuild table and page from runs.
+
+    Args:
+        runs: Run folders, or folders of runs.
+        out: The page to write.
+        title: Its heading; left out, made from the runs.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    out: Path = Path("report.html")
+    title: str | None = None
+
+    def run(self, console: Console, argv: Sequence[str]) -> int:
+        """Read, print, write."""
+        if not self.runs:
+            raise ArgumentError("runs must name at least one folder, but is empty; write: lowland report runs")
+        records = read_all(self.runs)
+        for heading, members in groups(records).items():
+            rows = summarize(members)
+            console.print("\n" + ", ".join(filter(None, heading)), style="bold", markup=False, highlight=False)
+            console.print(rich_table(rows))
+            console.print(verdict(rows), markup=False, highlight=False)
+        path = write_page(records, self.out, title=self.title)
+        console.print(f"page: {path}", markup=False, highlight=False, soft_wrap=True)
+        return 0

@@ -1,0 +1,139 @@
+"""Several methods times several seeds, under one budget, on the same data in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain, count, islice
+from pathlib import Path
+from statistics import median
+from typing import Any, Protocol
+
+from lowland import checks
+from lowland.errors import ArgumentError
+from lowland.lab.budget import Budget, Kind
+from lowland.lab.clock import Clock
+from lowland.lab.config import RunConfig, config_line, differences, refuse_other
+from lowland.lab.prepare import complete, loader_of, task_of
+from lowland.lab.records import RUN_FILE, history
+from lowland.lab.run import Update, train
+from lowland.lab.trainer import Trainer, settings
+from lowland.methods.plain import Plain
+
+TIMED = 60  # plain steps from which the default of a budget in seconds is taken
+
+
+class Display(Protocol):
+    """What shows a comparison while it runs."""
+
+    def begin(self, name: str) -> None:
+        """The run of that name begins, or goes on."""
+
+    def update(self, update: Update) -> None:
+        """The current run has come this far."""
+
+    def end(self, name: str, line: dict[str, Any], *, kept: bool) -> None:
+        """The run is over with this last line; ``kept`` says that it had been before."""
+
+
+def grid(base: RunConfig, methods: Sequence[str], seeds: int) -> list[RunConfig]:
+    """All runs of a comparison, the methods of one seed after the other.
+
+    So the methods take turns: a machine that grows slower, or an interrupt, hits all alike.
+
+    Args:
+        base: What the runs share; its method and seed are replaced.
+        methods: Methods as text.
+        seeds: How many, >= 1: 0, 1, ...
+    """
+    checks.whole("seeds", seeds, 1, "5 seeds make intervals that mean something")
+    if not methods:
+        raise ArgumentError("methods must name at least one method, but is empty; give plain and sam, for example")
+    twice = sorted({m for m in methods if list(methods).count(m) > 1})
+    if twice:
+        raise ArgumentError(f"methods must differ, but {twice[0]} is named twice; leave one out")
+    return [replace(base, seed=seed, method=method) for seed in range(seeds) for method in methods]
+
+
+def compare(runs: Sequence[RunConfig], out: Path, display: Display, *, command: Sequence[str] = ()) -> list[Path]:
+    """Do what is missing of a comparison: finished runs are kept, unfinished ones resumed.
+
+    Args:
+        runs: What :func:`grid` made.
+        out: The folder that gets one folder per run.
+        display: Shows the progress.
+        command: What was typed, for the record.
+
+    Returns:
+        The run folders.
+
+    Raises:
+        StateError: A folder holds a run of another configuration; nothing has been trained then.
+    """
+    for config in runs:
+        _check_folder(config, out / config.name)
+    for config in runs:
+        folder = out / config.name
+        before = history(folder).end
+        if before is None:
+            display.begin(config.name)
+        line = before or train(config, folder, resume=True, progress=display.update, command=command)
+        display.end(config.name, line, kept=before is not None)
+    return [out / config.name for config in runs]
+
+
+def budget(kind: Kind, limit: float | None, base: RunConfig, out: Path) -> Budget:
+    """The budget of a comparison; without a limit, what plain training takes for the recipe's epochs.
+
+    In seconds that is measured, on this machine and once: later calls find it in the runs in ``out``.
+
+    Args:
+        kind: What is limited.
+        limit: How much; None stands for the default.
+        base: What the runs share; its budget is not looked at.
+        out: Where the runs are, or will be.
+    """
+    if limit is not None:
+        return Budget(kind=kind, limit=limit)
+    steps = base.recipe.epochs * len(loader_of(base, task_of(base)))
+    if kind != "seconds":
+        return Budget(kind=kind, limit=steps)
+    timed = replace(base, method="plain", budget=Budget(kind=kind, limit=1.0))
+    found = _recorded_limit(timed, out)
+    return Budget(kind=kind, limit=found or float(f"{steps * _plain_step(timed):.3g}"))
+
+
+def _check_folder(config: RunConfig, folder: Path) -> None:
+    """Refuse a collision before hours are spent on the runs before it; this also refuses unknown names."""
+    recorded, asked = history(folder).config, _line(config)
+    if recorded is not None:
+        refuse_other(recorded, asked, folder)
+
+
+def _line(config: RunConfig) -> dict[str, Any]:
+    steps = len(loader_of(config, task_of(config)))
+    return config_line(config, complete(config, steps), steps_per_epoch=steps, command=())
+
+
+def _recorded_limit(config: RunConfig, out: Path) -> float | None:
+    """The limit of runs in ``out`` that differ from this one in method, seed and limit alone."""
+    asked = _line(config)
+    free = ("method", "seed", "budget.limit")
+    for file in sorted(out.glob(f"*/{RUN_FILE}")):
+        recorded = history(file.parent).config
+        if recorded is not None and all(name.startswith(free) for name, _, _ in differences(recorded, asked)):
+            return float(recorded["budget"]["limit"])
+    return None
+
+
+def _plain_step(config: RunConfig) -> float:
+    """Seconds of a plain step, the median of some."""
+    with settings(config):
+        task = task_of(config)
+        trainer, loader, clock = Trainer(config, Plain(), task), loader_of(config, task), Clock(config.on())
+        batches: Iterator[Any] = chain.from_iterable(loader.batches(epoch) for epoch in count())
+        clock.start()
+        for batch in islice(batches, TIMED):
+            trainer.step(batch, 0.0)
+            clock.lap()
+    return median(clock.laps)

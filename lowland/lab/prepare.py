@@ -1,0 +1,48 @@
+"""What a configuration stands for: its task, its batches, its method."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from lowland.lab.config import RunConfig
+from lowland.lab.loader import Loader
+from lowland.lab.recipes import method_defaults
+from lowland.lab.tasks import NoiseKind, Task, load
+from lowland.method import Method
+from lowland.methods import make
+
+
+def task_of(config: RunConfig) -> Task:
+    """The task that a configuration names; its label noise differs from seed to seed.
+
+    The last one is kept: the runs of a comparison share it, and without label noise so do all seeds.
+    """
+    data = config.data or os.environ.get("LOWLAND_DATA")
+    return _loaded(
+        config.task,
+        None if data is None else Path(data),
+        config.noise,
+        config.noise_kind,
+        config.seed if config.noise else 0,
+    )
+
+
+@lru_cache(maxsize=1)
+def _loaded(name: str, data: Path | None, noise: float, kind: NoiseKind, seed: int) -> Task:
+    return load(name, data=data, noise=noise, noise_kind=kind, noise_seed=seed)
+
+
+def loader_of(config: RunConfig, task: Task) -> Loader:
+    """The batches of a run, in the order that its seed gives."""
+    layout = config.recipe.channels_last
+    return Loader(task, config.recipe.batch_size, config.seed, device=config.on(), channels_last=layout)
+
+
+def complete(config: RunConfig, steps_per_epoch: int) -> Method:
+    """The method that a configuration's text stands for, with open fields filled by the recipe."""
+    make(config.method)  # an unknown name is refused before defaults for it are looked up
+    key = config.method.partition(":")[0]
+    defaults = method_defaults(config.task, config.model, key, steps_per_epoch, config.recipe.epochs)
+    return make(config.method, **defaults)

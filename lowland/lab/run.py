@@ -1,0 +1,287 @@
+"""One run: train a model with a method until its budget is spent, and be able to go on after any kill."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowland.errors import StateError
+from lowland.lab import checkpoint
+from lowland.lab.clock import Clock, typical
+from lowland.lab.config import RunConfig, config_line, now, refuse_other
+from lowland.lab.evaluate import cross_entropy, evaluate, fingerprint
+from lowland.lab.events import Events
+from lowland.lab.interrupt import Stopped, deferred
+from lowland.lab.loader import Loader
+from lowland.lab.prepare import complete, loader_of, task_of
+from lowland.lab.records import History, RunFile, history
+from lowland.lab.tasks import Task
+from lowland.lab.trainer import Trainer, rehearse, settings
+from lowland.sharpness import m_sharpness
+
+SAVE_SECONDS = 30.0  # between checkpoints, where the configuration names no steps
+TELL_SECONDS = 0.1  # between two calls of the display
+JUDGED = 2048  # training examples that train accuracy and m-sharpness are measured on, the first as stored
+M = 128  # examples in a micro-batch of m-sharpness
+RHO = 0.05  # its radius, the same for every method
+
+
+class LabWarning(UserWarning):
+    """Something that a run survived, and that its owner should know."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """How far a run has come, for a display: budget spent, and what is known of the model."""
+
+    run: str
+    fraction: float
+    step: int
+    epoch: int
+    loss: float
+    accuracy: float | None
+    steps_per_second: float
+
+
+Progress = Callable[[Update], None]
+
+
+def train(
+    config: RunConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    task: Task | None = None,
+    command: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Train one run to its end.
+
+    Args:
+        config: The run.
+        folder: Its folder, which gets ``run.jsonl``, ``checkpoints/`` and, on request, ``events/``.
+        resume: Go on with what the folder holds. A finished run is left alone; an empty folder starts one.
+        progress: Told about ten times a second how far it is.
+        task: The task, where the caller has loaded it.
+        command: What was typed to start it, for the record.
+
+    Returns:
+        The ``end`` line of the run file.
+
+    Raises:
+        StateError: The folder holds a run and ``resume`` is not set, or it holds another run.
+        Stopped: SIGINT or SIGTERM came; a checkpoint has been written.
+    """
+    held = history(folder)
+    task = task or task_of(config)
+    with settings(config):
+        loader = loader_of(config, task)
+        method = complete(config, len(loader))
+        line = config_line(config, method, steps_per_epoch=len(loader), command=command)
+        if held.config is not None:
+            _check_held(held.config, line, folder, resume=resume)
+            if held.end is not None:
+                return held.end
+        with closing(_Run(config, folder, line, loader, lambda: Trainer(config, method, task))) as run:
+            run.begin(held)
+            run.go(progress)
+            return run.finish()
+
+
+class _Run:
+    """A run under way: where it is, and what it has seen of the current epoch."""
+
+    trainer: Trainer
+    file: RunFile
+
+    def __init__(
+        self, config: RunConfig, folder: Path, line: dict[str, Any], loader: Loader, make: Callable[[], Trainer]
+    ) -> None:
+        self.config, self.folder, self.line, self.loader, self.make = config, folder, line, loader, make
+        self.clock = Clock(config.on())
+        self.epoch = self.batch = self.examples = self.peak = 0
+        self.losses = torch.zeros((), dtype=torch.float64, device=config.on())  # sum over the epoch so far
+        self.gradients: list[float] = []  # cumulative, after every step
+        self.score: dict[str, float] = {}
+        self.best = 0.0
+        self.events: Events | None = None
+        self._told = self._saved = time.monotonic()
+
+    # Start and end
+
+    def begin(self, held: History) -> None:
+        """Open the run file, and go back to the last checkpoint or measure the memory of a fresh run."""
+        damaged: list[str] = []
+        state = checkpoint.latest(self.folder, damaged.append)
+        self.file = RunFile(self.folder, fresh=state is None)
+        if state is None:
+            self.peak = rehearse(self.make, self.loader)
+        self.trainer = self.make()
+        if state is None:
+            self.file.write("config", **self.line, parameters=sum(p.numel() for p in self.trainer.engine.params))
+        else:
+            self._restore(state)
+            self.file.write("resumed", step=self.trainer.engine.step, time=now())
+            damaged += _changed_versions(held, self.line)
+        for message in damaged:
+            self.file.write("warning", message=message)
+            warnings.warn(message, LabWarning, stacklevel=2)
+        if self.config.tensorboard:
+            self.events = Events(self.folder, self.trainer.engine.step)
+
+    def finish(self) -> dict[str, Any]:
+        """Judge the final weights and write the last line."""
+        engine, clock = self.trainer.engine, self.clock
+        rise = m_sharpness(self.trainer.model, cross_entropy(), self._judged(), rho=RHO, m=M)
+        return self.file.write(
+            "end",
+            epochs=self.epoch,
+            step=engine.step,
+            **self.score,
+            best_test_accuracy=self.best,
+            seconds=clock.seconds,
+            seconds_per_step=typical(clock.laps, [b - a for a, b in pairwise([0.0, *self.gradients])]),
+            gradients_per_step=engine.cost.gradients / engine.step,
+            sequential_per_step=engine.cost.sequential / engine.step,
+            peak_memory=self.peak,
+            m_sharpness=float(rise),
+            weights_sha256=fingerprint(self.trainer.model),
+        )
+
+    def close(self) -> None:
+        """Close the files."""
+        if hasattr(self, "file"):
+            self.file.close()
+        if self.events is not None:
+            self.events.close()
+
+    # Training
+
+    def fraction(self) -> float:
+        """How much of the budget is spent, in [0, 1]."""
+        engine, seconds = self.trainer.engine, self.clock.seconds
+        return self.config.budget.progress(steps=engine.step, gradients=engine.cost.gradients, seconds=seconds)
+
+    def go(self, progress: Progress | None) -> None:
+        """Train until the budget is spent or a signal comes."""
+        with deferred() as signaled:
+            while self.fraction() < 1 or self.batch:
+                self._rest_of_epoch(progress, signaled)
+                self._end_epoch()
+                self._stop_on(signaled())
+        self._save()
+
+    def _rest_of_epoch(self, progress: Progress | None, signaled: Callable[[], int | None]) -> None:
+        self.clock.start()
+        for batch in self.loader.batches(self.epoch, start=self.batch):
+            fraction = self.fraction()
+            if fraction >= 1:
+                return
+            loss = self.trainer.step(batch, fraction)
+            self.clock.lap()
+            self.batch += 1
+            self.examples += len(batch[1])
+            self.losses += loss.double() * len(batch[1])
+            self.gradients.append(self.trainer.engine.cost.gradients)
+            self._stop_on(signaled())
+            if self._due():
+                self._save()
+            self._tell(progress, loss)
+            self.clock.start()
+
+    def _end_epoch(self) -> None:
+        model, precision, engine = self.trainer.model, self.config.recipe.precision, self.trainer.engine
+        test = evaluate(model, self.loader.evaluation(), precision=precision)
+        self.score = {"test_loss": test.loss, "test_accuracy": test.accuracy}
+        self.best = max(self.best, test.accuracy)
+        self.epoch += 1
+        line = self.file.write(
+            "epoch",
+            epoch=self.epoch,
+            step=engine.step,
+            train_loss=float(self.losses) / max(self.examples, 1),
+            train_accuracy=evaluate(model, self._judged(), precision=precision).accuracy,
+            **self.score,
+            lr=self.trainer.optimizer.param_groups[0]["lr"],
+            seconds=self.clock.seconds,
+            gradients=engine.cost.gradients,
+            sequential=engine.cost.sequential,
+            peak_memory=self.peak,
+        )
+        if self.events is not None:
+            self.events.write(line)
+        self.batch = self.examples = 0
+        self.losses = torch.zeros_like(self.losses)
+
+    def _judged(self) -> Iterator[Any]:
+        return islice(self.loader.evaluation(M, part="train"), JUDGED // M)
+
+    def _tell(self, progress: Progress | None, loss: Tensor) -> None:
+        if progress is None or time.monotonic() - self._told < TELL_SECONDS:
+            return
+        self._told = time.monotonic()
+        step = self.trainer.engine.step
+        accuracy, speed = self.score.get("test_accuracy"), step / self.clock.seconds
+        progress(Update(self.config.name, self.fraction(), step, self.epoch, float(loss), accuracy, speed))
+
+    # Checkpoints
+
+    def _due(self) -> bool:
+        every = self.config.checkpoint_every
+        if every is not None:
+            return self.trainer.engine.step % every == 0
+        return time.monotonic() - self._saved > SAVE_SECONDS
+
+    def _stop_on(self, signum: int | None) -> None:
+        if signum is not None:
+            self._save()
+            raise Stopped(signum, self.folder)
+
+    def _save(self) -> None:
+        state = {
+            "trainer": self.trainer.state_dict(),
+            "place": {"epoch": self.epoch, "batch": self.batch, "examples": self.examples, "peak": self.peak},
+            "score": self.score | {"best": self.best},
+            "losses": self.losses,
+            "seconds": self.clock.seconds,
+            "laps": torch.tensor(self.clock.laps, dtype=torch.float64),
+            "gradients": torch.tensor(self.gradients, dtype=torch.float64),
+        }
+        checkpoint.save(self.folder, state, step=self.trainer.engine.step, keep=self.config.keep)
+        self._saved = time.monotonic()
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.trainer.load_state_dict(state["trainer"])
+        for name, value in state["place"].items():
+            setattr(self, name, value)
+        self.score = dict(state["score"])
+        self.best = self.score.pop("best")
+        self.losses = state["losses"].to(self.losses.device)
+        self.clock.seconds, self.clock.laps = state["seconds"], state["laps"].tolist()
+        self.gradients = state["gradients"].tolist()
+
+
+def _check_held(recorded: dict[str, Any], asked: dict[str, Any], folder: Path, *, resume: bool) -> None:
+    if not resume:
+        raise StateError(
+            f"out must be a folder without this run, but {folder} holds one; go on with --resume, "
+            "choose another --out, or remove that folder"
+        )
+    refuse_other(recorded, asked, folder)
+
+
+def _changed_versions(held: History, line: dict[str, Any]) -> list[str]:
+    before = (held.config or line)["versions"].get("torch")
+    current = line["versions"]["torch"]
+    if before == current:
+        return []
+    return [f"begun with torch {before} and resumed with {current}: the bits may differ from an uninterrupted run"]

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from lowland.lab import checkpoint, run
+from lowland.lab.budget import Budget
+from lowland.lab.config import RunConfig
+from lowland.lab.recipes import Recipe
+from lowland.lab.tasks import Augmentation, Task
+
+
+def images(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Small noisy pictures whose class can be seen in one bright row."""
+    draw = torch.Generator().manual_seed(seed)
+    targets = torch.randint(3, (count,), generator=draw)
+    pixels = torch.randint(0, 120, (count, 1, 8, 8), generator=draw, dtype=torch.uint8)
+    pixels[torch.arange(count), 0, targets * 2] += 100
+    return pixels, targets
+
+
+@pytest.fixture
+def task() -> Task:
+    """43 training images, so that with batches of 8 the last one is smaller."""
+    (inputs, targets), (test_inputs, test_targets) = images(43, 1), images(20, 2)
+    return Task(
+        name="rows", train_inputs=inputs, train_targets=targets, clean_targets=targets, test_inputs=test_inputs,
+        test_targets=test_targets, classes=3, mean=(60.0,), std=(40.0,), augmentation=Augmentation(padding=1),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    """Two epochs of 6 steps."""
+    recipe = Recipe(lr=0.05, epochs=2, batch_size=8)
+    return RunConfig(
+        task="rows", model="mlp", method="sam", seed=0, recipe=recipe, budget=Budget(limit=12), device="cpu"
+    )
+
+
+class Kill(BaseException):
+    """Ends a run as SIGKILL would, as far as files go: nothing more is written."""
+
+
+@pytest.fixture
+def kill():
+    """Have the run inside ``with kill(step):`` die right after its checkpoint at that step."""
+
+    @contextmanager
+    def at(deadly: int) -> Iterator[None]:
+        real = checkpoint.save
+
+        def save(folder: Path, state, *, step: int, keep: int = 2):
+            real(folder, state, step=step, keep=keep)
+            if step == deadly:
+                raise Kill
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run.checkpoint, "save", save)
+            try:
+                yield
+            except Kill:
+                return
+            pytest.fail(f"the run never saved a checkpoint at step {deadly}")
+
+    return at

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lowland.errors import ArgumentError, ParameterError, UnknownNameError
+from lowland.lab.models import MODELS
+from lowland.lab.recipes import (
+    Recipe,
+    default_model,
+    fast_bf16,
+    lr_at,
+    make_optimizer,
+    method_defaults,
+    recipe,
+)
+from lowland.lab.tasks import TASKS
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+@pytest.mark.parametrize("model", [*MODELS, "torchvision:resnet18", "timm:vit_tiny_patch16_224"])
+def test_there_is_a_recipe_for_everything(task: str, model: str) -> None:
+    made = recipe(task, model)
+    assert made == recipe(task, model)
+    assert make_optimizer(made, nn.Linear(2, 2)).param_groups[0]["lr"] == made.lr
+
+
+def test_default_models_are_known() -> None:
+    assert {task: default_model(task) for task in TASKS} == {
+        "digits": "mlp",
+        "fashion-mnist": "convnet",
+        "cifar10": "resnet20",
+        "cifar100": "resnet20",
+    }
+
+
+def test_recipe_of_resnet20_on_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lowland.lab.recipes.fast_bf16", lambda _device: True)
+    made = recipe("cifar10", "resnet20")
+    assert (made.optimizer, made.momentum, made.nesterov) == ("sgd", 0.9, True)
+    assert (made.batch_size, made.weight_decay, made.label_smoothing) == (128, 5e-4, 0.0)
+    assert (made.schedule, made.warmup) == ("onecycle", 0.25)
+    assert (made.precision, made.channels_last) == ("bf16", True)
+
+
+def test_bf16_only_where_it_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    assert not fast_bf16("cpu")
+    assert recipe("cifar10", "resnet20").precision == "fp32"
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert fast_bf16("cpu")
+    assert recipe("cifar10", "resnet20").precision == "bf16"
+    assert recipe("fashion-mnist", "convnet").precision == "bf16"
+    assert recipe("digits", "convnet").precision == "fp32"
+    assert recipe("cifar10", "mlp").precision == "fp32"
+    assert not fast_bf16("meta")
+
+
+def test_digits_stay_small() -> None:
+    made = recipe("digits", "mlp")
+    assert (made.epochs, made.batch_size, made.precision, made.channels_last) == (40, 64, "fp32", False)
+
+
+def test_transformers_get_adamw() -> None:
+    for name in ("timm:vit_tiny_patch16_224", "vit_b_16", "timm:deit3_small_patch16_224", "swin_t"):
+        assert recipe("cifar10", name).optimizer == "adamw"
+    for name in ("torchvision:resnet18", "convnext_tiny", "timm:levit_128"):
+        assert recipe("cifar10", name).optimizer == "sgd"
+
+
+def test_replace() -> None:
+    changed = recipe("digits", "mlp").replace(lr=0.3, epochs=2)
+    assert (changed.lr, changed.epochs, changed.batch_size) == (0.3, 2, 64)
+    with pytest.raises(UnknownNameError, match="unknown recipe field 'momentm': did you mean 'momentum'"):
+        changed.replace(momentm=0.5)
+    with pytest.raises(ArgumentError, match="epochs must be an integer >= 1"):
+        changed.replace(epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("optimizer", "lion"),
+        ("schedule", "linear"),
+        ("precision", "fp16"),
+        ("lr", 0),
+        ("lr", -0.1),
+        ("lr", float("nan")),
+        ("lr", float("inf")),
+        ("lr", True),
+        ("weight_decay", -1e-4),
+        ("weight_decay", float("nan")),
+        ("momentum", 1.0),
+        ("momentum", -0.1),
+        ("warmup", 1.0),
+        ("label_smoothing", 1),
+        ("label_smoothing", float("nan")),
+        ("epochs", 0),
+        ("epochs", 2.5),
+        ("batch_size", 0),
+        ("clip", 0),
+        ("clip", -1.0),
+    ],
+)
+def test_bad_values_are_named(field: str, value: Any) -> None:
+    with pytest.raises(ArgumentError, match=rf"^{field} must be .*but is {value!r}; "):
+        Recipe(**{field: value})
+
+
+def test_nesterov_needs_momentum() -> None:
+    with pytest.raises(ArgumentError, match="nesterov must be False where momentum is 0"):
+        Recipe(momentum=0.0)
+    assert Recipe(momentum=0.0, nesterov=False).momentum == 0
+
+
+def test_one_cycle() -> None:
+    made = Recipe(lr=1.0, schedule="onecycle", warmup=0.25)
+    assert lr_at(made, 0) == pytest.approx(1 / 25)
+    assert lr_at(made, 0.125) == pytest.approx(0.52)
+    assert lr_at(made, 0.25) == 1.0
+    assert lr_at(made, 0.625) == pytest.approx(0.5)
+    assert lr_at(made, 1) == 0.0
+
+
+def test_cosine() -> None:
+    made = Recipe(lr=2.0, schedule="cosine", warmup=0.5)
+    assert lr_at(made, 0.5) == 2.0
+    assert lr_at(made, 0.75) == pytest.approx(1.0)
+    assert lr_at(made, 1) == pytest.approx(0.0)
+
+
+def test_step() -> None:
+    made = Recipe(lr=1.0, schedule="step", warmup=0.0)
+    found = [lr_at(made, p) for p in (0, 0.49, 0.5, 0.74, 0.75, 1)]
+    assert found == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_constant() -> None:
+    made = Recipe(lr=1.0, schedule="constant", warmup=0.0)
+    assert {lr_at(made, p / 10) for p in range(11)} == {1.0}
+
+
+@pytest.mark.parametrize("schedule", ["onecycle", "cosine", "constant", "step"])
+def test_schedules_are_clamped_and_bounded(schedule: Any) -> None:
+    made = Recipe(lr=0.5, schedule=schedule, warmup=0.1)
+    assert lr_at(made, -1) == lr_at(made, 0)
+    assert lr_at(made, 1.2) == lr_at(made, 1)
+    values = [lr_at(made, p / 1000) for p in range(1001)]
+    assert max(values) == pytest.approx(0.5)
+    assert min(values) >= 0
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
+)
+def test_optimizers(name: Any, kind: type) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    model[0].bias.requires_grad_(False)
+    made = make_optimizer(Recipe(optimizer=name, lr=0.2, momentum=0.8, weight_decay=0.01), model)
+    assert type(made) is kind
+    (group,) = made.param_groups
+    assert len(group["params"]) == 3  # weight, and BatchNorm's two: decay acts on all that train
+    assert (group["lr"], group["weight_decay"]) == (0.2, 0.01)
+    assert (group["momentum"], group["nesterov"]) == (0.8, True) if name == "sgd" else group["betas"] == (0.8, 0.999)
+
+
+def test_optimizer_of_a_frozen_model() -> None:
+    with pytest.raises(ParameterError, match="model must have a trainable parameter"):
+        make_optimizer(Recipe(), nn.Linear(2, 2).requires_grad_(False))
+
+
+def test_method_defaults() -> None:
+    assert method_defaults("digits", "mlp", "looksam", 21, 40) == {"alpha": 0.2}
+    assert method_defaults("cifar10", "timm:vit_tiny_patch16_224", "looksam", 391, 30) == {}
+    for method in ("vsam", "arsam"):
+        assert method_defaults("cifar10", "resnet20", method, 391, 30) == {"warmup": 3 * 391}
+        assert method_defaults("cifar10", "resnet20", method, 391, 20) == {"warmup": 3 * 391}
+        assert method_defaults("cifar10", "resnet20", method, 391, 8) == {"warmup": round(0.8 * 391)}
+    for method in ("plain", "sam", "sampa", "micro-sam"):
+        assert method_defaults("cifar10", "resnet20", method, 391, 30) == {}
+
+
+def test_every_field_is_documented() -> None:
+    import inspect
+
+    source = inspect.getsource(Recipe)
+    for field in fields(Recipe):
+        after = source.split(f"    {field.name}: ", 1)[1].splitlines()[1]
+        assert after.strip().startswith('"""'), field.name

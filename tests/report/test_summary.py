@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import sqrt
+from pathlib import Path
+
+import pytest
+
+from lowland.report import groups, notes, read, statement, summarize, verdict
+from lowland.report.records import RunRecord
+
+WriteRun = Callable[..., Path]
+PLAIN = [0.950, 0.952, 0.954]
+SAMPA = [0.961, 0.962, 0.966]  # differences in points: 1.1, 1.0, 1.2
+
+
+def three_methods(write_run: WriteRun) -> list[RunRecord]:
+    runs = []
+    for seed in range(3):
+        runs.append(write_run("sampa", seed, accuracy=SAMPA[seed], seconds_per_step=0.02 + 0.001 * seed))
+        runs.append(write_run("looksam", seed, accuracy=PLAIN[seed] + 0.002 * (seed - 1)))
+        runs.append(write_run("plain", seed, accuracy=PLAIN[seed], seconds_per_step=0.01))
+    return [read(run) for run in runs]
+
+
+def test_numbers_by_hand(write_run: WriteRun) -> None:
+    plain, sampa, looksam = summarize(three_methods(write_run))
+    assert [plain.method, sampa.method, looksam.method] == ["plain", "sampa", "looksam"]
+    assert plain.baseline
+    assert plain.difference is None
+    assert plain.effect is None
+    assert sampa.seeds == (0, 1, 2)
+    assert sampa.accuracy is not None
+    assert sampa.accuracy.mean == pytest.approx(0.963)
+    # s² = (0.002² + 0.001² + 0.003²) / 2
+    assert sampa.accuracy.half == pytest.approx(4.302653 * sqrt(7e-6) / sqrt(3), rel=1e-6)
+    assert sampa.difference is not None
+    assert sampa.difference.mean == pytest.approx(0.011)
+    assert sampa.difference.half == pytest.approx(4.302653 * 0.001 / sqrt(3), rel=1e-6)
+    assert (sampa.effect, looksam.effect) == ("better", "open")
+    assert (sampa.gradients, sampa.sequential) == (2.0, 1.0)
+    assert sampa.time == pytest.approx(2.1)  # the median of 2.0, 2.1, 2.2
+    assert sampa.memory == 5 * 2**20
+    assert sampa.memory_ratio == 1.25
+    assert sampa.sharpness == pytest.approx(0.0125)
+
+
+def test_sentences(write_run: WriteRun) -> None:
+    rows = summarize(three_methods(write_run))
+    assert verdict(rows) == "sampa beats plain; looksam cannot be told apart from it."
+    assert statement(rows).replace("\u00a0", " ") == (
+        "Better than plain beyond the 95 % interval: sampa (2.00 gradients, 2.10 × the time). "
+        "Open: looksam (1.20 gradients, 1.00 × the time)."
+    )
+    assert verdict([rows[0], rows[2]]) == "No method can be told apart from plain over these seeds."
+    assert "interval: none." in statement([rows[0], rows[2]])
+    assert "95.20 %" in verdict(rows[:1])
+
+
+def test_worse(write_run: WriteRun) -> None:
+    runs = [write_run(m, s, accuracy=a + s / 100) for m, a in (("plain", 0.9), ("sam", 0.8)) for s in (0, 1)]
+    rows = summarize([read(run) for run in runs])
+    assert verdict(rows) == "sam falls behind plain."
+    assert "Worse than plain beyond it: sam" in statement(rows)
+
+
+def test_one_seed_has_no_interval_and_no_verdict(write_run: WriteRun) -> None:
+    rows = summarize([read(write_run("plain", accuracy=0.9)), read(write_run("sam", accuracy=0.95))])
+    assert rows[1].accuracy is not None
+    assert rows[1].accuracy.half is None
+    assert rows[1].effect == "open"
+    assert "one seed decides nothing" in verdict(rows)
+    assert statement(rows) == ""
+
+
+def test_without_baseline(write_run: WriteRun) -> None:
+    rows = summarize([read(write_run("sam", s, accuracy=0.9)) for s in (0, 1)])
+    assert [(row.baseline, row.difference, row.time) for row in rows] == [(False, None, None)]
+    assert rows[0].seconds == 0.01
+    assert "without a finished baseline" in verdict(rows)
+
+
+def test_another_baseline(write_run: WriteRun) -> None:
+    rows = summarize(three_methods(write_run), baseline="looksam")
+    assert [row.method for row in rows] == ["looksam", "sampa", "plain"]
+    assert verdict(rows).startswith("sampa beats looksam")
+
+
+def test_unfinished_runs_are_listed_not_counted(write_run: WriteRun) -> None:
+    records = three_methods(write_run)
+    records += [read(write_run("sampa", 3, finished=False)), read(write_run("sam", 0, finished=False))]
+    rows = {row.method: row for row in summarize(records)}
+    assert rows["sampa"].unfinished == (3,)
+    assert rows["sampa"].accuracy is not None
+    assert rows["sampa"].accuracy.n == 3
+    assert rows["sam"].seeds == ()
+    assert rows["sam"].accuracy is None
+    assert notes(records) == ["Unfinished and not counted: sampa seed 3, sam seed 0."]
+    assert verdict(summarize(records[-2:])) == "No run has finished yet."
+
+
+def test_repeated_run_counts_once(write_run: WriteRun) -> None:
+    old = read(write_run("plain", 0, accuracy=0.1, time="2026-01-01"))
+    new = read(write_run("plain", 0, accuracy=0.9, time="2026-02-01", folder="new"))
+    torn = read(write_run("plain", 0, finished=False, time="2026-03-01", folder="torn"))
+    for records in ([old, new, torn], [torn, new, old]):
+        (row,) = summarize(records)
+        assert row.accuracy is not None
+        assert (row.accuracy.mean, row.accuracy.n) == (0.9, 1)
+        assert "2 of 3 runs repeat" in notes(records)[0]
+
+
+def test_label_is_the_key_where_it_is_enough(write_run: WriteRun) -> None:
+    runs = [read(write_run(text)) for text in ("sampa:lam=0", "sampa:lam=1", "sam:rho=0.1")]
+    assert [row.label for row in summarize(runs)] == ["sampa:lam=0", "sampa:lam=1", "sam"]
+
+
+def test_notes_on_what_does_not_compare(write_run: WriteRun) -> None:
+    first = read(write_run("plain", 0))
+    other = read(write_run("sam", 1, recipe={"lr": 0.2}, machine={"device": "cuda"}, versions={"torch": "2.6"}))
+    told = " ".join(notes([first, other]))
+    assert "differ in lr" in told
+    assert "different machines" in told
+    assert "different versions of torch" in told
+    assert "same seeds" in told
+
+
+def test_groups_keep_budgets_and_noise_apart(write_run: WriteRun) -> None:
+    noisy = {"kind": "symmetric", "rate": 0.2}
+    records = [
+        read(write_run("plain", 0)),
+        read(write_run("plain", 1, noise={"kind": "none", "rate": 0.0})),
+        read(write_run("plain", 2, noise=noisy)),
+        read(write_run("plain", 3, budget={"kind": "seconds", "limit": 90.0})),
+        read(write_run("plain", 4, task="cifar10")),
+        read(write_run("plain", 5, model="convnet")),
+    ]
+    found = groups(records)
+    assert [len(group) for group in found.values()] == [2, 1, 1, 1, 1]
+    assert ("digits", "mlp", "20 % symmetric label noise", "66 steps") in found
+    assert ("digits", "mlp", "", "90 seconds") in found

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from lowland.report import Row, markdown, read, rich_table, summarize
+
+WriteRun = Callable[..., Path]
+
+
+def rows_of(write_run: WriteRun, methods: Sequence[str], seeds: int = 2) -> list[Row]:
+    runs = [(m, s, 0.9 + 0.01 * s + 0.02 * n) for n, m in enumerate(methods) for s in range(seeds)]
+    return summarize([read(write_run(m, s, accuracy=a)) for m, s, a in runs])
+
+
+def test_markdown(write_run: WriteRun) -> None:
+    head, rule, plain, sam = markdown(rows_of(write_run, ["plain", "sam"])).splitlines()
+    assert head.startswith("| method | seeds | test accuracy, % | gain over plain, points |")
+    assert "| m-sharpness |" in head
+    assert rule.count("---:") == 7
+    # 90 and 91: s = 1/√2, t(0.975, 1) = 12.7062, half = 12.7062 / 2; the differences are both 2.00
+    assert plain == "| `plain` | 2 | 90.50 ± 6.35 | – | 1.00 / 1.00 | 1.00 × | 4.0 (1.00 ×) | 0.0200 |"
+    assert sam == "| `sam` | 2 | 92.50 ± 6.35 | +2.00 ± 0.00 ▲ | 2.00 / 2.00 | 1.00 × | 5.0 (1.25 ×) | 0.0125 |"
+
+
+def test_without_baseline_nothing_is_relative(write_run: WriteRun) -> None:
+    text = markdown(rows_of(write_run, ["sam", "looksam"]))
+    assert "gain" not in text
+    assert "10 ms" in text
+    assert "×" not in text
+
+
+def test_one_seed_and_unfinished(write_run: WriteRun) -> None:
+    records = [read(write_run("plain")), read(write_run("sam")), read(write_run("sam", 1, finished=False))]
+    records.append(read(write_run("looksam", finished=False)))
+    _, _, plain, sam, looksam = markdown(summarize(records)).splitlines()
+    assert "| 95.00 |" in plain
+    assert "| 1 of 2 | 95.00 | +0.00 ○ |" in sam
+    assert "| 0 of 1 | unfinished | – | – | – |" in looksam
+
+
+def test_pipes_do_not_break_the_table(write_run: WriteRun) -> None:
+    assert r"`sam:a\|b`" in markdown(rows_of(write_run, ["sam:a|b"]))
+
+
+@pytest.mark.parametrize("long", ["sampa:rho=0.1,lam=0.2", "arsam:rho=0.05,window=50,p_max=0.85,warmup=300"])
+def test_terminal_table_cuts_nothing_at_100_columns(write_run: WriteRun, long: str) -> None:
+    rows = rows_of(write_run, ["plain", "micro-sam", long], seeds=3)
+    out = StringIO()
+    Console(file=out, width=100).print(rich_table(rows))
+    text = out.getvalue()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 100
+    for line in markdown(rows).splitlines()[2:]:
+        method, *cells = (cell.strip(" `") for cell in line.strip("|").split("|"))
+        for part in re.findall(r"[^:,]+[:,]?", method) + cells:
+            assert part in text
+
+
+def test_terminal_table_keeps_names_literal(write_run: WriteRun) -> None:
+    out = StringIO()
+    Console(file=out, width=100).print(rich_table(rows_of(write_run, ["[red]sam[/]"])))
+    assert "[red]sam[/]" in out.getvalue()

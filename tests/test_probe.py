@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from lowland.probe import Probe, Reading, conversation
+
+
+def reading(value: float) -> Reading:
+    return Reading(torch.tensor(value), [torch.tensor(value)], None)
+
+
+def answer(plan, replies):
+    """Drive a plan with fixed replies; return all that it asked and its result."""
+    talk, asked = conversation(plan), []
+    try:
+        asked.append(next(talk))
+        for reply in replies:
+            asked.append(talk.send(reply))
+    except StopIteration as done:
+        return asked, done.value
+    raise AssertionError("the plan asked for more")
+
+
+@pytest.mark.parametrize(
+    ("at", "stats", "expected"),
+    [(None, None, True), ([torch.ones(1)], None, False), (None, False, False), ([torch.ones(1)], True, True)],
+)
+def test_statistics_follow_the_displacement_unless_told(at, stats, expected):
+    assert Probe(None, at=at, stats=stats).stats is expected
+
+
+def test_statistics_are_decided_before_the_displacement_is_spent():
+    probe = Probe(None, at=[torch.ones(1)])
+    probe.at.clear()
+    assert probe.stats is False
+
+
+def test_a_probe_owns_its_list_but_not_the_tensors():
+    vector = [torch.ones(1), torch.ones(2)]
+    probe = Probe(None, at=vector)
+    assert probe.at[0] is vector[0]
+    probe.at.clear()
+    assert len(vector) == 2
+
+
+def test_a_probe_is_a_constant():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Probe(None).grad = False
+
+
+def test_one_probe_is_answered_by_a_reading_and_several_by_a_tuple():
+    def plan():
+        alone = yield Probe("a")
+        first, second = yield (Probe("b"), Probe("c"))
+        (single,) = yield (Probe("d"),)
+        return alone.loss, [first.loss, second.loss, single.loss]
+
+    replies = [(reading(1.0),), (reading(2.0), reading(3.0)), (reading(4.0),)]
+    asked, (loss, rest) = answer(plan(), replies)
+    assert [[p.batch for p in ask] for ask in asked] == [["a"], ["b", "c"], ["d"]]
+    assert [float(loss), *map(float, rest)] == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_a_list_of_probes_counts_as_several():
+    def plan():
+        readings = yield [Probe("a"), Probe("b")]
+        return readings[1].loss, []
+
+    _, (loss, _) = answer(plan(), [(reading(1.0), reading(2.0))])
+    assert float(loss) == 2.0
+
+
+def test_readings_are_freed_before_the_next_pass():
+    freed = []
+
+    class Loud(torch.Tensor):
+        def __del__(self):
+            freed.append(True)
+
+    def plan():
+        here = yield Probe("a")
+        loss = here.loss
+        del here
+        yield Probe("b")
+        return loss, []
+
+    talk = conversation(plan())
+    next(talk)
+    talk.send((Reading(torch.tensor(1.0), [torch.ones(1).as_subclass(Loud)], None),))
+    assert freed
+
+
+def test_leaving_early_closes_the_plan():
+    closed = []
+
+    def plan():
+        try:
+            yield Probe("a")
+        finally:
+            closed.append(True)
+
+    talk = conversation(plan())
+    next(talk)
+    talk.close()
+    assert closed
+
+
+def test_what_the_plan_raises_comes_through():
+    def plan():
+        yield Probe("a")
+        raise KeyError("mine")
+
+    talk = conversation(plan())
+    next(talk)
+    with pytest.raises(KeyError, match="mine"):
+        talk.send((reading(1.0),))
