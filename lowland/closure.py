@@ -100,7 +100,7 @@ class ClosureOptimizer(Optimizer):
             The loss of the first pass, detached; None without a closure.
 
         Raises:
-            UsageError: The closure returns no loss, or adds to earlier gradients instead of zeroing them.
+            UsageError: The closure returns no loss, calls no backward, or adds to earlier gradients.
         """
         if closure is None:
             return self.base.step()
@@ -114,9 +114,9 @@ class ClosureOptimizer(Optimizer):
                 with current, torch.enable_grad():
                     marks = _marked(params, earlier) if first is None else []
                     loss = closure()
-                    _check(loss, marks)
+                    _check(loss, marks, params)
                     current.adopt(loss)
-                first = loss if first is None else first
+                first = loss.detach() if first is None else first
         except BaseException:
             for p, g in zip(params, earlier, strict=True):
                 p.grad = g
@@ -133,7 +133,7 @@ def _marked(params: Sequence[Tensor], earlier: Sequence[Tensor | None]) -> list[
     return marks
 
 
-def _check(loss: Any, marks: Sequence[tuple[Tensor, Tensor]]) -> None:
+def _check(loss: Any, marks: Sequence[tuple[Tensor, Tensor]], params: Sequence[Tensor]) -> None:
     if not isinstance(loss, Tensor):
         raise UsageError(f"closure must return the loss, but returned {loss!r}; end it with `return loss`")
     # Adding to a mark changes it once; zeroing it first, a second time; zeroing to None replaces it.
@@ -142,3 +142,5 @@ def _check(loss: Any, marks: Sequence[tuple[Tensor, Tensor]]) -> None:
             "closure must zero the gradients before backward, but added to earlier ones; call "
             "optimizer.zero_grad() in it, or accumulate with engine.backward(batch)"
         )
+    if all(p.grad is None for p in params):
+        raise UsageError("closure must call backward, but no parameter has a gradient after it; call loss.backward()")

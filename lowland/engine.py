@@ -101,6 +101,7 @@ class Engine:
         self.rng = random.Random(seed)
         self.step = 0
         self.memory: dict[str, Any] = method.init([p.detach() for p in self.params])
+        self.vector_keys = state.vector_keys(self.memory, self.params)
         self._under_way = False
 
     @property
@@ -247,7 +248,7 @@ class Engine:
 
     def _fill(self, held: list[Tensor | None], grad: Vec, before: dict[str, Any]) -> None:
         """Put the step's gradient where the optimizer looks for it."""
-        kept = {id(t) for value in self.memory.values() if isinstance(value, list) for t in value}
+        kept = {id(t) for key in self.vector_keys for t in self.memory[key]}
         scale = self.work.scale()
         if scale is not None and self.work.finite is not None:
             finite = self.work.finite
@@ -267,9 +268,9 @@ class Engine:
     def _forget_unless(self, finite: Tensor, before: dict[str, Any]) -> None:
         """Keep changed vectors only if the step was finite, decided on the device."""
         safe = self.method.fallback(before)
-        for key, value in self.memory.items():
-            if state.is_vec(value, self.params) and value is not before[key]:
-                self.memory[key] = vec.where(finite, value, safe[key])
+        for key in self.vector_keys:
+            if self.memory[key] is not before[key]:
+                self.memory[key] = vec.where(finite, self.memory[key], safe[key])
 
     # Checkpoints
 

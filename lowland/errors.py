@@ -35,8 +35,9 @@ class UnknownNameError(ArgumentError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         choices = sorted(known)
-        near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        plain = {choice.casefold().replace("_", "-"): choice for choice in choices}
+        near = difflib.get_close_matches(name.casefold().replace("_", "-"), plain, n=1, cutoff=0.5)
+        hint = f"did you mean {plain[near[0]]!r}? " if near else ""
         super().__init__(f"unknown {kind} {name!r}: {hint}known are {', '.join(choices)}")
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lowland import checks, vec
-from lowland.vec import TINY, Vec
+from lowland.vec import Vec
 
 Select: TypeAlias = Callable[[nn.Module, str, Tensor], bool]
 Radii: TypeAlias = "float | list[float]"
@@ -55,7 +55,7 @@ class L2(Geometry):
         perturbed = _perturbed(grad, radii)
         if not perturbed:
             return vec.zeros(grad)
-        return _stretch(grad, 1 / (vec.norm(perturbed) + TINY), radii)
+        return _stretch(grad, vec.inverse(vec.norm(perturbed)), radii)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class Adaptive(Geometry):
         perturbed = _perturbed(scaled, radii)
         if not perturbed:
             return vec.zeros(grad)
-        return _stretch(vec.mul(sizes, scaled), 1 / (vec.norm(perturbed) + TINY), radii)
+        return _stretch(vec.mul(sizes, scaled), vec.inverse(vec.norm(perturbed)), radii)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,12 +106,13 @@ class Layerwise(Geometry):
 
     def ascent(self, params: Vec, grad: Vec, radii: Radii) -> Vec:
         """See :meth:`Geometry.ascent`."""
-        sizes = 1 / (vec.norms(grad) + TINY)  # (number of tensors,)
+        sizes = vec.inverse(vec.norms(grad))  # (number of tensors,)
         if self.trust:
             weights = vec.norms(params)
             sizes = sizes * torch.where(weights == 0, torch.ones_like(weights), weights)
-        scaled = vec.mul(grad, [s.to(g.dtype) for s, g in zip(sizes.unbind(), grad, strict=True)])
-        return vec.scale(scaled, radii)
+        factors = sizes * (sizes.new_tensor(radii) if isinstance(radii, list) else radii)
+        # In the norms' precision: a factor can be beyond fp16 where the displacement is not.
+        return [(g.to(f.dtype) * f).to(g.dtype) for g, f in zip(grad, factors.unbind(), strict=True)]
 
 
 def _perturbed(grad: Vec, radii: Radii) -> Vec:

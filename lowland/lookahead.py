@@ -17,9 +17,6 @@ from lowland import vec
 from lowland.errors import ParameterError, UsageError
 from lowland.vec import Vec
 
-# Attributes of an optimizer that a copy must not carry: the user's hooks, and the step a scheduler has patched.
-_NOT_COPIED = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks", "step", "param_groups", "state")
-
 
 def unwrap(optimizer: Any) -> Optimizer:
     """The torch optimizer inside wrappers that keep it as ``.optimizer``."""
@@ -54,7 +51,7 @@ def raw(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
     moves = vec.zeros(params)
     for group, index in _by_group(optimizer, params):
         sign = 1.0 if group.get("maximize") else -1.0
-        for i, move in zip(index, vec.scale([grad[i] for i in index], sign * group["lr"]), strict=True):
+        for i, move in zip(index, vec.scale([grad[i] for i in index], sign * _lr(group)), strict=True):
             moves[i] = move
     return moves
 
@@ -74,27 +71,33 @@ def momentum(optimizer: Optimizer, params: Vec) -> Vec:
 
 def dry_run(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
     """Let a copy of the optimizer take the step on copies of the parameters, and measure how far it got."""
-    memo: dict[int, Any] = {}
-    twin = object.__new__(type(optimizer))
+    name = type(optimizer).__name__
     try:
-        for name in ("param_groups", "state"):  # first, so that all else refers to the copied parameters
-            setattr(twin, name, copy.deepcopy(getattr(optimizer, name), memo))
-        rest = {k: v for k, v in vars(optimizer).items() if k not in _NOT_COPIED}
-        twin.__dict__.update(copy.deepcopy(rest, memo))
+        twin, copies = _twin(optimizer, params)
+        for p, g in zip(copies, grad, strict=True):
+            p.grad = g.clone()
+        step = type(twin).step
+        # Unhooked: a step that is not taken must not be seen by anyone.
+        getattr(step, "__wrapped__", step)(twin) if getattr(step, "hooked", False) else twin.step()
     except Exception as error:
         raise UsageError(
-            f"lookahead needs a copy of the optimizer, but {type(optimizer).__name__} cannot be copied "
-            f'({error}); use SAMPa(lookahead="raw") or SGD, Adam or AdamW'
+            f"lookahead needs a copy of the optimizer to step without a closure, but {name} fails ({error}); "
+            'use SAMPa(lookahead="raw") or SGD, Adam or AdamW'
         ) from error
-    twin.__dict__.update({name: type(vars(optimizer)[name])() for name in _NOT_COPIED[:2] if name in vars(optimizer)})
+    return vec.sub([p.detach() for p in copies], [p.detach() for p in params])
+
+
+def _twin(optimizer: Optimizer, params: Vec) -> tuple[Optimizer, list[Any]]:
+    """A copy on copies of the parameters, without the user's hooks and without what schedulers have patched."""
+    memo: dict[int, Any] = {}
+    twin = object.__new__(type(optimizer))
+    copied = {k: v for k, v in vars(optimizer).items() if k != "step" and not k.endswith("_hooks")}
+    twin.__dict__.update(copy.deepcopy(copied, memo))
+    twin.__dict__.update({k: type(v)() for k, v in vars(optimizer).items() if k.endswith("_hooks")})
     for group in twin.param_groups:
         for p in group["params"]:
             p.grad = None
-    copies = [memo[id(p)] for p in params]
-    for p, g in zip(copies, grad, strict=True):
-        p.grad = g.clone()
-    twin.step()
-    return vec.sub([p.detach() for p in copies], [p.detach() for p in params])
+    return twin, [memo[id(p)] for p in params]
 
 
 def _by_group(optimizer: Optimizer, params: Vec) -> list[tuple[dict[str, Any], list[int]]]:
@@ -117,7 +120,7 @@ def _sgd(group: dict[str, Any], states: list[dict[str, Any]], params: Vec, grad:
         # A buffer that does not exist yet starts at d itself, without dampening.
         moved = [x if b is None else mu * b + keep * x for x, b in zip(d, buffers, strict=True)]
         d = vec.add(d, moved, mu) if group["nesterov"] else moved
-    return vec.scale(d, -group["lr"])
+    return vec.scale(d, -_lr(group))
 
 
 def _adam(group: dict[str, Any], states: list[dict[str, Any]], params: Vec, grad: Vec, kind: type) -> Vec:
@@ -134,10 +137,15 @@ def _adam(group: dict[str, Any], states: list[dict[str, Any]], params: Vec, grad
     counts = [_on(s.get("step"), p) + 1 for s, p in zip(states, params, strict=True)]
     ups = [1 - beta1**n for n in counts]
     roots = vec.div(vec.sqrt(squares), [torch.sqrt(1 - beta2**n) for n in counts])
-    moves = vec.scale(vec.div(vec.div(means, ups), vec.shift(roots, group["eps"])), -group["lr"])
+    moves = vec.scale(vec.div(vec.div(means, ups), vec.shift(roots, group["eps"])), -_lr(group))
     if group["weight_decay"] != 0 and decoupled:
-        moves = vec.add(moves, vec.scale(params, -group["lr"] * group["weight_decay"]))
+        moves = vec.add(moves, vec.scale(params, -_lr(group) * group["weight_decay"]))
     return moves
+
+
+def _lr(group: dict[str, Any]) -> float | Tensor:
+    lr: float | Tensor = group["lr"]
+    return lr.reshape(()) if isinstance(lr, Tensor) else lr
 
 
 def _state(states: list[dict[str, Any]], key: str, params: Vec) -> Vec:

@@ -42,7 +42,7 @@ def frozen_stats(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def only(params: Sequence[Tensor], wrt: Sequence[bool]) -> Iterator[None]:
     """Differentiate the chosen parameters alone, so that backward does not work for the others."""
-    others = [p for p, wanted in zip(params, wrt, strict=True) if not wanted]
+    others = [p for p, wanted in zip(params, wrt, strict=True) if not wanted and p.requires_grad]
     try:
         for p in others:
             p.requires_grad_(False)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
@@ -31,8 +32,10 @@ class Parameters:
         named = dict(model.named_parameters())
         trainable = {n: p for n, p in named.items() if p.requires_grad}
         self.frozen = [p for p in named.values() if not p.requires_grad]
-        # torch.compile and wrappers of data parallelism prefix names; a checkpoint should not know of them.
-        self.names = [n.replace("_orig_mod.", "").removeprefix("module.") for n in trainable]
+        # torch.compile and DataParallel prefix names; a checkpoint should not know of them.
+        wrapper = "module." if isinstance(model, DataParallel | DistributedDataParallel) else ""
+        short = [n.replace("_orig_mod.", "").removeprefix(wrapper) for n in trainable]
+        self.names = short if len(set(short)) == len(short) else list(trainable)
         self.vec: list[Tensor] = list(trainable.values())
         _check_kinds(trainable, allow_low_precision)
         _check_owned(named, trainable, optimizer)

@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 from lowland.vec import Vec
@@ -76,7 +77,8 @@ def conversation(plan: Plan) -> Generator[tuple[Probe, ...], tuple[Reading, ...]
     with closing(plan):
         while True:
             try:
-                ask = plan.send(answer)
+                with torch.no_grad():  # plans compute with weights, too, and need no graph
+                    ask = plan.send(answer)
             except StopIteration as done:
                 result: tuple[Tensor, Vec] = done.value
                 return result

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from lowland import checks
+from lowland.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,11 @@ def follow_lr(high: float, low: float, *, lr_high: float, lr_low: float = 0.0) -
     """
     checks.at_least("high", high, 0, "a radius of 0 switches the perturbation off")
     checks.at_least("low", low, 0, "a radius of 0 switches the perturbation off")
-    checks.at_least("lr_high", lr_high, lr_low + 1e-300, "give the largest learning rate of the schedule")
+    checks.at_least("lr_low", lr_low, 0, "give the smallest learning rate of the schedule")
+    if not lr_low < lr_high < math.inf:
+        raise ArgumentError(
+            f"lr_high must be > lr_low = {lr_low}, but is {lr_high}; give the largest learning rate of the schedule"
+        )
     return FollowLR(high, low, lr_high, lr_low)
 
 

@@ -29,7 +29,11 @@ def clone(v: Vec) -> Vec:
 
 
 def norms(v: Vec) -> Tensor:
-    """The L2 norm of every tensor, shape ``(len(v),)``."""
+    """The L2 norm of every tensor, shape ``(len(v),)``, in fp32 at least."""
+    kinds = {t.dtype for t in v}
+    if kinds & {torch.float16, torch.bfloat16}:
+        wide = torch.float64 if torch.float64 in kinds else torch.float32
+        return torch.stack(list(torch._foreach_norm(v, 2, dtype=wide)))
     return torch.stack(list(torch._foreach_norm(v)))
 
 
@@ -37,6 +41,11 @@ def norm(v: Vec) -> Tensor:
     """The L2 norm over all tensors together, shape ``()``."""
     total: Tensor = torch.linalg.vector_norm(_flat(v) if _many_small(v) else norms(v))
     return total
+
+
+def inverse(size: Tensor) -> Tensor:
+    """``1 / (size + TINY)``, and 0 for a size of 0: a zero vector has no direction, in any precision."""
+    return torch.where(size == 0, torch.zeros_like(size), 1 / (size + TINY))
 
 
 def dot(a: Vec, b: Vec) -> Tensor:
@@ -49,6 +58,7 @@ def dot(a: Vec, b: Vec) -> Tensor:
 def finite(v: Vec) -> Tensor:
     """Whether every entry is finite: a boolean of shape ``()``, on the device."""
     # The largest magnitude, not the L2 norm: that overflows for gradients which are still finite.
+    v = [t for t in v if t.numel() > 0]
     largest = _flat(v).abs() if _many_small(v) else torch.stack(list(torch._foreach_norm(v, float("inf"))))
     return torch.isfinite(largest.max())
 
@@ -117,7 +127,10 @@ def project(a: Vec, onto: Vec) -> Vec:
 
 def reject(a: Vec, onto: Vec) -> Vec:
     """The part of ``a`` orthogonal to ``onto``; all of ``a`` where ``onto`` is zero."""
-    return sub(a, project(a, onto))
+    along = project(a, onto)
+    torch._foreach_neg_(along)
+    torch._foreach_add_(along, a)
+    return along
 
 
 def mask(v: Vec, keep: Sequence[bool]) -> Vec:
@@ -147,7 +160,13 @@ def copy_(v: Vec, source: Vec) -> None:
 
 def _many_small(v: Vec) -> bool:
     """Whether one operation on a flat copy beats one operation per tensor: on a CPU a call costs a microsecond."""
-    return len(v) > 16 and v[0].is_cpu and sum(t.numel() for t in v) < 4096 * len(v) and _alike(v)
+    return (
+        len(v) > 16
+        and v[0].is_cpu
+        and v[0].dtype in (torch.float32, torch.float64)
+        and sum(t.numel() for t in v) < 4096 * len(v)
+        and _alike(v)
+    )
 
 
 def _alike(v: Vec) -> bool:
@@ -155,5 +174,5 @@ def _alike(v: Vec) -> bool:
 
 
 def _flat(v: Vec) -> Tensor:
-    flat: Tensor = torch._utils._flatten_dense_tensors(v)
+    flat: Tensor = torch._utils._flatten_dense_tensors(v)  # type: ignore[no-untyped-call]
     return flat

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 
 import lowland
 
@@ -52,10 +52,10 @@ def batch(seed: int = 0, size: int = 8, dtype: torch.dtype = torch.float64) -> t
 
 
 def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+    return cross_entropy(model(batch[0]), batch[1], reduction="none")
 
 
-class Trip(Exception):
+class TripError(Exception):
     """Raised by a loss function on purpose."""
 
 

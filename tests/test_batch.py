@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lowland import batch as batches
 from lowland.errors import ArgumentError, BatchError
 
-Pair = namedtuple("Pair", ["inputs", "targets"])  # noqa: PYI024 - what data loaders hand out
+Pair = namedtuple("Pair", ["inputs", "targets"])
 quick = settings(max_examples=60, deadline=None)
 
 
@@ -74,9 +74,7 @@ def test_split_has_a_limit_and_one_rest(count, most):
 def test_take_follows_the_index(tree):
     index = torch.tensor([3, 0, 3])
     x, y = pair(5)
-    for found, expected in zip(
-        leaves(batches.take(tree(x, y), index)), leaves(tree(x[index], y[index])), strict=True
-    ):
+    for found, expected in zip(leaves(batches.take(tree(x, y), index)), leaves(tree(x[index], y[index])), strict=True):
         assert torch.equal(found, expected)
     assert batches.size(batches.take(tree(x, y), slice(1, 3))) == 2
 

@@ -4,11 +4,11 @@ import warnings
 
 import pytest
 import torch
+from closures import BASES, Setup, assert_equal, batch, loss_fn
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
-from lowland import ARSAM, SAM, VSAM, ClosureOptimizer, Engine, LookSAM, MicroSAM, Plain, SAMPa
-from lowland.errors import LowlandError, ParameterError, UsageError
+from lowland import ARSAM, SAM, VSAM, LookSAM, MicroSAM, Plain, SAMPa
+from lowland.errors import LowlandError, UsageError
 
 METHODS = {
     "plain": Plain(),
@@ -18,52 +18,6 @@ METHODS = {
     "arsam": ARSAM(rho=0.1, window=3),
 }
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-BASES = {
-    "sgd": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=1e-2),
-    "adamw": lambda params: torch.optim.AdamW(params, lr=1e-2),
-}
-
-
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 2))
-
-
-def batch(step: int):
-    generator = torch.Generator().manual_seed(step)
-    return torch.randn(6, 3, generator=generator), torch.randint(2, (6,), generator=generator)
-
-
-def loss_fn(model, batch):
-    return nn.functional.cross_entropy(model(batch[0]), batch[1])
-
-
-class Setup:
-    """A model, its base optimizer, and the engine's method behind a closure."""
-
-    def __init__(self, method=METHODS["sam"], base=BASES["sgd"], **options):
-        self.model = network()
-        self.base = base(self.model.parameters())
-        self.engine = Engine(method, self.model, self.base, loss_fn, **options)
-        self.optimizer = ClosureOptimizer(self.engine)
-        self.calls = 0
-
-    def closure(self, step: int, *, set_to_none: bool = True):
-        def closure():
-            self.calls += 1
-            self.optimizer.zero_grad(set_to_none=set_to_none)
-            loss = loss_fn(self.model, batch(step))
-            loss.backward()
-            return loss
-
-        return closure
-
-    def weights(self):
-        return [t.detach().clone() for t in self.model.state_dict().values()]
-
-
-def assert_equal(a, b) -> None:
-    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 @every_method
@@ -261,67 +215,6 @@ def test_a_scaler_is_refused():
 
 
 def test_micro_batches_are_refused():
+    setup = Setup(micro_batch=2)
     with pytest.raises(UsageError, match="micro_batch"):
-        setup = Setup(micro_batch=2)
         setup.optimizer.step(setup.closure(0))
-
-
-# One optimizer in torch's eyes
-
-
-def test_groups_and_state_are_the_base_optimizer_s_own():
-    setup = Setup()
-    assert isinstance(setup.optimizer, torch.optim.Optimizer)
-    assert setup.optimizer.param_groups is setup.base.param_groups
-    assert len(setup.base.param_groups) == 1
-    setup.optimizer.step(setup.closure(0))
-    assert setup.optimizer.state is setup.base.state
-    assert len(setup.base.state) == 6
-    assert "SGD" in repr(setup.base)
-    assert "lr: 0.1" in repr(setup.optimizer)
-
-
-def test_state_dicts_are_the_base_optimizer_s_and_survive_loading():
-    setup, twin = Setup(base=BASES["adamw"]), Setup(base=BASES["adamw"])
-    for step in range(3):
-        setup.optimizer.step(setup.closure(step))
-    twin.model.load_state_dict(setup.model.state_dict())
-    twin.optimizer.load_state_dict(state_dict=setup.optimizer.state_dict())
-    twin.engine.load_state_dict(setup.engine.state_dict())
-    for s in (setup, twin):
-        s.optimizer.step(s.closure(3))
-    assert_equal(setup.weights(), twin.weights())
-    assert twin.optimizer.param_groups is twin.base.param_groups
-
-
-def test_a_new_group_reaches_the_base_and_stops_the_engine():
-    setup, more = Setup(), nn.Parameter(torch.ones(1))
-    setup.optimizer.add_param_group({"params": [more], "lr": 0.5})
-    assert setup.base.param_groups[1]["params"] == [more]
-    with pytest.raises(ParameterError, match="make a new Engine"):
-        setup.optimizer.step(setup.closure(0))
-
-
-@pytest.mark.parametrize("base", BASES.values(), ids=BASES)
-def test_distributed_checkpoints_save_and_load_it(base):
-    setup, fresh = Setup(base=base), Setup(base=base)
-    for step in range(3):
-        setup.optimizer.step(setup.closure(step))
-    saved = get_optimizer_state_dict(setup.model, setup.optimizer)
-    before = fresh.weights()
-    set_optimizer_state_dict(fresh.model, fresh.optimizer, saved)  # fills an empty state by a step of its own
-    assert_equal(fresh.weights(), before)
-    assert fresh.engine.step == 0
-    fresh.model.load_state_dict(setup.model.state_dict())
-    for s in (setup, fresh):
-        s.optimizer.zero_grad()
-        s.optimizer.step(s.closure(3))
-    assert_equal(setup.weights(), fresh.weights())
-
-
-def test_distributed_checkpoints_read_a_fresh_one():
-    setup = Setup(base=BASES["adamw"])
-    before = setup.weights()
-    saved = get_optimizer_state_dict(setup.model, setup.optimizer)
-    assert set(saved["state"]) == set(dict(setup.model.named_parameters()))
-    assert_equal(setup.weights(), before)

@@ -162,6 +162,13 @@ def _length(node: Function) -> int:
     return (node.end_lineno or 0) - node.lineno + 1 - docstring
 
 
+@pytest.mark.parametrize("module", [m for m in MODULES if layer(m) in [*MAY_IMPORT["front"], "front"]])
+def test_the_core_needs_torch_alone(module: str) -> None:
+    # Not visible in what `import lowland` loads: torch itself loads numpy where it is installed.
+    roots = {name.split(".")[0] for name in imported(ast.walk(tree(module)))}
+    assert roots <= {"torch", "lowland", *sys.stdlib_module_names}
+
+
 def test_import_lowland_loads_torch_and_nothing_else() -> None:
     program = (
         "import json, sys; import torch; before = set(sys.modules); import lowland;"

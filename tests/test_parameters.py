@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lowland import SAM, Engine, LookSAM
+from lowland import METHODS, SAM, Engine, LookSAM
 from lowland.errors import ArgumentError, ParameterError
 from lowland.geometry import L2, Adaptive, Layerwise
 from lowland.parameters import Parameters
@@ -134,12 +134,7 @@ def test_compiled_submodules_keep_plain_names():
 
 
 def test_data_parallel_prefixes_are_dropped():
-    class Wrapped(nn.Module):
-        def __init__(self, module):
-            super().__init__()
-            self.module = module
-
-    model = Wrapped(network())
+    model = nn.DataParallel(network())
     assert Parameters(model, sgd(model.parameters())).names == list(dict(model.module.named_parameters()))
 
 
@@ -156,9 +151,10 @@ class Colliding(nn.Module):
         return x * self.weight + self.module.weight.square()
 
 
-def test_names_stay_unique():
-    model = Colliding()
-    assert len(set(Parameters(model, sgd(model.parameters())).names)) == 2
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel])
+def test_names_stay_unique(wrap):
+    model = wrap(Colliding())
+    assert Parameters(model, sgd(model.parameters())).names == ["weight", "module.weight"]
 
 
 def test_states_of_parameters_with_almost_equal_names_are_not_mixed_up():
@@ -183,6 +179,21 @@ def test_frozen_parameters_are_left_out_in_and_outside_the_optimizer():
         model[0].requires_grad_(False)
         optimizer = sgd(model.parameters() if inside else [p for p in model.parameters() if p.requires_grad])
         assert Parameters(model, optimizer).names == ["1.weight", "1.bias", "2.weight", "2.bias"]
+
+
+@pytest.mark.parametrize("kind", METHODS.values(), ids=METHODS)
+def test_unused_parameters_keep_no_gradient_and_do_not_decay(kind):
+    model = network()
+    model.unused = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5)
+    engine = Engine(kind(), model, optimizer, lambda m, x: m[2](m[0](x)).square().sum(1))
+    before = model.unused.weight.detach().clone()
+    for _ in range(3):
+        engine.backward(torch.randn(4, 3))
+        assert model.unused.weight.grad is None
+        assert model[0].weight.grad is not None
+        optimizer.step()
+    assert torch.equal(model.unused.weight, before)
 
 
 # What is refused

@@ -18,7 +18,7 @@ def answer(plan, replies):
     try:
         asked.append(next(talk))
         for reply in replies:
-            asked.append(talk.send(reply))
+            asked.append(talk.send(reply))  # noqa: PERF401 - StopIteration may not pass a comprehension
     except StopIteration as done:
         return asked, done.value
     raise AssertionError("the plan asked for more")
@@ -91,6 +91,24 @@ def test_readings_are_freed_before_the_next_pass():
     next(talk)
     talk.send((Reading(torch.tensor(1.0), [torch.ones(1).as_subclass(Loud)], None),))
     assert freed
+
+
+def test_plans_compute_without_gradients_and_passes_with_them():
+    weight = torch.ones(2, requires_grad=True)
+
+    def plan():
+        reading = yield Probe("a", at=[weight * 2])
+        yield Probe("b", at=[weight * reading.loss])
+        return reading.loss, [weight * 3]
+
+    talk = conversation(plan())
+    for ask in (next(talk), talk.send((reading(1.0),))):
+        assert not ask[0].at[0].requires_grad
+        assert torch.is_grad_enabled()
+    with pytest.raises(StopIteration) as done:
+        talk.send((reading(2.0),))
+    assert not done.value.value[1][0].requires_grad
+    assert torch.is_grad_enabled()
 
 
 def test_leaving_early_closes_the_plan():

@@ -235,8 +235,8 @@ def test_another_model_s_state_is_refused(method):
 
 def test_what_is_no_engine_state_is_refused():
     engine = make(LookSAM())
-    refused(engine, engine.model.state_dict(), r"lacks method, step.*not the model's or the optimizer's")
-    refused(engine, engine.optimizer.state_dict(), r"lacks method, step")
+    refused(engine, engine.model.state_dict(), r"lacks method, .*step.*not the model's or the optimizer's")
+    refused(engine, engine.optimizer.state_dict(), "lacks method, parameters, step")
     refused(engine, {}, r"lacks method")
 
 

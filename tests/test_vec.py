@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,14 +11,15 @@ from hypothesis import strategies as st
 from lowland import vec
 
 SHAPES = [(3, 2), (), (4,)]
+MANY = SHAPES * 7  # on a CPU, reductions of many small tensors take another path
 numbers = st.floats(-1e3, 1e3, allow_nan=False, width=32)
 seeds = st.integers(0, 2**31 - 1)
 quick = settings(max_examples=40, deadline=None)
 
 
-def draw(seed: int, dtype: torch.dtype = torch.float64) -> vec.Vec:
+def draw(seed: int, dtype: torch.dtype = torch.float64, shapes=SHAPES) -> vec.Vec:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, dtype=dtype) for shape in SHAPES]
+    return [torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes]
 
 
 def flat(v: vec.Vec) -> torch.Tensor:
@@ -29,11 +31,13 @@ def assert_equal(a: vec.Vec, b: vec.Vec) -> None:
         assert torch.equal(x, y)
 
 
+@pytest.mark.parametrize("shapes", [SHAPES, MANY], ids=["few", "many"])
 @quick
 @given(seeds, seeds, st.floats(-10, 10))
-def test_arithmetic_is_that_of_the_flat_vector(one, other, factor):
-    a, b = draw(one), draw(other)
+def test_arithmetic_is_that_of_the_flat_vector(shapes, one, other, factor):
+    a, b = draw(one, shapes=shapes), draw(other, shapes=shapes)
     torch.testing.assert_close(flat(vec.add(a, b, factor)), flat(a) + factor * flat(b))
+    torch.testing.assert_close(flat(vec.add(a, b, torch.tensor(factor))), flat(a) + np.float32(factor) * flat(b))
     torch.testing.assert_close(flat(vec.sub(a, b)), flat(a) - flat(b))
     torch.testing.assert_close(flat(vec.mul(a, b)), flat(a) * flat(b))
     torch.testing.assert_close(flat(vec.div(a, b)), flat(a) / flat(b))
@@ -58,10 +62,11 @@ def test_reductions_stay_tensors_of_no_dimension(operation):
     assert operation(draw(0)).shape == ()
 
 
+@pytest.mark.parametrize("shapes", [SHAPES, MANY], ids=["few", "many"])
 @quick
 @given(seeds, seeds)
-def test_reject_is_orthogonal_and_the_rest_is_parallel(one, other):
-    a, b = draw(one), draw(other)
+def test_reject_is_orthogonal_and_the_rest_is_parallel(shapes, one, other):
+    a, b = draw(one, shapes=shapes), draw(other, shapes=shapes)
     rest, along = vec.reject(a, b), vec.project(a, b)
     bound = 1e-12 * float(vec.norm(a)) * float(vec.norm(b))
     assert abs(float(vec.dot(rest, b))) <= bound
@@ -102,26 +107,58 @@ def test_lerp_hits_both_ends_exactly(one, other, weight):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("place", range(len(SHAPES)))
-def test_finite_sees_one_bad_entry(bad, place):
-    v = draw(0)
+@pytest.mark.parametrize("shapes", [SHAPES, MANY], ids=["few", "many"])
+def test_finite_sees_one_bad_entry(bad, place, shapes):
+    v = draw(0, shapes=shapes)
     assert bool(vec.finite(v))
     v[place] = torch.full_like(v[place], bad)
     assert not bool(vec.finite(v))
 
 
 def test_finite_is_not_fooled_by_a_norm_that_overflows():
-    huge = [torch.full((4,), 3e38)]
-    assert torch.isinf(vec.norm(huge))
-    assert bool(vec.finite(huge))
+    for count in (1, 20):
+        huge = [torch.full((4,), 3e38)] * count
+        assert torch.isinf(vec.norm(huge))
+        assert bool(vec.finite(huge))
 
 
 def test_finite_takes_a_parameter_without_elements():
     assert bool(vec.finite([torch.zeros(0), torch.ones(2)]))
     assert not bool(vec.finite([torch.zeros(0), torch.tensor([math.nan])]))
+    assert bool(vec.finite([torch.zeros(0)] * 20 + [torch.ones(1)]))
 
 
 def test_norm_takes_a_parameter_without_elements():
     assert float(vec.norm([torch.zeros(0), torch.tensor([3.0, 4.0])])) == 5.0
+
+
+def test_layout_in_memory_does_not_matter():
+    # A transposed parameter and its gradient may lie in memory in different orders.
+    for count in (2, 20):
+        a = [t.t() for t in draw(0, shapes=[(3, 4)] * count)]
+        b = draw(1, shapes=[(4, 3)] * count)
+        torch.testing.assert_close(vec.dot(a, b), flat(a) @ flat(b))
+        torch.testing.assert_close(vec.norm(a), flat(a).norm())
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float16, torch.float64), (torch.float64, torch.bfloat16)])
+def test_norms_of_mixed_precisions(dtypes):
+    v = [torch.tensor([3.0, 4.0]).to(dtype) for dtype in dtypes]
+    assert vec.norms(v).tolist() == [5.0, 5.0]
+    many = [t for _ in range(10) for t in v]
+    assert float(vec.norm(many)) == pytest.approx(5 * 20**0.5)
+    assert bool(vec.finite(many))
+
+
+def test_norms_of_half_precision_neither_overflow_nor_underflow():
+    for size in (6e4, 6e-8):
+        exact = float(torch.tensor(size, dtype=torch.float16))
+        assert float(vec.norm([torch.full((4,), size, dtype=torch.float16)])) == pytest.approx(2 * exact)
+
+
+def test_inverse_of_nothing_is_nothing():
+    found = vec.inverse(torch.tensor([0.0, 2.0, 1e-30]))
+    assert found.tolist() == pytest.approx([0.0, 0.5, 1e12], rel=1e-6)
 
 
 def test_mixed_precisions_keep_each_tensor_in_its_own():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import shlex
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"lowland: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before there was anything to stop
+        return 128 + signal.SIGINT
 
 
 def _dispatch(argv: Sequence[str]) -> int:
@@ -83,6 +86,9 @@ def _commands(argv: Sequence[str]) -> Any:
         "report": (Report, Report()),
         "methods": (Methods, Methods()),
     }
+    if importlib.util.find_spec("lowland.cli.bench") is not None:
+        bench = importlib.import_module("lowland.cli.bench")
+        kinds["bench"] = (bench.Bench, bench.Bench())
     return Union[  # noqa: UP007 - made at run time
         tuple(Annotated[kind, tyro.conf.subcommand(name, default=default)] for name, (kind, default) in kinds.items())
     ]

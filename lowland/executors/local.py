@@ -78,17 +78,18 @@ class Pass:
             self._stack = stack.pop_all()
         return self
 
-    def backward(self, loss: Tensor, share: float = 1.0) -> None:
+    def backward(self, loss: Tensor, share: float = 1.0, part: Any = None) -> None:
         """Take the loss of this pass, run backward, and keep the gradient.
 
         Args:
             loss: One loss per example, ``(B,)``, or their mean, ``()``.
             share: Weight of this loss where a pass consists of several parts.
+            part: The examples of this part; None means the whole batch.
 
         Raises:
             LossError: The loss has another shape, or does not depend on any parameter.
         """
-        mean = _mean(loss, self.probe.batch if share == 1.0 else None)
+        mean = _mean(loss, self.probe.batch if part is None else part)
         if loss.dim() == 1:
             self._losses.append(loss.detach())
         if self.probe.grad:
@@ -117,14 +118,20 @@ class Pass:
         for p in params:
             p.grad = None
         self._stack.close()
-        if kind is not None:
-            if self._on_error is not None:
+        failed = True
+        try:
+            if kind is None:
+                self.reading = self._read(grads)
+                failed = False
+        finally:
+            if failed and self._on_error is not None:
                 self._on_error()
-            return
+
+    def _read(self, grads: list[Tensor | None]) -> Reading:
         if self._loss is None:
             raise UsageError("a pass ended without a loss; call p.backward(loss) inside `with p:`")
         losses = torch.cat(self._losses) if self._losses else None
-        self.reading = Reading(self._loss, self._taken(grads) if self.probe.grad else None, losses)
+        return Reading(self._loss, self._taken(grads) if self.probe.grad else None, losses)
 
     def _taken(self, grads: list[Tensor | None]) -> Vec:
         work = self.work
@@ -163,7 +170,7 @@ def _answer(work: Work, probe: Probe) -> Reading:
             p.backward(loss_fn(work.model, probe.batch))
         else:
             for part in batches.split(probe.batch, work.micro_batch):
-                p.backward(loss_fn(work.model, part), batches.size(part) / count)
+                p.backward(loss_fn(work.model, part), batches.size(part) / count, part)
     assert p.reading is not None
     return p.reading
 
@@ -173,6 +180,10 @@ def _mean(loss: Any, batch: Any) -> Tensor:
         raise LossError(
             f"loss_fn must return a tensor of shape (B,) or (), but returned a {type(loss).__name__}; "
             'return the loss itself, such as cross_entropy(…, reduction="none")'
+        )
+    if not loss.is_floating_point():
+        raise LossError(
+            f"loss_fn must return a floating-point loss, but returned {loss.dtype}; return the loss, not a count"
         )
     if loss.dim() == 0:
         return loss

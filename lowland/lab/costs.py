@@ -12,7 +12,6 @@ from lowland.lab.evaluate import cross_entropy
 from lowland.lab.memory import LiveTensors
 from lowland.method import Method
 from lowland.methods.plain import Plain
-from lowland.state import is_vec
 
 STEPS = 100  # two windows of ARSAM, twenty cycles of LookSAM
 WATCHED = 12  # steps under the memory meter: two cycles of LookSAM
@@ -51,7 +50,7 @@ def measure(method: Method) -> Costs:
 def _measure(method: Method) -> Costs:
     engine = _train(method, STEPS)
     cost, parameters = engine.cost, sum(p.numel() for p in engine.params)
-    vectors = [v for v in engine.memory.values() if is_vec(v, engine.params)]
+    vectors = [engine.memory[key] for key in engine.vector_keys]
     return Costs(
         gradients=cost.gradients / cost.steps,
         sequential=cost.sequential / cost.steps,

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
 import lowland
@@ -68,7 +68,7 @@ CASES: dict[str, Callable[[], Case]] = {"resnet20-batch64": _resnet, "1000-small
 
 def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Mean cross entropy."""
-    return F.cross_entropy(model(batch[0]), batch[1])
+    return cross_entropy(model(batch[0]), batch[1])
 
 
 def _base(model: nn.Module) -> SGD:
@@ -185,7 +185,7 @@ def measure(name: str, *, rounds: int = 60, warmup: int = 5, tick: Callable[[], 
 def _ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
     def ratio(a: str, b: str, cycle: int = 1) -> float:
         sums = [[sum(seconds[k][i : i + cycle]) for i in range(0, len(seconds[k]), cycle)] for k in (a, b)]
-        return round(statistics.median(x / y for x, y in zip(*sums, strict=True)), 4)
+        return float(round(statistics.median(x / y for x, y in zip(*sums, strict=True)), 4))
 
     ratios = {
         "lowland plain / plain": ratio("lowland plain", "plain"),
@@ -209,7 +209,7 @@ def _memory(case: Case) -> dict[str, float]:
             step = _bare(case, 1) if method is None else _ours(case, method)
             for _ in range(CYCLE + 1):  # a LookSAM refresh, too, with all buffers of the optimizer in place
                 step()
-        return meter.peak
+        return int(meter.peak)
 
     plain = peak(None)
     methods: list[lowland.Method] = [lowland.SAM(), lowland.LookSAM(k=CYCLE), lowland.SAMPa()]

@@ -120,14 +120,13 @@ class _Run:
 
     def begin(self, held: History) -> None:
         """Open the run file, and go back to the last checkpoint or measure the memory of a fresh run."""
+        self.trainer = self.make()  # an unknown model is refused before there is a folder
         damaged: list[str] = []
         state = checkpoint.latest(self.folder, damaged.append)
         self.file = RunFile(self.folder, fresh=state is None)
         if state is None:
-            self.peak = rehearse(self.make, self.loader)
-        self.trainer = self.make()
-        if state is None:
             self.file.write("config", **self.line, parameters=sum(p.numel() for p in self.trainer.engine.params))
+            self.peak = rehearse(self.make, self.loader)
         else:
             self._restore(state)
             self.file.write("resumed", step=self.trainer.engine.step, time=now())

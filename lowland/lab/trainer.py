@@ -89,7 +89,8 @@ def rehearse(make: Callable[[], Trainer], loader: Loader, steps: int = REHEARSED
     Returns:
         Bytes.
     """
-    with meter(loader.device) as measured:
+    used = [loader.device] if loader.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=used), meter(loader.device) as measured:
         trainer = make()
         batches = chain.from_iterable(loader.batches(epoch) for epoch in count())
         for batch in islice(batches, steps):

@@ -69,25 +69,34 @@ def make(text: str, **defaults: Any) -> Method:
         name, equals, value = part.partition("=")
         if not equals:
             raise ArgumentError(f"method fields must be written name=value, but one is {part!r} in {text!r}")
+        given[name] = _value(name, value)
+    for name in given:
         if name not in known:
             raise UnknownNameError(f"field of {key}", name, known)
-        given[name] = _value(name, value)
     return kind(**given)
 
 
 def spell(method: Method) -> str:
     """The text that :func:`make` turns into this method, naming only fields that differ from the defaults.
 
+    Raises:
+        ArgumentError: A field is a schedule, or a geometry with fields of its own, which the text cannot say.
+
     Example:
         >>> spell(SAMPa(rho=0.2)), spell(SAM())
         ('sampa:rho=0.2', 'sam')
     """
+    names = {kind(): name for name, kind in GEOMETRIES.items()}
     parts = []
     for field in dataclasses.fields(method):
         value = getattr(method, field.name)
         if value != field.default:
-            names = {kind: name for name, kind in GEOMETRIES.items()}
-            parts.append(f"{field.name}={names.get(type(value), value)}")
+            text = names.get(value, value) if field.name == "geometry" else value
+            if not isinstance(text, str | int | float):
+                raise ArgumentError(
+                    f"{field.name} must be a number or a name to be spelled, but is {value!r}; use repr"
+                )
+            parts.append(f"{field.name}={text}")
     return ":".join(filter(None, [key_of(method), ",".join(parts)]))
 
 

@@ -10,7 +10,7 @@ import torch
 from lowland import checks, vec
 from lowland.method import Method
 from lowland.probe import Plan, Probe
-from lowland.vec import TINY, Vec
+from lowland.vec import Vec
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
@@ -34,7 +34,7 @@ class LookSAM(Method):
         alpha: Weight of the reused part, >= 0; 0.7 for vision transformers, 0.1 to 0.3 for small CNNs.
         decomposition: "global" splits along the gradient as a whole; "tensor" splits each tensor on its own.
 
-    Cost: 1 + 1/k gradients per step; 1 P of resident memory, 3 P at the peak of a SAM step; 1 + 1/k
+    Cost: 1 + 1/k gradients per step; 1 P of resident memory, 3 P during a SAM step's second pass; 1 + 1/k
     all-reduces of P under data parallelism.
 
     Differs: No official code exists; the rule is read from the paper's summaries and independent
@@ -73,7 +73,7 @@ class LookSAM(Method):
         return here.loss, self._each(self._reuse, here.grad, engine.memory["g_v"])
 
     def _reuse(self, g: Vec, g_v: Vec) -> Vec:
-        return vec.add(g, g_v, self.alpha * vec.norm(g) / (vec.norm(g_v) + TINY))
+        return vec.add(g, g_v, self.alpha * vec.norm(g) * vec.inverse(vec.norm(g_v)))
 
     def _each(self, combine: Any, a: Vec, b: Vec) -> Vec:
         if self.decomposition == "global":

@@ -51,12 +51,13 @@ class MicroSAM(Method):
         total = vec.zeros(engine.params)
         for start in range(0, len(shards), engine.width):
             wave = shards[start : start + engine.width]
+            shares = [batches.size(shard) / whole for shard in wave]
             here = yield tuple(Probe(s, sync=False) for s in wave)
-            there = yield tuple(
-                Probe(s, at=self.ascent(engine, h.grad), sync=False) for s, h in zip(wave, here, strict=True)
-            )
-            for shard, h, t in zip(wave, here, there, strict=True):
-                share = batches.size(shard) / whole
-                loss = loss + share * h.loss
-                total = vec.add(total, t.grad, share)
+            loss = loss + sum(share * h.loss for share, h in zip(shares, here, strict=True))
+            up = tuple(Probe(s, at=self.ascent(engine, h.grad), sync=False) for s, h in zip(wave, here, strict=True))
+            del here  # gradients are freed as soon as they are used: they would pile up over the micro-batches
+            there = yield up
+            for share, grad in zip(shares, [t.grad for t in there], strict=True):
+                total = vec.add(total, grad, share)
+            del there, grad
         return torch.as_tensor(loss), total

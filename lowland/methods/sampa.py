@@ -35,7 +35,7 @@ class SAMPa(Method):
         lookahead: "base" previews the base optimizer's own next step, with momentum, weight decay and
             preconditioning; "raw" takes ``y' = x - lr * g(y)``.
 
-    Cost: 2 gradients per step, at once; 1 P and a batch of resident memory, 3 P at the peak of a step on one
+    Cost: 2 gradients per step, at once; 1 P and a batch of resident memory, 3 P during the passes on one
     device; one exchange of P between two device groups.
 
     Differs: The release previews momentum and weight decay for SGD alone, drops weight decay until a momentum

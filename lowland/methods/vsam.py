@@ -48,7 +48,7 @@ class VSAM(Method):
         last: How many of the last tensors N looks at, >= 1.
         warmup: Steps of full SAM before the first window, >= 0.
 
-    Cost: 1 + s/K gradients per step, about 1.2 to 1.5; 1 P of resident memory, 3 P at the peak of a refresh;
+    Cost: 1 + s/K gradients per step, about 1.2 to 1.5; 1 P of resident memory, 3 P during a refresh's second pass;
     1 + s/K all-reduces of P under data parallelism.
 
     Differs: The norms that steer s are read one refresh late, so that no step waits for the device; the

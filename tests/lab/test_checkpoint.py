@@ -94,6 +94,6 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path):
             return os.mkdir, (str(tmp_path / "evil"),)
 
     path = checkpoint.save(tmp_path, {"x": Evil()}, step=1)
-    with pytest.raises(Exception, match="weights_only|Weights only|Unsupported"):
+    with pytest.raises(Exception, match=r"weights_only|Weights only"):
         checkpoint.load(path)
     assert not (tmp_path / "evil").exists()

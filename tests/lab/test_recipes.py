@@ -43,7 +43,7 @@ def test_recipe_of_resnet20_on_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
     made = recipe("cifar10", "resnet20")
     assert (made.optimizer, made.momentum, made.nesterov) == ("sgd", 0.9, True)
     assert (made.batch_size, made.weight_decay, made.label_smoothing) == (128, 5e-4, 0.0)
-    assert (made.schedule, made.warmup) == ("onecycle", 0.25)
+    assert (made.schedule, made.warmup, made.lr) == ("onecycle", 0.25, 0.2)
     assert (made.precision, made.channels_last) == ("bf16", True)
 
 
@@ -64,6 +64,11 @@ def test_bf16_only_where_it_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_digits_stay_small() -> None:
     made = recipe("digits", "mlp")
     assert (made.epochs, made.batch_size, made.precision, made.channels_last) == (40, 64, "fp32", False)
+
+
+def test_deeper_networks_take_smaller_steps() -> None:
+    rates = {model: recipe("cifar100", model).lr for model in MODELS}
+    assert rates == {"mlp": 0.1, "convnet": 0.2, "resnet20": 0.2, "resnet56": 0.1, "wrn-16-4": 0.1}
 
 
 def test_transformers_get_adamw() -> None:

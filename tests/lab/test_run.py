@@ -12,7 +12,6 @@ from lowland.errors import ArgumentError, StateError, UnknownNameError
 from lowland.lab import checkpoint
 from lowland.lab.budget import Budget
 from lowland.lab.interrupt import Stopped
-from lowland.lab.records import history
 from lowland.lab.run import LabWarning, train
 
 
@@ -185,7 +184,7 @@ def test_a_run_is_not_overwritten(config, task, tmp_path):
 
 def test_an_unwritable_folder_is_refused_before_training(config, task, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("lowland.lab.run.Trainer", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("lowland.lab.run.Trainer.step", lambda *_: pytest.fail("trained"))
     with pytest.raises(ArgumentError, match=r"out must be a folder .*file/run cannot be .*; choose another --out"):
         train(config, tmp_path / "file" / "run", task=task)
 
@@ -197,7 +196,7 @@ def test_unknown_names(config, task, tmp_path):
         train(replace(config, model="mpl"), tmp_path, task=task)
     with pytest.raises(UnknownNameError, match="did you mean 'digits'"):
         train(replace(config, task="digit"), tmp_path)
-    assert history(tmp_path).config is None
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_budget_of_gradients_is_spent_equally(config, task, tmp_path):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from reference import drive
-from reference.cases import BASES, LRS, MOMENTUM, PROBLEM, SAME, path_of, some
+from reference.cases import BASES, LRS, MOMENTUM, PROBLEM, SAME, Spare, path_of, some
 from reference.drive import Run, assert_differ, assert_same, sgd, trajectory
-from reference.model import MLP, flat
+from reference.model import flat
 
 from lowland.methods import ARSAM, SAM, VSAM, LookSAM, MicroSAM, Plain, SAMPa
 
@@ -68,15 +68,6 @@ def test_g3_a_zero_gradient_is_no_nan_and_the_base_still_steps(make):
     assert all(np.isfinite(w[0]).all() for w in path)
     first = problem.weights(1)[0] * (1 - LRS[0] * 0.1)
     np.testing.assert_allclose(path[0][0], first, rtol=1e-14)
-
-
-class Spare(MLP):
-    """An MLP with a parameter that the loss never reaches."""
-
-    def module(self, w):
-        model = super().module(w)
-        model.register_parameter("spare", torch.nn.Parameter(torch.ones(3, dtype=torch.float64)))
-        return model
 
 
 @every_method

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from reference import drive
-from reference.cases import BASES, MOMENTUM, PROBLEM, SAME, path_of, probes, some
+from reference.cases import BASES, MOMENTUM, PROBLEM, SAME, Spare, path_of, probes, some
 from reference.drive import Run, assert_same, trajectory
 from reference.model import Quadratic
 from reference.vectors import add, dot, norm
@@ -100,3 +100,20 @@ def test_looksam_keeps_all_of_the_sam_gradient_where_the_gradient_is_zero():
     assert norm(drive.arrays(run.engine.memory["g_v"])) == 0.0
     assert norm(run.grad) == 0.0
     np.testing.assert_array_equal(run.w[0], np.zeros(4))
+
+
+def test_looksam_remembers_what_a_batch_did_not_use():
+    def sometimes(model, batch):
+        losses = PROBLEM.loss_fn(model, batch)
+        return losses + (model.spare - batch[0][:, :3]).pow(4).sum(1) if batch[0][0, 0] > 0 else losses
+
+    used = next(b for b in some(20) if b[0][0, 0] > 0)
+    unused = next(b for b in some(20) if b[0][0, 0] < 0)
+    run = Run(Spare(), PROBLEM.weights(1), LookSAM(rho=0.1, k=1), loss_fn=sometimes)
+    run.step(used, 0.01)
+    spare, other, *_ = drive.arrays(run.engine.memory["g_v"])
+    assert np.abs(spare).max() > 1e-3
+    run.step(unused, 0.01)
+    after = drive.arrays(run.engine.memory["g_v"])
+    np.testing.assert_array_equal(after[0], spare)
+    assert np.abs(after[1] - other).max() > 1e-6

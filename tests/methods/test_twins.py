@@ -71,6 +71,11 @@ PAIRS = {
         looksam.LookSAM,
         {"rho": 0.1, "k": 4, "alpha": 0.3, "geometry": geometry.layerwise},
     ),
+    "looksam-tensor": (
+        LookSAM(rho=0.1, k=3, alpha=0.5, decomposition="tensor"),
+        looksam.LookSAM,
+        {"rho": 0.1, "k": 3, "alpha": 0.5, "decomposition": "tensor"},
+    ),
     "micro-sam": (MicroSAM(rho=0.1, m=4), micro_sam.MicroSAM, {"rho": 0.1, "m": 4}),
     "vsam": (VSAM(rho=0.2, **WINDOW), vsam.VSAM, {"rho": 0.2, **WINDOW}),
     "arsam": (ARSAM(rho=0.2, **WINDOW), vsam.VSAM, {"rho": 0.2, **WINDOW}),

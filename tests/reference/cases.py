@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
+
 from reference.drive import Run, adamw, sgd, trajectory
 from reference.model import MLP, Batch
 from reference.vectors import Weights
@@ -20,6 +22,15 @@ BASES = {
     "dampening": sgd(momentum=0.9, dampening=0.3, weight_decay=5e-4),
     "adamw": adamw(weight_decay=0.05),
 }
+
+
+class Spare(MLP):
+    """An MLP with a parameter that its loss never reaches."""
+
+    def module(self, w: Weights) -> torch.nn.Module:
+        model = super().module(w)
+        model.register_parameter("spare", torch.nn.Parameter(torch.ones(3, dtype=torch.float64)))
+        return model
 
 
 def rates(steps: int) -> list[float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from reference.model import Batch
@@ -17,8 +19,8 @@ class LookSAM(Twin):
     as zero.
     """
 
-    def setup(self, k: int = 5, alpha: float = 0.7) -> None:
-        self.k, self.alpha = k, alpha
+    def setup(self, k: int = 5, alpha: float = 0.7, decomposition: str = "global") -> None:
+        self.k, self.alpha, self.decomposition = k, alpha, decomposition
         self.g_v = zeros(self.w)
         self.t = 0
 
@@ -28,10 +30,21 @@ class LookSAM(Twin):
         g = self.gradient(batch)
         loss = self.loss(batch)
         if not refresh:
-            return loss, add(g, self.g_v, self.alpha * norm(g) / (norm(self.g_v) + TINY))
+            return loss, self.each(self.reuse, g, self.g_v)
         g_s = self.gradient(batch, at=self.ascent(g))
-        along = dot(g, g_s) / (norm(g) ** 2 + TINY**2)
-        g_v = add(g_s, g, -along)
-        noise = 100.0 * np.finfo(np.float64).eps * norm(g_s)
-        self.g_v = g_v if norm(g_v) > noise else zeros(self.w)
+        self.g_v = self.each(self.orthogonal, g_s, g)
         return loss, g_s
+
+    def reuse(self, g: Weights, g_v: Weights) -> Weights:
+        return add(g, g_v, self.alpha * norm(g) / (norm(g_v) + TINY))
+
+    def orthogonal(self, g_s: Weights, g: Weights) -> Weights:
+        g_v = add(g_s, g, -dot(g, g_s) / (norm(g) ** 2 + TINY**2))
+        noise = 100.0 * np.finfo(np.float64).eps * norm(g_s)
+        return g_v if norm(g_v) > noise else zeros(g_v)
+
+    def each(self, combine: Callable[[Weights, Weights], Weights], u: Weights, v: Weights) -> Weights:
+        """All tensors together, or, in some implementations, each tensor on its own."""
+        if self.decomposition == "global":
+            return combine(u, v)
+        return [combine([a], [b])[0] for a, b in zip(u, v, strict=True)]

@@ -1,0 +1,93 @@
+"""Weights move, and come back."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lowland.errors import UsageError
+from lowland.executors.local import displaced
+from lowland.probe import Probe
+
+
+def weights() -> list[nn.Parameter]:
+    odd = torch.tensor([0.0, -0.0, 1e-45, 3e38, math.pi, math.inf, math.nan])
+    return [nn.Parameter(odd), nn.Parameter(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).t())]
+
+
+def bits(params) -> list[torch.Tensor]:
+    return [p.detach().clone().view(torch.int32) for p in params]
+
+
+def assert_bits(params, before) -> None:
+    assert all(torch.equal(p.detach().view(torch.int32), b) for p, b in zip(params, before, strict=True))
+
+
+def test_weights_move_and_come_back_bit_for_bit_at_their_addresses():
+    params = weights()
+    before, addresses = bits(params), [p.data_ptr() for p in params]
+    with displaced(params, [torch.full_like(p, 0.1) for p in params]):
+        assert float(params[0][4].detach()) == pytest.approx(math.pi + 0.1)
+        assert [p.data_ptr() for p in params] == addresses
+    assert_bits(params, before)
+    assert [p.data_ptr() for p in params] == addresses
+    assert all(p.requires_grad and p.is_leaf for p in params)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, GeneratorExit])
+def test_weights_come_back_after_an_exception(error):
+    params = weights()
+    before = bits(params)
+    with pytest.raises(error), displaced(params, [torch.ones_like(p) for p in params]):
+        raise error
+    assert_bits(params, before)
+    assert torch.is_grad_enabled()
+
+
+def test_a_displacement_that_is_not_finite_is_undone_too():
+    params = weights()
+    before = bits(params)
+    with displaced(params, [torch.full_like(p, math.nan) for p in params]):
+        assert bool(params[1].isnan().all())
+    assert_bits(params, before)
+
+
+@pytest.mark.parametrize("at", [[torch.ones(7), torch.ones(5)], [torch.ones(7), "x"]])
+def test_a_displacement_of_the_wrong_shape_leaves_the_weights(at):
+    params = weights()
+    before = bits(params)
+    with pytest.raises((RuntimeError, TypeError)), displaced(params, at):
+        pass
+    assert_bits(params, before)
+
+
+def test_the_list_is_emptied_and_its_tensors_are_untouched():
+    params = weights()
+    vector = [torch.ones_like(p) for p in params]
+    at = list(vector)
+    with displaced(params, at):
+        assert at == []
+    assert all(torch.equal(v, torch.ones_like(v)) for v in vector)
+
+
+def test_gradients_are_on_inside_even_under_no_grad():
+    params = weights()
+    with torch.no_grad():
+        with displaced(params, [torch.zeros_like(p) for p in params]):
+            assert torch.is_grad_enabled()
+        assert not torch.is_grad_enabled()
+
+
+def test_a_spent_probe_is_refused():
+    params = weights()
+    probe = Probe(None, at=[torch.zeros_like(p) for p in params])
+    with displaced(params, probe.at):
+        pass
+    with (
+        pytest.raises(UsageError, match="one tensor for each of 2 parameters, but has 0; a Probe is asked once"),
+        displaced(params, probe.at),
+    ):
+        pass
