@@ -110,9 +110,9 @@ class Layerwise(Geometry):
         if self.trust:
             weights = vec.norms(params)
             sizes = sizes * torch.where(weights == 0, torch.ones_like(weights), weights)
-        factors = sizes * (sizes.new_tensor(radii) if isinstance(radii, list) else radii)
+        each = radii if isinstance(radii, list) else [radii] * len(grad)
         # In the norms' precision: a factor can be beyond fp16 where the displacement is not.
-        return [(g.to(f.dtype) * f).to(g.dtype) for g, f in zip(grad, factors.unbind(), strict=True)]
+        return [(g.to(s.dtype) * (s * r)).to(g.dtype) for g, s, r in zip(grad, sizes.unbind(), each, strict=True)]
 
 
 def _perturbed(grad: Vec, radii: Radii) -> Vec:

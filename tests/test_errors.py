@@ -158,9 +158,7 @@ def test_a_loss_that_depends_on_other_tensors_alone_fills_no_gradient():
 def test_sparse_gradients_are_refused_and_nothing_is_left_behind():
     model = nn.Sequential(nn.Embedding(5, 2, sparse=True), nn.Flatten(0), nn.Linear(4, 1))
     engine = engine_of(lambda m, x: m(x).square().sum(), model=model)
-    refused(
-        engine, torch.tensor([1, 2]), ParameterError, r"must be dense, .* sparse; make its module with sparse=False"
-    )
+    refused(engine, torch.tensor([1, 2]), ParameterError, r"must be dense, .*; make its module with sparse=False")
 
 
 def test_without_a_loss_function_backward_says_what_to_do():

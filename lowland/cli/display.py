@@ -44,8 +44,7 @@ class Lines:
 
     def update(self, update: Update) -> None:
         """The run has come this far."""
-        if self._first is None:
-            self._first = update.fraction
+        self._note_first(update)
         if time.monotonic() - self._told >= LINE_SECONDS:
             self._told = time.monotonic()
             self._say(f"{update.run}: {100 * update.fraction:.0f} %, {state(update, self.left(update))}")
@@ -56,11 +55,15 @@ class Lines:
         self._say(f"[{self.count}/{self.total}] {name}: {outcome(line, kept=kept)}")
 
     def left(self, update: Update) -> float | None:
-        """Seconds until the run's end at the pace since it began here; None as long as that is not known."""
+        """Seconds until the run's end at the pace since its first update; None as long as that is not known."""
         done = update.fraction - (update.fraction if self._first is None else self._first)
         if done <= 0:
             return None
         return (time.monotonic() - self._begun) * (1 - update.fraction) / done
+
+    def _note_first(self, update: Update) -> None:
+        if self._first is None:  # preparations are over, and a resumed run has jumped to where it was
+            self._first, self._begun = update.fraction, time.monotonic()
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -95,8 +98,7 @@ class Bars(Lines):
 
     def update(self, update: Update) -> None:
         """The run has come this far."""
-        if self._first is None:
-            self._first = update.fraction
+        self._note_first(update)
         text = state(update, self.left(update))
         self._progress.update(self._run, completed=update.fraction, state=text)
 

@@ -35,9 +35,13 @@ def _loaded(name: str, data: Path | None, noise: float, kind: NoiseKind, seed: i
 
 
 def loader_of(config: RunConfig, task: Task) -> Loader:
-    """The batches of a run, in the order that its seed gives."""
+    """The batches of a run, in the order that its seed gives.
+
+    All are full, so that every step costs the same and a gradient means as much for a method that keeps a batch as
+    for one that does not. What an epoch leaves out is drawn anew each time.
+    """
     layout = config.recipe.channels_last
-    return Loader(task, config.recipe.batch_size, config.seed, device=config.on(), channels_last=layout)
+    return Loader(task, config.recipe.batch_size, config.seed, device=config.on(), channels_last=layout, drop_last=True)
 
 
 def complete(config: RunConfig, steps_per_epoch: int) -> Method:
