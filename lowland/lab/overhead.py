@@ -27,6 +27,7 @@ from lowland.lab.models import build
 
 Step = Callable[[], None]
 CYCLE = 5  # LookSAM's k, and the number of steps its cost is averaged over
+WARMUP = CYCLE  # rounds that do not count; whole cycles, so that the first that counts begins one
 
 
 class ManySmall(nn.Module):
@@ -142,13 +143,12 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def measure(name: str, *, rounds: int = 60, warmup: int = 5, tick: Callable[[], None] | None = None) -> dict[str, Any]:
+def measure(name: str, *, rounds: int = 60, tick: Callable[[], None] | None = None) -> dict[str, Any]:
     """Times and memory on one case, on one thread.
 
     Args:
         name: A key of ``CASES``.
         rounds: Rounds that count, >= 5; every variant takes one step a round.
-        warmup: Rounds that do not count.
         tick: Called after every round.
 
     Returns:
@@ -163,12 +163,11 @@ def measure(name: str, *, rounds: int = 60, warmup: int = 5, tick: Callable[[], 
         steps = _variants(case)
         seconds: dict[str, list[float]] = {key: [] for key in steps}
         rounds -= rounds % CYCLE
-        warmup += -warmup % CYCLE  # LookSAM's cycles then start with a round that counts
-        for i in range(warmup + rounds):
+        for i in range(WARMUP + rounds):
             for key, step in steps.items():
                 start = time.perf_counter()
                 step()
-                if i >= warmup:
+                if i >= WARMUP:
                     seconds[key].append(time.perf_counter() - start)
             if tick is not None:
                 tick()
