@@ -143,6 +143,12 @@ def where(condition: Tensor, a: Vec, b: Vec) -> Vec:
     return [torch.where(condition, x, y) for x, y in zip(a, b, strict=True)]
 
 
+def keep_if(condition: Tensor, v: Vec) -> Vec:
+    """``v`` where the 0-dim boolean ``condition`` holds, else zeros."""
+    nothing = torch.zeros((), dtype=v[0].dtype, device=v[0].device)
+    return [torch.where(condition, t, nothing.to(t.dtype)) for t in v]
+
+
 def add_(v: Vec, other: Vec) -> None:
     """``v += other`` in place."""
     torch._foreach_add_(v, other)

@@ -37,7 +37,7 @@ class Compare(Options):
         noise = f"-{base.noise_kind}{base.noise:g}" if base.noise else ""
         page = self.out / f"{base.task}-{base.model}{noise}.html"
         write_page(records, page.with_name(page.name.replace(":", "_")), command=shlex.join(command(argv)))
-        console.print(rich_table(rows))
+        console.print(rich_table(rows, console.width))
         for text in (verdict(rows), *notes(records), LEGEND, f"page: {page}"):
             console.print(text, markup=False, highlight=False, soft_wrap=text.startswith("page"))
         return 0

@@ -35,7 +35,7 @@ class Report:
         for heading, members in groups(records).items():
             rows = summarize(members)
             console.print("\n" + ", ".join(filter(None, heading)), style="bold", markup=False, highlight=False)
-            console.print(rich_table(rows))
+            console.print(rich_table(rows, console.width))
             console.print(verdict(rows), markup=False, highlight=False)
         path = write_page(records, self.out, title=self.title)
         console.print(f"page: {path}", markup=False, highlight=False, soft_wrap=True)

@@ -14,7 +14,7 @@ from lowland.method import Method
 from lowland.methods.plain import Plain
 
 STEPS = 100  # two windows of ARSAM, twenty cycles of LookSAM
-WATCHED = 12  # steps under the memory meter: two cycles of LookSAM
+WATCHED = 55  # steps under the memory meter: a whole window of ARSAM, which has at least one refresh
 EXAMPLES, WIDTH = 4, 64  # few examples, so that the parameters outweigh the activations
 
 

@@ -85,5 +85,4 @@ def _orthogonal(g_s: Vec, g: Vec) -> Vec:
     g_v = vec.reject(g_s, g)
     size = vec.norm(g_s)
     # A relative test: rounding leaves about eps * ||g_s|| even where g_s is parallel to g.
-    real = vec.norm(g_v) > 100 * torch.finfo(size.dtype).eps * size
-    return vec.where(real, g_v, vec.zeros(g_v))
+    return vec.keep_if(vec.norm(g_v) > 100 * torch.finfo(size.dtype).eps * size, g_v)

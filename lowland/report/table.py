@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 NONE = "–"
+WIDE = 100  # columns of a terminal that hold every cell on one line
 MARKS = {"better": "▲", "worse": "▼", "open": "○", None: ""}
 LEGEND = (
     "± is the 95 % t-interval over seeds, each comparison by itself (not corrected for comparing several). "
@@ -72,8 +73,13 @@ def markdown(rows: Sequence[Row]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def rich_table(rows: Sequence[Row]) -> Table:
-    """The table for the terminal; from 100 columns on nothing in it is cut."""
+def rich_table(rows: Sequence[Row], width: int = WIDE) -> Table:
+    """The table for the terminal; on fewer than 100 columns its cells take two lines, and 80 hold all of it.
+
+    Args:
+        rows: what :func:`~lowland.report.summary.summarize` returned.
+        width: columns of the terminal.
+    """
     try:
         from rich import box
         from rich.table import Table
@@ -84,10 +90,11 @@ def rich_table(rows: Sequence[Row]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in shown:
         justify, overflow = ("left", "fold") if column.name == "method" else ("right", "ellipsis")
-        table.add_column(column.title, justify=justify, overflow=overflow, no_wrap=column.name != "method")  # type: ignore[arg-type]
+        title = column.title if width >= WIDE else column.title.replace(" ", "\n")
+        table.add_column(title, justify=justify, overflow=overflow, no_wrap=column.name != "method")  # type: ignore[arg-type]
     styles = {"better": "green", "worse": "red", "open": "", None: ""}
     for row in rows:
-        cells = [Text(column.cell(row)) for column in shown]
+        cells = [Text(column.cell(row) if width >= WIDE else _two_lines(column.cell(row))) for column in shown]
         cells[0] = Text("\n".join(_wrapped(row.method)), style="bold")
         for column, cell in zip(shown, cells, strict=True):
             if column.name == "difference":
@@ -99,6 +106,12 @@ def rich_table(rows: Sequence[Row]) -> Table:
 def _cell(column: Column, row: Row) -> str:
     text = column.cell(row)
     return f"`{text.replace('|', chr(92) + '|')}`" if column.name == "method" else text
+
+
+def _two_lines(text: str) -> str:
+    for mark in ("±", "(", "/"):
+        text = text.replace(f" {mark}", f"\n{mark}")
+    return text
 
 
 def _wrapped(method: str, width: int = 14) -> list[str]:
