@@ -6,7 +6,7 @@ Functions return new vectors; the few that work in place end in an underscore an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -63,15 +63,9 @@ def finite(v: Vec) -> Tensor:
     return torch.isfinite(largest.max())
 
 
-def add(a: Vec, b: Vec, alpha: float | Tensor = 1.0) -> Vec:
-    """``a + alpha * b``; alpha is a number or a 0-dim tensor."""
-    if not isinstance(alpha, Tensor):
-        return list(torch._foreach_add(a, b, alpha=alpha))
-    if alpha.is_cpu:
-        return list(torch._foreach_addcmul(a, b, [alpha] * len(b)))
-    scaled = torch._foreach_mul(b, alpha)
-    torch._foreach_add_(scaled, a)
-    return list(scaled)
+def add(a: Vec, b: Vec, alpha: float = 1.0) -> Vec:
+    """``a + alpha * b``."""
+    return list(torch._foreach_add(a, b, alpha=alpha))
 
 
 def sub(a: Vec, b: Vec) -> Vec:
@@ -143,15 +137,14 @@ def where(condition: Tensor, a: Vec, b: Vec) -> Vec:
     return [torch.where(condition, x, y) for x, y in zip(a, b, strict=True)]
 
 
-def keep_if(condition: Tensor, v: Vec) -> Vec:
-    """``v`` where the 0-dim boolean ``condition`` holds, else zeros."""
-    nothing = torch.zeros((), dtype=v[0].dtype, device=v[0].device)
-    return [torch.where(condition, t, nothing.to(t.dtype)) for t in v]
-
-
-def add_(v: Vec, other: Vec) -> None:
-    """``v += other`` in place."""
-    torch._foreach_add_(v, other)
+def add_(v: Vec, other: Vec, alpha: float | Tensor = 1.0) -> None:
+    """``v += alpha * other`` in place; alpha is a number or a 0-dim tensor."""
+    if not isinstance(alpha, Tensor):
+        torch._foreach_add_(v, other, alpha=alpha)
+    elif alpha.is_cpu:
+        torch._foreach_addcmul_(v, other, [alpha] * len(v))
+    else:
+        torch._foreach_add_(v, torch._foreach_mul(other, alpha))
 
 
 def div_(v: Vec, factor: Tensor) -> None:
@@ -164,19 +157,25 @@ def copy_(v: Vec, source: Vec) -> None:
     torch._foreach_copy_(v, source)
 
 
+def together(combine: Callable[..., Vec], *vectors: Vec) -> Vec:
+    """``combine(*vectors)``, on flat copies where many small tensors would cost more calls than arithmetic.
+
+    Args:
+        combine: Made of functions of this module that treat all entries alike: sums, norms and inner products over
+            everything, elementwise operations, but nothing per tensor.
+        vectors: What it combines.
+    """
+    if not all(_many_small(v) for v in vectors):
+        return combine(*vectors)
+    (flat,) = combine(*[[_flat(v)] for v in vectors])
+    return list(torch._utils._unflatten_dense_tensors(flat, vectors[0]))  # type: ignore[no-untyped-call]
+
+
 def _many_small(v: Vec) -> bool:
     """Whether one operation on a flat copy beats one operation per tensor: on a CPU a call costs a microsecond."""
-    return (
-        len(v) > 16
-        and v[0].is_cpu
-        and v[0].dtype in (torch.float32, torch.float64)
-        and sum(t.numel() for t in v) < 4096 * len(v)
-        and _alike(v)
-    )
-
-
-def _alike(v: Vec) -> bool:
-    return len({t.dtype for t in v}) == 1
+    if len(v) <= 16 or not v[0].is_cpu or v[0].dtype not in (torch.float32, torch.float64):
+        return False
+    return sum(map(torch.numel, v)) < 4096 * len(v) and len({t.dtype for t in v}) == 1
 
 
 def _flat(v: Vec) -> Tensor:

@@ -226,3 +226,33 @@ def test_in_place_operations_change_their_first_argument_alone():
     assert_equal(other, untouched)
     vec.div_(v, torch.tensor(4.0))
     assert_equal(v, [t / 4 for t in expected])
+
+
+@pytest.mark.parametrize("count", [3, 400])
+def test_together_gives_what_the_function_gives_alone(count):
+    a, b = ([torch.randn(5, 2, dtype=torch.float64) for _ in range(count)] for _ in range(2))
+    for combine in (vec.reject, vec.project, vec.sub):
+        for x, y in zip(vec.together(combine, a, b), combine(a, b), strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-14)
+
+
+def test_together_works_on_one_flat_copy_where_tensors_are_many_and_small():
+    seen = []
+
+    def combine(a, b):
+        seen.append(len(a))
+        return vec.sub(a, b)
+
+    small, large = [torch.ones(3)] * 400, [torch.ones(10_000)] * 20
+    vec.together(combine, small, small)
+    vec.together(combine, large, large)
+    assert seen == [1, 20]
+
+
+@pytest.mark.parametrize("alpha", [0.5, torch.tensor(0.5)])
+def test_add_in_place(alpha):
+    v, other = [torch.ones(3), torch.ones(2)], [torch.full((3,), 2.0), torch.full((2,), 4.0)]
+    address = v[0].data_ptr()
+    vec.add_(v, other, alpha)
+    assert [t.tolist() for t in v] == [[2.0] * 3, [3.0] * 2]
+    assert v[0].data_ptr() == address

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -139,8 +139,11 @@ class Pass:
             raise ParameterError(
                 "gradients must be dense, but a parameter's gradient is sparse; make its module with sparse=False"
             )
-        work.reached = [r or g is not None for r, g in zip(work.reached, grads, strict=True)]
-        taken = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, work.params, strict=True)]
+        if any(g is None for g in grads):
+            work.reached = [r or g is not None for r, g in zip(work.reached, grads, strict=True)]
+            taken = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, work.params, strict=True)]
+        else:
+            work.reached, taken = [True] * len(grads), cast(Vec, grads)
         scale = work.scale()
         if scale is not None:
             finite = vec.finite(taken)

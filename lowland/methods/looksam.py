@@ -57,7 +57,7 @@ class LookSAM(Method):
 
     def init(self, params: Vec) -> dict[str, Any]:
         """See :meth:`lowland.method.Method.init`."""
-        return {"g_v": vec.zeros(params), "t": 0}
+        return {"g_v": vec.zeros(params), "t": 0}  # g_v of length 1, because only its direction is reused
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.method.Method.plan`."""
@@ -66,14 +66,16 @@ class LookSAM(Method):
         engine.memory["t"] = t + 1
         if t % self.k == 0:
             there = yield Probe(batch, at=self.ascent(engine, here.grad))
-            found, old = self._each(_orthogonal, there.grad, here.grad), engine.memory["g_v"]
+            found, old = self._each(_split, there.grad, here.grad), engine.memory["g_v"]
             # A parameter that this batch did not use keeps what is known of it.
             engine.memory["g_v"] = [n if r else o for n, o, r in zip(found, old, engine.reached, strict=True)]
             return here.loss, there.grad
         return here.loss, self._each(self._reuse, here.grad, engine.memory["g_v"])
 
     def _reuse(self, g: Vec, g_v: Vec) -> Vec:
-        return vec.add(g, g_v, self.alpha * vec.norm(g) * vec.inverse(vec.norm(g_v)))
+        # In place: the reading's gradient is the plan's own, and a step in between should cost next to nothing.
+        vec.add_(g, g_v, self.alpha * vec.norm(g))
+        return g
 
     def _each(self, combine: Any, a: Vec, b: Vec) -> Vec:
         if self.decomposition == "global":
@@ -81,8 +83,14 @@ class LookSAM(Method):
         return [combine([x], [y])[0] for x, y in zip(a, b, strict=True)]
 
 
+def _split(g_s: Vec, g: Vec) -> Vec:
+    return vec.together(_orthogonal, g_s, g)
+
+
 def _orthogonal(g_s: Vec, g: Vec) -> Vec:
+    """The direction of the part of g_s orthogonal to g; zero where there is none."""
     g_v = vec.reject(g_s, g)
-    size = vec.norm(g_s)
+    size, whole = vec.norm(g_v), vec.norm(g_s)
     # A relative test: rounding leaves about eps * ||g_s|| even where g_s is parallel to g.
-    return vec.keep_if(vec.norm(g_v) > 100 * torch.finfo(size.dtype).eps * size, g_v)
+    real = size > 100 * torch.finfo(whole.dtype).eps * whole
+    return vec.scale(g_v, torch.where(real, vec.inverse(size), torch.zeros_like(size)))
