@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from reference import drive
-from reference.cases import BASES, MOMENTUM, PROBLEM, SAME, Spare, path_of, probes, some
-from reference.drive import Run, assert_same, trajectory
+from reference.cases import BASES, PROBLEM, SAME, Spare, path_of, probes, some
+from reference.drive import Run, assert_same
 from reference.model import Quadratic
 from reference.vectors import add, dot, norm
 
@@ -44,7 +44,7 @@ def test_l3_the_reused_part_is_orthogonal_and_completes_the_gradient():
         run.step(batch, 0.1)
         if t % 2 == 0:
             g_v, g_s = drive.arrays(run.engine.memory["g_v"]), run.grad
-            assert norm(g_v) == pytest.approx(1, rel=1e-12)  # the direction is all that is kept
+            assert norm(g_v) == pytest.approx(1, rel=1e-9)  # the direction is all that is kept, divided by norm + 1e-12
             assert abs(dot(g_v, g)) <= 1e-12 * norm(g)
             assert dot(g_v, g_s) > 1e-3 * norm(g_s)
             along = [dot(g, g_s) / dot(g, g) * x for x in g]
@@ -82,7 +82,7 @@ def test_l6_the_length_of_the_orthogonal_part_is_immaterial(factor):
     v = vec.reject(v, g)
     kept, scaled = (_orthogonal(vec.add(vec.scale(g, 0.7), v, c), g) for c in (1.0, factor))
     for x, y in zip(kept, scaled, strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)  # a factor of 1e-4 costs four digits
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-8)  # norm + 1e-12, at a norm of 1e-4
 
 
 def test_looksam_does_not_reuse_rounding_noise():
