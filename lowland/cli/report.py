@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 
 from lowland.errors import ArgumentError
-from lowland.report import groups, read_all, rich_table, summarize, verdict, write_page
+from lowland.report import export, groups, read_all, rich_table, summarize, verdict, write_page
 
 
 @dataclass(kw_only=True)
@@ -21,11 +21,13 @@ class Report:
         runs: Run folders, or folders of runs.
         out: The page to write.
         title: Its heading; left out, made from the runs.
+        export: A folder for the tables as Markdown and the figures as SVG, too.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     out: Path = Path("report.html")
     title: str | None = None
+    export: Path | None = None
 
     def run(self, console: Console, argv: Sequence[str]) -> int:
         """Read, print, write."""
@@ -39,4 +41,6 @@ class Report:
             console.print(verdict(rows), markup=False, highlight=False)
         path = write_page(records, self.out, title=self.title)
         console.print(f"page: {path}", markup=False, highlight=False, soft_wrap=True)
+        for file in export(records, self.export) if self.export is not None else ():
+            console.print(f"exported: {file}", markup=False, highlight=False, soft_wrap=True)
         return 0

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from lowland.report.export import export
 from lowland.report.page import write_page
 from lowland.report.records import EndRecord, EpochRecord, MethodRecord, RunRecord, read, read_all
 from lowland.report.sentences import notes, statement, verdict
@@ -26,6 +27,7 @@ __all__ = [
     "RunRecord",
     "effect",
     "estimate",
+    "export",
     "groups",
     "markdown",
     "notes",

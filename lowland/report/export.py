@@ -1,0 +1,74 @@
+"""Tables and figures as files of their own, for documents and papers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from lowland.errors import ArgumentError
+from lowland.report.records import RunRecord
+from lowland.report.summary import chosen, groups, summarize
+from lowland.report.table import markdown
+
+
+def export(records: Sequence[RunRecord], folder: str | Path) -> list[Path]:
+    """Write ``table.md`` and the figures as SVG on white, named after their comparison.
+
+    Args:
+        records: the runs; each task, model, label noise and budget gets files of its own.
+        folder: where they go; it is made.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ArgumentError: Nothing can be written there.
+    """
+    target = Path(folder)
+    written: list[Path] = []
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for heading, members in groups(records).items():
+            name = re.sub(r"[^\w.-]+", "-", "-".join(filter(None, heading))).strip("-")
+            for ending, text in _parts(members).items():
+                path = target / f"{name}-{ending}"
+                path.write_text(text, encoding="utf-8")
+                written.append(path)
+    except OSError as error:
+        raise ArgumentError(
+            f"export must be a folder that can be written to, but {target} cannot be ({error.strerror}); choose another"
+        ) from None
+    return written
+
+
+def standalone(svg: str) -> str:
+    """An inline SVG element as a document: its own colors instead of a page's, on white.
+
+    Example:
+        >>> standalone('<svg viewBox="0 0 2 1"><path fill="var(--c1, #0072b2)"/></svg>').count("var(")
+        0
+    """
+    svg = re.sub(r"var\(--[\w-]+, ([^()]+)\)", r"\1", svg)
+    head, body = svg.split(">", 1)
+    if "xmlns=" not in head:
+        head = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    if "xmlns:xlink" not in head:
+        head = head.replace("<svg", '<svg xmlns:xlink="http://www.w3.org/1999/xlink"', 1)
+    return f'{head}>\n<rect width="100%" height="100%" fill="#ffffff"/>{body}\n'
+
+
+def _parts(records: Sequence[RunRecord]) -> dict[str, str]:
+    from lowland.report import drawing, figures  # here: matplotlib loads slowly
+
+    rows, finished = summarize(records), chosen(records)
+    look = drawing.looks(
+        [r.method.text for r in records], next((r.method.text for r in records if r.method.key == "plain"), None)
+    )
+    drawn = {
+        "front.svg": figures.front(rows, look),
+        "epochs.svg": figures.curves(finished, rows, look),
+        "seconds.svg": figures.curves(finished, rows, look, over="seconds"),
+        "loss.svg": figures.curves(finished, rows, look, value="train_loss"),
+    }
+    return {"table.md": markdown(rows)} | {name: standalone(svg) for name, svg in drawn.items() if svg}
