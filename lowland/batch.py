@@ -50,6 +50,11 @@ def take(batch: Any, index: Tensor | slice) -> Any:
     return pytree.tree_map(lambda t: None if t is None else t[index], batch)
 
 
+def copy(batch: Any) -> Any:
+    """A batch that shares no memory with this one."""
+    return pytree.tree_map(lambda t: None if t is None else t.clone(), batch)
+
+
 def chunk(batch: Any, count: int) -> list[Any]:
     """Exactly ``min(count, B)`` parts whose sizes differ by at most one.
 

@@ -29,11 +29,16 @@ class Parameters:
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, *, allow_low_precision: bool = False) -> None:
+        if isinstance(model, DistributedDataParallel):
+            raise ParameterError(
+                "model must not be wrapped in DistributedDataParallel: this version runs in one process and would "
+                "average gradients that a method wants apart; pass model.module on one process"
+            )
         named = dict(model.named_parameters())
         trainable = {n: p for n, p in named.items() if p.requires_grad}
         self.frozen = [p for p in named.values() if not p.requires_grad]
         # torch.compile and DataParallel prefix names; a checkpoint should not know of them.
-        wrapper = "module." if isinstance(model, DataParallel | DistributedDataParallel) else ""
+        wrapper = "module." if isinstance(model, DataParallel) else ""
         short = [n.replace("_orig_mod.", "").removeprefix(wrapper) for n in trainable]
         self.names = short if len(set(short)) == len(short) else list(trainable)
         self.vec: list[Tensor] = list(trainable.values())

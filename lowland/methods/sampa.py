@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from lowland import batch as batches
 from lowland import checks, vec
 from lowland.method import Method
 from lowland.probe import Plan, Probe
@@ -70,7 +71,8 @@ class SAMPa(Method):
             Probe(batch if cold else held, at=None if cold else self.ascent(engine, grad_y), stats=False),
             Probe(batch, at=None if cold else engine.lookahead(grad_y, raw=self.lookahead == "raw"), stats=True),
         )
-        engine.memory.update(grad_y=at_y.grad, batch=batch)
+        # A copy: loaders may refill the same buffers, and the next step would silently see other examples.
+        engine.memory.update(grad_y=at_y.grad, batch=batches.copy(batch))
         return at_y.loss, vec.lerp(tilde.grad, at_y.grad, self.lam)
 
     def fallback(self, memory: dict[str, Any]) -> dict[str, Any]:

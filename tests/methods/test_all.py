@@ -179,3 +179,18 @@ def test_a_method_is_a_value(text: str) -> None:
     assert type(method).__name__ in repr(method)
     with pytest.raises(AttributeError):
         method.rho = 1.0  # type: ignore[misc]
+
+
+@every
+def test_a_loader_may_refill_its_buffers(text: str) -> None:
+    one, other = engine_of(text), engine_of(text)
+    buffer = tuple(t.clone() for t in batch(0))
+    for i in range(5):
+        for target, source in zip(buffer, batch(i), strict=True):
+            target.copy_(source)
+        one.backward(batch(i))
+        other.backward(buffer)
+        for engine in (one, other):
+            engine.optimizer.step()
+            engine.optimizer.zero_grad()
+        assert same(weights(other.model), weights(one.model))
