@@ -284,5 +284,5 @@ def test_distributed_data_parallel_is_refused():
     wrapped = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
     nn.Module.__init__(wrapped)
     wrapped.module = network()
-    with pytest.raises(ParameterError, match="must not be wrapped in DistributedDataParallel.*pass model.module"):
+    with pytest.raises(ParameterError, match=r"must not be wrapped in DistributedDataParallel.*pass model\.module"):
         Parameters(wrapped, sgd(wrapped.parameters()))
