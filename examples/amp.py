@@ -30,7 +30,7 @@ def main(steps: int = 50, width: int = 256) -> list[float]:
     model = nn.Sequential(nn.Linear(32, width), nn.ReLU(), nn.Linear(width, 4)).to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     scaler = torch.amp.GradScaler(DEVICE, enabled=DEVICE == "cuda")
-    engine = lowland.Engine(lowland.LookSAM(rho=0.05, k=5), model, optimizer, loss_fn, scaler=scaler)
+    engine = lowland.Engine(lowland.SAM(rho=0.05), model, optimizer, loss_fn, scaler=scaler)
 
     inputs = torch.randn(4096, 32, device=DEVICE)
     targets = inputs[:, :4].argmax(1)

@@ -48,8 +48,11 @@ class Engine:
             None where the caller runs forward and backward: see :meth:`passes`.
         mesh: Reserved for groups of devices that share a step's probes.
         executor: Where probes are answered; by default one after the other, here.
-        scaler: A ``torch.amp.GradScaler``. ``.grad`` comes out scaled, as its ``unscale_`` and ``step`` expect.
-        micro_batch: Most examples in one forward pass; larger batches are cut and summed exactly.
+        scaler: A ``torch.amp.GradScaler``. ``.grad`` comes out scaled, as its ``unscale_`` and ``step`` expect. An
+            overflow in any pass makes all of it NaN, so that the scaler skips the step; vectors in memory stay as they
+            were (SAMPa starts cold), while a method's own step counts go on.
+        micro_batch: Most examples in one forward pass; larger batches are cut and summed: the
+            same step, unless examples see each other, as in BatchNorm.
         rng: "free" lets every pass draw its own dropout mask; "shared" gives all passes of a step the same.
         seed: Seed of the method's own random decisions.
         allow_low_precision: Accept bf16 or fp16 parameters, whose perturbation is mostly lost in rounding.
@@ -213,7 +216,7 @@ class Engine:
 
     def radii(self, rho: float | Schedule, geometry: Geometry) -> Radii:
         """The radius for every parameter: a number where all share it, else one each, 0 for excluded ones."""
-        value = rho.at(self.step, float(self.optimizer.param_groups[0]["lr"])) if isinstance(rho, Schedule) else rho
+        value = rho.at(self.step, self.optimizer.param_groups[0]["lr"]) if isinstance(rho, Schedule) else rho
         return self._parameters.radii(value, geometry, self.optimizer)
 
     # The step itself
@@ -248,14 +251,18 @@ class Engine:
 
     def _fill(self, held: list[Tensor | None], grad: Vec, before: dict[str, Any]) -> None:
         """Put the step's gradient where the optimizer looks for it."""
-        kept = {id(t) for key in self.vector_keys for t in self.memory[key]}
         scale = self.work.scale()
         if scale is not None and self.work.finite is not None:
             finite = self.work.finite
             # NaN reaches every parameter, so that the scaler sees it and skips the step.
             grad = vec.scale(grad, torch.where(finite, scale, torch.full_like(scale, float("nan"))))
             self._forget_unless(finite, before)
+        else:
+            changed = [self.memory[k] for k in self.vector_keys if self.memory[k] is not before[k]]
+            if changed:  # a NaN must not stay in memory when the caller skips the step
+                self._forget_unless(torch.stack([vec.finite(v) for v in changed]).all(), before)
         # The caller clips and unscales .grad in place, which must not reach a vector in memory.
+        kept = {id(t) for key in self.vector_keys for t in self.memory[key]}
         grad = [g.clone() if id(g) in kept else g for g in grad]
         for p, h, g, reached in zip(self.params, held, grad, self.work.reached, strict=True):
             if not reached:

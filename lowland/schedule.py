@@ -6,6 +6,8 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from lowland import checks
 from lowland.errors import ArgumentError
 
@@ -15,7 +17,7 @@ class Schedule(ABC):
     """A number that depends on the step and on the learning rate."""
 
     @abstractmethod
-    def at(self, step: int, lr: float) -> float:
+    def at(self, step: int, lr: float | Tensor) -> float:
         """The value before step ``step`` (counted from 0), at learning rate ``lr``."""
 
 
@@ -25,7 +27,7 @@ class Constant(Schedule):
 
     value: float
 
-    def at(self, step: int, lr: float) -> float:
+    def at(self, step: int, lr: float | Tensor) -> float:
         """See :meth:`Schedule.at`."""
         return self.value
 
@@ -38,7 +40,7 @@ class Linear(Schedule):
     end: float
     steps: int
 
-    def at(self, step: int, lr: float) -> float:
+    def at(self, step: int, lr: float | Tensor) -> float:
         """See :meth:`Schedule.at`."""
         return self.start + (self.end - self.start) * min(step / self.steps, 1.0)
 
@@ -51,7 +53,7 @@ class Cosine(Schedule):
     end: float
     steps: int
 
-    def at(self, step: int, lr: float) -> float:
+    def at(self, step: int, lr: float | Tensor) -> float:
         """See :meth:`Schedule.at`."""
         turn = (1 - math.cos(math.pi * min(step / self.steps, 1.0))) / 2
         return self.start + (self.end - self.start) * turn
@@ -66,8 +68,13 @@ class FollowLR(Schedule):
     lr_high: float
     lr_low: float
 
-    def at(self, step: int, lr: float) -> float:
+    def at(self, step: int, lr: float | Tensor) -> float:
         """See :meth:`Schedule.at`."""
+        if isinstance(lr, Tensor):
+            raise ArgumentError(
+                "lr must be a number where rho follows it, but is a tensor, which the host would wait for; set "
+                'param_groups[0]["lr"] to a float, or use linear() or cosine()'
+            )
         share = (lr - self.lr_low) / (self.lr_high - self.lr_low)
         return self.low + (self.high - self.low) * min(max(share, 0.0), 1.0)
 

@@ -36,7 +36,7 @@ def save(engine: Engine) -> dict[str, Any]:
         "parameters": _shapes(engine),
         "step": engine.step,
         "vectors": {k: dict(zip(engine.names, v, strict=True)) for k, v in vectors.items()},
-        "values": {k: v for k, v in engine.memory.items() if k not in vectors},
+        "values": {k: _loadable(k, v) for k, v in engine.memory.items() if k not in vectors},
         "rng": engine.rng.getstate(),
         "lagged": engine.lagged.state_dict(),
         "cost": dataclasses.asdict(engine.cost),
@@ -74,6 +74,19 @@ def load(engine: Engine, state_dict: dict[str, Any]) -> None:
     engine.lagged.load_state_dict(lagged)
     engine.executor.cost = cost
     engine.step = step
+
+
+def _loadable(key: str, value: Any) -> Any:
+    """The value, if ``torch.load(weights_only=True)`` will be able to read it back."""
+    parts = value.values() if type(value) is dict else value if type(value) in (list, tuple) else ()
+    for part in parts:
+        _loadable(key, part)
+    if type(value) not in (dict, list, tuple, int, float, str, bool, type(None)) and not isinstance(value, Tensor):
+        raise StateError(
+            f"memory {key!r} must be made of tensors, numbers, tuples, lists and dicts to be saved, but holds a "
+            f"{type(value).__name__}; let the loader give plain tuples or dicts"
+        )
+    return value
 
 
 def _check_origin(engine: Engine, state_dict: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,3 +71,9 @@ REFUSED = {
 def test_bad_arguments_are_refused(make, message):
     with pytest.raises(ArgumentError, match=message):
         make()
+
+
+def test_a_radius_that_follows_a_tensor_is_refused():
+    with pytest.raises(ArgumentError, match="lr must be a number where rho follows it"):
+        schedule.follow_lr(0.1, 0.0, lr_high=0.1).at(step=0, lr=torch.tensor(0.1))
+    assert schedule.linear(0.0, 0.1, steps=10).at(step=5, lr=torch.tensor(0.1)) == 0.05

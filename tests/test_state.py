@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import collections
 import copy
 import io
 
@@ -265,3 +266,12 @@ def test_a_damaged_state_is_refused_and_nothing_changes(changes):
     engine = make(ARSAM())
     train(engine, range(5))
     refused(engine, damaged(**changes), "state_dict must")
+
+
+def test_a_batch_that_could_not_be_loaded_again_is_refused_when_saved():
+    Pair = collections.namedtuple("Pair", "inputs scale")
+    model = nn.Linear(3, 1)
+    engine = Engine(SAMPa(), model, torch.optim.SGD(model.parameters(), lr=0.1), lambda m, b: m(b.inputs).mean(1))
+    engine.backward(Pair(torch.ones(4, 3), torch.ones(4)))
+    with pytest.raises(StateError, match="holds a Pair; let the loader give plain tuples or dicts"):
+        engine.state_dict()

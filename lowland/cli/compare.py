@@ -11,7 +11,7 @@ from rich.console import Console
 from lowland.cli.display import display
 from lowland.cli.options import Options, command
 from lowland.lab.compare import compare, grid
-from lowland.report import LEGEND, notes, read_all, rich_table, summarize, verdict, write_page
+from lowland.report import LEGEND, notes, read_all, rich_table, statement, summarize, verdict, write_page
 
 
 @dataclass(kw_only=True)
@@ -38,8 +38,9 @@ class Compare(Options):
         page = self.out / f"{base.task}-{base.model}{noise}.html"
         write_page(records, page.with_name(page.name.replace(":", "_")), command=shlex.join(command(argv)))
         console.print(rich_table(rows, console.width))
-        for text in (verdict(rows), *notes(records), LEGEND, f"page: {page}"):
-            console.print(text, markup=False, highlight=False, soft_wrap=text.startswith("page"))
+        for text in (verdict(rows), statement(rows), *notes(records), LEGEND, f"page: {page}"):
+            if text:
+                console.print(text, markup=False, highlight=False, soft_wrap=text.startswith("page"))
         return 0
 
     def resumption(self, argv: Sequence[str]) -> list[str]:

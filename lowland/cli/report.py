@@ -10,7 +10,18 @@ import tyro
 from rich.console import Console
 
 from lowland.errors import ArgumentError
-from lowland.report import export, groups, read_all, rich_table, summarize, verdict, write_page
+from lowland.report import (
+    LEGEND,
+    export,
+    groups,
+    notes,
+    read_all,
+    rich_table,
+    statement,
+    summarize,
+    verdict,
+    write_page,
+)
 
 
 @dataclass(kw_only=True)
@@ -38,7 +49,9 @@ class Report:
             rows = summarize(members)
             console.print("\n" + ", ".join(filter(None, heading)), style="bold", markup=False, highlight=False)
             console.print(rich_table(rows, console.width))
-            console.print(verdict(rows), markup=False, highlight=False)
+            for text in (verdict(rows), statement(rows), *notes(members), LEGEND):
+                if text:
+                    console.print(text, markup=False, highlight=False)
         path = write_page(records, self.out, title=self.title)
         console.print(f"page: {path}", markup=False, highlight=False, soft_wrap=True)
         for file in export(records, self.export) if self.export is not None else ():

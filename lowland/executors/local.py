@@ -114,10 +114,12 @@ class Pass:
     ) -> None:
         """Take the gradients and restore the weights."""
         params = self.work.params
-        grads = [p.grad for p in params]
-        for p in params:
-            p.grad = None
-        self._stack.close()
+        try:
+            grads = [p.grad for p in params]
+            for p in params:
+                p.grad = None
+        finally:
+            self._stack.close()  # whatever interrupts the lines above, the weights come back
         failed = True
         try:
             if kind is None:

@@ -32,7 +32,20 @@ def save(folder: Path, state: dict[str, Any], *, step: int, keep: int = 2) -> Pa
 
     Returns:
         The file.
+
+    Raises:
+        StateError: The disk is full, or the folder cannot be written to; earlier checkpoints stay.
     """
+    try:
+        return _save(folder, state, step, keep)
+    except OSError as error:
+        raise StateError(
+            f"checkpoint must be written to {folder / FOLDER}, but cannot be ({error.strerror or error}); make room or give "
+            "rights there, then go on with --resume"
+        ) from None
+
+
+def _save(folder: Path, state: dict[str, Any], step: int, keep: int) -> Path:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getvalue()

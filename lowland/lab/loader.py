@@ -51,8 +51,8 @@ class Loader:
         count = len(task.train_targets)
         if drop_last and count < batch_size:
             raise ArgumentError(
-                f"batch_size must be <= {count}, the number of training examples, where drop_last is set, "
-                f"but is {batch_size}; take a smaller one"
+                f"batch_size must be <= {count}, the number of training examples, because only full batches "
+                f"are used, but is {batch_size}; take a smaller one"
             )
         self.task = task
         self.batch_size = batch_size

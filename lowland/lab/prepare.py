@@ -47,6 +47,8 @@ def loader_of(config: RunConfig, task: Task) -> Loader:
 def complete(config: RunConfig, steps_per_epoch: int) -> Method:
     """The method that a configuration's text stands for, with open fields filled by the recipe."""
     make(config.method)  # an unknown name is refused before defaults for it are looked up
-    key = config.method.partition(":")[0]
-    defaults = method_defaults(config.task, config.model, key, steps_per_epoch, config.recipe.epochs)
+    key, epochs = config.method.partition(":")[0], float(config.recipe.epochs)
+    if config.budget.kind != "seconds":  # how long training really is, at one gradient per step
+        epochs = config.budget.limit / steps_per_epoch
+    defaults = method_defaults(config.task, config.model, key, steps_per_epoch, epochs)
     return make(config.method, **defaults)

@@ -166,7 +166,7 @@ def lr_at(recipe: Recipe, progress: float) -> float:
     return recipe.lr
 
 
-def method_defaults(task: str, model: str, method: str, steps_per_epoch: int, epochs: int) -> dict[str, Any]:
+def method_defaults(task: str, model: str, method: str, steps_per_epoch: int, epochs: float) -> dict[str, Any]:
     """The fields of a method that a recipe fills where the user leaves them open.
 
     LookSAM's published alpha (0.7) is for vision transformers; convolutional networks and perceptrons take 0.2.

@@ -123,6 +123,9 @@ class _Run:
         self.trainer = self.make()  # an unknown model is refused before there is a folder
         damaged: list[str] = []
         state = checkpoint.latest(self.folder, damaged.append)
+        if state is not None:
+            # The run file may be gone or another one: what a checkpoint belongs to, it says itself.
+            refuse_other(state["config"], self.line, self.folder)
         self.file = RunFile(self.folder, fresh=state is None)
         if state is None:
             self.file.write("config", **self.line, parameters=sum(p.numel() for p in self.trainer.engine.params))
@@ -247,6 +250,7 @@ class _Run:
 
     def _save(self) -> None:
         state = {
+            "config": self.line,
             "trainer": self.trainer.state_dict(),
             "place": {"epoch": self.epoch, "batch": self.batch, "examples": self.examples, "peak": self.peak},
             "score": self.score | {"best": self.best},
@@ -279,8 +283,11 @@ def _check_held(recorded: dict[str, Any], asked: dict[str, Any], folder: Path, *
 
 
 def _changed_versions(held: History, line: dict[str, Any]) -> list[str]:
-    before = (held.config or line)["versions"].get("torch")
-    current = line["versions"]["torch"]
-    if before == current:
-        return []
-    return [f"begun with torch {before} and resumed with {current}: the bits may differ from an uninterrupted run"]
+    """Warnings about what may change the bits of a resumed run without being part of its configuration."""
+    begun = held.config or line
+    return [
+        f"begun with {name} {begun[part].get(name)} and resumed with {line[part].get(name)}: the bits may differ from "
+        "an uninterrupted run"
+        for part, name in (("versions", "torch"), ("versions", "lowland"), ("machine", "threads"), ("machine", "name"))
+        if begun[part].get(name) != line[part].get(name)
+    ]

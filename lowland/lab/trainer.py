@@ -101,12 +101,13 @@ def rehearse(make: Callable[[], Trainer], loader: Loader, steps: int = REHEARSED
 
 @contextmanager
 def settings(config: RunConfig) -> Iterator[None]:
-    """The number of threads, and on a GPU algorithms that give the same bits every time."""
+    """The number of threads, and on a GPU convolutions that give the same bits every time."""
     threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
     torch.set_num_threads(config.threads or threads)
+    benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
     torch.backends.cudnn.deterministic = True
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.backends.cudnn.deterministic = deterministic
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, benchmark

@@ -43,9 +43,22 @@ def write_page(
 
     Returns:
         The path written.
+
+    Raises:
+        ArgumentError: There are no records, or the file cannot be written.
     """
     target = Path(path)
     html = render(records, title=title, command=command)
+    try:
+        _replace(target, html)
+    except OSError as error:
+        raise ArgumentError(
+            f"out must be a file that can be written to, but {target} cannot be ({error.strerror or error}); choose another"
+        ) from None
+    return target
+
+
+def _replace(target: Path, html: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
@@ -58,7 +71,6 @@ def write_page(
     except BaseException:
         Path(draft).unlink(missing_ok=True)
         raise
-    return target
 
 
 def render(records: Sequence[RunRecord], *, title: str | None = None, command: str | None = None) -> str:

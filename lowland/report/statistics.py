@@ -53,8 +53,9 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Estima
 
 
 def effect(difference: Estimate) -> Effect:
-    """What an interval allows to say: "better", "worse", or "open" where it covers 0 or does not exist."""
-    if difference.half is None or abs(difference.mean) <= difference.half:
+    """What an interval allows to say: "better", "worse", or "open" where it covers 0 or has no width."""
+    # Accuracies are coarse: equal differences over a few seeds give an interval of width 0, which proves nothing.
+    if not difference.half or abs(difference.mean) <= difference.half:
         return "open"
     return "better" if difference.mean > 0 else "worse"
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from lowland import SAM, Engine
 from lowland.errors import UsageError
 from lowland.executors.local import displaced
 from lowland.probe import Probe
@@ -91,3 +92,31 @@ def test_a_spent_probe_is_refused():
         displaced(params, probe.at),
     ):
         pass
+
+
+def test_an_interrupt_while_gradients_are_collected_still_restores_the_weights():
+    class Tripping(list):
+        armed = False
+
+        def __iter__(self):
+            if Tripping.armed:
+                Tripping.armed = False
+                raise KeyboardInterrupt
+            return super().__iter__()
+
+    model = nn.Linear(3, 2)
+    engine = Engine(SAM(rho=1.0), model, torch.optim.SGD(model.parameters(), lr=0.1))
+    engine.work.params = Tripping(engine.params)
+    before = [p.detach().clone() for p in model.parameters()]
+    passes = engine.passes(torch.ones(4, 3))
+    first = next(passes)
+    with first:
+        first.backward(model(first.batch).square().mean())
+    second = next(passes)
+    second.__enter__()
+    assert not torch.equal(model.weight, before[0])
+    second.backward(model(second.batch).square().mean())
+    Tripping.armed = True
+    with pytest.raises(KeyboardInterrupt):
+        second.__exit__(None, None, None)
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))

@@ -45,7 +45,7 @@ def test_a_write_that_fails_halfway_leaves_the_old_ones(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StateError, match=r"No space left on device.*make room.*--resume"):
         fill(tmp_path, 2)
     monkeypatch.undo()
     assert checkpoint.latest(tmp_path, pytest.fail)["step"] == 1

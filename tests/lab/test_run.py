@@ -12,6 +12,7 @@ from lowland.errors import ArgumentError, StateError, UnknownNameError
 from lowland.lab import checkpoint
 from lowland.lab.budget import Budget
 from lowland.lab.interrupt import Stopped
+from lowland.lab.prepare import complete
 from lowland.lab.run import LabWarning, train
 
 
@@ -174,6 +175,20 @@ def test_resume_with_another_recipe(config, task, tmp_path):
     train(config, tmp_path, task=task)
     with pytest.raises(StateError, match=r"recipe\.lr must be 0\.05, .* but is 0\.1;"):
         train(replace(config, recipe=config.recipe.replace(lr=0.1)), tmp_path, task=task, resume=True)
+
+
+def test_checkpoints_that_lost_their_run_file_belong_to_no_other_run(config, task, tmp_path):
+    train(config, tmp_path, task=task)
+    (tmp_path / "run.jsonl").unlink()
+    for resume in (False, True):
+        with pytest.raises(StateError, match=r"recipe\.lr must be 0\.05, .* but is 0\.1; .*remove that folder"):
+            train(replace(config, recipe=config.recipe.replace(lr=0.1)), tmp_path, task=task, resume=resume)
+
+
+def test_a_warm_up_follows_the_budget(config):
+    # 50 steps of 10 an epoch are 5 epochs, and a tenth of a short training is warm-up, whatever --epochs says
+    short = replace(config, task="digits", method="arsam", budget=Budget(limit=50))
+    assert complete(short, steps_per_epoch=10).warmup == 5
 
 
 def test_a_run_is_not_overwritten(config, task, tmp_path):

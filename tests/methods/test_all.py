@@ -194,3 +194,18 @@ def test_a_loader_may_refill_its_buffers(text: str) -> None:
             engine.optimizer.step()
             engine.optimizer.zero_grad()
         assert same(weights(other.model), weights(one.model))
+
+
+@every
+def test_a_nan_that_the_caller_skips_leaves_no_trace_in_memory(text: str) -> None:
+    for step in (0, 1, 3):
+        for nth in range(1, calls_of_step(text, step) + 1):
+            engine = engine_of(text)
+            train(engine, step)
+            engine.work.loss_fn = Wire(nth, lambda loss: loss * float("nan"))
+            engine.backward(batch(90))
+            engine.optimizer.zero_grad()  # and no step: the caller has seen the NaN
+            assert all(torch.isfinite(t).all() for v in vectors_of(engine).values() for t in v)
+            engine.work.loss_fn = loss_fn
+            train(engine, 2, start=step)
+            assert all(torch.isfinite(w).all() for w in weights(engine.model))

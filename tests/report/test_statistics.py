@@ -53,3 +53,7 @@ def test_paired_takes_the_common_seeds() -> None:
 )
 def test_effect(mean: float, half: float | None, said: str) -> None:
     assert effect(Estimate(mean, half, 3)) == said
+
+
+def test_equal_differences_prove_nothing() -> None:
+    assert effect(Estimate(mean=0.2, half=0.0, n=2)) == "open"
