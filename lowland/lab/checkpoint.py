@@ -40,8 +40,8 @@ def save(folder: Path, state: dict[str, Any], *, step: int, keep: int = 2) -> Pa
         return _save(folder, state, step, keep)
     except OSError as error:
         raise StateError(
-            f"checkpoint must be written to {folder / FOLDER}, but cannot be ({error.strerror or error}); make room or give "
-            "rights there, then go on with --resume"
+            f"checkpoint must be written to {folder / FOLDER}, but cannot be ({error.strerror or error}); make room "
+            "or give rights there, then go on with --resume"
         ) from None
 
 

@@ -53,7 +53,8 @@ def write_page(
         _replace(target, html)
     except OSError as error:
         raise ArgumentError(
-            f"out must be a file that can be written to, but {target} cannot be ({error.strerror or error}); choose another"
+            f"out must be a file that can be written to, but {target} cannot be ({error.strerror or error}); "
+            "choose another"
         ) from None
     return target
 

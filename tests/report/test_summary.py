@@ -58,7 +58,10 @@ def test_sentences(write_run: WriteRun) -> None:
 
 
 def test_worse(write_run: WriteRun) -> None:
-    runs = [write_run(m, s, accuracy=a + s / 100) for m, a in (("plain", 0.9), ("sam", 0.8)) for s in (0, 1)]
+    runs = [
+        write_run(m, s, accuracy=a)
+        for m, s, a in [("plain", 0, 0.9), ("plain", 1, 0.91), ("sam", 0, 0.8), ("sam", 1, 0.811)]
+    ]
     rows = summarize([read(run) for run in runs])
     assert verdict(rows) == "sam falls behind plain."
     assert "Worse than plain beyond it: sam" in statement(rows)

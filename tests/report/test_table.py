@@ -23,9 +23,10 @@ def test_markdown(write_run: WriteRun) -> None:
     assert head.startswith("| method | seeds | test accuracy, % | gain over plain, points |")
     assert "| m-sharpness |" in head
     assert rule.count("---:") == 7
-    # 90 and 91: s = 1/√2, t(0.975, 1) = 12.7062, half = 12.7062 / 2; the differences are both 2.00
+    # 90 and 91: s = 1/√2, t(0.975, 1) = 12.7062, half = 12.7062 / 2; the differences are both 2.00,
+    # and an interval of width 0 proves nothing
     assert plain == "| `plain` | 2 | 90.50 ± 6.35 | – | 1.00 / 1.00 | 1.00 × | 4.0 (1.00 ×) | 0.0200 |"
-    assert sam == "| `sam` | 2 | 92.50 ± 6.35 | +2.00 ± 0.00 ▲ | 2.00 / 2.00 | 1.00 × | 5.0 (1.25 ×) | 0.0125 |"
+    assert sam == "| `sam` | 2 | 92.50 ± 6.35 | +2.00 ± 0.00 ○ | 2.00 / 2.00 | 1.00 × | 5.0 (1.25 ×) | 0.0125 |"
 
 
 def test_without_baseline_nothing_is_relative(write_run: WriteRun) -> None:
