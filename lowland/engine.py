@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import random
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -257,13 +258,10 @@ class Engine:
             # NaN reaches every parameter, so that the scaler sees it and skips the step.
             grad = vec.scale(grad, torch.where(finite, scale, torch.full_like(scale, float("nan"))))
             self._forget_unless(finite, before)
-        else:
-            changed = [self.memory[k] for k in self.vector_keys if self.memory[k] is not before[k]]
-            if changed:  # a NaN must not stay in memory when the caller skips the step
-                self._forget_unless(torch.stack([vec.finite(v) for v in changed]).all(), before)
         # The caller clips and unscales .grad in place, which must not reach a vector in memory.
-        kept = {id(t) for key in self.vector_keys for t in self.memory[key]}
-        grad = [g.clone() if id(g) in kept else g for g in grad]
+        for key in self.vector_keys:
+            if any(map(operator.is_, grad, self.memory[key])):
+                grad = [g.clone() if g is t else g for g, t in zip(grad, self.memory[key], strict=True)]
         for p, h, g, reached in zip(self.params, held, grad, self.work.reached, strict=True):
             if not reached:
                 p.grad = h

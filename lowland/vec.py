@@ -134,7 +134,17 @@ def mask(v: Vec, keep: Sequence[bool]) -> Vec:
 
 def where(condition: Tensor, a: Vec, b: Vec) -> Vec:
     """``a`` where the 0-dim boolean ``condition`` holds, else ``b``, without asking the host."""
-    return [torch.where(condition, x, y) for x, y in zip(a, b, strict=True)]
+
+    def chosen(a: Vec, b: Vec) -> Vec:
+        return [torch.where(condition, x, y) for x, y in zip(a, b, strict=True)]
+
+    return together(chosen, a, b)
+
+
+def keep_if(condition: Tensor, v: Vec) -> Vec:
+    """``v`` where the 0-dim boolean ``condition`` holds, else zeros, also in place of NaN."""
+    nothing = torch.zeros((), dtype=v[0].dtype, device=v[0].device)
+    return [torch.where(condition, t, nothing.to(t.dtype)) for t in v]
 
 
 def add_(v: Vec, other: Vec, alpha: float | Tensor = 1.0) -> None:

@@ -137,15 +137,16 @@ class Pass:
 
     def _taken(self, grads: list[Tensor | None]) -> Vec:
         work = self.work
-        if any(g is not None and g.layout != torch.strided for g in grads):
-            raise ParameterError(
-                "gradients must be dense, but a parameter's gradient is sparse; make its module with sparse=False"
-            )
-        if any(g is None for g in grads):
+        strided = torch.strided
+        if all(g is not None and g.layout is strided for g in grads):  # by far the most frequent, so it is quick
+            work.reached, taken = [True] * len(grads), cast(Vec, grads)
+        else:
+            if any(g is not None and g.layout is not strided for g in grads):
+                raise ParameterError(
+                    "gradients must be dense, but a parameter's gradient is sparse; make its module with sparse=False"
+                )
             work.reached = [r or g is not None for r, g in zip(work.reached, grads, strict=True)]
             taken = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, work.params, strict=True)]
-        else:
-            work.reached, taken = [True] * len(grads), cast(Vec, grads)
         scale = work.scale()
         if scale is not None:
             finite = vec.finite(taken)

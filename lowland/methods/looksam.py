@@ -91,6 +91,6 @@ def _orthogonal(g_s: Vec, g: Vec) -> Vec:
     """The direction of the part of g_s orthogonal to g; zero where there is none."""
     g_v = vec.reject(g_s, g)
     size, whole = vec.norm(g_v), vec.norm(g_s)
-    # A relative test: rounding leaves about eps * ||g_s|| even where g_s is parallel to g.
+    # A relative test: rounding leaves about eps * ||g_s|| even where g_s is parallel to g. NaN does not pass either.
     real = size > 100 * torch.finfo(whole.dtype).eps * whole
-    return vec.scale(g_v, torch.where(real, vec.inverse(size), torch.zeros_like(size)))
+    return vec.keep_if(real, vec.scale(g_v, vec.inverse(size)))

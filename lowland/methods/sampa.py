@@ -71,8 +71,10 @@ class SAMPa(Method):
             Probe(batch if cold else held, at=None if cold else self.ascent(engine, grad_y), stats=False),
             Probe(batch, at=None if cold else engine.lookahead(grad_y, raw=self.lookahead == "raw"), stats=True),
         )
-        # A copy: loaders may refill the same buffers, and the next step would silently see other examples.
-        engine.memory.update(grad_y=at_y.grad, batch=batches.copy(batch))
+        # NaN gives a cold start, for a caller who skips this step. The batch is a copy: loaders may refill the same
+        # buffers, and the next step would silently see other examples.
+        grad_y = vec.keep_if(vec.finite(at_y.grad), at_y.grad)
+        engine.memory.update(grad_y=grad_y, batch=batches.copy(batch))
         return at_y.loss, vec.lerp(tilde.grad, at_y.grad, self.lam)
 
     def fallback(self, memory: dict[str, Any]) -> dict[str, Any]:

@@ -99,6 +99,7 @@ class VSAM(Method):
         if refresh:
             there = yield Probe(batch, at=self.ascent(engine, here.grad))
             psf = vec.sub(there.grad, here.grad)
+            psf = vec.keep_if(vec.finite(psf), psf)  # NaN is not reused, where a caller skips this step
             engine.memory.update(psf=psf, age=0, used=engine.memory["used"] + 1)
             self._record(engine, psf, here.grad)
             return here.loss, there.grad
