@@ -67,3 +67,12 @@ def test_threads_are_put_back(tiny: str) -> None:
     before = torch.get_num_threads()
     overhead.measure(tiny, rounds=5)
     assert torch.get_num_threads() == before
+
+
+def test_ratios_are_medians_of_neighbors_in_time() -> None:
+    plain = [1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    look = [2.0, 2.0, 1.0, 1.0, 1.0, 2.0, 1.0, 1.0, 1.0, 9.0, 2.0, 1.0, 1.0, 1.0, 1.0]  # one step was disturbed
+    others = dict.fromkeys(("two gradients", "lowland plain", "lowland sam", "lowland sampa"), plain)
+    ratios = overhead._ratios({"plain": plain, "lowland looksam": look, **others})
+    assert ratios["lowland looksam(k=5) / plain, mean over the cycle"] == 1.2
+    assert ratios["lowland sam / plain"] == 1.0
