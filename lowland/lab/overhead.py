@@ -183,7 +183,7 @@ def measure(name: str, *, rounds: int = 60, tick: Callable[[], None] | None = No
 
 def _ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
     def ratio(a: str, b: str, cycle: int = 1) -> float:
-        # A median for each step of the cycle, and their mean: one slow step of a shared machine then counts for nothing.
+        # A median for each step of the cycle, and their mean: one slow step of a shared machine counts for nothing.
         pairs = [x / y for x, y in zip(seconds[a], seconds[b], strict=True)]
         return round(statistics.fmean(statistics.median(pairs[i::cycle]) for i in range(cycle)), 4)
 
