@@ -91,7 +91,7 @@ def test_a_schedule_is_read_at_the_engine_s_step_and_learning_rate():
         assert float(size) == pytest.approx(0.1 * min(step, 4), abs=1e-12)
         engine.backward(one)
     engine = make(SAM(rho=schedule.follow_lr(0.2, 0.0, lr_high=0.1)))
-    engine.optimizer.param_groups[0]["lr"] = torch.tensor(0.05)
+    engine.optimizer.param_groups[0]["lr"] = 0.05
     assert float(torch.cat(engine.method.ascent(engine, grad)).norm()) == pytest.approx(0.1, rel=1e-6)
 
 
