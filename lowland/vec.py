@@ -1,7 +1,8 @@
 """Arithmetic on a Vec: a list of tensors, one per trainable parameter.
 
 Nothing here reads a value on the host: norms and inner products stay 0-dim tensors on the device.
-Functions return new vectors; the few that work in place end in an underscore and serve the executors.
+Functions return new vectors. The few that work in place end in an underscore; they are for the executors, and for a
+plan that changes a reading's gradient, which is its own.
 """
 
 from __future__ import annotations
