@@ -14,41 +14,78 @@ from lowland.executors import Cost, Counted, Executor, Local
 from lowland.geometry import L2, Adaptive, Geometry, Layerwise
 from lowland.method import Method
 from lowland.methods import METHODS
+from lowland.methods.adasam import AdaSAM
+from lowland.methods.ae_sam import AESAM
+from lowland.methods.asam import ASAM
+from lowland.methods.async_sam import AsyncSAM
+from lowland.methods.ausam import AUSAM
+from lowland.methods.bisam import BiSAM
+from lowland.methods.esam import ESAM
+from lowland.methods.friendly_sam import FriendlySAM
+from lowland.methods.gsam import GSAM
+from lowland.methods.k_sam import KSAM
+from lowland.methods.late import Late
 from lowland.methods.looksam import LookSAM
 from lowland.methods.micro_sam import MicroSAM
+from lowland.methods.momentum_sam import MomentumSAM
 from lowland.methods.plain import Plain
+from lowland.methods.rst import RST
 from lowland.methods.sam import SAM
+from lowland.methods.sam_on import SAMON
 from lowland.methods.sampa import SAMPa
+from lowland.methods.sl_sam import SLSAM
+from lowland.methods.stable_sam import Renormalized, StableSAM
+from lowland.methods.switch import Switch
 from lowland.methods.vsam import ARSAM, VSAM
+from lowland.methods.wsam import WSAM
 from lowland.probe import Plan, Probe, Reading
 from lowland.stats import refresh_stats
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AESAM",
     "ARSAM",
+    "ASAM",
+    "AUSAM",
+    "ESAM",
+    "GSAM",
+    "KSAM",
     "L2",
     "METHODS",
+    "RST",
     "SAM",
+    "SAMON",
+    "SLSAM",
     "VSAM",
+    "WSAM",
+    "AdaSAM",
     "Adaptive",
+    "AsyncSAM",
+    "BiSAM",
     "ClosureOptimizer",
     "Cost",
     "Counted",
     "Engine",
     "Executor",
+    "FriendlySAM",
     "Geometry",
+    "Late",
     "Layerwise",
     "Local",
     "LookSAM",
     "LowlandError",
     "Method",
     "MicroSAM",
+    "MomentumSAM",
     "Plain",
     "Plan",
     "Probe",
     "Reading",
+    "Renormalized",
     "SAMPa",
+    "StableSAM",
+    "Switch",
     "refresh_stats",
     "schedule",
 ]

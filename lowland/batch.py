@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,9 +46,60 @@ def size(batch: Any) -> int:
     return count
 
 
+def part(share: float, count: int) -> int:
+    """How many of ``count`` examples a share in (0, 1] is: rounded down, at least one.
+
+    Example:
+        >>> part(0.5, 7), part(0.1, 3), part(0.29, 100)
+        (3, 1, 29)
+    """
+    return max(1, math.floor(share * count + 1e-9))  # 0.29 * 100 is 28.999…
+
+
 def take(batch: Any, index: Tensor | slice) -> Any:
-    """The examples that ``index`` names, in its order."""
-    return pytree.tree_map(lambda t: None if t is None else t[index], batch)
+    """The examples that ``index`` names, in its order.
+
+    Raises:
+        BatchError: The examples and a tensor ``index`` are on different devices: one would wait for the other.
+    """
+
+    def chosen(t: Tensor | None) -> Tensor | None:
+        if t is None:
+            return None
+        if isinstance(index, Tensor) and t.device != index.device:
+            raise BatchError(
+                f"a batch that is cut must be on the device of its losses, {index.device}, but is on {t.device}; "
+                "move it there before engine.backward(batch), not inside loss_fn"
+            )
+        return t[index]
+
+    return pytree.tree_map(chosen, batch)
+
+
+def indices(batch: Any, user: str) -> Tensor:
+    """Where the examples stand in the training set, shape ``(B,)``: the third entry, or the key ``"index"``.
+
+    Args:
+        batch: ``(inputs, targets, index)``, or a dict with ``"index"``.
+        user: Who needs them, for the message.
+
+    Raises:
+        BatchError: There are none.
+    """
+    found = None
+    if isinstance(batch, dict):
+        found = batch.get("index")
+    elif isinstance(batch, tuple | list) and len(batch) >= 3:
+        found = batch[2]
+    whole = isinstance(found, Tensor) and not (found.is_floating_point() or found.is_complex())
+    if not isinstance(found, Tensor) or not whole or found.dtype == torch.bool or found.dim() != 1:
+        shown = f"a {found.dtype} tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
+        raise BatchError(
+            f"{user} keeps a score for every training example, so the batch must carry their positions, integers of "
+            f'shape (B,), as (inputs, targets, index) or under the key "index", but there it has {shown}; let the '
+            "data set return them: def __getitem__(self, i): return inputs[i], targets[i], i"
+        )
+    return found
 
 
 def copy(batch: Any) -> Any:

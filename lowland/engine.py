@@ -97,8 +97,7 @@ class Engine:
         self.method, self.model, self.loss_fn = method, model, loss_fn
         self.optimizer = lookahead.unwrap(optimizer)
         self._parameters = Parameters(model, self.optimizer, allow_low_precision=allow_low_precision)
-        self.params: Vec = self._parameters.vec
-        self.names = self._parameters.names
+        self.params, self.names = self._parameters.vec, self._parameters.names
         self.executor = executor if isinstance(executor, Counted) else Counted(executor)
         self.work = Work(model, self.params, loss_fn=loss_fn, scaler=scaler, micro_batch=micro_batch, rng=rng)
         self.lagged = Lagged()
@@ -106,7 +105,9 @@ class Engine:
         self.step = 0
         self.memory: dict[str, Any] = method.init([p.detach() for p in self.params])
         self.vector_keys = state.vector_keys(self.memory, self.params)
+        self._table_keys = [k for k, v in self.memory.items() if isinstance(v, Tensor)]
         self._under_way = False
+        method.meet(self)
 
     @property
     def width(self) -> int:
@@ -179,6 +180,11 @@ class Engine:
             while True:
                 self.executor.count(asked)
                 readings = []
+                if any(probe.loss_fn is not None for probe in asked):
+                    raise UsageError(
+                        f"{type(self.method).__name__} asks for another loss than the training loss, which a caller's "
+                        "own forward does not know; call engine.backward(batch)"
+                    )
                 for probe in asked:
                     current = Pass(self.work, probe, on_error=drive.close)
                     yield current
@@ -271,8 +277,10 @@ class Engine:
                 p.grad = h.add_(g)
 
     def _forget_unless(self, finite: Tensor, before: dict[str, Any]) -> None:
-        """Keep changed vectors only if the step was finite, decided on the device."""
+        """Keep changed vectors and tables only if the step was finite, decided on the device."""
         safe = self.method.fallback(before)
+        for key in self._table_keys:
+            self.memory[key] = torch.where(finite, self.memory[key], safe[key])
         for key in self.vector_keys:
             if self.memory[key] is not before[key]:
                 self.memory[key] = vec.where(finite, self.memory[key], safe[key])

@@ -65,6 +65,10 @@ def momentum(optimizer: Optimizer, params: Vec) -> Vec:
             f"momentum is known for SGD, Adam and AdamW, but the optimizer is {type(optimizer).__name__}; "
             "use one of these with a method that reads the momentum"
         )
+    if key == "momentum_buffer" and not any(group["momentum"] for group in optimizer.param_groups):
+        raise UsageError(
+            "momentum must be > 0 for a method that reads it, but is 0 in the SGD at hand; give SGD(momentum=0.9)"
+        )
     found = [optimizer.state.get(p, {}).get(key) for p in params]
     return [torch.zeros_like(p) if b is None else b.clone() for p, b in zip(params, found, strict=True)]
 

@@ -6,10 +6,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+from torch import Tensor
+
 from lowland import checks
-from lowland.errors import ArgumentError
+from lowland.errors import ArgumentError, LossError
 from lowland.geometry import L2, Geometry
-from lowland.probe import Plan
+from lowland.probe import Plan, Reading
 from lowland.schedule import Schedule
 from lowland.vec import Vec
 
@@ -28,11 +31,14 @@ class Method(ABC):
 
     Attributes:
         needs_batch: Whether the method keeps or cuts batches, which a closure hides.
+        whole_gradient: Whether every step asks for the whole batch's gradient at the weights. False on methods
+            that do not, so that wrappers which need it can refuse them.
     """
 
     rho: float | Schedule = 0.05
     geometry: Geometry = L2()  # noqa: RUF009 - frozen, so it can be shared
     needs_batch: ClassVar[bool] = False
+    whole_gradient: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.rho, Schedule):
@@ -50,6 +56,9 @@ class Method(ABC):
         """The memory a run starts with. Vectors in it are replaced, never changed in place."""
         return {}
 
+    def meet(self, engine: Engine) -> None:  # noqa: B027 - most methods take any model and any optimizer
+        """Refuse a model or an optimizer that this method cannot work with; called when an engine is made."""
+
     @abstractmethod
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """Ask for readings by yielding probes; return the step's loss and its gradient-shaped vector."""
@@ -57,6 +66,23 @@ class Method(ABC):
     def ascent(self, engine: Engine, grad: Vec) -> Vec:
         """The displacement of size rho along ``grad``."""
         return self.geometry.ascent(engine.params, grad, engine.radii(self.rho, self.geometry))
+
+    def generator(self, engine: Engine) -> torch.Generator:
+        """Fresh random numbers on the parameters' device, the same on every rank and after a resume."""
+        return torch.Generator(engine.params[0].device).manual_seed(engine.rng.getrandbits(63))
+
+    def per_example(self, reading: Reading) -> Tensor:
+        """The losses of a reading, one per example, shape ``(B,)``.
+
+        Raises:
+            LossError: The loss function gives their mean.
+        """
+        if reading.losses is None:
+            raise LossError(
+                f"{type(self).__name__} chooses examples by their losses, so loss_fn must return one loss per example, "
+                'shape (B,), but returned their mean, shape (); use reduction="none" in the loss'
+            )
+        return reading.losses
 
     def fallback(self, memory: dict[str, Any]) -> dict[str, Any]:
         """What the vectors in memory go back to when a step turns out non-finite: by default, as before it."""

@@ -52,6 +52,16 @@ def only(params: Sequence[Tensor], wrt: Sequence[bool]) -> Iterator[None]:
             p.requires_grad_(True)
 
 
+def compiled(model: nn.Module) -> bool:
+    """Whether any part of the model runs through ``torch.compile``.
+
+    Each set of flags that `only` sets would be compiled anew, so there the backward pass is told what to compute. What
+    it saves is less: a compiled backward computes all gradients of its graph.
+    """
+    # By its attribute: the class lives in torch._dynamo, whose import takes seconds.
+    return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
+
+
 class SharedRNG:
     """The same random numbers, hence the same dropout masks, in all passes of a step."""
 

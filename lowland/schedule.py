@@ -1,4 +1,7 @@
-"""Radii that change during training, as values: ``SAM(rho=cosine(0.05, 0.2, steps=10_000))``."""
+"""What changes during training, as values.
+
+Radii: ``SAM(rho=cosine(0.05, 0.2, steps=10_000))``. Steps at which a method works: ``Switch(when=every(5))``.
+"""
 
 from __future__ import annotations
 
@@ -130,6 +133,71 @@ def follow_lr(high: float, low: float, *, lr_high: float, lr_low: float = 0.0) -
             f"lr_high must be > lr_low = {lr_low}, but is {lr_high}; give the largest learning rate of the schedule"
         )
     return FollowLR(high, low, lr_high, lr_low)
+
+
+@dataclass(frozen=True)
+class When(ABC):
+    """Some of the steps of a training."""
+
+    @abstractmethod
+    def holds(self, step: int) -> bool:
+        """Whether step ``step`` (counted from 0) is one of them."""
+
+
+@dataclass(frozen=True)
+class Every(When):
+    """See :func:`every`."""
+
+    k: int
+    offset: int = 0
+
+    def holds(self, step: int) -> bool:
+        """See :meth:`When.holds`."""
+        return step % self.k == self.offset
+
+
+@dataclass(frozen=True)
+class After(When):
+    """See :func:`after`."""
+
+    start: float
+    total: int | None = None
+
+    def holds(self, step: int) -> bool:
+        """See :meth:`When.holds`."""
+        return step >= (self.start if self.total is None else self.start * self.total)
+
+
+def every(k: int, offset: int = 0) -> Every:
+    """Every k-th step: 0, k, 2k, ..., each ``offset`` later.
+
+    Example:
+        >>> [step for step in range(10) if every(4, offset=1).holds(step)]
+        [1, 5, 9]
+    """
+    checks.whole("k", k, 1, "k=1 is every step")
+    checks.whole("offset", offset, 0, "0 begins with the first step")
+    if offset >= k:
+        raise ArgumentError(f"offset must be < k = {k}, but is {offset}; 0 begins with the first step")
+    return Every(k, offset)
+
+
+def after(start: float, total: int | None = None) -> After:
+    """From a step on.
+
+    Args:
+        start: An integer is a step, counted from 0; a number in (0, 1) is a fraction of ``total``.
+        total: Steps of the whole training, >= 1; only for a fraction.
+
+    Example:
+        >>> [step for step in range(10) if after(0.75, total=10).holds(step)]
+        [8, 9]
+    """
+    if isinstance(start, float) and 0 < start < 1:
+        checks.whole("total", total, 1, "a start in (0, 1) is a fraction of the training's steps; give their number")
+        return After(start, total)
+    checks.whole("start", start, 0, "give a step, or a fraction in (0, 1) together with total")
+    return After(start)
 
 
 def _check_ramp(start: float, end: float, steps: int) -> None:

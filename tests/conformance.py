@@ -2,26 +2,90 @@
 
 from __future__ import annotations
 
+import dataclasses
+from itertools import count
 from typing import Any
 
 import pytest
 import torch
-from problems import Wire, batch, loss_fn, net, sgd, train
+from problems import EXAMPLES, Wire, batch, loss_fn, net, sgd, train
 
 import lowland
 from lowland.methods import METHODS, make
+from lowland.schedule import after
+from lowland.schedule import every as every_other
 
 # Settings under which ten steps see all that a method does.
-SHORT = {"vsam": "window=6,blocks=2,warmup=1,beta=0.5", "arsam": "window=6,blocks=2,warmup=1", "looksam": "k=3"}
-EXTRA = ["sampa:lam=0", "sampa:lam=1", "sampa:lookahead=raw", "looksam:k=3,geometry=layerwise", "sam:geometry=adaptive"]
-ALL = [f"{key}:{SHORT[key]}" if key in SHORT else key for key in METHODS] + EXTRA
+SHORT = {
+    "vsam": "window=6,blocks=2,warmup=1,beta=0.5",
+    "arsam": "window=6,blocks=2,warmup=1",
+    "looksam": "k=3",
+    "ausam": f"examples={EXAMPLES},ramp=4,warmup=1",
+    "sl-sam": "s=0.4,alpha_p=0.01",
+    "ae-sam": "total=6",
+    "late": "start=2",
+    "momentum-sam": "rho=0.1",
+}
+EXTRA = [
+    "sampa:lam=0",
+    "sampa:lam=1",
+    "sampa:lookahead=raw",
+    "looksam:k=3,geometry=layerwise",
+    "sam:geometry=adaptive",
+    "esam:mask=element",
+    "bisam:phi=log",
+    "async-sam:tau=0",
+    "late:start=2,inner=sampa",
+    "late:start=1,inner=stable-sam:inner=looksam:k=2",
+]
+# What no text can say.
+SWITCHES = {
+    "switch:looksam-vsam": lambda: lowland.Switch(
+        when=every_other(2), inner=lowland.LookSAM(k=2), otherwise=lowland.VSAM(window=4, blocks=2)
+    ),
+    "switch:sam-sampa": lambda: lowland.Switch(when=after(2), inner=lowland.SAMPa(), otherwise=lowland.SAM()),
+}
+TEXTS = {key: f"{key}:{SHORT[key]}" if key in SHORT else key for key in METHODS}
+ALL = [*TEXTS.values(), *EXTRA, *SWITCHES]
 
 every = pytest.mark.parametrize("text", ALL)
+SAMPA = [text for text in ALL if "sampa" in text]  # what goes back to a cold start
+PARTIAL = ("ausam", "sl-sam", "k-sam", "esam")  # what descends on a part of the batch or of the tensors
+
+
+def method_of(text: str) -> lowland.Method:
+    return SWITCHES[text]() if text in SWITCHES else make(text)
+
+
+def at_radius(method: lowland.Method, rho: float) -> lowland.Method:
+    """The method with another radius, wherever in it the radius is."""
+    inside = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.init}
+    inner = {k: at_radius(v, rho) for k, v in inside.items() if isinstance(v, lowland.Method)}
+    return dataclasses.replace(method, **(inner or {"rho": rho}))
+
+
+def model_for(text: str, **kinds: Any) -> Any:
+    """A network; SAM-ON's has a normalization layer to perturb."""
+    return net(**({"norm": torch.nn.LayerNorm} if text.startswith("sam-on") else {}) | kinds)
 
 
 def engine_of(text: str, model: Any = None, *, loss: Any = loss_fn, base: Any = sgd, **options: Any) -> lowland.Engine:
-    model = net() if model is None else model
-    return lowland.Engine(make(text), model, base(model), loss, **options)
+    model = model_for(text) if model is None else model
+    return lowland.Engine(method_of(text), model, base(model), loss, **options)
+
+
+def spoil(engine: lowland.Engine, nth: int, value: float) -> Any:
+    """Multiply the losses of the n-th pass from now by ``value``; what this returns puts an end to it."""
+    if not isinstance(engine.method, lowland.BiSAM):
+        lose_by(engine, Wire(nth, lambda loss: loss * value))
+        return lambda: lose_by(engine, loss_fn)
+    calls = count(1)  # its first loss is not the training loss, so its logits are spoiled
+    return engine.model.register_forward_hook(lambda *a: a[2] * value if next(calls) == nth else None).remove
+
+
+def lose_by(engine: lowland.Engine, loss: Any) -> None:
+    """Give an engine another training loss."""
+    engine.loss_fn = engine.work.loss_fn = loss
 
 
 def calls_of_step(text: str, step: int) -> int:
@@ -35,4 +99,6 @@ def calls_of_step(text: str, step: int) -> int:
 
 
 def vectors_of(engine: lowland.Engine) -> dict[str, list[torch.Tensor]]:
-    return {k: [t.clone() for t in engine.memory[k]] for k in engine.vector_keys}
+    """Copies of all vectors and tables in memory."""
+    tables = {k: [v.clone()] for k, v in engine.memory.items() if isinstance(v, torch.Tensor)}
+    return {k: [t.clone() for t in engine.memory[k]] for k in engine.vector_keys} | tables

@@ -11,16 +11,17 @@ from torch.nn.functional import cross_entropy
 
 import lowland
 
-FEATURES, CLASSES = 5, 3
+FEATURES, CLASSES, EXAMPLES = 5, 3, 20
 
 
 class Net(nn.Module):
     """A small network with every kind of parameter that goes wrong: tied, frozen and unused ones."""
 
-    def __init__(self, *, norm: bool = False, dropout: float = 0.0, odd: bool = False) -> None:
+    def __init__(self, *, norm: bool | type[nn.Module] = False, dropout: float = 0.0, odd: bool = False) -> None:
         super().__init__()
         self.first = nn.Linear(FEATURES, 8)
-        self.norm = nn.BatchNorm1d(8) if norm else nn.Identity()
+        kind = nn.BatchNorm1d if norm is True else norm or nn.Identity
+        self.norm = kind(8)
         self.drop = nn.Dropout(dropout)
         self.second = nn.Linear(8, 8)
         self.last = nn.Linear(8, CLASSES)
@@ -45,13 +46,15 @@ def net(seed: int = 0, dtype: torch.dtype = torch.float64, **kinds: Any) -> Net:
         return Net(**kinds).to(dtype)
 
 
-def batch(seed: int = 0, size: int = 8, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def batch(seed: int = 0, size: int = 8, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs, targets, and where the examples stand in a training set of `EXAMPLES`."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(size, FEATURES, generator=generator, dtype=dtype)
-    return inputs, torch.randint(CLASSES, (size,), generator=generator)
+    targets = torch.randint(CLASSES, (size,), generator=generator)
+    return inputs, targets, (seed + torch.arange(size)) % EXAMPLES
 
 
-def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+def loss_fn(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
     return cross_entropy(model(batch[0]), batch[1], reduction="none")
 
 
@@ -65,7 +68,7 @@ class Wire:
     def __init__(self, at: int, then: Callable[[Tensor], Tensor]) -> None:
         self.at, self.then, self.calls = at, then, 0
 
-    def __call__(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def __call__(self, model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
         self.calls += 1
         loss = loss_fn(model, batch)
         return self.then(loss) if self.calls == self.at else loss

@@ -175,16 +175,17 @@ def test_momentum_is_a_copy_of_the_buffer(key, buffer):
         assert not torch.equal(m, case.optimizer.state[p][buffer])
 
 
-@pytest.mark.parametrize("key", ["sgd", "sgd-momentum", "adamw-wd"])
+@pytest.mark.parametrize("key", ["sgd-momentum", "adamw-wd"])
 def test_momentum_is_zero_before_the_first_step_and_leaves_no_trace(key):
     case = Case(CLOSED[key], 0)
     assert not any(m.any() for m in lookahead.momentum(case.optimizer, case.params))
     assert len(case.optimizer.state) == 0
 
 
-def test_momentum_of_sgd_without_momentum_is_zero_after_steps():
+def test_momentum_of_sgd_without_momentum_is_refused():
     case = Case(CLOSED["sgd"], 2)
-    assert not any(m.any() for m in lookahead.momentum(case.optimizer, case.params))
+    with pytest.raises(UsageError, match=r"momentum must be > 0 .*, but is 0 in the SGD at hand; give SGD"):
+        lookahead.momentum(case.optimizer, case.params)
 
 
 def test_momentum_of_others_is_refused():

@@ -6,12 +6,16 @@ import io
 
 import pytest
 import torch
+from conformance import TEXTS, method_of
 from torch import nn
 
-from lowland import ARSAM, METHODS, SAM, Engine, LookSAM, MicroSAM, SAMPa, schedule
+from lowland import ARSAM, METHODS, SAM, SAMON, BiSAM, Engine, LookSAM, MicroSAM, SAMPa, schedule
 from lowland.errors import StateError
 
 CASES = {
+    **{key: method_of(text) for key, text in TEXTS.items() if key != "ausam"},  # wants indices, see its own tests
+    "sam-on": SAMON(extra=lambda module, name, parameter: True),
+    "bisam": BiSAM(surrogate=lambda model, batch: loss_fn(model, batch)),
     "plain": METHODS["plain"](),
     "sam": SAM(rho=schedule.linear(0.1, 0.2, 10)),
     "sampa": SAMPa(),
@@ -24,7 +28,7 @@ every_method = pytest.mark.parametrize("method", CASES.values(), ids=CASES)
 
 
 def test_all_methods_are_here():
-    assert set(CASES) == set(METHODS)
+    assert {*CASES, "ausam"} == set(METHODS)
 
 
 class Net(nn.Module):

@@ -24,7 +24,8 @@ class Bench:
 
     Args:
         what: overhead: step times of SAM, LookSAM and SAMPa next to bare gradients and to pytorch_optimizer's SAM
-            (where it is installed), interleaved, in one process on one thread; and peak memory.
+            (where it is installed), interleaved, in one process on one thread; of gradients for some of the tensors,
+            as SL-SAM and ESAM ask for them, next to full ones; and peak memory.
         cases: What to measure on.
         rounds: Rounds that count, >= 5; every variant takes one step a round.
         out: The JSON file.

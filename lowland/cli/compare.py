@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lowland.cli.display import display
 from lowland.cli.options import Options, command
-from lowland.lab.compare import compare, grid
+from lowland.lab.compare import compare, expand, grid
 from lowland.report import LEGEND, notes, read_all, rich_table, statement, summarize, verdict, write_page
 
 
@@ -19,7 +19,8 @@ class Compare(Options):
     """Compare methods on a task: several seeds each, the same data and start, one budget.
 
     Args:
-        methods: Methods, each such as sam or sampa:rho=0.1,lam=0.2; `lowland methods` lists them.
+        methods: Methods, each such as sam or sampa:rho=0.1,lam=0.2; `lowland methods` lists them. all stands for every
+            one of them that works on the model, and may be joined by others: all sam:rho=0.1.
         seeds: How many seeds, >= 1; intervals need at least 2.
     """
 
@@ -29,7 +30,10 @@ class Compare(Options):
     def run(self, console: Console, argv: Sequence[str]) -> int:
         """Do what is missing, then print table and verdict and write the page."""
         base = self.config()
-        runs = grid(base, self.methods, self.seeds)
+        methods, left_out = expand(self.methods, base)
+        for text in left_out:
+            console.print(text, style="yellow", markup=False, highlight=False)
+        runs = grid(base, methods, self.seeds)
         with display(console, len(runs)) as shown:
             folders = compare(runs, self.out, shown, command=command(argv))
         records = read_all(folders)
@@ -38,7 +42,7 @@ class Compare(Options):
         page = self.out / f"{base.task}-{base.model}{noise}.html"
         write_page(records, page.with_name(page.name.replace(":", "_")), command=shlex.join(command(argv)))
         console.print(rich_table(rows, console.width))
-        for text in (verdict(rows), statement(rows), *notes(records), LEGEND, f"page: {page}"):
+        for text in (verdict(rows), statement(rows), *notes(records), *left_out, LEGEND, f"page: {page}"):
             if text:
                 console.print(text, markup=False, highlight=False, soft_wrap=text.startswith("page"))
         return 0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,25 +13,39 @@ import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from lowland.cli.docstrings import Docstring, parse
 from lowland.errors import UnknownNameError
-from lowland.lab.costs import Costs, measure
+from lowland.lab.costs import REQUIRED, Costs, measure, specimen
 from lowland.method import Method
-from lowland.methods import GEOMETRIES, METHODS
+from lowland.methods import GEOMETRIES, METHODS, spell
 
 NOTE = (
-    "Costs are counted while a tiny model trains, not typed in: gradients per step in total, and one after another "
-    "with devices to spare; memory in multiples of the parameters P, kept from step to step and at most beyond "
-    "plain training; all-reduces of P per step under data parallelism. Adaptive methods spend more on other problems."
+    "The cheapest first. Costs are counted while a tiny model trains, not typed in. Gradients per step: all of them, "
+    "and of these one after another with devices to spare; fwd, forward passes without a gradient, count a third; of "
+    "weights: what the gradients come to where they are for some of the tensors only. Memory beyond plain training in "
+    "multiples of the parameters P: kept from step to step / at the peak. All-reduces of P under data parallelism. "
+    "Adaptive methods spend more on other problems, random ones vary, and late starts in the middle here. "
+    "All about one of them: lowland methods NAME"
 )
+WIDE = 100  # columns from which fields are shown, too
+PAGE = 100  # the longest line of a page
+SECTIONS = {
+    "Cost": "Cost, by its rule",
+    "Invariants": "Invariants",
+    "Use": "When to use it, and when not",
+    "Differs": "What differs from the paper or its code",
+    "Reference": "Reference",
+}
 
 
 @dataclass(kw_only=True)
 class Methods:
-    """List the methods with their papers, fields and measured costs; or show one of them.
+    """List the methods with their papers and measured costs, the cheapest first; or explain one of them.
 
     Args:
-        name: The method to show in full.
+        name: The method to explain: its rule, fields, cost, invariants, and when to use it.
     """
 
     name: tyro.conf.Positional[str | None] = None
@@ -39,34 +53,71 @@ class Methods:
     def run(self, console: Console, argv: Sequence[str]) -> int:
         """Print the table, or the page of one method."""
         if self.name is None:
-            console.print(table())
+            with console.status("counting what each method costs"):
+                shown = table(console.width)
+            console.print(shown)
             console.print(NOTE, markup=False, highlight=False)
             return 0
         if self.name not in METHODS:
             raise UnknownNameError("method", self.name, METHODS)
-        kind = METHODS[self.name]
-        costs = _cells(measure(kind()))
-        lines = [
-            f"{self.name}: {kind.__name__}({_fields(kind)})",
-            inspect.getdoc(kind) or "",
-            f"Measured: {costs[0]} gradients per step (in total / one after another); {costs[1]} P of memory "
-            f"(kept / at most beyond plain); {costs[2]} all-reduces of P.",
-        ]
-        console.print("\n\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+        for line in page(self.name, min(console.width, PAGE)):
+            console.print(line, soft_wrap=True)
         return 0
 
 
-def table() -> Table:
-    """Every method in a row."""
-    found = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+def table(width: int) -> Table:
+    """Every method in a row; below 100 columns without fields."""
+    found = Table(box=box.SIMPLE_HEAD, padding=(0, int(width >= WIDE), 0, 0), pad_edge=False)
     found.add_column("method", style="bold", no_wrap=True)
-    found.add_column("paper", overflow="fold")
-    found.add_column("fields", overflow="fold")
-    for title in ("gradients\ntotal / seq.", "memory, P\nkept / peak", "all-\nreduces"):
+    found.add_column("paper", no_wrap=True)
+    if width >= WIDE:
+        found.add_column("fields", overflow="fold")
+    for title in ("gradients\nper step", "of them\nin turn", "memory, P\nkept/peak", "all-\nreduces"):
         found.add_column(title, justify="right", no_wrap=True)
-    for key, kind in METHODS.items():
-        found.add_row(key, paper(kind), _fields(kind), *_cells(measure(kind())))
+    for key, costs in by_cost().items():
+        kind = METHODS[key]
+        fields = [_fields(kind)] if width >= WIDE else []
+        cells = [key, paper(kind).replace(", arXiv", ",\narXiv"), *fields, gradients(costs).replace(" (", "\n(")]
+        memory = f"{costs.resident:.1f} / {costs.peak:.1f}"
+        found.add_row(*map(Text, [*cells, f"{costs.sequential:.2f}", memory, f"{costs.reduces:.2f}"]))
     return found
+
+
+def by_cost() -> dict[str, Costs]:
+    """The measured costs of all methods, the cheapest first; among equals the one that waits less, then as listed."""
+    found = {key: measure(specimen(key)) for key in METHODS}
+    return dict(sorted(found.items(), key=lambda item: (round(item[1].price, 3), round(item[1].sequential, 3))))
+
+
+def gradients(costs: Costs) -> str:
+    """Gradients per step in total, with forward passes, and for which share of the weights.
+
+    Example:
+        >>> gradients(measure(specimen("esam")))
+        '1.50 +1 fwd (1.1 of weights)'
+    """
+    forwards = f" +{costs.forwards:.2g} fwd" if costs.forwards > 0.005 else ""
+    sparse = f" ({costs.weights:.2g} of weights)" if costs.weights < costs.gradients - 0.005 else ""
+    return f"{costs.gradients:.2f}{forwards}{sparse}"
+
+
+def page(key: str, width: int) -> Iterator[Text]:
+    """All about one method, line by line."""
+    kind, told = METHODS[key], parse(METHODS[key])
+    yield Text(f"{key}: {kind.__name__}", style="bold")
+    yield Text("")
+    yield from _wrapped(told.title, width)
+    for paragraph in told.rule:
+        yield Text("")
+        yield from _wrapped(paragraph, width)
+    yield from _heading("Fields")
+    yield from _explained(kind, told, width)
+    yield from _heading("Measured cost")
+    yield from _wrapped(_measured(key), width, "    ")
+    for name, heading in SECTIONS.items():
+        if name in told.sections:
+            yield from _heading(heading)
+            yield from _wrapped(told.sections[name], width, "    ")
 
 
 def paper(kind: type[Method]) -> str:
@@ -76,7 +127,7 @@ def paper(kind: type[Method]) -> str:
         >>> paper(METHODS["looksam"])
         'Liu et al. 2022, arXiv 2203.02714'
     """
-    _, _, reference = " ".join((inspect.getdoc(kind) or "").split()).rpartition("Reference: ")
+    reference = parse(kind).sections["Reference"]
     authors = reference.partition(":")[0].split(", ")
     year = re.search(r"\b(19|20)\d\d\b", reference)
     arxiv = re.search(r"arXiv \d{4}\.\d{4,5}", reference)
@@ -84,15 +135,46 @@ def paper(kind: type[Method]) -> str:
     return ", ".join([f"{who} {year.group() if year else ''}".strip(), *([arxiv.group()] if arxiv else [])])
 
 
+def _defaults(kind: type[Method]) -> dict[str, str]:
+    """What may be given, and what it is otherwise, as a method's text has it."""
+    names: dict[Any, str] = {made(): name for name, made in GEOMETRIES.items()}
+    given = {f.name: f.default for f in dataclasses.fields(kind) if f.init}
+    return {n: spell(v) if isinstance(v, Method) else str(names.get(v, v)) for n, v in given.items()}
+
+
 def _fields(kind: type[Method]) -> str:
-    names: dict[Any, str] = {kind: name for name, kind in GEOMETRIES.items()}
-    fields = dataclasses.fields(kind)
-    return ", ".join(f"{f.name}={names.get(type(f.default), f.default)}" for f in fields)
+    """The fields in a line; the round ball goes without saying."""
+    told = {name: value for name, value in _defaults(kind).items() if (name, value) != ("geometry", "l2")}
+    return ", ".join(f"{name}={value}" for name, value in told.items())
 
 
-def _cells(costs: Costs) -> list[str]:
-    return [
-        f"{costs.gradients:.2f} / {costs.sequential:.2f}",
-        f"{costs.resident:.1f} / {costs.peak:.1f}",
-        f"{costs.reduces:.2f}",
-    ]
+def _explained(kind: type[Method], told: Docstring, width: int) -> Iterator[Text]:
+    names = {name: f"{name} = {value}" for name, value in _defaults(kind).items()}
+    edge = 4 + max(map(len, names.values())) + 2
+    for name, text in names.items():
+        first, *rest = textwrap.wrap(told.fields[name], width - edge)
+        yield Text.assemble("    ", (text, "bold"), " " * (edge - 4 - len(text)), first)
+        yield from (Text(" " * edge + line) for line in rest)
+
+
+def _measured(key: str) -> str:
+    costs, filled = measure(specimen(key)), REQUIRED.get(key, {})
+    given = f", with {', '.join(f'{name}={value}' for name, value in filled.items())}" if filled else ""
+    return (
+        f"{gradients(costs)} gradients per step in total, {costs.sequential:.2f} one after another with devices to "
+        f"spare; {costs.resident:.1f} P of memory kept from step to step, {costs.peak:.1f} P at most beyond plain "
+        f"training; {costs.reduces:.2f} all-reduces of P under data parallelism. Counted while a tiny model trained"
+        f"{given}; P is the size of the parameters."
+    )
+
+
+def _heading(text: str) -> list[Text]:
+    return [Text(""), Text(f"{text}:", style="bold")]
+
+
+def _wrapped(text: str, width: int, indent: str = "") -> list[Text]:
+    """A paragraph in lines; of a literal block every line, those too long going on further in."""
+    if text.startswith("    "):
+        wrap = textwrap.TextWrapper(width, subsequent_indent=" " * 12)
+        return [Text(line) for whole in text.split("\n") for line in wrap.wrap(whole)]
+    return [Text(line) for line in textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)]

@@ -10,7 +10,7 @@ from pathlib import Path
 from lowland.lab.budget import Budget, Kind
 from lowland.lab.compare import budget
 from lowland.lab.config import RunConfig
-from lowland.lab.recipes import Recipe, default_model, recipe
+from lowland.lab.recipes import Recipe, default_model, method_recipe, recipe
 from lowland.lab.tasks import NoiseKind
 
 
@@ -65,7 +65,8 @@ class Options:
             tensorboard=self.tensorboard,
             checkpoint_every=self.checkpoint_every,
         )
-        return replace(config, budget=budget(self.budget, self.limit, config, self.out))
+        found = budget(self.budget, self.limit, config, self.out)
+        return replace(config, budget=found, recipe=method_recipe(self.recipe, method))
 
 
 def default_recipe(argv: Sequence[str]) -> Recipe:

@@ -24,7 +24,7 @@ class Work:
         micro_batch: Most examples in one forward pass; None means no limit.
         rng: Rewinds random numbers between the passes of a step; None lets them run free.
         reached: Which parameters any backward pass of this step has reached.
-        finite: Whether all gradients of this step are finite, shape ``()``; None without a scaler.
+        finite: Whether all passes of this step are finite, shape ``()``; None without a scaler.
     """
 
     def __init__(
@@ -51,6 +51,10 @@ class Work:
         self.finite: Tensor | None = None
         if self.rng is not None:
             self.rng.begin()
+
+    def check(self, finite: Tensor) -> None:
+        """The step is finite only if this pass is, too."""
+        self.finite = finite if self.finite is None else self.finite & finite
 
     def scale(self) -> Tensor | None:
         """The loss scale of the scaler, shape ``()`` on the device; None without one."""

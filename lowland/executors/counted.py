@@ -23,6 +23,8 @@ class Cost:
         examples: Examples in them.
         forwards: Forward passes, in multiples of the step's batch.
         gradients: Backward passes, in multiples of the step's batch: the unit of papers.
+        weights: Gradients, each weighed by the share of parameter tensors it differentiates: one for all of them
+            counts 1, one that asks for a fifth of them 0.2.
         sequential: Gradients on the critical path: of probes asked together, the largest.
         reduces: All-reduces of P numbers that data parallelism needs: one for each synchronized gradient, and
             one for what a step returns where it has unsynchronized ones.
@@ -39,6 +41,7 @@ class Cost:
     reduces: int = 0
     bytes: int = 0
     seconds: float = 0.0
+    weights: float = 0.0
 
 
 class Counted(Executor):
@@ -72,6 +75,7 @@ class Counted(Executor):
         cost.forwards += sum(sizes) / self._whole
         differentiated = [n for n, p in zip(sizes, probes, strict=True) if p.grad]
         cost.gradients += sum(differentiated) / self._whole
+        cost.weights += sum(n * _share(p) for n, p in zip(sizes, probes, strict=True) if p.grad) / self._whole
         cost.sequential += max(differentiated, default=0) / self._whole
         cost.reduces += sum(p.grad and p.sync for p in probes)
         self._unsynced |= any(p.grad and not p.sync for p in probes)
@@ -88,6 +92,10 @@ class Counted(Executor):
         readings = self.inner.run(work, probes)
         self.cost.seconds += time.perf_counter() - start
         return readings
+
+
+def _share(probe: Probe) -> float:
+    return 1.0 if probe.wrt is None else sum(probe.wrt) / len(probe.wrt)
 
 
 def _examples(batch: Any) -> int:

@@ -14,7 +14,7 @@ from lowland import batch as batches
 from lowland import vec
 from lowland.errors import LossError, ParameterError, UsageError
 from lowland.executors.base import Executor, Work
-from lowland.modes import frozen_stats, only
+from lowland.modes import compiled, frozen_stats, only
 from lowland.probe import Probe, Reading
 from lowland.vec import Vec
 
@@ -56,6 +56,7 @@ class Pass:
         self._stack = ExitStack()
         self._loss: Tensor | None = None
         self._losses: list[Tensor] = []
+        self._inputs: list[Tensor] | None = None  # what a compiled model's loss is differentiated for; None: all
 
     @property
     def batch(self) -> Any:
@@ -71,7 +72,10 @@ class Pass:
             if not probe.stats:
                 stack.enter_context(frozen_stats(work.model))
             if probe.wrt is not None:
-                stack.enter_context(only(work.params, probe.wrt))
+                if compiled(work.model):
+                    self._inputs = [p for p, wanted in zip(work.params, probe.wrt, strict=True) if wanted]
+                else:
+                    stack.enter_context(only(work.params, probe.wrt))
             if work.rng is not None:
                 work.rng.rewind()
             stack.enter_context(torch.set_grad_enabled(probe.grad))
@@ -93,17 +97,21 @@ class Pass:
         if loss.dim() == 1:
             self._losses.append(loss.detach())
         if self.probe.grad:
-            if not mean.requires_grad:
-                raise LossError(
-                    "loss_fn must return a loss that depends on the model's trainable parameters, but the loss "
-                    "needs no gradient; compute it from the model's output without detach() or no_grad()"
-                )
-            scaled = mean if share == 1.0 else mean * share
-            if self.work.scaler is not None:
-                scaled = self.work.scaler.scale(scaled)
-            scaled.backward()  # type: ignore[no-untyped-call]
+            self._differentiate(mean if share == 1.0 else mean * share)
         part = mean.detach() * share if share != 1.0 else mean.detach()
         self._loss = part if self._loss is None else self._loss + part
+
+    def _differentiate(self, loss: Tensor) -> None:
+        if not loss.requires_grad or self._inputs == []:
+            if self.probe.wrt is not None and not all(self.probe.wrt):
+                return  # the loss may well not depend on the few parameters that are asked for: zeros
+            raise LossError(
+                "loss_fn must return a loss that depends on the model's trainable parameters, but the loss "
+                "needs no gradient; compute it from the model's output without detach() or no_grad()"
+            )
+        if self.work.scaler is not None:
+            loss = self.work.scaler.scale(loss)
+        loss.backward(inputs=self._inputs)  # type: ignore[no-untyped-call]
 
     def adopt(self, loss: Tensor) -> None:
         """Take the loss of a forward and backward that the caller has already run."""
@@ -118,6 +126,8 @@ class Pass:
             grads = [p.grad for p in params]
             for p in params:
                 p.grad = None
+            if self.probe.wrt is not None:  # a caller's own backward may have done more than was asked
+                grads = [g if wanted else None for g, wanted in zip(grads, self.probe.wrt, strict=True)]
         finally:
             self._stack.close()  # whatever interrupts the lines above, the weights come back
         failed = True
@@ -132,6 +142,8 @@ class Pass:
     def _read(self, grads: list[Tensor | None]) -> Reading:
         if self._loss is None:
             raise UsageError("a pass ended without a loss; call p.backward(loss) inside `with p:`")
+        if self.work.scaler is not None and not self.probe.grad:
+            self.work.check(torch.isfinite(self._loss))  # what is decided by this loss would be wrong
         losses = torch.cat(self._losses) if self._losses else None
         return Reading(self._loss, self._taken(grads) if self.probe.grad else None, losses)
 
@@ -149,8 +161,7 @@ class Pass:
             taken = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, work.params, strict=True)]
         scale = work.scale()
         if scale is not None:
-            finite = vec.finite(taken)
-            work.finite = finite if work.finite is None else work.finite & finite
+            work.check(vec.finite(taken))
             vec.div_(taken, scale)
         return taken
 

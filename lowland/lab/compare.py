@@ -9,17 +9,22 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
+import torch
+
 from lowland import checks
-from lowland.errors import ArgumentError
+from lowland.errors import ArgumentError, ParameterError, UsageError
 from lowland.lab.budget import Budget, Kind
 from lowland.lab.clock import Clock
 from lowland.lab.config import RunConfig, config_line, differences, refuse_other
 from lowland.lab.prepare import complete, loader_of, task_of
+from lowland.lab.recipes import method_recipe
 from lowland.lab.records import RUN_FILE, history
 from lowland.lab.run import Update, train
 from lowland.lab.trainer import Trainer, settings
+from lowland.methods import METHODS
 from lowland.methods.plain import Plain
 
+ALL = "all"  # among the methods of a comparison: every one there is
 TIMED = 60  # plain steps from which the default of a budget in seconds is taken
 
 
@@ -52,7 +57,48 @@ def grid(base: RunConfig, methods: Sequence[str], seeds: int) -> list[RunConfig]
     twice = sorted({m for m in methods if list(methods).count(m) > 1})
     if twice:
         raise ArgumentError(f"methods must differ, but {twice[0]} is named twice; leave one out")
-    return [replace(base, seed=seed, method=method) for seed in range(seeds) for method in methods]
+    return [
+        replace(base, seed=seed, method=method, recipe=method_recipe(base.recipe, method))
+        for seed in range(seeds)
+        for method in methods
+    ]
+
+
+def expand(methods: Sequence[str], base: RunConfig) -> tuple[list[str], list[str]]:
+    """The methods that are meant, where ``all`` stands for every key of METHODS that works on the model.
+
+    With ``all`` among them, methods may be named twice. One that is named itself is never left out: what it has against
+    the model is an error then, from :func:`compare`.
+
+    Args:
+        methods: Methods as text, or ``all``.
+        base: What the runs share.
+
+    Returns:
+        The methods, and a sentence for each that ``all`` leaves out.
+    """
+    if ALL not in methods:
+        return list(methods), []
+    left_out = {key: reason for key in METHODS if key not in methods and (reason := _objection(key, base))}
+    meant = (text for method in methods for text in (METHODS if method == ALL else [method]))
+    kept = [text for text in dict.fromkeys(meant) if text not in left_out]
+    return kept, [f"{ALL} is without {key}: {reason}." for key, reason in left_out.items()]
+
+
+def _objection(key: str, base: RunConfig) -> str | None:
+    """What a method has against the model or the optimizer, in its own words; None where it works."""
+    try:
+        _check_method(grid(base, [key], 1)[0])
+    except (ParameterError, UsageError) as error:
+        return str(error)
+    return None
+
+
+def _check_method(config: RunConfig) -> None:
+    """Refuse a method that cannot work on the model: an engine is made, and nothing computed."""
+    loader, task = loader_of(config, task_of(config)), task_of(config)
+    with torch.random.fork_rng(devices=[config.on()] if config.on().type == "cuda" else []):
+        Trainer(config, complete(config, len(loader), len(task.train_targets)), task)
 
 
 def compare(runs: Sequence[RunConfig], out: Path, display: Display, *, command: Sequence[str] = ()) -> list[Path]:
@@ -69,9 +115,14 @@ def compare(runs: Sequence[RunConfig], out: Path, display: Display, *, command: 
 
     Raises:
         StateError: A folder holds a run of another configuration; nothing has been trained then.
+        ParameterError: A method cannot work on the model; nothing has been trained then, either.
+        UsageError: A method cannot work with the optimizer; the same.
     """
     for config in runs:
         _check_folder(config, out / config.name)
+    missing = {config.method: config for config in runs if history(out / config.name).end is None}
+    for config in missing.values():
+        _check_method(config)
     for config in runs:
         folder = out / config.name
         before = history(folder).end
@@ -111,17 +162,23 @@ def _check_folder(config: RunConfig, folder: Path) -> None:
 
 
 def _line(config: RunConfig) -> dict[str, Any]:
-    steps = len(loader_of(config, task_of(config)))
-    return config_line(config, complete(config, steps), steps_per_epoch=steps, command=())
+    task = task_of(config)
+    steps = len(loader_of(config, task))
+    method = complete(config, steps, len(task.train_targets))
+    return config_line(config, method, steps_per_epoch=steps, command=())
 
 
 def _recorded_limit(config: RunConfig, out: Path) -> float | None:
-    """The limit of runs in ``out`` that differ from this one in method, seed and limit alone."""
-    asked = _line(config)
-    free = ("method", "seed", "budget.limit")
+    """The limit of runs in ``out`` that differ from this one in method, its recipe, seed and limit alone."""
+    free, lines = ("method", "seed", "budget.limit"), {config.recipe: _line(config)}
     for file in sorted(out.glob(f"*/{RUN_FILE}")):
         recorded = history(file.parent).config
-        if recorded is not None and all(name.startswith(free) for name, _, _ in differences(recorded, asked)):
+        if recorded is None:
+            continue
+        recipe = method_recipe(config.recipe, str(recorded["method"].get("text")))
+        if recipe not in lines:
+            lines[recipe] = _line(replace(config, recipe=recipe))
+        if all(name.startswith(free) for name, _, _ in differences(recorded, lines[recipe])):
             return float(recorded["budget"]["limit"])
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -107,9 +108,9 @@ def config_line(config: RunConfig, method: Method, *, steps_per_epoch: int, comm
             "key": key_of(method),
             "class": type(method).__name__,
             "text": config.method,
-            "fields": {f.name: _plain(getattr(method, f.name)) for f in dataclasses.fields(method)},
+            "fields": _fields(method),
         },
-        "recipe": {f.name: _plain(getattr(config.recipe, f.name)) for f in dataclasses.fields(config.recipe)},
+        "recipe": _fields(config.recipe),
         "noise": {"kind": config.noise_kind, "rate": config.noise},
         "budget": {"kind": config.budget.kind, "limit": config.budget.limit},
         "device": device.type,
@@ -166,10 +167,19 @@ def _flat(line: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def _fields(value: Method | Recipe) -> dict[str, Any]:
+    """What was given to make it; a wrapper has a radius only to be a method, and none is given."""
+    return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+
+
 def _plain(value: Any) -> Any:
-    """A value as JSON holds it; a geometry by its name where it has its defaults."""
+    """A value as JSON holds it; a geometry by its name where it has its defaults, a method with all its fields."""
     if isinstance(value, Geometry):
         return next((name for name, kind in GEOMETRIES.items() if value == kind()), repr(value))
+    if isinstance(value, Method):
+        return f"{key_of(value)}({', '.join(f'{k}={v}' for k, v in _fields(value).items())})"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no number for it
     if value is None or isinstance(value, str | bool | int | float):
         return value
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else repr(value)

@@ -1,7 +1,9 @@
 """What a method costs beyond its gradients: step times side by side in one process, and peak memory.
 
 All variants take turns, step by step, so that a machine whose speed drifts slows all of them alike. Figures are
-medians of ratios between neighbors in time.
+medians of ratios between neighbors in time. Where a method differentiates some of the tensors only, that draw changes
+from step to step and the gain with it; those variants take a step in every fourth round, so that they lengthen a
+measurement by little.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from lowland.lab.models import build
 
 Step = Callable[[], None]
 CYCLE = 5  # LookSAM's k, and the number of steps its cost is averaged over
+EVERY = 4  # rounds from one step of a sparse variant to the next
+SPARSE = "lowland sl-sam(s=0.2)"
 WARMUP = CYCLE  # rounds that do not count; whole cycles, so that the first that counts begins one
 
 
@@ -46,16 +50,32 @@ class ManySmall(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """A model and a batch to measure on."""
+    """A model and a batch to measure on; ``sparse`` adds gradients of some tensors only."""
 
     model: Callable[[], nn.Module]
     batch: tuple[Tensor, Tensor]
+    sparse: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masked(lowland.Method):
+    """The gradient of tensors drawn with probability ``share``, as ESAM's first pass and SL-SAM's passes ask for it."""
+
+    share: float = 1.0
+
+    def plan(self, engine: lowland.Engine, batch: Any) -> lowland.Plan:
+        """See :meth:`lowland.method.Method.plan`."""
+        drawn = [False]
+        while not any(drawn):
+            drawn = [engine.rng.random() < self.share for _ in engine.params]
+        here = yield lowland.Probe(batch, wrt=None if all(drawn) else drawn)
+        return here.loss, here.grad
 
 
 def _resnet() -> Case:
     generator = torch.Generator().manual_seed(0)
     inputs, targets = torch.randn(64, 3, 32, 32, generator=generator), torch.randint(10, (64,), generator=generator)
-    return Case(lambda: build("resnet20", shape=(3, 32, 32), classes=10, seed=0), (inputs, targets))
+    return Case(lambda: build("resnet20", shape=(3, 32, 32), classes=10, seed=0), (inputs, targets), sparse=True)
 
 
 def _small() -> Case:
@@ -102,6 +122,19 @@ def _ours(case: Case, method: lowland.Method) -> Step:
     return step
 
 
+def _gradient(case: Case, share: float) -> Step:
+    """Forward and backward alone: an optimizer's step would be shorter, too, where gradients are missing."""
+    model = case.model()
+    optimizer = _base(model)
+    engine = lowland.Engine(Masked(share=share), model, optimizer, loss_fn)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        engine.backward(case.batch)
+
+    return step
+
+
 def _peer(case: Case) -> Step | None:
     """pytorch_optimizer's SAM in the two calls its documentation shows; None where it is not installed."""
     try:
@@ -133,6 +166,17 @@ def _variants(case: Case) -> dict[str, Step]:
     return steps if peer is None else {**steps, "pytorch_optimizer sam": peer}
 
 
+def _sparse_variants(case: Case) -> dict[str, Step]:
+    if not case.sparse:
+        return {}
+    return {
+        "full gradient": _gradient(case, 1.0),
+        "gradient of 60 % of the tensors": _gradient(case, 0.6),
+        "gradient of 20 % of the tensors": _gradient(case, 0.2),
+        SPARSE: _ours(case, lowland.SLSAM(s=0.2)),
+    }
+
+
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -148,7 +192,7 @@ def measure(name: str, *, rounds: int = 60, tick: Callable[[], None] | None = No
 
     Args:
         name: A key of ``CASES``.
-        rounds: Rounds that count, >= 5; every variant takes one step a round.
+        rounds: Rounds that count, >= 5; every variant takes one step a round, sparse ones in every fourth.
         tick: Called after every round.
 
     Returns:
@@ -160,11 +204,11 @@ def measure(name: str, *, rounds: int = 60, tick: Callable[[], None] | None = No
     checks.whole("rounds", rounds, CYCLE, "a LookSAM cycle takes 5 rounds; 60 give a steady median")
     case = CASES[name]()
     with _threads(1):
-        steps = _variants(case)
-        seconds: dict[str, list[float]] = {key: [] for key in steps}
+        steps, sparse = _variants(case), _sparse_variants(case)
+        seconds: dict[str, list[float]] = {key: [] for key in (*steps, *sparse)}
         rounds -= rounds % CYCLE
         for i in range(WARMUP + rounds):
-            for key, step in steps.items():
+            for key, step in {**steps, **(sparse if (i - WARMUP) % EVERY == 0 else {})}.items():
                 start = time.perf_counter()
                 step()
                 if i >= WARMUP:
@@ -184,7 +228,8 @@ def measure(name: str, *, rounds: int = 60, tick: Callable[[], None] | None = No
 def _ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
     def ratio(a: str, b: str, cycle: int = 1) -> float:
         # A median for each step of the cycle, and their mean: one slow step of a shared machine counts for nothing.
-        pairs = [x / y for x, y in zip(seconds[a], seconds[b], strict=True)]
+        apart = EVERY if len(seconds[a]) < len(seconds[b]) else 1
+        pairs = [x / y for x, y in zip(seconds[a], seconds[b][::apart], strict=True)]
         return round(statistics.fmean(statistics.median(pairs[i::cycle]) for i in range(cycle)), 4)
 
     ratios = {
@@ -197,6 +242,11 @@ def _ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
     if "pytorch_optimizer sam" in seconds:
         ratios["lowland sam / pytorch_optimizer sam"] = ratio("lowland sam", "pytorch_optimizer sam")
         ratios["pytorch_optimizer sam / two gradients"] = ratio("pytorch_optimizer sam", "two gradients")
+    if SPARSE in seconds:
+        ratios[f"{SPARSE} / lowland sam"] = ratio(SPARSE, "lowland sam")
+        for share, told in ((60, ", as esam's first pass"), (20, "")):
+            name = f"gradient of {share} % of the tensors"
+            ratios[f"{name} / full gradient{told}"] = ratio(name, "full gradient")
     return ratios
 
 
@@ -213,6 +263,7 @@ def _memory(case: Case) -> dict[str, float]:
 
     plain = peak(None)
     methods: list[lowland.Method] = [lowland.SAM(), lowland.LookSAM(k=CYCLE), lowland.SAMPa()]
+    methods += [lowland.SLSAM(s=0.2)] if case.sparse else []
     return {f"{type(m).__name__} extra / parameters": round((peak(m) - plain) / size, 3) for m in methods}
 
 

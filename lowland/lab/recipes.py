@@ -4,33 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from lowland import checks
+from lowland import checks, schedule
 from lowland.errors import ArgumentError, ParameterError, UnknownNameError
 
 START = 1 / 25  # a warm-up starts at this share of the peak, so that the very first step already moves
+ADAPTIVE_LR = 1e-3  # the peak rate of Adam-type optimizers where a recipe was made for SGD
 TRANSFORMERS = ("vit", "deit", "beit", "swin", "mixer", "xcit", "cait", "eva")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The training settings of one run, the same for every method that is compared."""
+    """The training settings of one run, the same for every method that is compared.
 
-    optimizer: Literal["sgd", "adamw", "adam"] = "sgd"
-    """Base optimizer that applies a method's gradient."""
+    AdaSAM alone is an exception: see :func:`method_recipe`.
+    """
+
+    optimizer: Literal["sgd", "adamw", "adam", "amsgrad"] = "sgd"
+    """Base optimizer that applies a method's gradient; amsgrad is Adam(amsgrad=True)."""
     lr: float = 0.1
     """Peak learning rate, > 0."""
     momentum: float = 0.9
-    """SGD's momentum, or Adam's and AdamW's beta1; in [0, 1)."""
+    """SGD's momentum, or the beta1 of the others; in [0, 1)."""
     nesterov: bool = True
     """Nesterov momentum (SGD only)."""
     weight_decay: float = 5e-4
-    """Weight decay on all parameters, >= 0; decoupled for AdamW, part of the gradient for SGD and Adam."""
+    """Weight decay on all parameters, >= 0; decoupled for AdamW, part of the gradient for the others."""
     schedule: Literal["onecycle", "cosine", "constant", "step"] = "onecycle"
     """After the warm-up: linear to 0 (onecycle), half a cosine to 0, constant, or /10 at 1/2 and 3/4 (step)."""
     warmup: float = 0.25
@@ -49,7 +54,7 @@ class Recipe:
     """Largest norm of the gradient that is applied, > 0; None does not clip."""
 
     def __post_init__(self) -> None:
-        checks.one_of("optimizer", self.optimizer, ("sgd", "adamw", "adam"))
+        checks.one_of("optimizer", self.optimizer, ("sgd", "adamw", "adam", "amsgrad"))
         checks.one_of("schedule", self.schedule, ("onecycle", "cosine", "constant", "step"))
         checks.one_of("precision", self.precision, ("fp32", "bf16"))
         _above_zero("lr", self.lr, "take 0.1 for SGD, 1e-3 for AdamW")
@@ -144,7 +149,13 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
             weight_decay=recipe.weight_decay,
         )
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-    return kind(params, lr=recipe.lr, betas=(recipe.momentum, 0.999), weight_decay=recipe.weight_decay)
+    return kind(
+        params,
+        lr=recipe.lr,
+        betas=(recipe.momentum, 0.999),
+        weight_decay=recipe.weight_decay,
+        amsgrad=recipe.optimizer == "amsgrad",
+    )
 
 
 def lr_at(recipe: Recipe, progress: float) -> float:
@@ -166,25 +177,97 @@ def lr_at(recipe: Recipe, progress: float) -> float:
     return recipe.lr
 
 
-def method_defaults(task: str, model: str, method: str, steps_per_epoch: int, epochs: float) -> dict[str, Any]:
-    """The fields of a method that a recipe fills where the user leaves them open.
+def method_recipe(recipe: Recipe, method: str) -> Recipe:
+    """The recipe as this method wants it: AdaSAM, also inside another method, is trained with AMSGrad.
 
-    LookSAM's published alpha (0.7) is for vision transformers; convolutional networks and perceptrons take 0.2.
-    vSAM and ARSAM begin with 3 epochs of full SAM, or with a tenth of a training shorter than 20 epochs.
+    Its learning rate is 1e-3 where the recipe is for SGD, and the recipe's own where that is for Adam or AdamW. AdamW's
+    weight decay is decoupled and larger than a gradient could bear; it gives way to the default.
 
     Args:
-        task: Key of the task.
-        model: Key or name of the model.
-        method: Key of the method.
-        steps_per_epoch: Batches in an epoch, >= 1.
-        epochs: Length of the training, >= 1.
+        recipe: What the runs of a comparison share.
+        method: The method as text.
     """
-    del task  # no task asks for anything of its own yet
-    if method == "looksam":
-        return {} if _is_transformer(model) else {"alpha": 0.2}
-    if method in ("vsam", "arsam"):
-        return {"warmup": round(steps_per_epoch * (3 if epochs >= 20 else epochs / 10))}
-    return {}
+    if "adasam" not in keys(method) or recipe.optimizer == "amsgrad":
+        return recipe
+    changes: dict[str, dict[str, Any]] = {
+        "sgd": {"lr": ADAPTIVE_LR},
+        "adam": {},
+        "adamw": {"weight_decay": min(recipe.weight_decay, Recipe.weight_decay)},
+    }
+    return recipe.replace(optimizer="amsgrad", **changes[recipe.optimizer])
+
+
+def keys(method: str) -> list[str]:
+    """The key of a method's text, and of the methods inside it.
+
+    Example:
+        >>> keys("late:start=0.5,inner=looksam:k=5")
+        ['late', 'looksam']
+    """
+    return [part.partition(":")[0] for part in method.split("inner=")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What the defaults of a method depend on.
+
+    Args:
+        model: Key or name of the model.
+        steps: Length of the training, as far as it can be told before, >= 1.
+        steps_per_epoch: Batches in an epoch, >= 1.
+        examples: Size of the training set, >= 1.
+        lr: Peak learning rate, > 0.
+    """
+
+    model: str
+    steps: int
+    steps_per_epoch: int
+    examples: int
+    lr: float
+
+    def epochs(self, most: float, share: float) -> int:
+        """The steps of ``most`` epochs, or of a share of the training where that is shorter."""
+        return round(min(most * self.steps_per_epoch, share * self.steps))
+
+
+def method_defaults(method: str, training: Training) -> dict[str, Any]:
+    """The fields of a method that a recipe fills where the user leaves them open.
+
+    Args:
+        method: Key of the method.
+        training: What it is for.
+    """
+    fixed = {} if _is_transformer(training.model) else TUNED.get(method, {})
+    return fixed | (FITTED[method](training) if method in FITTED else {})
+
+
+TUNED: dict[str, dict[str, Any]] = {
+    # Published for vision transformers is 0.7; on small CNNs nothing was gained above 0.3 (arXiv 2401.12033, A.14).
+    "looksam": {"alpha": 0.2},
+}
+"""Values for small networks without attention, by method, where the class's own are for something else."""
+
+
+def _refreshes(training: Training) -> dict[str, Any]:
+    # The release begins with 3 of 200 epochs of full SAM; a training below 20 epochs with a tenth of itself.
+    share = 1.0 if training.steps >= 20 * training.steps_per_epoch else 0.1
+    return {"warmup": training.epochs(3, share)}
+
+
+FITTED: dict[str, Callable[[Training], dict[str, Any]]] = {
+    "vsam": _refreshes,
+    "arsam": _refreshes,
+    # The release: one epoch on whole batches, and chances that grow apart over 30 epochs; of its 200 that is 15 %, but
+    # a training below 100 epochs needs what time it has, 30 %.
+    "ausam": lambda t: {"examples": t.examples, "warmup": t.steps_per_epoch, "ramp": t.epochs(30, 0.3)},
+    # The threshold moves from l2 to l1 over the whole training.
+    "ae-sam": lambda t: {"total": t.steps},
+    # The paper's script turns to SAM at epoch 150 of 160; trainings here are shorter, so somewhat earlier.
+    "late": lambda t: {"start": 0.9, "total": t.steps},
+    # The paper ties the radius to the learning rate, in proportion.
+    "gsam": lambda t: {"rho": schedule.follow_lr(0.05, 0.0, lr_high=t.lr)},
+}
+"""Values that depend on the training, by method."""
 
 
 def _is_transformer(model: str) -> bool:

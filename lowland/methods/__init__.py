@@ -4,17 +4,35 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lowland.errors import ArgumentError, UnknownNameError
 from lowland.geometry import L2, Adaptive, Geometry, Layerwise
 from lowland.method import Method
+from lowland.methods.adasam import AdaSAM
+from lowland.methods.ae_sam import AESAM
+from lowland.methods.asam import ASAM
+from lowland.methods.async_sam import AsyncSAM
+from lowland.methods.ausam import AUSAM
+from lowland.methods.bisam import BiSAM
+from lowland.methods.esam import ESAM
+from lowland.methods.friendly_sam import FriendlySAM
+from lowland.methods.gsam import GSAM
+from lowland.methods.k_sam import KSAM
+from lowland.methods.late import Late
 from lowland.methods.looksam import LookSAM
 from lowland.methods.micro_sam import MicroSAM
+from lowland.methods.momentum_sam import MomentumSAM
 from lowland.methods.plain import Plain
+from lowland.methods.rst import RST
 from lowland.methods.sam import SAM
+from lowland.methods.sam_on import SAMON
 from lowland.methods.sampa import SAMPa
+from lowland.methods.sl_sam import SLSAM
+from lowland.methods.stable_sam import Renormalized
 from lowland.methods.vsam import ARSAM, VSAM
+from lowland.methods.wsam import WSAM
 
 METHODS: dict[str, type[Method]] = {
     "plain": Plain,
@@ -24,6 +42,23 @@ METHODS: dict[str, type[Method]] = {
     "micro-sam": MicroSAM,
     "vsam": VSAM,
     "arsam": ARSAM,
+    "ausam": AUSAM,
+    "sl-sam": SLSAM,
+    "k-sam": KSAM,
+    "esam": ESAM,
+    "friendly-sam": FriendlySAM,
+    "stable-sam": Renormalized,
+    "adasam": AdaSAM,
+    "asam": ASAM,
+    "sam-on": SAMON,
+    "gsam": GSAM,
+    "wsam": WSAM,
+    "momentum-sam": MomentumSAM,
+    "bisam": BiSAM,
+    "ae-sam": AESAM,
+    "rst": RST,
+    "async-sam": AsyncSAM,
+    "late": Late,
 }
 
 GEOMETRIES: dict[str, type[Geometry]] = {"l2": L2, "adaptive": Adaptive, "layerwise": Layerwise}
@@ -44,12 +79,16 @@ def key_of(method: Method) -> str:
     )
 
 
-def make(text: str, **defaults: Any) -> Method:
+def make(text: str, *, fill: Callable[[str], Mapping[str, Any]] | None = None, **defaults: Any) -> Method:
     """A method from ``key`` or ``key:field=value,field=value``.
 
+    A method around another one names it last: ``inner=`` takes the rest of the text.
+
     Args:
-        text: For example ``"sampa:rho=0.1,lam=0.2"`` or ``"looksam:geometry=layerwise"``.
-        defaults: Values for fields that the text leaves open.
+        text: For example ``"sampa:rho=0.1,lam=0.2"``, ``"looksam:geometry=layerwise"`` or
+            ``"late:start=0.5,total=1000,inner=looksam:k=5,alpha=0.2"``.
+        fill: Gives values for fields that the text leaves open, from a method's key; asked for inner methods, too.
+        defaults: The same for the outermost method alone.
 
     Raises:
         UnknownNameError: No such method, field or geometry; the nearest name is suggested.
@@ -58,13 +97,19 @@ def make(text: str, **defaults: Any) -> Method:
     Example:
         >>> make("sampa:lam=0").lam
         0
+        >>> make("stable-sam:inner=sam:rho=0.1").inner
+        SAM(rho=0.1, geometry=L2(select=None))
     """
     key, _, rest = text.partition(":")
     if key not in METHODS:
         raise UnknownNameError("method", key, METHODS)
     kind = METHODS[key]
-    known = [f.name for f in dataclasses.fields(kind)]
-    given: dict[str, Any] = dict(defaults)
+    known = _given(kind)
+    given: dict[str, Any] = {**(fill(key) if fill is not None else {}), **defaults}
+    if "inner" in known:
+        rest, named, inner = rest.partition("inner=")
+        if named:
+            given["inner"] = make(inner, fill=fill)
     for part in filter(None, rest.split(",")):
         name, equals, value = part.partition("=")
         if not equals:
@@ -80,18 +125,20 @@ def spell(method: Method) -> str:
     """The text that :func:`make` turns into this method, naming only fields that differ from the defaults.
 
     Raises:
-        ArgumentError: A field is a schedule, or a geometry with fields of its own, which the text cannot say.
+        ArgumentError: A field is a schedule, a function, or a geometry with fields of its own, which the text cannot
+            say.
 
     Example:
-        >>> spell(SAMPa(rho=0.2)), spell(SAM())
-        ('sampa:rho=0.2', 'sam')
+        >>> spell(SAMPa(rho=0.2)), spell(SAM()), spell(Late(start=9, inner=LookSAM(k=2)))
+        ('sampa:rho=0.2', 'sam', 'late:start=9,inner=looksam:k=2')
     """
     names = {kind(): name for name, kind in GEOMETRIES.items()}
     parts = []
-    for field in dataclasses.fields(method):
+    for field in sorted(_given(type(method)).values(), key=lambda f: f.name == "inner"):
         value = getattr(method, field.name)
         if value != field.default:
             text = names.get(value, value) if field.name == "geometry" else value
+            text = spell(value) if isinstance(value, Method) else text
             if not isinstance(text, str | int | float):
                 raise ArgumentError(
                     f"{field.name} must be a number or a name to be spelled, but is {value!r}; use repr"
@@ -100,12 +147,17 @@ def spell(method: Method) -> str:
     return ":".join(filter(None, [key_of(method), ",".join(parts)]))
 
 
+def _given(kind: type[Method]) -> dict[str, dataclasses.Field[Any]]:
+    """The fields that a caller may give, by name."""
+    return {field.name: field for field in dataclasses.fields(kind) if field.init}
+
+
 def _value(name: str, text: str) -> Any:
     if name == "geometry":
         if text not in GEOMETRIES:
             raise UnknownNameError("geometry", text, GEOMETRIES)
         return GEOMETRIES[text]()
     try:
-        return ast.literal_eval(text)
+        return float(text) if text.lstrip("+-") == "inf" else ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text

@@ -33,12 +33,21 @@ class MicroSAM(Method):
     Differs: m is the number of micro-batches, as in the paper; Foret et al. call m their size. BatchNorm
     sees micro-batches, so its statistics are updated m times a step, as in gradient accumulation.
 
+    Invariants: m = 1 is SAM; rho = 0 is the gradient of the whole batch; the order of the micro-batches does not
+    matter; on m identical micro-batches it is SAM on one of them; a model that is linear in its weights, with a linear
+    loss, has nothing to perturb.
+
+    Use: Where the batch is large: activations take the memory of one micro-batch, and under data parallelism one
+    all-reduce is enough. Not on small batches, where short passes leave the device idle, nor to compare with SAM on a
+    model with BatchNorm, which sees other batches then.
+
     Reference: Behdin, Song, Gupta, Keerthi, Acharya, Ocejo, Dexter, Khanna, Durfee, Mazumder: mSAM:
     Micro-Batch-Averaged Sharpness-Aware Minimization. 2023, arXiv 2302.09693.
     """
 
     m: int = 4
     needs_batch: ClassVar[bool] = True
+    whole_gradient: ClassVar[bool] = False
 
     def check(self) -> None:
         """See :meth:`lowland.method.Method.check`."""

@@ -24,6 +24,12 @@ class Plain(Method):
 
     Cost: 1 gradient per step, no extra memory, 1 all-reduce of P under data parallelism.
 
+    Invariants: ``.grad`` is what ``loss.backward()`` gives; SAM and all that follow it on the whole batch become this
+    method at rho = 0.
+
+    Use: As the baseline of every comparison, with as many gradients as the others get. Not needed in production:
+    ``loss.backward()`` does the same.
+
     Reference: Robbins, Monro: A Stochastic Approximation Method. Annals of Mathematical Statistics, 1951.
     """
 

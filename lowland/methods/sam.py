@@ -28,6 +28,13 @@ class SAM(Method):
     Differs: From the JAX release in that weight decay belongs to the base optimizer, at the unperturbed
     weights, and in that a zero gradient gives a zero perturbation instead of NaN.
 
+    Invariants: rho = 0 is the base optimizer; a loss that is scaled by c > 0 has the same perturbation; on a quadratic
+    with Hessian A, ``d - g = rho * A g / ||g||``.
+
+    Use: As the reference that the cheaper methods are judged by, and where accuracy matters more than time. Its radius
+    is the one hyperparameter that counts: try 0.02, 0.05, 0.1, 0.2. Not where two gradients per step cannot be paid;
+    LookSAM and Momentum-SAM cost less.
+
     Reference: Foret, Kleiner, Mobahi, Neyshabur: Sharpness-Aware Minimization for Efficiently Improving
     Generalization. ICLR 2021, arXiv 2010.01412.
     """

@@ -44,6 +44,14 @@ class SAMPa(Method):
     g(y) by dividing by lam, which fails at lam = 0; here both gradients are kept. BatchNorm statistics come
     from y', the point the weights move to, not from x~.
 
+    Invariants: The first step is the base optimizer's, for any lam; lam = 1 does not depend on rho; on a convex smooth
+    loss with lam = 0 and a small constant step, ``f(x) + 1/2 (1 - lr L) ||g(x) - g(y)||^2`` does not rise by more than
+    a term in lr^2 rho^2.
+
+    Use: With two devices to spare whose batch cannot be cut in half efficiently. On one busy device it costs what SAM
+    costs, and against data-parallel SAM on the same two devices it has to be measured, not assumed. Not behind a
+    closure, which hides the batch it keeps.
+
     Reference: Xie, Pethick, Cevher: SAMPa: Sharpness-Aware Minimization Parallelized. NeurIPS 2024,
     arXiv 2410.10683.
     """
@@ -52,6 +60,7 @@ class SAMPa(Method):
     lam: float = 0.2
     lookahead: Literal["base", "raw"] = "base"
     needs_batch: ClassVar[bool] = True
+    whole_gradient: ClassVar[bool] = False
 
     def check(self) -> None:
         """See :meth:`lowland.method.Method.check`."""

@@ -55,6 +55,13 @@ class VSAM(Method):
     release lets the rest of the first window pass without any SAM step after warm-up, here the first window
     starts at once; histories start empty instead of with zeros; blocks use the population variance.
 
+    Invariants: ``g + psf = g_s`` at a refresh; window = 1 and a warm-up without end are SAM; beta = 0 reuses nothing,
+    so that a step is either SAM's or the base optimizer's; each complete window has exactly ``floor(s)`` refreshes,
+    at least 1 and at most ``floor(K * p_max)``.
+
+    Use: To have the training itself say how often the second gradient is worth its price. Not for trainings of a few
+    windows, in which s hardly moves, nor where steps must take equal time.
+
     Reference: Deng, Pang, Zhang, Wang: Effective Gradient Sample Size via Variation Estimation for
     Accelerating Sharpness-Aware Minimization. 2024, arXiv 2403.08821.
     """
@@ -158,6 +165,10 @@ class ARSAM(VSAM):
     Cost: 1 + s/K gradients per step, about 1.2 to 1.5; memory and communication as :class:`VSAM`.
 
     Differs: A reconstruction; see above.
+
+    Invariants: Those of :class:`VSAM`; from equal seeds both take the same steps.
+
+    Use: Under its own name in comparisons, until the authors' rule is known. Not as evidence about the paper.
 
     Reference: Deng, Pang: Adaptively Sampling-Reusing-Mixing Decomposed Gradients to Speed Up Sharpness Aware
     Minimization. 2025, arXiv 2510.03763.

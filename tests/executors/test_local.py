@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from lowland.errors import LossError
 from lowland.executors.base import Work
 from lowland.executors.local import Local, Pass
 from lowland.probe import Probe
@@ -158,10 +157,11 @@ def test_wrt_differentiates_the_chosen_alone(moved):
     assert all(p.requires_grad for p in w.params)
 
 
-def test_wrt_nothing_is_an_error_that_thaws_all():
+def test_wrt_nothing_is_zero_and_thaws_all():
     w = work()
-    with pytest.raises(LossError, match="needs no gradient"):
-        Local().run(w, (Probe(batch(), wrt=[False] * 6),))
+    (reading,) = Local().run(w, (Probe(batch(), wrt=[False] * 6),))
+    assert not any(g.any() for g in reading.grad)
+    assert w.reached == [False] * 6
     assert all(p.requires_grad for p in w.params)
 
 

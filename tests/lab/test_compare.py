@@ -3,13 +3,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
-from lowland.errors import ArgumentError, StateError, UnknownNameError
+from lowland.errors import ArgumentError, ParameterError, StateError, UnknownNameError
 from lowland.lab import compare as module
 from lowland.lab import tasks
 from lowland.lab.budget import Budget
-from lowland.lab.compare import budget, compare, grid
+from lowland.lab.compare import budget, compare, expand, grid
 from lowland.lab.records import history
+from lowland.methods import METHODS
 
 
 class Watch:
@@ -47,6 +49,51 @@ def test_methods_take_turns(config):
         "rows-mlp-plain-seed1",
         "rows-mlp-sampa_rho=0.1_lam=0.2-seed1",
     ]
+
+
+def test_adasam_has_a_recipe_of_its_own(config):
+    for run in grid(config, ["sam", "adasam", "late:inner=adasam"], 2):
+        own = config.recipe.replace(optimizer="amsgrad", lr=1e-3)
+        assert run.recipe == (config.recipe if run.method == "sam" else own)
+
+
+def test_all_is_every_method_that_works(config):
+    some = replace(config, model="convnet")
+    assert expand(["all"], some) == (list(METHODS), [])
+    mixed, left_out = expand(["sam:rho=0.1", "looksam", "all", "all", "sam", "sam:rho=0.1"], some)
+    rest = [key for key in METHODS if key != "looksam"]
+    assert (mixed, left_out) == (["sam:rho=0.1", "looksam", *rest], [])
+    assert expand(["sam", "sam"], some) == (["sam", "sam"], [])  # for grid to refuse
+
+
+def test_all_leaves_out_aloud_what_cannot_work(config):
+    kept, left_out = expand(["all"], config)  # a perceptron without normalization layers
+    assert kept == [key for key in METHODS if key != "sam-on"]
+    assert len(left_out) == 1
+    assert left_out[0].startswith("all is without sam-on: the model must have a normalization layer")
+    assert left_out[0].endswith(".")
+    still = replace(config, recipe=config.recipe.replace(momentum=0.0, nesterov=False))
+    kept, left_out = expand(["all"], still)
+    assert [text.partition(":")[0] for text in left_out] == ["all is without sam-on", "all is without momentum-sam"]
+    assert "momentum must be > 0" in left_out[1]
+
+
+@pytest.mark.parametrize("method", ["sam-on", "late:inner=sam-on"])
+def test_what_cannot_work_is_an_error_where_it_is_named(config, tmp_path, method):
+    methods, left_out = expand([method, "all"], config)
+    assert methods[0] == method
+    assert left_out == [] or method != "sam-on"
+    watch = Watch()
+    with pytest.raises(ParameterError, match="the model must have a normalization layer"):
+        compare(grid(config, ["plain", method], 1), tmp_path, watch)
+    assert watch.begun == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_check_leaves_random_numbers_alone(config):
+    before = torch.get_rng_state()
+    expand(["all"], config)
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_noise_shows_in_the_name(config):
@@ -114,6 +161,14 @@ def test_the_default_seconds_are_measured_once(config, tmp_path, monkeypatch):
     limit = budget("seconds", None, config, tmp_path)
     assert limit == Budget(kind="seconds", limit=0.148)
     compare(grid(replace(config, budget=limit), ["sam"], 1), tmp_path, Watch())
+    monkeypatch.setattr(module, "_plain_step", lambda config: pytest.fail("measured again"))
+    assert budget("seconds", None, config, tmp_path) == limit
+
+
+def test_the_measured_seconds_are_found_in_runs_with_a_recipe_of_their_own(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_plain_step", lambda config: 0.001)
+    limit = budget("seconds", None, config, tmp_path)
+    compare(grid(replace(config, budget=limit), ["adasam"], 1), tmp_path, Watch())
     monkeypatch.setattr(module, "_plain_step", lambda config: pytest.fail("measured again"))
     assert budget("seconds", None, config, tmp_path) == limit
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -27,6 +29,47 @@ def test_figures(tiny: str) -> None:
     assert len(ticks) == 10 + overhead.WARMUP
     assert {"plain", "two gradients", "lowland sam", "lowland looksam", "lowland sampa"} <= set(result["median_ms"])
     assert all(value > 0 for value in (*result["median_ms"].values(), *result["ratios"].values()))
+
+
+def test_sparse_variants_take_turns_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+
+    def counted(case: overhead.Case, share: float) -> overhead.Step:
+        return lambda: steps.append(f"{share}")
+
+    monkeypatch.setattr(overhead, "_gradient", counted)
+    batch = torch.randn(4, 16), torch.randint(10, (4,))
+    monkeypatch.setitem(
+        overhead.CASES, "tiny", lambda: overhead.Case(lambda: overhead.ManySmall(depth=3), batch, sparse=True)
+    )
+    result = overhead.measure("tiny", rounds=10)
+    assert steps.count("1.0") == steps.count("0.6") == steps.count("0.2") == 4  # rounds 0, 4, 8, and one before
+    assert {
+        "lowland sl-sam(s=0.2) / lowland sam",
+        "gradient of 60 % of the tensors / full gradient, as esam's first pass",
+        "gradient of 20 % of the tensors / full gradient",
+    } <= result["ratios"].keys()
+    assert "SLSAM extra / parameters" in result["memory"]
+    assert len(json.dumps(result)) > 0
+
+
+@pytest.mark.parametrize("share", [1.0, 0.6, 0.2])
+def test_a_masked_gradient_is_of_a_share_of_the_tensors(share: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.randn(4, 16, generator=generator), torch.randint(10, (4,), generator=generator)
+    model = overhead.ManySmall(depth=10)
+    engine = overhead.lowland.Engine(overhead.Masked(share=share), model, overhead._base(model), overhead.loss_fn)
+    for _ in range(50):
+        engine.backward(batch)
+    # 50 draws of 20 tensors: three standard deviations are below 0.05
+    assert engine.cost.weights / 50 == pytest.approx(share, abs=0.05)
+
+
+def test_resnet20_is_the_case_with_gradients_of_some_tensors() -> None:
+    assert {name: case().sparse for name, case in overhead.CASES.items()} == {
+        "resnet20-batch64": True,
+        "1000-small-tensors": False,
+    }
 
 
 def test_two_gradients_cost_more_than_one(tiny: str) -> None:
@@ -76,3 +119,10 @@ def test_ratios_are_medians_of_neighbors_in_time() -> None:
     ratios = overhead._ratios({"plain": plain, "lowland looksam": look, **others})
     assert ratios["lowland looksam(k=5) / plain, mean over the cycle"] == 1.2
     assert ratios["lowland sam / plain"] == 1.0
+    # of a variant that steps in every fourth round, next to the same rounds of another
+    full = {f"gradient of {share} % of the tensors": [0.5] * 4 for share in (20, 60)}
+    sparse = {overhead.SPARSE: [0.5, 1.0, 0.5, 0.5], "full gradient": [1.0, 1.0, 0.5, 1.0], **full}
+    others["lowland sam"] = [1.0, *plain[1:4], 2.0, *plain[5:]]
+    ratios = overhead._ratios({"plain": plain, "lowland looksam": look, **others, **sparse})
+    assert ratios["lowland sl-sam(s=0.2) / lowland sam"] == 0.5
+    assert ratios["gradient of 20 % of the tensors / full gradient"] == 0.5

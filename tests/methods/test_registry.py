@@ -1,13 +1,35 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 
 from lowland import Method, schedule
 from lowland.errors import ArgumentError, UnknownNameError
 from lowland.geometry import L2, Adaptive, Layerwise
-from lowland.methods import ARSAM, METHODS, SAM, VSAM, LookSAM, MicroSAM, Plain, SAMPa, key_of, make, spell
+from lowland.methods import (
+    AESAM,
+    ARSAM,
+    ASAM,
+    ESAM,
+    KSAM,
+    METHODS,
+    SAM,
+    SAMON,
+    VSAM,
+    BiSAM,
+    Late,
+    LookSAM,
+    MicroSAM,
+    Plain,
+    Renormalized,
+    SAMPa,
+    key_of,
+    make,
+    spell,
+)
+from lowland.methods.stable_sam import StableSAM
 
 TEXTS = {
     "plain": Plain(),
@@ -21,22 +43,32 @@ TEXTS = {
     "micro-sam:m=2": MicroSAM(m=2),
     "vsam:window=7,p_max=0.5": VSAM(window=7, p_max=0.5),
     "arsam:warmup=10": ARSAM(warmup=10),
+    "k-sam:k=3": KSAM(k=3),
+    "k-sam:k=0.3": KSAM(k=0.3),
+    "esam:mask=element": ESAM(mask="element"),
+    "ae-sam:l1=-inf,l2=-inf,total=5": AESAM(l1=-math.inf, l2=-math.inf, total=5),
+    "asam:geometry=l2": ASAM(geometry=L2()),
+    "late": Late(),
+    "late:start=5": Late(start=5),
+    "late:start=0.5,total=10,inner=looksam:k=3,alpha=0.2": Late(start=0.5, total=10, inner=LookSAM(k=3, alpha=0.2)),
+    "stable-sam:inner=late:start=2,inner=sam:rho=0.1": Renormalized(inner=Late(start=2, inner=SAM(rho=0.1))),
 }
 
 
 def test_the_registry_holds_methods_under_their_keys():
-    assert list(METHODS) == ["plain", "sam", "sampa", "looksam", "micro-sam", "vsam", "arsam"]
     for key, kind in METHODS.items():
         assert issubclass(kind, Method)
         assert key_of(kind()) == key
-        assert key.replace("-", "") == kind.__name__.lower()
+        if key != "stable-sam":  # named after what it does, because it goes around any method
+            assert key.replace("-", "") == kind.__name__.lower()
+    assert METHODS["stable-sam"] is Renormalized is StableSAM
 
 
 @pytest.mark.parametrize("key", METHODS)
 def test_every_field_has_a_default_and_is_documented(key):
     kind = METHODS[key]
     documented = kind.__doc__ + (VSAM.__doc__ if kind is ARSAM else "")
-    for field in dataclasses.fields(kind):
+    for field in (field for field in dataclasses.fields(kind) if field.init):
         assert field.default is not dataclasses.MISSING
         assert f"{field.name}:" in documented
     for section in ("Args:", "Cost:", "Reference:", "arXiv" if kind is not Plain else "Annals"):
@@ -56,8 +88,12 @@ def test_make_gives_back_what_spell_wrote(method):
 @pytest.mark.parametrize("key", METHODS)
 def test_defaults_are_not_spelled(key):
     assert spell(METHODS[key]()) == key
-    assert spell(METHODS[key](rho=METHODS[key]().rho)) == key
-    assert spell(METHODS[key](rho=0.75)) == f"{key}:rho=0.75"
+    if key in ("late", "stable-sam"):
+        assert spell(METHODS[key](inner=SAM())) == key
+        assert spell(METHODS[key](inner=SAM(rho=0.75))) == f"{key}:inner=sam:rho=0.75"
+    else:
+        assert spell(METHODS[key](rho=METHODS[key]().rho)) == key
+        assert spell(METHODS[key](rho=0.75)) == f"{key}:rho=0.75"
 
 
 def test_a_field_back_at_its_class_default_is_not_spelled():
@@ -71,6 +107,9 @@ UNSPEAKABLE = [
     SAM(geometry=Layerwise(trust=False)),
     SAM(geometry=L2(select=lambda module, name, parameter: True)),
     SAM(rho=schedule.cosine(0.1, 0.2, steps=5)),
+    BiSAM(surrogate=lambda model, batch: model(batch)),
+    SAMON(extra=lambda module, name, parameter: True),
+    Late(start=1, inner=SAM(geometry=Adaptive(eta=0.5))),
 ]
 
 
@@ -88,14 +127,27 @@ def test_given_defaults_fill_what_the_text_leaves_open():
     assert make("looksam", alpha=0.2) == LookSAM(alpha=0.2)
 
 
+def test_defaults_can_be_given_by_key_also_for_inner_methods():
+    def fill(key):
+        return {"looksam": {"alpha": 0.2, "k": 9}, "late": {"start": 7}}.get(key, {})
+
+    assert make("sam", fill=fill) == SAM()
+    assert make("looksam:k=2", fill=fill) == LookSAM(k=2, alpha=0.2)
+    assert make("looksam", fill=fill, alpha=0.3) == LookSAM(k=9, alpha=0.3)
+    assert make("late:inner=looksam:k=2", fill=fill) == Late(start=7, inner=LookSAM(k=2, alpha=0.2))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("lookam", "unknown method 'lookam': did you mean 'looksam'.*known are arsam, looksam, micro-sam"),
+        ("lookam", "unknown method 'lookam': did you mean 'looksam'.*known are adasam, ae-sam, arsam"),
         ("", "unknown method ''.*known are"),
         ("sam:rh=0.1", "unknown field of sam 'rh': did you mean 'rho'.*known are geometry, rho"),
         ("sam:lam=0.1", "unknown field of sam 'lam'.*known are geometry, rho"),
         ("sam:needs_batch=True", "unknown field of sam 'needs_batch'"),
+        ("late:rho=0.1", "unknown field of late 'rho'.*known are inner, start, total"),
+        ("late:inner=looksm", "unknown method 'looksm': did you mean 'looksam'"),
+        ("sam:inner=sam", "unknown field of sam 'inner'"),
         ("sam:geometry=layer-wise", "unknown geometry 'layer-wise': did you mean 'layerwise'.*known are adaptive, l2"),
     ],
 )
@@ -122,6 +174,12 @@ def test_unknown_defaults_are_refused():
         ("sam:rho=True", "rho must be a number >= 0, but is True"),
         ("sam:rho=__import__('os')", "rho must be a number >= 0"),
         ("looksam:k=2.5", "k must be an integer >= 1, but is 2.5"),
+        ("late:start=1.5", "start must be an integer >= 0, but is 1.5"),
+        ("late:start=0.5", "total must be an integer >= 1, but is None"),
+        ("stable-sam:inner=sampa", "inner must ask for the whole batch's gradient.*but SAMPa does not"),
+        ("k-sam:k=0", "k must be an integer >= 1, but is 0"),
+        ("k-sam:k=1.5", r"k must be in \[0, 1\], but is 1.5"),
+        ("wsam:gamma=1", "gamma must be < 1, but is 1"),
         ("sampa:lookahead=rwa", "lookahead must be one of 'base', 'raw', but is 'rwa'"),
     ],
 )

@@ -1,40 +1,14 @@
-"""Every method follows its numpy twin: whole trajectories, weight by weight.
-
-Both sides compute in float64 but sum in different orders, so they part by rounding, about 1e-16 a step;
-1e-10 leaves room for the steps to amplify it and none for another formula.
-"""
+"""Every method follows its numpy twin: whole trajectories, weight by weight."""
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import pytest
-from reference import base, drive, geometry, looksam, micro_sam, plain, sam, sampa, vsam
-from reference.model import MLP
+from reference import geometry, looksam, micro_sam, plain, sam, sampa, vsam
+from reference.follow import BASES, PROBLEM, assert_follows
 
 from lowland.geometry import Adaptive, Layerwise
 from lowland.methods import ARSAM, SAM, VSAM, LookSAM, MicroSAM, Plain, SAMPa
-
-PROBLEM = MLP()
-STEPS = 12
-SIZES = [12, 9, 7, 12]
-
-BASES = {
-    "momentum": (
-        base.SGD(momentum=0.9, weight_decay=5e-4),
-        drive.sgd(momentum=0.9, weight_decay=5e-4),
-    ),
-    "nesterov": (
-        base.SGD(momentum=0.9, nesterov=True, weight_decay=5e-4),
-        drive.sgd(momentum=0.9, nesterov=True, weight_decay=5e-4),
-    ),
-    "dampening": (
-        base.SGD(momentum=0.9, dampening=0.2, weight_decay=5e-4),
-        drive.sgd(momentum=0.9, dampening=0.2, weight_decay=5e-4),
-    ),
-    "adamw": (base.adamw(0.05), drive.adamw(weight_decay=0.05)),
-}
 
 WINDOW = {"window": 6, "blocks": 2, "last": 2, "warmup": 3, "a1": 0.9, "a2": 0.5}
 
@@ -80,32 +54,6 @@ PAIRS = {
     "vsam": (VSAM(rho=0.2, **WINDOW), vsam.VSAM, {"rho": 0.2, **WINDOW}),
     "arsam": (ARSAM(rho=0.2, **WINDOW), vsam.VSAM, {"rho": 0.2, **WINDOW}),
 }
-
-
-def schedule(steps: int, peak: float) -> list[float]:
-    """A learning rate that rises, falls, and is never twice the same."""
-    return [peak * (0.2 + 0.8 * np.sin(np.pi * (t + 1) / (steps + 2))) for t in range(steps)]
-
-
-def batches(steps: int) -> list:
-    return [PROBLEM.batch(t, SIZES[t % len(SIZES)]) for t in range(steps)]
-
-
-def assert_follows(method, twin_class, fields, base_key, steps=STEPS, problem=PROBLEM, w=None, **options):
-    twin_base, optimizer = BASES[base_key]
-    w = problem.weights(1) if w is None else w
-    run = drive.Run(problem, w, method, optimizer, **options)
-    twin = twin_class(problem, w, copy.deepcopy(twin_base), **fields)
-    lrs = schedule(steps, 0.02 if base_key == "adamw" else 0.2)
-    moved = 0.0
-    for batch, lr in zip(batches(steps), lrs, strict=True):
-        before = twin.w
-        loss = twin.step(batch, lr)
-        assert run.step(batch, lr) == pytest.approx(loss, rel=1e-10, abs=1e-10)
-        drive.assert_same([run.w], [twin.w])
-        moved += sum(float(np.abs(a - b).sum()) for a, b in zip(twin.w, before, strict=True))
-    assert moved > 0.1  # a trajectory that goes nowhere would prove nothing
-    return run, twin
 
 
 @pytest.mark.parametrize("base_key", BASES)

@@ -1,4 +1,8 @@
-"""SGD and Adam(W) as PyTorch documents them, with a preview: the displacement the next step would make."""
+"""SGD and Adam(W) as PyTorch documents them, with a preview: the displacement the next step would make.
+
+A tensor whose gradient is None is skipped, as torch skips parameters without `.grad`: it is not decayed, its momentum
+rests, and Adam does not count the step for it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from reference.vectors import Weights
+from reference.vectors import Weights, zeros
+
+Gradients = list[np.ndarray] | list[np.ndarray | None]
 
 
 @dataclass
@@ -18,17 +24,22 @@ class Base:
     weight_decay: float = 0.0
     maximize: bool = False
 
-    def step(self, w: Weights, g: Weights, lr: float) -> Weights:
+    def step(self, w: Weights, g: Gradients, lr: float) -> Weights:
         """The new weights; the optimizer's state moves on."""
+        self.start(w)
+        return [p if x is None else self.move(i, p, x, lr) for i, (p, x) in enumerate(zip(w, g, strict=True))]
+
+    def start(self, w: Weights) -> None:
+        """Prepares the state for these weights, unless that has been done."""
+
+    def move(self, i: int, p: np.ndarray, g: np.ndarray, lr: float) -> np.ndarray:
+        """Tensor `i` after its step; its part of the state moves on."""
         raise NotImplementedError
 
-    def preview(self, w: Weights, g: Weights, lr: float) -> Weights:
+    def preview(self, w: Weights, g: Gradients, lr: float) -> Weights:
         """What the step for this gradient would add to the weights; nothing changes."""
         after = copy.deepcopy(self).step(w, g, lr)
         return [a - b for a, b in zip(after, w, strict=True)]
-
-    def _signed(self, g: Weights) -> Weights:
-        return [-x for x in g] if self.maximize else list(g)
 
 
 @dataclass
@@ -38,20 +49,20 @@ class SGD(Base):
     momentum: float = 0.0
     dampening: float = 0.0
     nesterov: bool = False
-    buffer: Weights | None = None
+    buffer: list[np.ndarray | None] = field(default_factory=list)
 
-    def step(self, w: Weights, g: Weights, lr: float) -> Weights:
-        d = [x + self.weight_decay * p for x, p in zip(self._signed(g), w, strict=True)]
+    def start(self, w: Weights) -> None:
+        if self.momentum and not self.buffer:
+            self.buffer = [None] * len(w)
+
+    def move(self, i: int, p: np.ndarray, g: np.ndarray, lr: float) -> np.ndarray:
+        d = (-g if self.maximize else g) + self.weight_decay * p
         if self.momentum:
-            if self.buffer is None:
-                self.buffer = [x.copy() for x in d]
-            else:
-                self.buffer = [
-                    self.momentum * v + (1.0 - self.dampening) * x for v, x in zip(self.buffer, d, strict=True)
-                ]
-            ahead = [x + self.momentum * v for x, v in zip(d, self.buffer, strict=True)]
-            d = ahead if self.nesterov else self.buffer
-        return [p - lr * x for p, x in zip(w, d, strict=True)]
+            v = self.buffer[i]
+            v = d.copy() if v is None else self.momentum * v + (1.0 - self.dampening) * d
+            self.buffer[i] = v
+            d = d + self.momentum * v if self.nesterov else v
+        return p - lr * d
 
 
 @dataclass
@@ -62,32 +73,30 @@ class Adam(Base):
     eps: float = 1e-8
     amsgrad: bool = False
     decoupled: bool = False
-    t: int = 0
+    t: list[int] = field(default_factory=list)
     m: Weights = field(default_factory=list)
     v: Weights = field(default_factory=list)
     v_max: Weights = field(default_factory=list)
 
-    def step(self, w: Weights, g: Weights, lr: float) -> Weights:
+    def start(self, w: Weights) -> None:
+        if not self.t:
+            self.t = [0] * len(w)
+            self.m, self.v, self.v_max = zeros(w), zeros(w), zeros(w)
+
+    def move(self, i: int, p: np.ndarray, g: np.ndarray, lr: float) -> np.ndarray:
         beta1, beta2 = self.betas
-        g = self._signed(g)
+        g = -g if self.maximize else g
         if self.decoupled:
-            w = [p * (1.0 - lr * self.weight_decay) for p in w]
+            p = p * (1.0 - lr * self.weight_decay)
         else:
-            g = [x + self.weight_decay * p for x, p in zip(g, w, strict=True)]
-        if self.t == 0:
-            self.m = [np.zeros_like(p) for p in w]
-            self.v = [np.zeros_like(p) for p in w]
-            self.v_max = [np.zeros_like(p) for p in w]
-        self.t += 1
-        self.m = [beta1 * m + (1.0 - beta1) * x for m, x in zip(self.m, g, strict=True)]
-        self.v = [beta2 * v + (1.0 - beta2) * x * x for v, x in zip(self.v, g, strict=True)]
-        self.v_max = [np.maximum(a, b) for a, b in zip(self.v_max, self.v, strict=True)]
-        second = self.v_max if self.amsgrad else self.v
-        correct1, correct2 = 1.0 - beta1**self.t, 1.0 - beta2**self.t
-        return [
-            p - lr / correct1 * m / (np.sqrt(v) / math.sqrt(correct2) + self.eps)
-            for p, m, v in zip(w, self.m, second, strict=True)
-        ]
+            g = g + self.weight_decay * p
+        self.t[i] += 1
+        self.m[i] = beta1 * self.m[i] + (1.0 - beta1) * g
+        self.v[i] = beta2 * self.v[i] + (1.0 - beta2) * g * g
+        self.v_max[i] = np.maximum(self.v_max[i], self.v[i])
+        second = self.v_max[i] if self.amsgrad else self.v[i]
+        correct1, correct2 = 1.0 - beta1 ** self.t[i], 1.0 - beta2 ** self.t[i]
+        return p - lr / correct1 * self.m[i] / (np.sqrt(second) / math.sqrt(correct2) + self.eps)
 
 
 def adamw(weight_decay: float = 1e-2, **options: object) -> Adam:

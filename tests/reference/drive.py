@@ -9,10 +9,15 @@ import numpy as np
 import torch
 
 import lowland
-from reference.model import Batch, to_torch
+from reference.model import Batch
 from reference.vectors import Weights
 
 Optimizers = Callable[[Any], torch.optim.Optimizer]
+
+
+def to_torch(batch: Batch) -> tuple[torch.Tensor, ...]:
+    """The arrays of a batch as tensors, also where it carries more than inputs and targets."""
+    return tuple(torch.from_numpy(x.copy()) for x in batch)
 
 
 def sgd(**options: Any) -> Optimizers:

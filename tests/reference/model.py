@@ -55,26 +55,30 @@ class MLP:
         return rng.normal(size=(size, self.inputs)), rng.integers(0, self.classes, size=size)
 
     def losses(self, w: Weights, batch: Batch) -> np.ndarray:
-        _, log_p = self._forward(w, batch[0])
-        return -log_p[np.arange(len(batch[1])), batch[1]]
+        return -self._log_p(w, batch[0])[np.arange(len(batch[1])), batch[1]]
 
     def loss(self, w: Weights, batch: Batch) -> float:
         return float(self.losses(w, batch).mean())
 
     def gradient(self, w: Weights, batch: Batch) -> Weights:
         x, targets = batch
-        h, log_p = self._forward(w, x)
-        at_logits = np.exp(log_p)
+        at_logits = np.exp(self._log_p(w, x))
         at_logits[np.arange(len(targets)), targets] -= 1.0
-        at_logits /= len(targets)
+        return self.pull_back(w, x, at_logits / len(targets))
+
+    def logits(self, w: Weights, x: np.ndarray) -> np.ndarray:
+        return np.tanh(x @ w[0].T + w[1]) @ w[2].T + w[3]
+
+    def pull_back(self, w: Weights, x: np.ndarray, at_logits: np.ndarray) -> Weights:
+        """The gradient with respect to the weights of anything that has this gradient at the logits."""
+        h = np.tanh(x @ w[0].T + w[1])
         at_hidden = (at_logits @ w[2]) * (1.0 - h**2)
         return [at_hidden.T @ x, at_hidden.sum(0), at_logits.T @ h, at_logits.sum(0)]
 
-    def _forward(self, w: Weights, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        h = np.tanh(x @ w[0].T + w[1])
-        logits = h @ w[2].T + w[3]
+    def _log_p(self, w: Weights, x: np.ndarray) -> np.ndarray:
+        logits = self.logits(w, x)
         logits = logits - logits.max(1, keepdims=True)
-        return h, logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        return logits - np.log(np.exp(logits).sum(1, keepdims=True))
 
     def module(self, w: Weights) -> nn.Module:
         layers = nn.Sequential(nn.Linear(self.inputs, self.hidden), nn.Tanh(), nn.Linear(self.hidden, self.classes))

@@ -64,6 +64,27 @@ def test_steps_as_torch_does(key):
 
 
 @pytest.mark.parametrize("key", PAIRS)
+def test_skips_tensors_without_gradient_as_torch_does(key):
+    twin, kind, options = PAIRS[key]
+    base, rng = copy.deepcopy(twin), np.random.default_rng(5)
+    w = MLP().weights()
+    model = MLP().module(w)
+    optimizer = kind(model.parameters(), lr=0.1, **options)
+    for t, lr in enumerate(LRS):
+        # the first tensor starts late, the second pauses, the third comes and goes, the last is never stepped
+        there = [t >= 3, t not in (2, 3), rng.random() < 0.5, False]
+        g = [rng.normal(size=p.shape) if here else None for p, here in zip(w, there, strict=True)]
+        for p, x in zip(model.parameters(), g, strict=True):
+            p.grad = None if x is None else torch.from_numpy(x.copy())
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        w = base.step(w, g, lr)
+        for p, x in zip(model.parameters(), w, strict=True):
+            np.testing.assert_allclose(p.detach().numpy(), x, rtol=1e-13, atol=1e-14)
+    np.testing.assert_array_equal(w[3], MLP().weights()[3])
+
+
+@pytest.mark.parametrize("key", PAIRS)
 def test_preview_is_the_step_not_taken(key):
     base, rng = copy.deepcopy(PAIRS[key][0]), np.random.default_rng(4)
     w = MLP().weights()

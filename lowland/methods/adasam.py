@@ -1,0 +1,40 @@
+"""SAM on an AMSGrad-type optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lowland.methods.sam import SAM
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaSAM(SAM):
+    """SAM's gradient in the moments of AMSGrad: a preset of SAM that wants an adaptive base optimizer.
+
+    ::
+
+        d    = g(w + rho * g/||g||)
+        m    = b1 m + (1 - b1) d,   v = b2 v + (1 - b2) d^2,   v^ = max(v^, v),   w -= lr * m / sqrt(v^)
+
+    The first line is this method's, the second belongs to the base optimizer: give the engine
+    ``torch.optim.Adam(..., amsgrad=True)``, as the command line does.
+
+    Args:
+        rho: Radius, >= 0, in parameter norm; see :class:`SAM`.
+        geometry: How the gradient becomes a displacement; see :class:`SAM`.
+
+    Cost: 2 gradients per step, one after the other; 1 P of memory beside the optimizer's moments; 2 all-reduces of P
+    under data parallelism.
+
+    Differs: torch's Adam corrects the bias of both moments and adds eps to the root, which the paper's form does not;
+    with ``lr * (1 - b1^t) / sqrt(1 - b2^t)`` at step t and a vanishing eps the two are the same. The command line
+    trains it with Adam(amsgrad=True) at a learning rate of its own and says so.
+
+    Invariants: rho = 0 is the base optimizer; on another base it is SAM.
+
+    Use: For models that are trained with Adam anyway, such as transformers. On SGD's home ground it mostly shows the
+    difference between Adam and SGD.
+
+    Reference: Sun, Shen, Chen, Ding, Tao: AdaSAM: Boosting Sharpness-Aware Minimization with Adaptive Learning Rate
+    and Momentum for Training Deep Neural Networks. 2023, arXiv 2303.00565.
+    """

@@ -1,0 +1,107 @@
+"""SAM where the gradient is unusually long."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lowland import checks, vec
+from lowland.errors import ArgumentError
+from lowland.method import Method
+from lowland.probe import Plan, Probe
+from lowland.vec import Vec
+
+if TYPE_CHECKING:
+    from lowland.engine import Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class AESAM(Method):
+    """A SAM step where the squared gradient norm stands out from its running mean, else a plain step.
+
+    ::
+
+        q    = ||g||^2
+        mean = delta * mean + (1 - delta) * q,   var = delta * var + (1 - delta) * (q - mean)^2
+        SAM  where  q >= mean + c * sqrt(var),   c = (t/T) * l1 + (1 - t/T) * l2
+
+    Args:
+        rho: Radius, >= 0, in parameter norm.
+        geometry: How the gradient becomes a displacement.
+        delta: How slowly mean and variance move, in [0, 1].
+        l1: The threshold c at the end of training, in standard deviations; -inf is always SAM, inf never.
+        l2: The threshold c at its start.
+        total: T, the steps of the whole training, >= 1. It must be given before training.
+
+    Cost: 1 to 2 gradients per step, about 1.5 with the defaults; 1 P of memory in a SAM step; as many all-reduces of P
+    under data parallelism.
+
+    Differs: No code is released; the rule is read from two summaries of the paper, and l1 and l2 are what they say.
+    The norm is read one step late, so that no step waits for the device: a step decides by the gradient of the step
+    before. The mean starts at the first norm and the variance at zero; while it is zero, q counts as the mean.
+
+    Invariants: c = -inf is SAM, c = inf the base optimizer; the choices are the same on every rank and after a resume.
+
+    Use: To spend SAM's second gradient where the landscape is steep. Not where its length is set by something else,
+    such as a loss whose scale drifts.
+
+    Reference: Jiang, Yang, Zhang, Kwok: An Adaptive Policy to Employ Sharpness-Aware Minimization. ICLR 2023,
+    arXiv 2304.14647.
+    """
+
+    delta: float = 0.9
+    l1: float = -1.0
+    l2: float = 1.0
+    total: int | None = None
+
+    def check(self) -> None:
+        """See :meth:`lowland.method.Method.check`."""
+        checks.within("delta", self.delta, 0, 1, "0.9 is the paper's value")
+        checks.within("l1", self.l1, -math.inf, math.inf, "-1 is the paper's value")
+        checks.within("l2", self.l2, -math.inf, math.inf, "1 is the paper's value")
+        if math.isinf(self.l1) and self.l1 == -self.l2:
+            raise ArgumentError(
+                f"l1 and l2 must not be opposite infinities, but are {self.l1} and {self.l2}; take -1, 1"
+            )
+        if self.total is not None:
+            checks.whole("total", self.total, 1, "give the steps of the whole training")
+
+    def init(self, params: Vec) -> dict[str, Any]:
+        """See :meth:`lowland.method.Method.init`."""
+        if self.total is None:
+            raise ArgumentError(
+                "total must be given before training, but is None; give the steps of the whole training, over which "
+                "the threshold moves from l2 to l1: AESAM(total=10_000)"
+            )
+        return {"t": 0, "mean": None, "var": 0.0}
+
+    def plan(self, engine: Engine, batch: Any) -> Plan:
+        """See :meth:`lowland.method.Method.plan`."""
+        here = yield Probe(batch)
+        known = engine.later("square", vec.dot(here.grad, here.grad).reshape(1))
+        if not self._stands_out(engine.memory, None if known is None else known[0]):
+            return here.loss, here.grad
+        loss, up = here.loss, Probe(batch, at=self.ascent(engine, here.grad))
+        del here
+        there = yield up
+        return loss, there.grad
+
+    def _stands_out(self, memory: dict[str, Any], q: float | None) -> bool:
+        t, mean, var = memory["t"], memory["mean"], memory["var"]
+        memory["t"] = t + 1
+        z = 0.0
+        if q is not None and math.isfinite(q):  # an overflow under a loss scaler measures nothing
+            first = mean is None
+            mean = q if first else self.delta * mean + (1 - self.delta) * q
+            var = 0.0 if first else self.delta * var + (1 - self.delta) * (q - mean) ** 2
+            memory.update(mean=mean, var=var)
+            z = (q - mean) / math.sqrt(var) if var > 0 else 0.0
+        return z >= self._threshold(t)
+
+    def _threshold(self, t: int) -> float:
+        assert self.total is not None  # init refuses it
+        share = min(t / self.total, 1.0)
+        if self.l1 == self.l2 or share in (0.0, 1.0):  # 0 * inf would be NaN
+            return self.l2 if share < 1 else self.l1
+        return share * self.l1 + (1 - share) * self.l2

@@ -1,0 +1,147 @@
+"""SAM on a drawn part of the batch, the sensitive examples more often."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lowland import batch as batches
+from lowland import checks
+from lowland.errors import ArgumentError, BatchError
+from lowland.method import Method
+from lowland.probe import Plan, Probe
+from lowland.schedule import Schedule
+from lowland.vec import Vec
+
+if TYPE_CHECKING:
+    from lowland.engine import Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class AUSAM(Method):
+    """Both gradients of SAM are taken on a drawn part of the batch; sensitive examples are drawn more often.
+
+    ::
+
+        z_i = fmin + (f - fmin) * scaled score_i        f rises from fmin to fmax during the ramp
+        S   = alpha * |B| examples, drawn without replacement, with chances ~ z
+        d   = g(w + rho * g/||g||; S)  with  g = g(w; S)
+        score_i = the mean of |loss_i(w + e) - loss_i(w)| over the times that example i was drawn
+
+    Scores are scaled to [0, 1] over the batch. An example that was never drawn counts as the batch's largest.
+
+    Args:
+        rho: Radius, >= 0, in parameter norm.
+        geometry: How the gradient becomes a displacement.
+        alpha: Share of the batch that is drawn, in (0, 1]; rounded down, at least one.
+        fmin: Chance weight of the least sensitive example, > 0.
+        fmax: Chance weight of the most sensitive one after the ramp, >= fmin.
+        ramp: Steps during which the weights grow apart, >= 0; the release takes 30 epochs.
+        warmup: Steps on the whole batch at the start, >= 0, to fill the scores; the release takes 1 epoch.
+        examples: N, the size of the training set. It must be given before training.
+
+    Cost: 2 * alpha gradients per step, one after the other, so 1 with the default; 1 P of memory and 2 numbers per
+    training example; 2 all-reduces of P under data parallelism.
+
+    Differs: As the release, no weights make up for the unequal chances. All scores equal give equal chances, where
+    the release divides zero by zero. Batches must carry the examples' positions, as ``(inputs, targets, index)`` or
+    under the key ``"index"``.
+
+    Invariants: alpha = 1 is SAM; on a batch of identical examples it is SAM; each drawing step adds floor(alpha * |B|)
+    to the counts.
+
+    Use: To halve SAM's price where half a batch still fills the device. Not for a data set that is seen only once,
+    nor where losses cannot be had one by one.
+
+    Reference: Deng, Pang, Zhang, Guo: Asymptotic Unbiased Sample Sampling to Speed Up Sharpness-Aware Minimization.
+    AAAI 2025, arXiv 2406.08001.
+    """
+
+    rho: float | Schedule = 0.1
+    alpha: float = 0.5
+    fmin: float = 0.1
+    fmax: float = 0.5
+    ramp: int = 0
+    warmup: int = 0
+    examples: int | None = None
+    needs_batch: ClassVar[bool] = True
+    whole_gradient: ClassVar[bool] = False
+
+    def check(self) -> None:
+        """See :meth:`lowland.method.Method.check`."""
+        checks.within("alpha", self.alpha, 0, 1, "1 is SAM")
+        if self.alpha == 0:
+            raise ArgumentError("alpha must be > 0, but is 0; 0.5 draws half of the batch")
+        checks.within("fmin", self.fmin, 0, 1, "0.1 is the release's value")
+        if self.fmin == 0:
+            raise ArgumentError("fmin must be > 0, but is 0, which would never draw some examples; 0.1 is usual")
+        checks.at_least("fmax", self.fmax, self.fmin, "fmax=fmin draws all alike")
+        checks.whole("ramp", self.ramp, 0, "give it in steps")
+        checks.whole("warmup", self.warmup, 0, "give it in steps")
+        if self.examples is not None:
+            checks.whole("examples", self.examples, 1, "give the size of the training set")
+
+    def init(self, params: Vec) -> dict[str, Any]:
+        """See :meth:`lowland.method.Method.init`."""
+        if self.examples is None:
+            raise ArgumentError(
+                "examples must be given before training, but is None; give the size of the training set, for whose "
+                "examples AUSAM keeps scores: AUSAM(examples=len(dataset))"
+            )
+        nothing = params[0].new_zeros(self.examples)
+        return {"sums": nothing, "counts": nothing.clone(), "t": 0}
+
+    def plan(self, engine: Engine, batch: Any) -> Plan:
+        """See :meth:`lowland.method.Method.plan`."""
+        index, t = self._positions(batch), engine.memory["t"]
+        engine.memory["t"] = t + 1
+        whole = batches.size(batch)
+        count = whole if t < self.warmup else batches.part(self.alpha, whole)
+        drawn = batch
+        if count < whole:
+            chosen = self._draw(engine, index, count, t)
+            drawn, index = batches.take(batch, chosen), index[chosen]
+        here = yield Probe(drawn)
+        loss, before = here.loss, self.per_example(here)
+        up = Probe(drawn, at=self.ascent(engine, here.grad))
+        del here
+        there = yield up
+        self._score(engine.memory, index, (self.per_example(there) - before).abs())
+        return loss, there.grad
+
+    def _positions(self, batch: Any) -> Tensor:
+        """Where the batch's examples stand in the table, (B,)."""
+        assert self.examples is not None  # init refuses it
+        index = batches.indices(batch, "AUSAM")
+        try:
+            torch._assert_async(((index >= 0) & (index < self.examples)).all())
+        except RuntimeError:  # on a CPU; elsewhere it stops the program later
+            raise BatchError(
+                f"the positions in a batch must be in 0..{self.examples - 1}, because examples = {self.examples}, but "
+                "one is not; give AUSAM(examples=…) the size of the training set"
+            ) from None
+        return index
+
+    def _draw(self, engine: Engine, index: Tensor, count: int, t: int) -> Tensor:
+        """``count`` places in the batch, drawn without replacement."""
+        sums, counts = engine.memory["sums"][index], engine.memory["counts"][index]  # (B,)
+        seen = counts > 0
+        scores = torch.where(seen, sums / counts.clamp_min(1), 0)
+        scores = torch.where(seen, scores, scores.max())
+        low, high = scores.min(), scores.max()
+        scaled = torch.where(high > low, (scores - low) / (high - low).clamp_min(torch.finfo(scores.dtype).tiny), 0)
+        share = min(t / self.ramp, 1.0) if self.ramp else 1.0
+        chances = self.fmin + share * (self.fmax - self.fmin) * scaled
+        # The first of exponential times with these rates: drawing one after another, in one go.
+        uniform = torch.rand(index.shape, generator=self.generator(engine), device=index.device, dtype=chances.dtype)
+        times = -torch.log1p(-uniform)
+        return torch.topk(chances / times, count).indices
+
+    def _score(self, memory: dict[str, Any], index: Tensor, rise: Tensor) -> None:
+        good = torch.isfinite(rise)
+        rise = torch.where(good, rise, 0).to(memory["sums"].dtype)
+        memory["sums"] = memory["sums"].index_add(0, index, rise)
+        memory["counts"] = memory["counts"].index_add(0, index, good.to(rise.dtype))

@@ -1,0 +1,168 @@
+"""SAM whose ascent raises errors, not the training loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the name everybody knows it by
+
+from lowland import checks
+from lowland.errors import ArgumentError, LossError, UsageError
+from lowland.method import Method
+from lowland.probe import LossFn, Plan, Probe
+
+if TYPE_CHECKING:
+    from lowland.engine import Engine
+
+GAMMA = math.log(math.e - 1)  # so that phi(0) = 0, the value at which a class is as likely as the true one
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiSAM(Method):
+    """Bilevel SAM: the perturbation raises a bound on the number of errors, the descent lowers the training loss.
+
+    ::
+
+        Q(w) = mean_i 1/mu * log sum_j exp(mu * phi(z_ij - z_iy))     z_i the logits, y the true class of example i
+        d    = g(w + rho * q/||q||)  with  q the gradient of Q at w
+
+    phi bounds the 0-1 step from below: ``tanh(alpha * z)``, or ``1 - log(1 + exp(log(e - 1) - z))``.
+
+    Args:
+        rho: Radius, >= 0, in parameter norm.
+        geometry: How q becomes a displacement.
+        surrogate: ``(model, batch) -> losses`` of shape (B,) or (), another ascent loss than Q. None is Q, on the
+            logits that the training loss gets from the model, and on targets from ``batch[1]`` or
+            ``batch["targets"]``.
+        mu: How closely the log-sum-exp follows the maximum, > 0; for Q only.
+        alpha: Steepness of tanh, > 0; for Q with "tanh" only.
+        phi: "tanh" or "log"; for Q only.
+
+    Cost: 2 gradients per step, one after the other; 1 P of memory; 2 all-reduces of P under data parallelism.
+
+    Differs: The release leaves out the constant factor 1/mu, which does not change the direction. Weight decay is the
+    base optimizer's.
+
+    Invariants: With the training loss as surrogate it is SAM; rho = 0 is the base optimizer.
+
+    Use: Classification. Not for other tasks without a surrogate of one's own, nor behind ``passes`` or a closure: the
+    ascent's loss is not the caller's. The loss that ``backward`` returns is that of the displaced weights.
+
+    Reference: Xie, Latorre, Antonakopoulos, Pethick, Cevher: Improving SAM Requires Rethinking its Optimization
+    Formulation. ICML 2024, arXiv 2407.12993.
+    """
+
+    surrogate: LossFn | None = None
+    mu: float = 1.0
+    alpha: float = 0.1
+    phi: Literal["tanh", "log"] = "tanh"
+    needs_batch: ClassVar[bool] = True
+    whole_gradient: ClassVar[bool] = False
+
+    def check(self) -> None:
+        """See :meth:`lowland.method.Method.check`."""
+        for name in ("mu", "alpha"):
+            checks.at_least(name, getattr(self, name), 0, "the paper takes mu=1 and alpha=0.1")
+            if getattr(self, name) == 0:
+                raise ArgumentError(f"{name} must be > 0, but is 0; the paper takes mu=1 and alpha=0.1")
+        checks.one_of("phi", self.phi, ("tanh", "log"))
+        if self.surrogate is not None and (self.mu, self.alpha, self.phi) != (1.0, 0.1, "tanh"):
+            raise ArgumentError(
+                f"mu, alpha and phi must be left alone where surrogate is given, but are {self.mu}, {self.alpha} and "
+                f"{self.phi!r}; they belong to the built-in surrogate"
+            )
+
+    def plan(self, engine: Engine, batch: Any) -> Plan:
+        """See :meth:`lowland.method.Method.plan`."""
+        loss_fn = self.surrogate or self._built_in(engine.loss_fn)
+        here = yield Probe(batch, loss_fn=loss_fn)
+        up = Probe(batch, at=self.ascent(engine, here.grad))
+        del here
+        there = yield up
+        return there.loss, there.grad
+
+    def _built_in(self, training: LossFn | None) -> LossFn:
+        if training is None:
+            raise UsageError(
+                "BiSAM takes its logits from the training loss, but loss_fn is None; pass Engine(…, loss_fn)"
+            )
+
+        def surrogate(model: Any, batch: Any) -> Tensor:
+            recorder = _Recorder(model)
+            training(recorder, batch)
+            return surrogate_losses(recorder.logits(), _targets(batch), mu=self.mu, alpha=self.alpha, phi=self.phi)
+
+        return surrogate
+
+
+def surrogate_losses(
+    logits: Tensor, targets: Tensor, *, mu: float = 1.0, alpha: float = 0.1, phi: str = "tanh"
+) -> Tensor:
+    """``1/mu * log sum_j exp(mu * phi(z_j - z_y))`` for every example.
+
+    Args:
+        logits: z, shape ``(B, C)``.
+        targets: y, the true classes, integers of shape ``(B,)``.
+        mu: How closely it follows the maximum, > 0.
+        alpha: Steepness of tanh, > 0.
+        phi: "tanh" or "log".
+
+    Returns:
+        Shape ``(B,)``.
+
+    Raises:
+        LossError: The shapes are others.
+    """
+    whole = not (targets.is_floating_point() or targets.is_complex())
+    if logits.dim() != 2 or targets.shape != logits.shape[:1] or not whole:
+        raise LossError(
+            "BiSAM needs logits (B, C) and integer classes (B,), but has logits of shape "
+            f"{tuple(logits.shape)} and targets {targets.dtype} of shape {tuple(targets.shape)}; pass "
+            "BiSAM(surrogate=…), a loss (model, batch) -> (B,) to raise instead"
+        )
+    margins = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    margins = margins - margins.gather(1, targets[:, None])
+    bounded = torch.tanh(alpha * margins) if phi == "tanh" else 1 - F.softplus(GAMMA - margins)
+    return torch.logsumexp(mu * bounded, dim=1) / mu
+
+
+class _Recorder:
+    """Stands in for the model while the training loss runs, and keeps what the model returns."""
+
+    def __init__(self, model: Callable[..., Any]) -> None:
+        self._model = model
+        self._outputs: list[Any] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._outputs.append(self._model(*args, **kwargs))
+        return self._outputs[-1]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def logits(self) -> Tensor:
+        """What the model returned, or its ``.logits``."""
+        found = [getattr(output, "logits", output) for output in self._outputs]
+        if len(found) != 1 or not isinstance(found[0], Tensor):
+            raise LossError(
+                "BiSAM takes its logits from the training loss, which must call the model it is given once and get a "
+                f"tensor, or something with .logits, but it called it {len(found)} times; pass BiSAM(surrogate=…)"
+            )
+        return found[0]
+
+
+def _targets(batch: Any) -> Tensor:
+    if isinstance(batch, dict):
+        found = next((batch[key] for key in ("targets", "labels") if key in batch), None)
+    else:
+        found = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+    if not isinstance(found, Tensor):
+        raise LossError(
+            'BiSAM needs the true classes as batch[1] or batch["targets"], but finds none; pass BiSAM(surrogate=…)'
+        )
+    return found

@@ -1,0 +1,75 @@
+"""SAM along the noise of a batch's gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lowland import checks, vec
+from lowland.method import Method
+from lowland.probe import Plan, Probe
+from lowland.schedule import Schedule
+from lowland.vec import Vec
+
+if TYPE_CHECKING:
+    from lowland.engine import Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class FriendlySAM(Method):
+    """F-SAM: perturbs along what is particular to the batch, its gradient without the running mean of gradients.
+
+    ::
+
+        u = g - sigma * m,   e = rho * u / ||u||,   d = g(w + e),   m' = lmb * m + (1 - lmb) * g
+
+    On the first step there is no mean yet: u = g and m' = g.
+
+    Args:
+        rho: Radius, >= 0, in parameter norm.
+        geometry: How u becomes a displacement.
+        sigma: Share of the mean that is removed, >= 0; 0 is SAM.
+        lmb: How slowly the mean moves, in [0, 1].
+
+    Cost: 2 gradients per step, one after the other; 1 P of resident memory (the mean), 2 P at most; 2 all-reduces of P
+    under data parallelism.
+
+    Differs: The released code's form, which removes the old mean; the paper removes the new one. For sigma = 1 the
+    directions are the same, because g - m' = lmb * (g - m). With an Adam-type base nothing changes: the mean is the
+    method's own, of plain gradients, not Adam's. A parameter that a batch does not use keeps its mean.
+
+    Invariants: sigma = 0 is SAM; the first step is a SAM step; rho = 0 is the base optimizer.
+
+    Use: Where batches are small, so that their gradients differ. Not with full batches: there g is the mean and what
+    is left is rounding noise.
+
+    Reference: Li, Zhou, He, Cheng, Huang: Friendly Sharpness-Aware Minimization. CVPR 2024, arXiv 2403.12350.
+    """
+
+    rho: float | Schedule = 0.2
+    sigma: float = 1.0
+    lmb: float = 0.9
+
+    def check(self) -> None:
+        """See :meth:`lowland.method.Method.check`."""
+        checks.at_least("sigma", self.sigma, 0, "sigma=0 is SAM")
+        checks.within("lmb", self.lmb, 0, 1, "0.9 is the release's value")
+
+    def init(self, params: Vec) -> dict[str, Any]:
+        """See :meth:`lowland.method.Method.init`."""
+        return {"mean": vec.zeros(params)}  # zero everywhere stands for none yet
+
+    def plan(self, engine: Engine, batch: Any) -> Plan:
+        """See :meth:`lowland.method.Method.plan`."""
+        here = yield Probe(batch)
+        mean = engine.memory["mean"]
+        engine.memory["mean"] = self._moved(mean, here.grad, engine.reached)
+        loss, up = here.loss, Probe(batch, at=self.ascent(engine, vec.add(here.grad, mean, -self.sigma)))
+        del here, mean
+        there = yield up
+        return loss, there.grad
+
+    def _moved(self, mean: Vec, g: Vec, reached: list[bool]) -> Vec:
+        found = vec.where(vec.norm(mean) == 0, g, vec.lerp(g, mean, self.lmb))
+        found = vec.where(vec.finite(g), found, mean)  # a NaN would never leave the mean again
+        return [f if r else m for f, m, r in zip(found, mean, reached, strict=True)]

@@ -1,0 +1,72 @@
+"""A method for the last part of training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lowland import schedule
+from lowland.errors import ArgumentError
+from lowland.method import Method
+from lowland.methods.plain import Plain
+from lowland.methods.sam import SAM
+from lowland.methods.wrapper import Wrapper
+from lowland.probe import Plan
+from lowland.vec import Vec
+
+if TYPE_CHECKING:
+    from lowland.engine import Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Late(Wrapper):
+    """Late-phase SAM: the base optimizer alone at first, SAM or another method at the end.
+
+    ``d = g(w)`` before ``start``; the inner method's direction from then on.
+
+    Args:
+        inner: The method of the last part; it has the radius: ``Late(inner=SAM(rho=0.1), start=0.9, total=10_000)``.
+        start: An integer is a step, counted from 0; a number in (0, 1) is a fraction of ``total``. It must be given
+            before training.
+        total: Steps of the whole training, >= 1; only for a fraction.
+
+    Cost: 1 gradient per step before the start, the inner method's after it: 1 + the share that is left for SAM; the
+    inner method's memory and all-reduces.
+
+    Differs: The released script starts the last part with a new optimizer; here the base optimizer goes on, and its
+    momentum with it. Steps are calls of ``backward``, so with accumulation they are micro-steps.
+
+    Invariants: start = 0 is the inner method, and a start beyond the end is the base optimizer. The inner method counts
+    its own steps: ``Late(inner=LookSAM())`` starts with a SAM step.
+
+    Use: To get most of SAM's flatness for little more than plain training's price. Not where the early phase matters,
+    as with much label noise, which plain training has memorized by then.
+
+    Reference: Zhou, Wang, Mao, Li, Yan: Sharpness-Aware Minimization Efficiently Selects Flatter Minima Late in
+    Training. ICLR 2025, arXiv 2410.10373.
+    """
+
+    inner: Method = SAM()  # noqa: RUF009 - frozen, so it can be shared
+    start: float | None = None
+    total: int | None = None
+
+    def check(self) -> None:
+        """See :meth:`lowland.method.Method.check`."""
+        super().check()
+        if self.start is not None:
+            schedule.after(self.start, self.total)
+
+    def init(self, params: Vec) -> dict[str, Any]:
+        """See :meth:`lowland.method.Method.init`."""
+        if self.start is None:
+            raise ArgumentError(
+                "start must be given before training, but is None; give the first step of the late part, or a fraction "
+                "such as Late(inner=SAM(), start=0.9, total=10_000)"
+            )
+        return super().init(params)
+
+    def plan(self, engine: Engine, batch: Any) -> Plan:
+        """See :meth:`lowland.method.Method.plan`."""
+        assert self.start is not None  # init refuses it
+        late = schedule.after(self.start, self.total).holds(engine.step)
+        return (yield from (self.inner if late else Plain()).plan(engine, batch))

@@ -1,0 +1,51 @@
+"""SAM at random steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lowland import checks
+from lowland.method import Method
+from lowland.methods.plain import Plain
+from lowland.methods.sam import SAM
+from lowland.probe import Plan
+
+if TYPE_CHECKING:
+    from lowland.engine import Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class RST(Method):
+    """Randomized sharpness-aware training: each step is a SAM step with probability s, else a plain one.
+
+    Args:
+        rho: Radius, >= 0, in parameter norm.
+        geometry: How the gradient becomes a displacement.
+        s: Probability of a SAM step, in [0, 1].
+
+    Cost: 1 + s gradients per step on average, one after the other; 1 P of memory in a SAM step; 1 + s all-reduces of P
+    under data parallelism.
+
+    Differs: Nothing in the rule. The draw comes from the engine's own random numbers, so it is the same on every rank
+    and after a resume.
+
+    Invariants: s = 1 is SAM, s = 0 the base optimizer.
+
+    Use: As the yardstick for every method that chooses its SAM steps cleverly. Not where steps must take equal time.
+
+    Reference: Zhao, Zhang, Hu: Randomized Sharpness-Aware Training for Boosting Computational Efficiency in Deep
+    Learning. 2022, arXiv 2203.09962.
+    """
+
+    s: float = 0.5
+
+    def check(self) -> None:
+        """See :meth:`lowland.method.Method.check`."""
+        checks.within("s", self.s, 0, 1, "1 is SAM, 0 the base optimizer")
+
+    def plan(self, engine: Engine, batch: Any) -> Plan:
+        """See :meth:`lowland.method.Method.plan`."""
+        sharp = engine.rng.random() < self.s
+        method = SAM(rho=self.rho, geometry=self.geometry) if sharp else Plain()
+        return (yield from method.plan(engine, batch))

@@ -1,0 +1,135 @@
+"""SAM on a few parameter tensors at a time, chosen by a bandit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lowland import checks, vec
+from lowland.errors import ArgumentError
+from lowland.method import Method
+from lowland.probe import Plan, Probe
+from lowland.schedule import Schedule
+from lowland.vec import Vec
+
+if TYPE_CHECKING:
+    from lowland.engine import Engine
+
+DRAWS = 10  # after so many draws that backward does not reach, all tensors take part
+
+
+@dataclass(frozen=True, kw_only=True)
+class SLSAM(Method):
+    """Each step draws some parameter tensors and takes both gradients of SAM for those alone; the others rest.
+
+    ::
+
+        A   = tensors, each drawn with its own probability p_i
+        d_A = g_A(w + rho * g_A/||g_A||)                     the base optimizer skips all others
+        p   : raised for tensors with long gradients (an EXP3-type rule), with sum(p) = s * the number of tensors
+
+    Args:
+        rho: Radius, >= 0, in the norm of the drawn tensors.
+        geometry: How the gradient becomes a displacement.
+        s: Share of the tensors that is drawn on average, in (0, 1]; also their first probability.
+        alpha_p: How fast probabilities follow the gradients' lengths, >= 0.
+        p_min: The smallest probability in the released rule's bound, > 0. It adds the same number to every tensor's
+            cost, so it cancels.
+
+    Cost: 2 gradients per step, one after the other, both for a share of about s of the tensors, which saves that part
+    of the backward work; 1 P of memory (all weights are saved); 2 all-reduces of the drawn part under data parallelism.
+
+    Differs: The gradients' lengths are read one step late, so that no step waits for the device: a step's probabilities
+    know all steps but the last one. A draw that the backward pass does not reach is drawn anew. With a compiled
+    model all gradients are computed and the others thrown away.
+
+    Invariants: A step that draws all tensors is a SAM step; probabilities lie in [1e-8, 1] and sum to s times the
+    number of tensors; tensors that are not drawn keep weights, momentum and ``.grad``.
+
+    Use: For fine-tuning large models, where most of the backward work is for weights. Not for short trainings from
+    scratch with a small s: each tensor takes only a share s of the steps.
+
+    Reference: Cheng, Yang, Wang, Huang, Ma, Yu, Cao, Shen: Sparse Layer Sharpness-Aware Minimization for Efficient
+    Fine-Tuning. 2026, arXiv 2602.09395.
+    """
+
+    rho: float | Schedule = 0.01
+    s: float = 0.2
+    alpha_p: float = 1e-3
+    p_min: float = 1e-3
+    whole_gradient: ClassVar[bool] = False
+
+    def check(self) -> None:
+        """See :meth:`lowland.method.Method.check`."""
+        checks.within("s", self.s, 0, 1, "1 draws all tensors")
+        if self.s == 0:
+            raise ArgumentError("s must be > 0, but is 0, which draws no tensor; 0.2 draws a fifth")
+        checks.at_least("alpha_p", self.alpha_p, 0, "0 keeps the probabilities as they are")
+        checks.within("p_min", self.p_min, 0, 1, "1e-3 is the release's value")
+        if self.p_min == 0:
+            raise ArgumentError("p_min must be > 0, but is 0; 1e-3 is the release's value")
+
+    def init(self, params: Vec) -> dict[str, Any]:
+        """See :meth:`lowland.method.Method.init`."""
+        return {"p": [self.s] * len(params), "drawn": None}
+
+    def plan(self, engine: Engine, batch: Any) -> Plan:
+        """See :meth:`lowland.method.Method.plan`."""
+        memory = engine.memory
+        p, before = memory["p"], memory["drawn"]
+        active = self._draw(engine, p)
+        here = yield Probe(batch, wrt=active)
+        for n in range(DRAWS):
+            if any(engine.reached):
+                break
+            active = self._draw(engine, p) if n < DRAWS - 1 else [True] * len(p)
+            here = yield Probe(batch, wrt=active, stats=False)
+        known = engine.later("norms", vec.norms(here.grad))
+        if known is not None and before is not None and all(map(math.isfinite, known)):
+            memory["p"] = self._moved(p, known, **before)
+        memory["drawn"] = {"active": active, "chances": p}
+        loss, up = here.loss, Probe(batch, at=self.ascent(engine, here.grad), wrt=active)
+        del here
+        there = yield up
+        return loss, there.grad
+
+    def _draw(self, engine: Engine, p: Sequence[float]) -> list[bool]:
+        active = [False]
+        while not any(active):
+            active = [engine.rng.random() < chance for chance in p]
+        return active
+
+    def _moved(
+        self, p: Sequence[float], norms: Sequence[float], active: Sequence[bool], chances: Sequence[float]
+    ) -> list[float]:
+        """The probabilities after the norms of a step have become known, which drew ``active`` by ``chances``."""
+        bound = (max(norms) / self.p_min) ** 2  # norms are zero where nothing was drawn
+        costs = {
+            i: bound - (size / chance) ** 2
+            for i, (size, chance, on) in enumerate(zip(norms, chances, active, strict=True))
+            if on
+        }
+        least = min(costs.values())
+        moved = list(p)
+        for i, cost in costs.items():
+            moved[i] = p[i] * math.exp(-self.alpha_p * (cost - least) / chances[i])
+        return [min(max(x, 1e-8), 1.0) for x in fill(moved, self.s * len(p))]
+
+
+def fill(values: Sequence[float], total: float) -> list[float]:
+    """``values`` scaled to a sum, none above 1: what a scaled value has beyond 1 goes to the others.
+
+    Example:
+        >>> fill([1.0, 1.0, 8.0], 2.0)
+        [0.5, 0.5, 1.0]
+    """
+    filled = list(values)
+    rest = sum(values)
+    for i in sorted(range(len(values)), key=lambda i: -values[i]):
+        if rest <= 0 or values[i] * total < rest:  # this one stays below 1, and so do all that follow
+            break
+        filled[i], rest, total = 1.0, rest - values[i], total - 1
+    return [1.0 if f == 1.0 and v * total >= rest else v * total / rest if rest > 0 else v
+            for f, v in zip(filled, values, strict=True)]  # fmt: skip

@@ -1,0 +1,57 @@
+"""The plain loss plus a weighted sharpness."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lowland import checks, vec
+from lowland.errors import ArgumentError
+from lowland.method import Method
+from lowland.probe import Plan, Probe
+
+if TYPE_CHECKING:
+    from lowland.engine import Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class WSAM(Method):
+    """The gradient of the loss plus a weight times that of the sharpness, the rise of the loss within the ball.
+
+    ``d = (1 - a) * g + a * g_s`` with ``a = gamma / (1 - gamma)`` and ``g_s = g(w + rho * g/||g||)``
+
+    Args:
+        rho: Radius, >= 0, in parameter norm.
+        geometry: How the gradient becomes a displacement.
+        gamma: Weight of the sharpness, in [0, 1): 0 is the base optimizer, 0.5 is SAM, 0.9 counts it nine times.
+
+    Cost: 2 gradients per step, one after the other; 2 P of memory during the second pass (saved weights and g); 2
+    all-reduces of P under data parallelism.
+
+    Differs: This is the coupled form. The decoupled one steps with g and then moves the weights by
+    ``-lr * a * (g_s - g)`` past the optimizer; that is no single gradient, so clipping, scaling and momentum could not
+    be the optimizer's own, and it is left out. For SGD without momentum the two are the same.
+
+    Invariants: gamma = 0.5 is SAM; gamma = 0 and rho = 0 are the base optimizer.
+
+    Use: To weigh flatness against fit in one number. Not with gamma near 1 and a large radius: the step is then a
+    magnified difference of two gradients.
+
+    Reference: Yue, Jiang, Ye, Gao, Liu, Zhang: Sharpness-Aware Minimization Revisited: Weighted Sharpness as a
+    Regularization Term. KDD 2023, arXiv 2305.15817.
+    """
+
+    gamma: float = 0.9
+
+    def check(self) -> None:
+        """See :meth:`lowland.method.Method.check`."""
+        checks.within("gamma", self.gamma, 0, 1, "0.5 is SAM")
+        if self.gamma == 1:
+            raise ArgumentError("gamma must be < 1, but is 1, which leaves no loss beside the sharpness; 0.9 is usual")
+
+    def plan(self, engine: Engine, batch: Any) -> Plan:
+        """See :meth:`lowland.method.Method.plan`."""
+        here = yield Probe(batch)
+        there = yield Probe(batch, at=self.ascent(engine, here.grad))
+        rise = vec.sub(there.grad, here.grad)
+        return here.loss, vec.add(here.grad, rise, self.gamma / (1 - self.gamma))
