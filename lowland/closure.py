@@ -45,8 +45,7 @@ class ClosureOptimizer(Optimizer):
     def __init__(self, engine: Engine) -> None:
         if engine.method.needs_batch:
             raise UsageError(
-                f"{type(engine.method).__name__} keeps or cuts batches, which a closure hides; "
-                "call engine.backward(batch)"
+                f"{engine.method.kind} keeps or cuts batches, which a closure hides; call engine.backward(batch)"
             )
         if engine.work.scaler is not None:
             raise UsageError(

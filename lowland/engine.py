@@ -170,7 +170,7 @@ class Engine:
             batches.size(batch)
         elif self.method.needs_batch:
             raise UsageError(
-                f"{type(self.method).__name__} keeps or cuts batches, which a closure hides; "
+                f"{self.method.kind} keeps or cuts batches, which a closure hides; "
                 "call engine.backward(batch) or engine.passes(batch)"
             )
         if self.work.micro_batch is not None:
@@ -182,7 +182,7 @@ class Engine:
                 readings = []
                 if any(probe.loss_fn is not None for probe in asked):
                     raise UsageError(
-                        f"{type(self.method).__name__} asks for another loss than the training loss, which a caller's "
+                        f"{self.method.kind} asks for another loss than the training loss, which a caller's "
                         "own forward does not know; call engine.backward(batch)"
                     )
                 for probe in asked:

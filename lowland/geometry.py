@@ -84,7 +84,9 @@ class Adaptive(Geometry):
         perturbed = _perturbed(scaled, radii)
         if not perturbed:
             return vec.zeros(grad)
-        return _stretch(vec.mul(sizes, scaled), vec.inverse(vec.norm(perturbed)), radii)
+        factor, direction = vec.inverse(vec.norm(perturbed)), vec.mul(sizes, scaled)
+        del sizes, scaled, perturbed  # one vector less at the peak
+        return _stretch(direction, factor, radii)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,5 +125,5 @@ def _perturbed(grad: Vec, radii: Radii) -> Vec:
 
 def _stretch(v: Vec, factor: Tensor, radii: Radii) -> Vec:
     if isinstance(radii, list):
-        return vec.scale(vec.scale(v, factor), radii)
+        return vec.scale(v, factor, radii)
     return vec.scale(v, factor * radii)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -48,6 +48,13 @@ class Method(ABC):
                 f"geometry must be a Geometry, but is {self.geometry!r}; pass L2(), Adaptive() or Layerwise()"
             )
         self.check()
+
+    @property
+    def kind(self) -> str:
+        """The class's name, with those of methods inside: ``Late(LookSAM)``."""
+        inside = [getattr(self, f.name) for f in fields(self) if f.init]
+        kinds = ", ".join(part.kind for part in inside if isinstance(part, Method))
+        return type(self).__name__ + (f"({kinds})" if kinds else "")
 
     def check(self) -> None:  # noqa: B027 - a method without further fields has nothing to check
         """Refuse fields that break their rule."""

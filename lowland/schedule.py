@@ -165,7 +165,8 @@ class After(When):
 
     def holds(self, step: int) -> bool:
         """See :meth:`When.holds`."""
-        return step >= (self.start if self.total is None else self.start * self.total)
+        # 0.07 * 100 is 7.000000000000001.
+        return step >= (self.start if self.total is None else self.start * self.total - 1e-9)
 
 
 def every(k: int, offset: int = 0) -> Every:

@@ -32,7 +32,7 @@ def save(engine: Engine) -> dict[str, Any]:
     """Vectors by parameter name, all other memory as it is."""
     vectors = {k: engine.memory[k] for k in engine.vector_keys}
     return {
-        "method": type(engine.method).__name__,
+        "method": engine.method.kind,
         "parameters": _shapes(engine),
         "step": engine.step,
         "vectors": {k: dict(zip(engine.names, v, strict=True)) for k, v in vectors.items()},
@@ -90,7 +90,7 @@ def _loadable(key: str, value: Any) -> Any:
 
 
 def _check_origin(engine: Engine, state_dict: dict[str, Any]) -> None:
-    name = type(engine.method).__name__
+    name = engine.method.kind
     if state_dict["method"] != name:
         raise StateError(
             f"state_dict must come from the same method, but comes from {state_dict['method']} and the engine "

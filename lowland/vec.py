@@ -69,14 +69,24 @@ def add(a: Vec, b: Vec, alpha: float = 1.0) -> Vec:
     return list(torch._foreach_add(a, b, alpha=alpha))
 
 
+def combine(a: Vec, b: Vec, of_a: float | Tensor, of_b: float | Tensor) -> Vec:
+    """``of_a * a + of_b * b``, with no vector in between; the weights are numbers or 0-dim tensors."""
+    combined = scale(a, of_a)
+    add_(combined, b, of_b)
+    return combined
+
+
 def sub(a: Vec, b: Vec) -> Vec:
     """``a - b``."""
     return list(torch._foreach_sub(a, b))
 
 
-def scale(v: Vec, factor: Scalar) -> Vec:
-    """``factor * v``; the factor is a number, a 0-dim tensor, or one number per tensor."""
-    return list(torch._foreach_mul(v, factor))
+def scale(v: Vec, factor: Scalar, each: Sequence[float] | None = None) -> Vec:
+    """``factor * v``; the factor is a number, a 0-dim tensor, or one number per tensor; ``each`` is one more."""
+    scaled = list(torch._foreach_mul(v, factor))
+    if each is not None:
+        torch._foreach_mul_(scaled, each)
+    return scaled
 
 
 def mul(a: Vec, b: Vec) -> Vec:

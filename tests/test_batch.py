@@ -112,3 +112,42 @@ def test_what_is_no_batch_is_refused_by_name(batch, message):
     for use in (batches.size, lambda b: batches.chunk(b, 2), lambda b: batches.split(b, 2)):
         with pytest.raises(BatchError, match=message):
             use(batch)
+
+
+@pytest.mark.parametrize(
+    ("share", "count", "expected"),
+    [(1.0, 7, 7), (0.5, 7, 3), (0.29, 100, 29), (0.07, 100, 7), (0.01, 3, 1), (1e-9, 1, 1)],
+)
+def test_a_part_is_rounded_down_to_at_least_one(share, count, expected):
+    assert batches.part(share, count) == expected
+
+
+def test_take_refuses_an_index_on_another_device():
+    with pytest.raises(BatchError, match=r"on the device of its losses, meta, but is on cpu; move it there before"):
+        batches.take((torch.ones(3), None), torch.ones(2, dtype=torch.long, device="meta"))
+
+
+def test_indices_are_the_third_entry_or_under_their_key():
+    index = torch.tensor([3, 1])
+    assert batches.indices((torch.ones(2), torch.ones(2), index), "AUSAM") is index
+    assert batches.indices([torch.ones(2), torch.ones(2), index, torch.ones(2)], "AUSAM") is index
+    assert batches.indices({"x": torch.ones(2), "index": index}, "AUSAM") is index
+
+
+WITHOUT = {
+    "pair": ((torch.ones(2), torch.ones(2)), "None"),
+    "tensor": (torch.ones(2, 3), "None"),
+    "dict": ({"x": torch.ones(2)}, "None"),
+    "floats": ((torch.ones(2), torch.ones(2), torch.ones(2)), r"a torch.float32 tensor of shape \(2,\)"),
+    "flags": ((torch.ones(2), torch.ones(2), torch.ones(2).bool()), r"a torch.bool tensor of shape \(2,\)"),
+    "matrix": ((torch.ones(2), torch.ones(2), torch.ones(2, 1).long()), r"a torch.int64 tensor of shape \(2, 1\)"),
+}
+
+
+@pytest.mark.parametrize(("batch", "shown"), WITHOUT.values(), ids=WITHOUT)
+def test_missing_indices_are_explained(batch, shown):
+    message = (
+        rf"AUSAM keeps a score for every .*as \(inputs, targets, index\) or under .*it has {shown}; let the data set"
+    )
+    with pytest.raises(BatchError, match=message):
+        batches.indices(batch, "AUSAM")

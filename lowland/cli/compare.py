@@ -40,7 +40,8 @@ class Compare(Options):
         rows = summarize(records)
         noise = f"-{base.noise_kind}{base.noise:g}" if base.noise else ""
         page = self.out / f"{base.task}-{base.model}{noise}.html"
-        write_page(records, page.with_name(page.name.replace(":", "_")), command=shlex.join(command(argv)))
+        target = page.with_name(page.name.replace(":", "_"))
+        write_page(records, target, command=shlex.join(command(argv)), remarks=left_out)
         console.print(rich_table(rows, console.width))
         for text in (verdict(rows), statement(rows), *notes(records), *left_out, LEGEND, f"page: {page}"):
             if text:

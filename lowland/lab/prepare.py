@@ -47,7 +47,7 @@ def loader_of(config: RunConfig, task: Task) -> Loader:
     return Loader(task, config.recipe.batch_size, config.seed, device=config.on(), channels_last=layout, drop_last=True)
 
 
-def complete(config: RunConfig, steps_per_epoch: int, examples: int | None = None) -> Method:
+def complete(config: RunConfig, steps_per_epoch: int, examples: int) -> Method:
     """The method that a configuration's text stands for, with open fields filled by the recipe.
 
     What a recipe gives in epochs or shares of the training becomes a number of steps, so the length of the training
@@ -59,11 +59,9 @@ def complete(config: RunConfig, steps_per_epoch: int, examples: int | None = Non
     Args:
         config: The run.
         steps_per_epoch: Batches in an epoch, >= 1.
-        examples: Size of the training set; left out, that of the task the configuration names.
+        examples: Size of the training set, >= 1.
     """
     used = keys(config.method)
-    if examples is None:  # a task is only looked up where a method asks
-        examples = len(task_of(config).train_targets) if "ausam" in used else 1
     training = Training(
         model=config.model,
         steps=_budgeted(config, steps_per_epoch),

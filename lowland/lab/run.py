@@ -85,7 +85,7 @@ def train(
     task = task or task_of(config)
     with settings(config):
         loader = loader_of(config, task)
-        method = complete(config, len(loader))
+        method = complete(config, len(loader), len(task.train_targets))
         line = config_line(config, method, steps_per_epoch=len(loader), command=command)
         if held.config is not None:
             _check_held(held.config, line, folder, resume=resume)
@@ -154,6 +154,8 @@ class _Run:
             seconds_per_step=typical(clock.laps, [b - a for a, b in pairwise([0.0, *self.gradients])]),
             gradients_per_step=engine.cost.gradients / engine.step,
             sequential_per_step=engine.cost.sequential / engine.step,
+            weights_per_step=engine.cost.weights / engine.step,
+            forwards_per_step=(engine.cost.forwards - engine.cost.gradients) / engine.step,
             peak_memory=self.peak,
             m_sharpness=float(rise),
             weights_sha256=fingerprint(self.trainer.model),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from itertools import chain, count, islice
 from typing import Any
 
@@ -20,7 +20,6 @@ from lowland.lab.recipes import lr_at, make_optimizer
 from lowland.lab.tasks import Task
 from lowland.lab.tasks.streams import derived
 from lowland.method import Method
-from lowland.probe import conversation
 
 REHEARSED = 6  # steps: a cycle of LookSAM(k=5) and the refresh after it
 
@@ -51,8 +50,6 @@ class Trainer:
         self.model: nn.Module = model.to(device=self.device, memory_format=layout).train()  # type: ignore[call-overload]
         self.optimizer = make_optimizer(recipe, self.model)
         loss_fn = cross_entropy(precision=recipe.precision, label_smoothing=recipe.label_smoothing)
-        for part in _nested(method):
-            _ask_first(Engine(part, self.model, self.optimizer, loss_fn), task)
         self.engine = Engine(method, self.model, self.optimizer, loss_fn, seed=config.seed)
         torch.manual_seed(derived(config.seed, "training"))  # what dropout draws from
 
@@ -85,28 +82,6 @@ class Trainer:
         torch.set_rng_state(state_dict["rng"])
         if state_dict["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state_dict["cuda_rng"], self.device)
-
-
-def _nested(method: Method) -> Iterator[Method]:
-    """A method and those inside it: a late phase would object only when most of the training is over."""
-    part: Any = method
-    while isinstance(part, Method):
-        yield part
-        part = getattr(part, "inner", None)
-
-
-def _ask_first(trial: Engine, task: Task) -> None:
-    """Let the method say now what it has against model or optimizer, before there is a folder.
-
-    Its plan is asked for the first probe, which nobody answers. The engine is thrown away: a plan that has begun has
-    drawn random numbers and counted a step.
-    """
-    device = trial.params[0].device
-    index = torch.arange(min(2, len(task.train_targets)), device=device)
-    inputs = task.normalize(task.train_inputs[: len(index)].to(device))
-    batch = inputs, task.train_targets[: len(index)].to(device), index
-    with closing(conversation(trial.method.plan(trial, batch))) as plan:
-        next(plan)
 
 
 def rehearse(make: Callable[[], Trainer], loader: Loader, steps: int = REHEARSED) -> int:

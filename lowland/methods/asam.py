@@ -19,7 +19,8 @@ class ASAM(SAM):
         rho: Radius, >= 0, in weights relative to their size; about ten times that of :class:`SAM`.
         geometry: ``Adaptive(eta)``; its eta keeps small weights moving.
 
-    Cost: 2 gradients per step, one after the other; 1 P of memory; 2 all-reduces of P under data parallelism.
+    Cost: 2 gradients per step, one after the other; 1 P of memory in the second pass, 3 P while the perturbation
+    is made; 2 all-reduces of P under data parallelism.
 
     Differs: The released code uses T for tensors named "weight" and 1 for others; here all are treated alike, because
     a name says nothing about what a tensor does.

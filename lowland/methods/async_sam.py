@@ -33,7 +33,7 @@ class AsyncSAM(Method):
         share: Size of A as a share of the batch, in (0, 1]; made for the second device to be done in time.
         tau: Age of the ascent gradient in steps: 1, or 0 to compute it first, at the price of waiting.
 
-    Cost: 1 + share gradients per step, of which 1 after the other (tau=0: 1 + share); 1 P of resident memory, 2 P at
+    Cost: 1 + share gradients per step, of which 1 after the other (tau=0: 1 + share); 1 P of resident memory, 3 P at
     most; 1 all-reduce of P and the transfer of a under data parallelism.
 
     Differs: The rule is read from summaries of the paper. Which examples are in A is not said; here the first ones of

@@ -71,6 +71,10 @@ class BiSAM(Method):
             if getattr(self, name) == 0:
                 raise ArgumentError(f"{name} must be > 0, but is 0; the paper takes mu=1 and alpha=0.1")
         checks.one_of("phi", self.phi, ("tanh", "log"))
+        if self.surrogate is not None and not callable(self.surrogate):
+            raise ArgumentError(
+                f"surrogate must be a loss (model, batch) -> losses, but is {self.surrogate!r}; None is the built-in"
+            )
         if self.surrogate is not None and (self.mu, self.alpha, self.phi) != (1.0, 0.1, "tanh"):
             raise ArgumentError(
                 f"mu, alpha and phi must be left alone where surrogate is given, but are {self.mu}, {self.alpha} and "
@@ -125,6 +129,13 @@ def surrogate_losses(
             f"{tuple(logits.shape)} and targets {targets.dtype} of shape {tuple(targets.shape)}; pass "
             "BiSAM(surrogate=…), a loss (model, batch) -> (B,) to raise instead"
         )
+    try:
+        torch._assert_async(((targets >= 0) & (targets < logits.shape[1])).all())
+    except RuntimeError:  # on a CPU; elsewhere it stops the program later
+        raise LossError(
+            f"targets must be classes in 0..{logits.shape[1] - 1}, but one is not; leave out examples without a class, "
+            "or pass BiSAM(surrogate=…)"
+        ) from None
     margins = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     margins = margins - margins.gather(1, targets[:, None])
     bounded = torch.tanh(alpha * margins) if phi == "tanh" else 1 - F.softplus(GAMMA - margins)

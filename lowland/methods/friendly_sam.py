@@ -23,7 +23,7 @@ class FriendlySAM(Method):
 
         u = g - sigma * m,   e = rho * u / ||u||,   d = g(w + e),   m' = lmb * m + (1 - lmb) * g
 
-    On the first step there is no mean yet: u = g and m' = g.
+    As long as a tensor has no mean yet, u = g and m' = g.
 
     Args:
         rho: Radius, >= 0, in parameter norm.
@@ -31,12 +31,13 @@ class FriendlySAM(Method):
         sigma: Share of the mean that is removed, >= 0; 0 is SAM.
         lmb: How slowly the mean moves, in [0, 1].
 
-    Cost: 2 gradients per step, one after the other; 1 P of resident memory (the mean), 2 P at most; 2 all-reduces of P
-    under data parallelism.
+    Cost: 2 gradients per step, one after the other; 1 P of resident memory (the mean), 4 P at most (the old mean
+    is kept until the step is done); 2 all-reduces of P under data parallelism.
 
     Differs: The released code's form, which removes the old mean; the paper removes the new one. For sigma = 1 the
     directions are the same, because g - m' = lmb * (g - m). With an Adam-type base nothing changes: the mean is the
-    method's own, of plain gradients, not Adam's. A parameter that a batch does not use keeps its mean.
+    method's own, of plain gradients, not Adam's. A parameter that a batch does not
+    use keeps its mean and is not perturbed.
 
     Invariants: sigma = 0 is SAM; the first step is a SAM step; rho = 0 is the base optimizer.
 
@@ -57,19 +58,23 @@ class FriendlySAM(Method):
 
     def init(self, params: Vec) -> dict[str, Any]:
         """See :meth:`lowland.method.Method.init`."""
-        return {"mean": vec.zeros(params)}  # zero everywhere stands for none yet
+        return {"mean": vec.zeros(params)}  # a tensor of zeros stands for none yet
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.method.Method.plan`."""
         here = yield Probe(batch)
         mean = engine.memory["mean"]
         engine.memory["mean"] = self._moved(mean, here.grad, engine.reached)
-        loss, up = here.loss, Probe(batch, at=self.ascent(engine, vec.add(here.grad, mean, -self.sigma)))
-        del here, mean
+        # Where this batch did not reach, nothing of it is particular: the old mean alone would be a direction.
+        particular = vec.mask(vec.add(here.grad, mean, -self.sigma), engine.reached)
+        loss, up = here.loss, Probe(batch, at=self.ascent(engine, particular))
+        del here, mean, particular
         there = yield up
         return loss, there.grad
 
     def _moved(self, mean: Vec, g: Vec, reached: list[bool]) -> Vec:
-        found = vec.where(vec.norm(mean) == 0, g, vec.lerp(g, mean, self.lmb))
-        found = vec.where(vec.finite(g), found, mean)  # a NaN would never leave the mean again
-        return [f if r else m for f, m, r in zip(found, mean, reached, strict=True)]
+        sizes = vec.norms(mean)
+        kept = self.lmb * (sizes > 0).to(g[0].dtype)  # (number of tensors,): 0 where there is no mean yet
+        moved = vec.add(vec.mul(mean, list(kept.unbind())), vec.mul(g, list((1 - kept).unbind())))
+        moved = vec.where(vec.finite(g), moved, mean)  # a NaN would never leave the mean again
+        return [new if r else old for new, old, r in zip(moved, mean, reached, strict=True)]

@@ -60,8 +60,8 @@ class SAMON(Method):
 
     Invariants: With all tensors selected it is SAM; rho = 0 is the base optimizer.
 
-    Use: Networks with normalization, where it often reaches what SAM reaches; the first pass saves the backward work
-    for all other weights. Not for models without normalization layers, which it refuses.
+    Use: Networks with normalization, on which its authors report better results than with all layers; the first pass
+    saves the backward work for all other weights. Not for models without normalization layers, which it refuses.
 
     Reference: Müller, Vlaar, Rolnick, Hein: Normalization Layers Are All That Sharpness-Aware Minimization Needs.
     NeurIPS 2023, arXiv 2306.04226.
@@ -73,6 +73,10 @@ class SAMON(Method):
 
     def check(self) -> None:
         """See :meth:`lowland.method.Method.check`."""
+        if self.extra is not None and not callable(self.extra):
+            raise ArgumentError(
+                f"extra must be a predicate (module, name, parameter) -> bool, but is {self.extra!r}; None adds none"
+            )
         if self.geometry.select is not None:
             raise ArgumentError(
                 f"geometry must not select parameters of its own, but is {self.geometry!r}; SAMON selects the "
@@ -81,7 +85,10 @@ class SAMON(Method):
 
     def meet(self, engine: Engine) -> None:
         """See :meth:`lowland.method.Method.meet`."""
-        if not any(self._chosen(engine)):
+        select = Normalization(self.extra)
+        named = ((m, f"{path}.{n}".lstrip("."), p) for path, m in engine.model.named_modules()
+                 for n, p in m.named_parameters(recurse=False))  # fmt: skip
+        if not any(p.requires_grad and select(m, n, p) for m, n, p in named):
             raise ParameterError(
                 "the model must have a normalization layer for SAMON to perturb, but has none that is trained (by "
                 "type: BatchNorm, LayerNorm, GroupNorm, InstanceNorm, RMSNorm); add yours with extra=…, or use SAM"

@@ -54,7 +54,7 @@ class Renormalized(Wrapper):
         if not self.inner.whole_gradient:
             raise ArgumentError(
                 "inner must ask for the whole batch's gradient at the weights, which gives the length, but "
-                f"{type(self.inner).__name__} does not; wrap SAM, LookSAM or another that does"
+                f"{self.inner.kind} does not; wrap SAM, LookSAM or another that does"
             )
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
@@ -68,14 +68,18 @@ class Renormalized(Wrapper):
                 except StopIteration as done:
                     loss, d = done.value
                     break
-                plain = isinstance(ask, Probe) and _is_plain(ask, batch)
+                asked = (ask,) if isinstance(ask, Probe) else tuple(ask)
+                plain = next((i for i, probe in enumerate(asked) if _is_plain(probe, batch)), None)
                 answers.append((yield ask))
-                if plain:
-                    size = vec.norm(answers[0].grad)
+                if plain is not None:
+                    reading = answers[0] if isinstance(ask, Probe) else answers[0][plain]
+                    size = vec.norm(reading.grad)
+                    del reading
+                del ask, asked
         if size is None:
             raise UsageError(
                 "Renormalized needs an inner method that asks for the whole batch's gradient at the weights, but "
-                f"{type(self.inner).__name__} did not; use it without Renormalized"
+                f"{self.inner.kind} did not; use it without Renormalized"
             )
         return loss, vec.together(lambda v: _to(size, v), d)
 

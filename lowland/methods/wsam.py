@@ -53,5 +53,5 @@ class WSAM(Method):
         """See :meth:`lowland.method.Method.plan`."""
         here = yield Probe(batch)
         there = yield Probe(batch, at=self.ascent(engine, here.grad))
-        rise = vec.sub(there.grad, here.grad)
-        return here.loss, vec.add(here.grad, rise, self.gamma / (1 - self.gamma))
+        weight = self.gamma / (1 - self.gamma)
+        return here.loss, vec.combine(there.grad, here.grad, weight, 1 - weight)

@@ -69,9 +69,9 @@ def looks(methods: Sequence[str], baseline: str | None) -> dict[str, Look]:
     return found | ({baseline: Look(NEUTRAL, "o", 0)} if baseline is not None else {})
 
 
-def canvas() -> tuple[Figure, Axes]:
-    """An empty figure, of a size that reads on a phone and in two columns."""
-    figure = Figure(figsize=(5.2, 3.7), layout="constrained")
+def canvas(room: float = 0.0) -> tuple[Figure, Axes]:
+    """An empty figure, of a size that reads on a phone and in two columns; ``room`` inches taller on request."""
+    figure = Figure(figsize=(5.2, 3.7 + room), layout="constrained")
     return figure, figure.add_subplot()
 
 

@@ -46,7 +46,7 @@ def curves(
     if not lines:
         return ""
     with rc_context(STYLE):
-        figure, axes = canvas()
+        figure, axes = canvas(room=0.19 * max(0, -(-len(lines) // _columns(list(lines))) - 2))  # for a tall legend
         for turn, (label, (points, style)) in enumerate(lines.items()):
             _draw(axes, label, points, style, turn)
         means = [[mean.mean for _, mean in points] for points, _ in lines.values()]
@@ -69,7 +69,7 @@ def front(rows: Sequence[Row], look: Mapping[str, Look]) -> str:
     if not points:
         return ""
     with rc_context(STYLE):
-        figure, axes = canvas()
+        figure, axes = canvas(room=0.16 * max(0, len(points) - 8))  # for many labels
         best = pareto([(x, accuracy.mean) for x, accuracy, _ in points])
         axes.plot(
             [x for x, _ in best],
@@ -188,12 +188,16 @@ def _scale_losses(axes: Axes, means: list[float]) -> None:
 
 
 def _legend(figure: Figure, labels: list[str]) -> None:
-    fit = max(1, min(4, 60 // (max(map(len, labels)) + 7), len(labels)))
     legend = figure.legend(
-        loc="outside lower center", ncols=fit, columnspacing=1.4, handlelength=1.8, handletextpad=0.5
+        loc="outside lower center", ncols=_columns(labels), columnspacing=1.4, handlelength=1.8, handletextpad=0.5
     )
     for text in legend.get_texts():
         text.set_parse_math(False)  # a name from a file is a name, not a formula
+
+
+def _columns(labels: list[str]) -> int:
+    """How many entries of the legend stand side by side."""
+    return max(1, min(4, 60 // (max(map(len, labels)) + 7), len(labels)))
 
 
 def _name(

@@ -31,7 +31,11 @@ class Figure:
 
 
 def write_page(
-    records: Sequence[RunRecord], path: str | Path, title: str | None = None, command: str | None = None
+    records: Sequence[RunRecord],
+    path: str | Path,
+    title: str | None = None,
+    command: str | None = None,
+    remarks: Sequence[str] = (),
 ) -> Path:
     """Write the page, whole or not at all.
 
@@ -40,6 +44,7 @@ def write_page(
         path: the file to write; its folder is made.
         title: the heading, made from the records where it is left out.
         command: the command that reproduces the runs; by default the ones the runs recorded.
+        remarks: sentences that the records cannot know, such as what was left out.
 
     Returns:
         The path written.
@@ -48,7 +53,7 @@ def write_page(
         ArgumentError: There are no records, or the file cannot be written.
     """
     target = Path(path)
-    html = render(records, title=title, command=command)
+    html = render(records, title=title, command=command, remarks=remarks)
     try:
         _replace(target, html)
     except OSError as error:
@@ -74,7 +79,13 @@ def _replace(target: Path, html: str) -> None:
         raise
 
 
-def render(records: Sequence[RunRecord], *, title: str | None = None, command: str | None = None) -> str:
+def render(
+    records: Sequence[RunRecord],
+    *,
+    title: str | None = None,
+    command: str | None = None,
+    remarks: Sequence[str] = (),
+) -> str:
     """The page as a string; arguments as in :func:`write_page`."""
     if not records:
         raise ArgumentError("records must hold at least one run, but is empty; name the folder of a comparison")
@@ -96,6 +107,8 @@ def render(records: Sequence[RunRecord], *, title: str | None = None, command: s
     baseline = next((r.method.text for r in records if r.method.key == "plain"), None)
     look = drawing.looks(texts, baseline)
     sections = [_section(group, look) for group in groups(records).values()]
+    for section in sections:
+        section["notes"] += remarks
     heading = title or (sections[0]["title"] if len(sections) == 1 else f"{len(sections)} comparisons")
     commands = [command] if command else sorted({r.command for r in records if r.command})
     return environment.get_template("page.html").render(
@@ -126,7 +139,7 @@ def _section(records: Sequence[RunRecord], look: Mapping[str, Look]) -> dict[str
         "verdict": verdict(rows),
         "budget": budget_text(records[0]),
         "statement": statement(rows),
-        "notes": notes(records),
+        "notes": list(notes(records)),
         "columns": shown,
         "rows": [(row, look[row.method].number, [(column, column.cell(row)) for column in shown]) for row in rows],
         "figures": _figures(chosen(records), rows, look),

@@ -60,6 +60,8 @@ class EndRecord:
     peak_memory: float | None
     m_sharpness: float | None
     weights_sha256: str
+    weights_per_step: float | None = None  # gradients, weighed by the share of tensors they are for
+    forwards_per_step: float | None = None  # forward passes without a gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,9 +216,9 @@ def _epoch(line: dict[str, Any]) -> EpochRecord:
 
 def _end(line: dict[str, Any]) -> EndRecord:
     names = ("test_accuracy", "test_loss", "best_test_accuracy", "seconds", "seconds_per_step")
-    costs = ("gradients_per_step", "sequential_per_step", "peak_memory", "m_sharpness")
+    costs = ("gradients_per_step", "sequential_per_step", "weights_per_step", "forwards_per_step")
     sha = str(line.get("weights_sha256") or "")
-    numbers = dict(_numbers(line, names + costs))
+    numbers = dict(_numbers(line, (*names, *costs, "peak_memory", "m_sharpness")))
     return EndRecord(epochs=int(line["epochs"]), step=int(line["step"]), weights_sha256=sha, **numbers)
 
 

@@ -60,15 +60,39 @@ def notes(records: Sequence[RunRecord]) -> list[str]:
     if len(runs) < len(records):
         found.append(f"{len(records) - len(runs)} of {len(records)} runs repeat a method and seed; the latest counts.")
     finished = [r for r in runs if r.finished]
-    uneven = sorted({k for r in finished for k in r.recipe if r.recipe[k] != finished[0].recipe.get(k)})
-    if uneven:
-        found.append(f"The recipes of these runs differ in {listed(uneven)}.")
+    found += _uneven(finished) + _uncounted(finished)
     if len({tuple(sorted(map(str, r.machine.items()))) for r in finished}) > 1:
         found.append("The runs come from different machines or settings: their times do not compare.")
     if len({r.versions.get("torch") for r in finished}) > 1:
         found.append("The runs were made with different versions of torch.")
     if len({tuple(row.seeds) for row in summarize(runs) if row.seeds}) > 1:
         found.append("Not every method has the same seeds; differences are taken over the common ones.")
+    return found
+
+
+def _uneven(finished: Sequence[RunRecord]) -> list[str]:
+    """In what the recipes differ, and whose is not that of most runs."""
+    recipes = [r.recipe for r in finished]
+    usual = max(recipes, key=recipes.count, default={})
+    fields = sorted({k for recipe in recipes for k in recipe if recipe[k] != usual.get(k)})
+    others = sorted({r.method.text for r in finished if r.recipe != usual})
+    return [f"The recipes of these runs differ in {listed(fields)}: {listed(others)} has its own."] if fields else []
+
+
+def _uncounted(finished: Sequence[RunRecord]) -> list[str]:
+    """What gradients per step do not tell: forward passes, and gradients for some of the tensors."""
+    found = []
+    for text in dict.fromkeys(r.method.text for r in finished):
+        end = next(r.end for r in finished if r.method.text == text)
+        if end is None or end.gradients_per_step is None:
+            continue
+        if (end.forwards_per_step or 0) > 0.005:
+            found.append(
+                f"{text} also takes {end.forwards_per_step:.2g} forward passes a step, not counted as gradients."
+            )
+        if end.weights_per_step is not None and end.weights_per_step < end.gradients_per_step - 0.005:
+            share = end.weights_per_step / end.gradients_per_step
+            found.append(f"{text} takes its gradients for some tensors only, {100 * share:.0f} % of them on average.")
     return found
 
 

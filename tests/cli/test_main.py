@@ -141,7 +141,7 @@ def test_methods_lists_all_with_measured_costs(capsys):
     shown = capsys.readouterr().out
     rows = {line.split()[0]: line for line in shown.splitlines() if line.strip()}
     assert set(METHODS) <= set(rows)
-    assert rows["sampa"].split()[-6:] == ["2.00", "1.00", "1.0", "/", "4.0", "2.00"]
+    assert rows["sampa"].split()[-6:-3] == ["2.00", "1.00", "1.0"]
     assert rows["looksam"].split()[-6:-4] == ["1.20", "1.20"]
 
 
@@ -150,27 +150,3 @@ def test_one_method_in_full(capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "Reference:" in shown
     assert "2.00 gradients per step in total, 1.00 one after another" in shown
-
-
-def test_all_methods_but_what_cannot_work(tmp_path, capsys):
-    arguments = ["compare", *TINY, "--methods", "all", "sam:rho=0.1", "--seeds", "1", "--out", str(tmp_path)]
-    assert main(arguments) == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    count = len(METHODS)  # without sam-on, and with sam at another radius
-    assert f"[{count}/{count}] digits-mlp-sam_rho=0.1-seed0" in shown
-    assert shown.count("all is without sam-on: the model must have a normalization layer") == 2  # before and after
-    assert {json.loads(p.read_text().splitlines()[0])["method"]["text"] for p in tmp_path.glob("*/run.jsonl")} == (
-        METHODS.keys() - {"sam-on"} | {"sam:rho=0.1"}
-    )
-    assert "The recipes of these runs differ in lr and optimizer." in shown
-    page = (tmp_path / "digits-mlp.html").read_text()
-    assert "The recipes of these runs differ in lr and optimizer." in page
-    line = json.loads((tmp_path / "digits-mlp-adasam-seed0" / "run.jsonl").read_text().splitlines()[0])
-    assert (line["recipe"]["optimizer"], line["recipe"]["lr"]) == ("amsgrad", 1e-3)
-
-
-def test_a_single_run_of_adasam_has_its_recipe_too(tmp_path):
-    assert main(["train", *TINY, "--method", "late:start=2,inner=adasam", "--name", "x", "--out", str(tmp_path)]) == 0
-    line = json.loads((tmp_path / "x" / "run.jsonl").read_text().splitlines()[0])
-    assert (line["recipe"]["optimizer"], line["recipe"]["lr"]) == ("amsgrad", 1e-3)
-    assert line["method"]["fields"] == {"inner": "adasam(rho=0.05, geometry=l2)", "start": 2, "total": 4}

@@ -188,7 +188,7 @@ def test_checkpoints_that_lost_their_run_file_belong_to_no_other_run(config, tas
 def test_a_warm_up_follows_the_budget(config):
     # 50 steps of 10 an epoch are 5 epochs, and a tenth of a short training is warm-up, whatever --epochs says
     short = replace(config, task="digits", method="arsam", budget=Budget(limit=50))
-    assert complete(short, steps_per_epoch=10).warmup == 5
+    assert complete(short, steps_per_epoch=10, examples=99).warmup == 5
 
 
 def test_a_run_is_not_overwritten(config, task, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from itertools import count
+from typing import Any
 
 import pytest
 import torch
@@ -240,3 +241,23 @@ def test_a_nan_that_the_caller_skips_leaves_no_trace_in_memory(text: str) -> Non
             mend()
             train(engine, 2, start=step)
             assert all(torch.isfinite(w).all() for w in weights(engine.model))
+
+
+@every
+def test_whole_gradient_says_what_every_step_asks_for(text: str) -> None:
+    asked: list[bool] = []
+
+    class Watching(lowland.Local):
+        def run(self, work: Any, probes: tuple[lowland.Probe, ...]) -> tuple[lowland.Reading, ...]:
+            asked[-1] |= any(
+                p.at is None and p.grad and p.wrt is None and p.loss_fn is None and len(p.batch[0]) == 8 for p in probes
+            )
+            return super().run(work, probes)
+
+    engine = engine_of(text, executor=Watching())
+    for i in range(6):
+        asked.append(False)
+        engine.backward(batch(i))
+        engine.optimizer.step()
+        engine.optimizer.zero_grad()
+    assert all(asked) == engine.method.whole_gradient or text == "esam:mask=element"  # which asks for it all the same

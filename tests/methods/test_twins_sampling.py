@@ -113,7 +113,7 @@ def test_ausam_s_scores_follow_for_long(seed, base_key):
 def test_sl_sam_s_probabilities_follow_for_long(seed, base_key):
     fields = {"rho": 0.1, "s": 0.5, "alpha_p": 0.3}
     run, twin = assert_follows(SLSAM(**fields), sl_sam.SLSAM, {**fields, "seed": seed}, base_key, steps=60, seed=seed)
-    np.testing.assert_allclose(run.engine.memory["p"], twin.p, rtol=1e-9)
+    np.testing.assert_allclose(run.engine.memory["p"], twin.p, rtol=1e-6)  # (L/p_min)^2 may cost six digits
     assert run.engine.memory["drawn"]["active"] == twin.draws[-1]
     assert max(twin.p) > 0.6  # they have moved apart, and some tensors are drawn more often
     assert min(twin.p) < 0.4

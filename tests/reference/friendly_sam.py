@@ -10,7 +10,7 @@ from reference.vectors import Weights, add, lerp, zeros
 class FriendlySAM(Twin):
     """The released code's rule (CVPR 2024, arXiv 2403.12350), which subtracts the mean of the steps before:
 
-    first:      m = g,  d = g
+    first:      m = g,  d = g          (for each tensor on its own)
     afterwards: d = g - sigma m,  then  m <- lmb m + (1 - lmb) g
     direction:  g(w + rho unit(d); B)
     """
@@ -21,9 +21,7 @@ class FriendlySAM(Twin):
 
     def direction(self, batch: Batch) -> tuple[float, Weights]:
         g = self.gradient(batch)
-        if any(m.any() for m in self.mean):
-            d = add(g, self.mean, -self.sigma)
-            self.mean = lerp(g, self.mean, self.lmb)
-        else:
-            d, self.mean = g, g
+        d = add(g, self.mean, -self.sigma)
+        later = lerp(g, self.mean, self.lmb)
+        self.mean = [moved if m.any() else x for m, moved, x in zip(self.mean, later, g, strict=True)]
         return self.loss(batch), self.gradient(batch, at=self.ascent(d))

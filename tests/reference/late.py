@@ -1,4 +1,4 @@
-"""Zhou, Wang, Mao, Zhou, Yan, "Sharpness-Aware Minimization Efficiently Selects Flatter Minima Late in Training"."""
+"""Zhou, Wang, Mao, Li, Yan, "Sharpness-Aware Minimization Efficiently Selects Flatter Minima Late in Training"."""
 
 from __future__ import annotations
 

@@ -41,3 +41,25 @@ class Indexed(MLP):
 
     def loss_fn(self, model: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
         return super().loss_fn(model, batch[:2])
+
+
+@dataclass
+class Look:
+    """One call of the loss function: which examples it saw, at which weights, and whether for a gradient."""
+
+    examples: list[int]
+    w: Weights
+    grad: bool
+
+
+class Watch:
+    """A problem's loss function that writes down its calls; `batch` is what the examples are counted in."""
+
+    def __init__(self, problem: MLP, batch: Batch):
+        self.problem, self.batch = problem, batch
+        self.looks: list[Look] = []
+
+    def __call__(self, model: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        rows = [int(np.flatnonzero((self.batch[0] == x).all(1))[0]) for x in batch[0].numpy()]
+        self.looks.append(Look(rows, [p.detach().numpy().copy() for p in model.parameters()], torch.is_grad_enabled()))
+        return self.problem.loss_fn(model, batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from fractions import Fraction
 
 import numpy as np
 
@@ -63,9 +64,10 @@ class SLSAM(Twin):
     def moved(self, n: list[float], active: list[bool], chances: list[float]) -> list[float]:
         """The EXP3-type rule, from the gradients' norms `n` in a step that drew `active` by `chances`."""
         drawn = [i for i, on in enumerate(active) if on]
-        L = max(n[i] for i in drawn)
-        c = {i: (L / self.p_min) ** 2 - (n[i] / chances[i]) ** 2 for i in drawn}
+        # fractions: the first square is a million times the second one, and cancels when the least cost is taken off
+        L = max(Fraction(n[i]) for i in drawn)
+        c = {i: (L / Fraction(self.p_min)) ** 2 - (Fraction(n[i]) / Fraction(chances[i])) ** 2 for i in drawn}
         v = list(self.p)
         for i in drawn:
-            v[i] = self.p[i] * math.exp(-self.alpha_p * (c[i] - min(c.values())) / chances[i])
+            v[i] = self.p[i] * math.exp(-self.alpha_p * float(c[i] - min(c.values())) / chances[i])
         return [min(max(x, 1e-8), 1.0) for x in water_fill(v, self.s * len(v))]

@@ -110,3 +110,16 @@ def test_one_epoch_and_odd_names(write_run: WriteRun) -> None:
     several = compared(write_run, [f"sam:{name}" for name in names], 1, epochs=1)
     svg = curves(several, summarize(several), looks([f"sam:{name}" for name in names], None))
     assert {f"sam:{name}" for name in names} <= set(texts(svg))
+
+
+def test_two_dozen_methods_leave_room_for_the_drawing(write_run: WriteRun) -> None:
+    few, many = METHODS[:3], [f"method-{n}" for n in range(24)]
+
+    def heights(methods: list[str]) -> list[float]:
+        records = compared(write_run, methods, 1, epochs=12)
+        rows, look = summarize(records), looks(methods, None)
+        drawn = [curves(records, rows, look), front(rows, look)]  # a warning would be an error here
+        assert all(set(methods) <= set(texts(svg)) for svg in drawn)
+        return [float(re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', svg)[1]) for svg in drawn]  # type: ignore[index]
+
+    assert all(tall > usual + 72 for tall, usual in zip(heights(many), heights(few), strict=True))

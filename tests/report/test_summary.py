@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 
@@ -126,6 +127,36 @@ def test_notes_on_what_does_not_compare(write_run: WriteRun) -> None:
     assert "different machines" in told
     assert "different versions of torch" in told
     assert "same seeds" in told
+
+
+def test_notes_on_what_gradients_do_not_count(write_run: WriteRun) -> None:
+    records = [read(write_run(text)) for text in ("plain", "sam", "k-sam", "sl-sam")]
+    ends = {r.method.text: r.end for r in records}
+    assert not [n for n in notes(records) if "gradients" in n]  # runs of older versions do not say
+
+    def with_end(text: str, **known: float) -> RunRecord:
+        record = next(r for r in records if r.method.text == text)
+        end = ends[text]
+        assert end is not None
+        return replace(record, end=replace(end, gradients_per_step=2.0, **known))
+
+    told = notes(
+        [
+            with_end("plain", forwards_per_step=0.0, weights_per_step=2.0),
+            with_end("k-sam", forwards_per_step=1.0, weights_per_step=2.0),
+            with_end("sl-sam", forwards_per_step=0.0, weights_per_step=0.41),
+        ]
+    )
+    assert told[-2:] == [
+        "k-sam also takes 1 forward passes a step, not counted as gradients.",
+        "sl-sam takes its gradients for some tensors only, 20 % of them on average.",
+    ]
+    assert not [n for n in told if n.startswith("plain")]
+
+
+def test_the_note_on_recipes_names_the_odd_one_out(write_run: WriteRun) -> None:
+    records = [read(write_run(t, recipe={"lr": 0.2 if t == "sam" else 0.1})) for t in ("sam", "plain", "looksam")]
+    assert "The recipes of these runs differ in lr: sam has its own." in notes(records)
 
 
 def test_groups_keep_budgets_and_noise_apart(write_run: WriteRun) -> None:
