@@ -99,7 +99,7 @@ def indices(batch: Any, user: str) -> Tensor:
             f'shape (B,), as (inputs, targets, index) or under the key "index", but there it has {shown}; let the '
             "data set return them: def __getitem__(self, i): return inputs[i], targets[i], i"
         )
-    return found
+    return found.long()  # bytes would be taken for a mask
 
 
 def copy(batch: Any) -> Any:

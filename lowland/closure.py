@@ -110,6 +110,7 @@ class ClosureOptimizer(Optimizer):
             for p in params:
                 p.grad = None  # what the closure is bound to zero is no part of this step
             for current in self.engine.passes():
+                current.sparse = False  # a closure's backward would fail where it reaches none of those asked for
                 with current, torch.enable_grad():
                     marks = _marked(params, earlier) if first is None else []
                     loss = closure()

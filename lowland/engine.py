@@ -105,7 +105,7 @@ class Engine:
         self.step = 0
         self.memory: dict[str, Any] = method.init([p.detach() for p in self.params])
         self.vector_keys = state.vector_keys(self.memory, self.params)
-        self._table_keys = [k for k, v in self.memory.items() if isinstance(v, Tensor)]
+        self.table_keys = [k for k, v in self.memory.items() if isinstance(v, Tensor)]
         self._under_way = False
         method.meet(self)
 
@@ -279,7 +279,7 @@ class Engine:
     def _forget_unless(self, finite: Tensor, before: dict[str, Any]) -> None:
         """Keep changed vectors and tables only if the step was finite, decided on the device."""
         safe = self.method.fallback(before)
-        for key in self._table_keys:
+        for key in self.table_keys:
             self.memory[key] = torch.where(finite, self.memory[key], safe[key])
         for key in self.vector_keys:
             if self.memory[key] is not before[key]:

@@ -64,6 +64,13 @@ def load(engine: Engine, state_dict: dict[str, Any]) -> None:
         raise StateError(
             f"state_dict must be what Engine.state_dict() gave, but is damaged ({error!r}); load an earlier checkpoint"
         ) from error
+    for key in engine.table_keys:
+        shape, found = tuple(engine.memory[key].shape), tuple(getattr(memory.get(key), "shape", ()))
+        if found != shape:
+            raise StateError(
+                f"memory {key!r} must have shape {shape}, but has {found}; it was taken with other examples: make the "
+                "method as it was made there"
+            )
     if set(vectors) != engine.vector_keys or set(memory) != set(engine.memory):
         raise StateError(
             f"state_dict must hold the memory {sorted(engine.memory)}, but holds {sorted(memory)}; "

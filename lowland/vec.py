@@ -69,13 +69,6 @@ def add(a: Vec, b: Vec, alpha: float = 1.0) -> Vec:
     return list(torch._foreach_add(a, b, alpha=alpha))
 
 
-def combine(a: Vec, b: Vec, of_a: float | Tensor, of_b: float | Tensor) -> Vec:
-    """``of_a * a + of_b * b``, with no vector in between; the weights are numbers or 0-dim tensors."""
-    combined = scale(a, of_a)
-    add_(combined, b, of_b)
-    return combined
-
-
 def sub(a: Vec, b: Vec) -> Vec:
     """``a - b``."""
     return list(torch._foreach_sub(a, b))

@@ -50,14 +50,6 @@ def test_arithmetic_is_that_of_the_flat_vector(shapes, one, other, factor):
     torch.testing.assert_close(vec.dot(a, b), flat(a) @ flat(b))
 
 
-@pytest.mark.parametrize("of_b", [-0.3, torch.tensor(-0.3, dtype=torch.float64)])
-def test_combine_is_a_sum_of_multiples(of_b):
-    a, b = draw(0), draw(1)
-    kept = [t.clone() for t in (*a, *b)]
-    torch.testing.assert_close(flat(vec.combine(a, b, 1.7, of_b)), 1.7 * flat(a) - 0.3 * flat(b))
-    assert_equal([*a, *b], kept)
-
-
 def test_scale_takes_one_more_number_each():
     v = draw(0)
     found = vec.scale(v, torch.tensor(0.3, dtype=torch.float64), [2.0, 0.0, -1.0])

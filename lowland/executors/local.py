@@ -56,6 +56,7 @@ class Pass:
         self._stack = ExitStack()
         self._loss: Tensor | None = None
         self._losses: list[Tensor] = []
+        self.sparse = True  # False where the caller's backward must find all parameters as they are
         self._inputs: list[Tensor] | None = None  # what a compiled model's loss is differentiated for; None: all
 
     @property
@@ -72,7 +73,7 @@ class Pass:
             if not probe.stats:
                 stack.enter_context(frozen_stats(work.model))
             if probe.wrt is not None:
-                if compiled(work.model):
+                if not self.sparse or compiled(work.model):
                     self._inputs = [p for p, wanted in zip(work.params, probe.wrt, strict=True) if wanted]
                 else:
                     stack.enter_context(only(work.params, probe.wrt))

@@ -91,7 +91,8 @@ class AESAM(Method):
         t, mean, var = memory["t"], memory["mean"], memory["var"]
         memory["t"] = t + 1
         z = 0.0
-        if q is not None and math.isfinite(q):  # an overflow under a loss scaler measures nothing
+        # An overflow under a loss scaler measures nothing; beyond 1e150 a square of q would be the next one.
+        if q is not None and abs(q) < 1e150:
             first = mean is None
             mean = q if first else self.delta * mean + (1 - self.delta) * q
             var = 0.0 if first else self.delta * var + (1 - self.delta) * (q - mean) ** 2

@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from lowland import checks, vec
 from lowland.method import Method
 from lowland.probe import Plan, Probe
-from lowland.vec import Vec
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
@@ -52,10 +49,6 @@ class GSAM(Method):
         """See :meth:`lowland.method.Method.plan`."""
         here = yield Probe(batch)
         there = yield Probe(batch, at=self.ascent(engine, here.grad))
-        return here.loss, vec.together(self._without_rest, there.grad, here.grad)
-
-    def _without_rest(self, g_s: Vec, g: Vec) -> Vec:
-        # With c = <g, g_s> / ||g_s||^2, g - c * g_s is the part of g orthogonal to g_s.
-        square = vec.dot(g_s, g_s)
-        c = vec.dot(g, g_s) / square.clamp_min(torch.finfo(square.dtype).tiny)
-        return vec.combine(g_s, g, 1 + self.alpha * c, -self.alpha)
+        loss, rest = here.loss, vec.together(vec.reject, here.grad, there.grad)
+        del here  # before another vector is made
+        return loss, vec.add(there.grad, rest, -self.alpha)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lowland import checks, vec
@@ -43,7 +45,7 @@ class SLSAM(Method):
 
     Differs: The gradients' lengths are read one step late, so that no step waits for the device: a step's probabilities
     know all steps but the last one. A draw that the backward pass does not reach is drawn anew. With a compiled
-    model all gradients are computed and the others thrown away.
+    model and behind a closure all gradients are computed and the others thrown away.
 
     Invariants: A step that draws all tensors is a SAM step; probabilities lie in [1e-8, 1] and sum to s times the
     number of tensors; tensors that are not drawn keep weights, momentum and ``.grad``.
@@ -105,16 +107,14 @@ class SLSAM(Method):
         self, p: Sequence[float], norms: Sequence[float], active: Sequence[bool], chances: Sequence[float]
     ) -> list[float]:
         """The probabilities after the norms of a step have become known, which drew ``active`` by ``chances``."""
-        bound = (max(norms) / self.p_min) ** 2  # norms are zero where nothing was drawn
-        costs = {
-            i: bound - (size / chance) ** 2
-            for i, (size, chance, on) in enumerate(zip(norms, chances, active, strict=True))
-            if on
-        }
-        least = min(costs.values())
+        # The released cost of tensor i is (L / p_min)^2 - r_i^2, less the least cost: L and p_min cancel, and written
+        # out they would take six digits with them.
+        lengths = {i: norms[i] / chances[i] for i, on in enumerate(active) if on}
+        longest = max(lengths.values())
         moved = list(p)
-        for i, cost in costs.items():
-            moved[i] = p[i] * math.exp(-self.alpha_p * (cost - least) / chances[i])
+        for i, length in lengths.items():
+            cost = min((longest - length) * (longest + length), sys.float_info.max)
+            moved[i] = p[i] * math.exp(-self.alpha_p * cost / chances[i])
         return [min(max(x, 1e-8), 1.0) for x in fill(moved, self.s * len(p))]
 
 
@@ -125,11 +125,13 @@ def fill(values: Sequence[float], total: float) -> list[float]:
         >>> fill([1.0, 1.0, 8.0], 2.0)
         [0.5, 0.5, 1.0]
     """
-    filled = list(values)
-    rest = sum(values)
-    for i in sorted(range(len(values)), key=lambda i: -values[i]):
-        if rest <= 0 or values[i] * total < rest:  # this one stays below 1, and so do all that follow
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    rests = list(accumulate(values[i] for i in order))  # from the smallest up, so that none is lost beside large ones
+    filled = [1.0] * len(values)
+    for full in range(len(values)):  # so many of the largest are at 1, and the others share what is left
+        i, rest = order[-1 - full], rests[-1 - full]
+        if values[i] * (total - full) <= rest:
+            for j in order[: len(values) - full]:
+                filled[j] = values[j] / rest * (total - full) if rest > 0 else 0.0
             break
-        filled[i], rest, total = 1.0, rest - values[i], total - 1
-    return [1.0 if f == 1.0 and v * total >= rest else v * total / rest if rest > 0 else v
-            for f, v in zip(filled, values, strict=True)]  # fmt: skip
+    return filled

@@ -53,5 +53,4 @@ class WSAM(Method):
         """See :meth:`lowland.method.Method.plan`."""
         here = yield Probe(batch)
         there = yield Probe(batch, at=self.ascent(engine, here.grad))
-        weight = self.gamma / (1 - self.gamma)
-        return here.loss, vec.combine(there.grad, here.grad, weight, 1 - weight)
+        return here.loss, vec.lerp(here.grad, there.grad, self.gamma / (1 - self.gamma))

@@ -122,7 +122,9 @@ def test_the_state_of_other_parts_is_refused():
     run = Run(PROBLEM, PROBLEM.weights(1), SWITCHES["looksam or vsam"], MOMENTUM)
     trajectory(run, some(2), LRS[:2])
     swapped = Switch(when=every(2), inner=WINDOW, otherwise=LOOK)
-    with pytest.raises(StateError, match="must hold the memory"):
+    with pytest.raises(
+        StateError, match=r"comes from Switch\(LookSAM, VSAM\) and the engine runs Switch\(VSAM, LookSAM\)"
+    ):
         Run(PROBLEM, run.w, swapped, MOMENTUM).engine.load_state_dict(run.engine.state_dict())
 
 
