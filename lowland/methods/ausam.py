@@ -91,7 +91,8 @@ class AUSAM(Method):
                 "examples must be given before training, but is None; give the size of the training set, for whose "
                 "examples AUSAM keeps scores: AUSAM(examples=len(dataset))"
             )
-        nothing = params[0].new_zeros(self.examples)
+        kind = torch.promote_types(params[0].dtype, torch.float32)  # in bf16, counting ends at 256
+        nothing = params[0].new_zeros(self.examples, dtype=kind)
         return {"sums": nothing, "counts": nothing.clone(), "t": 0}
 
     def plan(self, engine: Engine, batch: Any) -> Plan:

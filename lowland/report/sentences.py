@@ -87,9 +87,9 @@ def _uncounted(finished: Sequence[RunRecord]) -> list[str]:
         if end is None or end.gradients_per_step is None:
             continue
         if (end.forwards_per_step or 0) > 0.005:
-            found.append(
-                f"{text} also takes {end.forwards_per_step:.2g} forward passes a step, not counted as gradients."
-            )
+            count = f"{end.forwards_per_step:.2g}"
+            passes = "forward pass" if count == "1" else "forward passes"
+            found.append(f"{text} also takes {count} {passes} a step, not counted as gradients.")
         if end.weights_per_step is not None and end.weights_per_step < end.gradients_per_step - 0.005:
             share = end.weights_per_step / end.gradients_per_step
             found.append(f"{text} takes its gradients for some tensors only, {100 * share:.0f} % of them on average.")

@@ -148,7 +148,7 @@ def test_notes_on_what_gradients_do_not_count(write_run: WriteRun) -> None:
         ]
     )
     assert told[-2:] == [
-        "k-sam also takes 1 forward passes a step, not counted as gradients.",
+        "k-sam also takes 1 forward pass a step, not counted as gradients.",
         "sl-sam takes its gradients for some tensors only, 20 % of them on average.",
     ]
     assert not [n for n in told if n.startswith("plain")]
