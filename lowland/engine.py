@@ -32,7 +32,7 @@ Drive = Generator[tuple[Probe, ...], tuple[Reading, ...], Tensor]
 class Engine:
     """Puts a method to work on a model: ``backward(batch)`` stands where ``loss.backward()`` stood.
 
-    Clipping, GradScaler, ``optimizer.step()``, ``zero_grad()`` and schedulers stay as they are::
+    Clipping, GradScaler, ``optimizer.step()`` and schedulers stay as they are::
 
         engine = lowland.Engine(lowland.SAM(rho=0.05), model, optimizer, loss_fn)
         for batch in loader:
@@ -54,7 +54,7 @@ class Engine:
             were (SAMPa starts cold), while a method's own step counts go on.
         micro_batch: Most examples in one forward pass; larger batches are cut and summed: the
             same step, unless examples see each other, as in BatchNorm.
-        rng: "free" lets every pass draw its own dropout mask; "shared" gives all passes of a step the same.
+        rng: "free" lets every pass draw its own dropout mask; "shared" is one for all passes on the same examples.
         seed: Seed of the method's own random decisions.
         allow_low_precision: Accept bf16 or fp16 parameters, whose perturbation is mostly lost in rounding.
 
@@ -100,9 +100,7 @@ class Engine:
         self.params, self.names = self._parameters.vec, self._parameters.names
         self.executor = executor if isinstance(executor, Counted) else Counted(executor)
         self.work = Work(model, self.params, loss_fn=loss_fn, scaler=scaler, micro_batch=micro_batch, rng=rng)
-        self.lagged = Lagged()
-        self.rng = random.Random(seed)
-        self.step = 0
+        self.lagged, self.rng, self.step = Lagged(), random.Random(seed), 0
         self.memory: dict[str, Any] = method.init([p.detach() for p in self.params])
         self.vector_keys = state.vector_keys(self.memory, self.params)
         self.table_keys = [k for k, v in self.memory.items() if isinstance(v, Tensor)]
@@ -178,13 +176,10 @@ class Engine:
         with closing(self._drive(batch)) as drive:
             asked = next(drive)
             while True:
+                if any(probe.loss_fn is not None for probe in asked):
+                    raise UsageError(f"{self.method.kind} asks for another loss; call engine.backward(batch)")
                 self.executor.count(asked)
                 readings = []
-                if any(probe.loss_fn is not None for probe in asked):
-                    raise UsageError(
-                        f"{self.method.kind} asks for another loss than the training loss, which a caller's "
-                        "own forward does not know; call engine.backward(batch)"
-                    )
                 for probe in asked:
                     current = Pass(self.work, probe, on_error=drive.close)
                     yield current
@@ -211,6 +206,10 @@ class Engine:
     def momentum(self) -> Vec:
         """The base optimizer's buffer: SGD's momentum, Adam's mean; zero where there is none yet."""
         return lookahead.momentum(self.optimizer, self.params)
+
+    def selected(self, geometry: Geometry) -> list[bool]:
+        """Which parameters a geometry accepts, whatever radius their groups give them."""
+        return self._parameters.select(geometry)
 
     @property
     def reached(self) -> list[bool]:

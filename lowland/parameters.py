@@ -77,9 +77,10 @@ class Parameters:
             checks.at_least(f'param_groups[{k}]["rho"]', radius, 0, "rho=0 leaves the group unperturbed")
         if geometry.select is None and all(c == value for c in chosen):
             return value
-        return [chosen[k] if s else 0.0 for k, s in zip(self.group, self._select(geometry), strict=True)]
+        return [chosen[k] if s else 0.0 for k, s in zip(self.group, self.select(geometry), strict=True)]
 
-    def _select(self, geometry: Geometry) -> list[bool]:
+    def select(self, geometry: Geometry) -> list[bool]:
+        """Which parameters a geometry's predicate accepts; asked once for every geometry."""
         select = geometry.select
         if select is None:
             return [True] * len(self.vec)

@@ -109,7 +109,12 @@ def make(text: str, *, fill: Callable[[str], Mapping[str, Any]] | None = None, *
     if "inner" in known:
         rest, named, inner = rest.partition("inner=")
         if named:
-            given["inner"] = make(inner, fill=fill)
+            try:
+                given["inner"] = make(inner, fill=fill)
+            except UnknownNameError as error:
+                if any(f"{name}=" in inner for name in known if name != "inner"):
+                    raise ArgumentError(f"{error}; inner= takes the rest of the text, so write it last") from None
+                raise
     for part in filter(None, rest.split(",")):
         name, equals, value = part.partition("=")
         if not equals:

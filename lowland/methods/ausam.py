@@ -48,7 +48,8 @@ class AUSAM(Method):
 
     Differs: As the release, no weights make up for the unequal chances. All scores equal give equal chances, where
     the release divides zero by zero. Batches must carry the examples' positions, as ``(inputs, targets, index)`` or
-    under the key ``"index"``.
+    under the key ``"index"``; integers that stand there and are something else are not noticed. BatchNorm statistics
+    are those of the drawn part. With dropout, scores compare losses under two masks, unless ``rng="shared"``.
 
     Invariants: alpha = 1 is SAM; on a batch of identical examples it is SAM; each drawing step adds floor(alpha * |B|)
     to the counts.
@@ -97,7 +98,7 @@ class AUSAM(Method):
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.method.Method.plan`."""
-        index, t = self._positions(batch), engine.memory["t"]
+        index, t = self._positions(batch, engine), engine.memory["t"]
         engine.memory["t"] = t + 1
         whole = batches.size(batch)
         count = whole if t < self.warmup else batches.part(self.alpha, whole)
@@ -113,10 +114,15 @@ class AUSAM(Method):
         self._score(engine.memory, index, (self.per_example(there) - before).abs())
         return loss, there.grad
 
-    def _positions(self, batch: Any) -> Tensor:
+    def _positions(self, batch: Any, engine: Engine) -> Tensor:
         """Where the batch's examples stand in the table, (B,)."""
         assert self.examples is not None  # init refuses it
-        index = batches.indices(batch, "AUSAM")
+        index, device = batches.indices(batch, "AUSAM"), engine.params[0].device
+        if index.device != device:
+            raise BatchError(
+                f"the positions in a batch must be on the model's device, {device}, but are on {index.device}; move "
+                "the batch there before engine.backward(batch), not inside loss_fn"
+            )
         try:
             torch._assert_async(((index >= 0) & (index < self.examples)).all())
         except RuntimeError:  # on a CPU; elsewhere it stops the program later

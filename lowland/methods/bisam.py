@@ -38,7 +38,7 @@ class BiSAM(Method):
         geometry: How q becomes a displacement.
         surrogate: ``(model, batch) -> losses`` of shape (B,) or (), another ascent loss than Q. None is Q, on the
             logits that the training loss gets from the model, and on targets from ``batch[1]`` or
-            ``batch["targets"]``.
+            ``batch["targets"]``, which must be the true classes.
         mu: How closely the log-sum-exp follows the maximum, > 0; for Q only.
         alpha: Steepness of tanh, > 0; for Q with "tanh" only.
         phi: "tanh" or "log"; for Q only.
@@ -93,7 +93,8 @@ class BiSAM(Method):
     def _built_in(self, training: LossFn | None) -> LossFn:
         if training is None:
             raise UsageError(
-                "BiSAM takes its logits from the training loss, but loss_fn is None; pass Engine(…, loss_fn)"
+                "BiSAM takes its logits from the training loss, but loss_fn is None; make the Engine with loss_fn=… "
+                "and call engine.backward(batch)"
             )
 
         def surrogate(model: Any, batch: Any) -> Tensor:

@@ -37,11 +37,13 @@ class ESAM(Method):
             them; "element" draws single weights, as in the paper, which saves no work.
 
     Cost: 1 + gamma gradients per step, one after the other, and 1 forward pass; the first gradient is for a share beta
-    of the tensors; 1 P of memory, 2 P in the last two passes; 1 + gamma all-reduces of P under data parallelism.
+    of the tensors; 1 P of memory, 2 P in the forward pass; 2 all-reduces of P under data parallelism, the first
+    of the kept tensors.
 
     Differs: Masks by tensor are the release's, masks by element the paper's. The release keeps the examples strictly
     above the threshold, one fewer than the paper; here it is the paper's number. The release updates BatchNorm
-    statistics in all three passes, here the first one does. With gamma = 1 the forward pass is left out.
+    statistics in all three passes, here the first one does. With gamma = 1 the forward pass is left out. With
+    dropout, the two losses of an example are under two masks, unless ``rng="shared"``.
 
     Invariants: beta = gamma = 1 is SAM; with gamma < 1 exactly floor(gamma * |B|) examples are descended on.
 
@@ -70,10 +72,9 @@ class ESAM(Method):
         """See :meth:`lowland.method.Method.plan`."""
         here = yield Probe(batch, wrt=self._tensors(engine))
         e, loss = self._displacement(engine, here.grad), here.loss
-        hard = batch
+        before, hard = self.per_example(here) if self.gamma < 1 else here.loss, batch
+        del here
         if self.gamma < 1:
-            before = self.per_example(here)
-            del here
             look = yield Probe(batch, at=e, grad=False)
             count = batches.part(self.gamma, batches.size(batch))
             hard = batches.take(batch, torch.topk(self.per_example(look) - before, count).indices)

@@ -85,10 +85,7 @@ class SAMON(Method):
 
     def meet(self, engine: Engine) -> None:
         """See :meth:`lowland.method.Method.meet`."""
-        select = Normalization(self.extra)
-        named = ((m, f"{path}.{n}".lstrip("."), p) for path, m in engine.model.named_modules()
-                 for n, p in m.named_parameters(recurse=False))  # fmt: skip
-        if not any(p.requires_grad and select(m, n, p) for m, n, p in named):
+        if not any(engine.selected(self._ball())):
             raise ParameterError(
                 "the model must have a normalization layer for SAMON to perturb, but has none that is trained (by "
                 "type: BatchNorm, LayerNorm, GroupNorm, InstanceNorm, RMSNorm); add yours with extra=…, or use SAM"

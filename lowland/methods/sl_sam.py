@@ -48,10 +48,12 @@ class SLSAM(Method):
     model and behind a closure all gradients are computed and the others thrown away.
 
     Invariants: A step that draws all tensors is a SAM step; probabilities lie in [1e-8, 1] and sum to s times the
-    number of tensors; tensors that are not drawn keep weights, momentum and ``.grad``.
+    number of tensors; tensors that are not drawn keep weights, momentum and ``.grad``, as long as this
+    is None (``zero_grad(set_to_none=True)``, torch's default).
 
     Use: For fine-tuning large models, where most of the backward work is for weights. Not for short trainings from
-    scratch with a small s: each tensor takes only a share s of the steps.
+    scratch with a small s: each tensor takes only a share s of the steps. Activation checkpointing must be the one
+    with ``use_reentrant=False``: the other loses gradients where nothing before a block is drawn.
 
     Reference: Cheng, Yang, Wang, Huang, Ma, Yu, Cao, Shen: Sparse Layer Sharpness-Aware Minimization for Efficient
     Fine-Tuning. 2026, arXiv 2602.09395.

@@ -37,6 +37,11 @@ class Switch(Method):
         otherwise: The method at the others.
 
     Cost: Each step costs what its method costs, in gradients and all-reduces; the memory of both.
+
+    Invariants: ``every(1)`` is the inner method, and so is ``after(0)``. Each method counts its own steps in its own
+    memory; ``Late`` and radii that change see the engine's steps, whichever method took them.
+
+    Use: To try a schedule of methods. Not to make SAM cheaper on the cheap: ``LookSAM`` reuses what it finds.
     """
 
     rho: float | Schedule = field(default=0.0, init=False, repr=False)

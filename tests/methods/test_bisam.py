@@ -209,7 +209,7 @@ def test_what_has_no_logits_and_classes_is_refused(key):
 def test_it_needs_a_loss_function():
     model = PROBLEM.module(PROBLEM.weights(1))
     engine = Engine(BiSAM(), model, MOMENTUM(model.parameters()))
-    with pytest.raises(UsageError, match=r"takes its logits from the training loss, but loss_fn is None; pass Engine"):
+    with pytest.raises(UsageError, match=r"loss_fn is None; make the Engine with loss_fn=… and call engine.backward"):
         engine.backward(to_torch(PROBLEM.batch(0)))
 
 
@@ -217,8 +217,9 @@ def test_passes_and_closures_are_refused():
     run = Run(PROBLEM, PROBLEM.weights(1), BiSAM(), MOMENTUM)
     with pytest.raises(UsageError, match="a closure hides"):
         next(run.engine.passes())
-    with pytest.raises(UsageError, match=r"another loss than the training loss.*call engine\.backward\(batch\)"):
+    with pytest.raises(UsageError, match=r"asks for another loss; call engine\.backward\(batch\)"):
         next(run.engine.passes(to_torch(PROBLEM.batch(0))))
+    assert run.engine.cost.gradients == 0  # what was refused has cost nothing
     run.step(PROBLEM.batch(0), 0.1)
     assert run.engine.step == 1
 

@@ -180,6 +180,8 @@ def test_unknown_defaults_are_refused():
         ("k-sam:k=0", "k must be an integer >= 1, but is 0"),
         ("k-sam:k=1.5", r"k must be in \[0, 1\], but is 1.5"),
         ("wsam:gamma=1", "gamma must be < 1, but is 1"),
+        ("late:inner=sam:rho=0.1,start=5", "unknown field of sam 'start'.*inner= takes the rest .*, so write it last"),
+        ("late:inner=sam,start=5", "unknown method 'sam,start=5'.*so write it last"),
         ("sampa:lookahead=rwa", "lookahead must be one of 'base', 'raw', but is 'rwa'"),
     ],
 )

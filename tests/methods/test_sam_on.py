@@ -16,6 +16,7 @@ from reference.normalized import Normalized, OnlyNormalization
 from reference.vectors import add, norm
 from torch import nn
 
+import lowland
 from lowland import Engine
 from lowland.errors import ArgumentError, ParameterError
 from lowland.geometry import L2, Adaptive, Layerwise
@@ -224,3 +225,19 @@ def test_a_zero_gradient_is_no_perturbation():
     run.step(NORMAL.batch(0), 0.1)
     assert_same([run.w], [NORMAL.weights(1)], 0.0)
     assert all(np.isfinite(x).all() for x in run.grad)
+
+
+def test_predicates_see_the_same_names_when_an_engine_is_made_and_at_every_step():
+    model = torch.compile(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), backend="eager")
+    engine = lowland.Engine(
+        SAMON(extra=lambda module, name, parameter: name == "1.bias"),
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+    )
+    assert engine.method._chosen(engine) == [False, False, False, True]
+    with pytest.raises(ParameterError, match="must have a normalization layer"):
+        lowland.Engine(
+            SAMON(extra=lambda module, name, parameter: name.startswith("_orig_mod")),
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.1),
+        )
