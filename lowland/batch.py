@@ -62,18 +62,13 @@ def take(batch: Any, index: Tensor | slice) -> Any:
     Raises:
         BatchError: The examples and a tensor ``index`` are on different devices: one would wait for the other.
     """
-
-    def chosen(t: Tensor | None) -> Tensor | None:
-        if t is None:
-            return None
-        if isinstance(index, Tensor) and t.device != index.device:
+    for t in pytree.tree_leaves(batch):
+        if t is not None and isinstance(index, Tensor) and t.device != index.device:
             raise BatchError(
                 f"a batch that is cut must be on the device of its losses, {index.device}, but is on {t.device}; "
                 "move it there before engine.backward(batch), not inside loss_fn"
             )
-        return t[index]
-
-    return pytree.tree_map(chosen, batch)
+    return pytree.tree_map(lambda t: None if t is None else t[index], batch)
 
 
 def indices(batch: Any, user: str) -> Tensor:

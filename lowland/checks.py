@@ -27,6 +27,13 @@ def within(name: str, value: Any, low: float, high: float, remedy: str) -> None:
         raise ArgumentError(f"{name} must be in [{low}, {high}], but is {value!r}; {remedy}")
 
 
+def share(name: str, value: Any, whole: str, nothing: str) -> None:
+    """Refuse a ``value`` that is no number in (0, 1]; ``whole`` says what 1 means, ``nothing`` what to take for 0."""
+    within(name, value, 0, 1, whole)
+    if value == 0:
+        raise ArgumentError(f"{name} must be > 0, but is {value!r}; {nothing}")
+
+
 def one_of(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Refuse a ``value`` that is none of ``choices``."""
     options = list(choices)

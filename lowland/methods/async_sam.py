@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lowland import batch as batches
 from lowland import checks, vec
-from lowland.errors import ArgumentError
 from lowland.method import Method
 from lowland.probe import Plan, Probe
 from lowland.vec import Vec
@@ -57,9 +56,7 @@ class AsyncSAM(Method):
 
     def check(self) -> None:
         """See :meth:`lowland.method.Method.check`."""
-        checks.within("share", self.share, 0, 1, "0.25 is a quarter of the batch")
-        if self.share == 0:
-            raise ArgumentError("share must be > 0, but is 0; Plain() takes no ascent gradient at all")
+        checks.share("share", self.share, "0.25 is a quarter of the batch", "Plain() takes no ascent gradient at all")
         checks.one_of("tau", self.tau, (0, 1))
 
     def init(self, params: Vec) -> dict[str, Any]:

@@ -73,12 +73,8 @@ class AUSAM(Method):
 
     def check(self) -> None:
         """See :meth:`lowland.method.Method.check`."""
-        checks.within("alpha", self.alpha, 0, 1, "1 is SAM")
-        if self.alpha == 0:
-            raise ArgumentError("alpha must be > 0, but is 0; 0.5 draws half of the batch")
-        checks.within("fmin", self.fmin, 0, 1, "0.1 is the release's value")
-        if self.fmin == 0:
-            raise ArgumentError("fmin must be > 0, but is 0, which would never draw some examples; 0.1 is usual")
+        checks.share("alpha", self.alpha, "1 is SAM", "0.5 draws half of the batch")
+        checks.share("fmin", self.fmin, "0.1 is the release's value", "0 would never draw some examples, 0.1 is usual")
         checks.at_least("fmax", self.fmax, self.fmin, "fmax=fmin draws all alike")
         checks.whole("ramp", self.ramp, 0, "give it in steps")
         checks.whole("warmup", self.warmup, 0, "give it in steps")

@@ -9,7 +9,6 @@ import torch
 
 from lowland import batch as batches
 from lowland import checks, vec
-from lowland.errors import ArgumentError
 from lowland.method import Method
 from lowland.probe import Plan, Probe
 from lowland.vec import Vec
@@ -63,9 +62,7 @@ class ESAM(Method):
     def check(self) -> None:
         """See :meth:`lowland.method.Method.check`."""
         for name in ("beta", "gamma"):
-            checks.within(name, getattr(self, name), 0, 1, "1 keeps all")
-            if getattr(self, name) == 0:
-                raise ArgumentError(f"{name} must be > 0, but is 0; it is the share that is kept")
+            checks.share(name, getattr(self, name), "1 keeps all", "it is the share that is kept")
         checks.one_of("mask", self.mask, ("tensor", "element"))
 
     def plan(self, engine: Engine, batch: Any) -> Plan:

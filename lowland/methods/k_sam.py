@@ -9,7 +9,6 @@ import torch
 
 from lowland import batch as batches
 from lowland import checks
-from lowland.errors import ArgumentError
 from lowland.method import Method
 from lowland.probe import Plan, Probe
 
@@ -50,9 +49,9 @@ class KSAM(Method):
     def check(self) -> None:
         """See :meth:`lowland.method.Method.check`."""
         if isinstance(self.k, float):
-            checks.within("k", self.k, 0, 1, "a share of the batch; write a count as an integer")
-            if self.k == 0:
-                raise ArgumentError("k must be > 0, but is 0.0; 0.5 takes half of the batch")
+            checks.share(
+                "k", self.k, "a share of the batch; write a count as an integer", "0.5 takes half of the batch"
+            )
         else:
             checks.whole("k", self.k, 1, "a count of examples; write a share of the batch as 0.5")
 

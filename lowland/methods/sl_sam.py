@@ -10,7 +10,6 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lowland import checks, vec
-from lowland.errors import ArgumentError
 from lowland.method import Method
 from lowland.probe import Plan, Probe
 from lowland.schedule import Schedule
@@ -67,13 +66,9 @@ class SLSAM(Method):
 
     def check(self) -> None:
         """See :meth:`lowland.method.Method.check`."""
-        checks.within("s", self.s, 0, 1, "1 draws all tensors")
-        if self.s == 0:
-            raise ArgumentError("s must be > 0, but is 0, which draws no tensor; 0.2 draws a fifth")
+        checks.share("s", self.s, "1 draws all tensors", "0 draws no tensor, 0.2 a fifth of them")
         checks.at_least("alpha_p", self.alpha_p, 0, "0 keeps the probabilities as they are")
-        checks.within("p_min", self.p_min, 0, 1, "1e-3 is the release's value")
-        if self.p_min == 0:
-            raise ArgumentError("p_min must be > 0, but is 0; 1e-3 is the release's value")
+        checks.share("p_min", self.p_min, "1e-3 is the release's value", "1e-3 is the release's value")
 
     def init(self, params: Vec) -> dict[str, Any]:
         """See :meth:`lowland.method.Method.init`."""

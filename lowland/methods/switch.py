@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
 from lowland.errors import ArgumentError
-from lowland.geometry import L2, Geometry
 from lowland.method import Method
 from lowland.methods.plain import Plain
 from lowland.methods.sam import SAM
+from lowland.methods.wrapper import Wrapper
 from lowland.probe import Plan
-from lowland.schedule import Schedule, When, every
+from lowland.schedule import When, every
 from lowland.vec import Vec
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Switch(Method):
+class Switch(Wrapper):
     """One method at the steps where ``when`` holds, another at the others; each keeps its own memory.
 
     ::
@@ -44,19 +44,17 @@ class Switch(Method):
     Use: To try a schedule of methods. Not to make SAM cheaper on the cheap: ``LookSAM`` reuses what it finds.
     """
 
-    rho: float | Schedule = field(default=0.0, init=False, repr=False)
-    geometry: Geometry = field(default=L2(), init=False, repr=False)
     when: When = every(5)  # noqa: RUF009 - frozen, so it can be shared
     inner: Method = SAM()  # noqa: RUF009 - frozen, so it can be shared
     otherwise: Method = Plain()  # noqa: RUF009 - frozen, so it can be shared
 
     def check(self) -> None:
         """See :meth:`lowland.method.Method.check`."""
+        super().check()
         if not isinstance(self.when, When):
             raise ArgumentError(f"when must be a schedule.When, but is {self.when!r}; pass every(5) or after(1000)")
-        for name, method in self._parts():
-            if not isinstance(method, Method):
-                raise ArgumentError(f"{name} must be a Method, but is {method!r}; pass a value such as SAM(rho=0.05)")
+        if not isinstance(self.otherwise, Method):
+            raise ArgumentError(f"otherwise must be a Method, but is {self.otherwise!r}; pass a value such as Plain()")
 
     @property
     def needs_batch(self) -> bool:  # type: ignore[override]

@@ -10,7 +10,8 @@ import pytest
 import torch
 from problems import batch as tensors
 from problems import loss_fn, net, same, sgd, train, weights
-from reference.cases import BASES, MOMENTUM, PROBLEM, SAME, Spare, path_of, some
+from reference.attacks import assert_leaves_alone_what_does_not_take_part
+from reference.cases import BASES, MOMENTUM, PROBLEM, SAME, path_of, some
 from reference.drive import Run, assert_differ, assert_same, to_torch
 from reference.model import concatenate
 from reference.sampling import Watch, pick
@@ -138,21 +139,7 @@ def test_a_nan_is_not_left_out():
 
 
 def test_unused_and_frozen_parameters_are_left_alone():
-    run = Run(Spare(), PROBLEM.weights(1), KSAM(rho=0.2), MOMENTUM)
-    for batch in some(4):
-        run.step(batch, 0.1)
-    assert run.model.spare.grad is None
-    assert torch.equal(run.model.spare, torch.ones(3, dtype=torch.float64))
-
-    def freeze(model):
-        model[0].weight.requires_grad_(False)
-        return model.parameters()
-
-    run = Run(PROBLEM, PROBLEM.weights(1), KSAM(rho=0.2), MOMENTUM, groups=freeze)
-    for batch in some(4):
-        run.step(batch, 0.1)
-    assert run.model[0].weight.grad is None
-    np.testing.assert_array_equal(run.w[0], PROBLEM.weights(1)[0])
+    assert_leaves_alone_what_does_not_take_part(KSAM(rho=0.2))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from reference import drive
+from reference.attacks import points_of
 from reference.cases import BASES, LRS, MOMENTUM, PROBLEM, SAME, Spare, path_of, some
 from reference.drive import Run, assert_differ, assert_same, sgd, trajectory
 from reference.vectors import TINY, add, norm, scale, zeros
@@ -74,20 +75,6 @@ def test_n3_taking_the_offset_away_and_putting_it_back_is_the_identity():
         run.step(batch, lr)
 
 
-def displacement(run, batch):
-    """Where the only pass of a step stands, seen from the weights."""
-    at, before = [], run.w
-
-    def watching(model, batch):
-        at.append(add(drive.arrays(model.parameters()), before, -1.0))
-        return PROBLEM.loss_fn(model, batch)
-
-    run.engine.loss_fn = run.engine.work.loss_fn = watching
-    run.step(batch, 0.05)
-    (only,) = at
-    return only
-
-
 @pytest.mark.parametrize(
     ("base", "key"),
     [*((base, "momentum_buffer") for base in ("momentum", "nesterov", "dampening")), ("adamw", "exp_avg")],
@@ -97,7 +84,7 @@ def test_the_displacement_is_against_what_the_base_keeps(base, key):
     trajectory(run, some(3), LRS[:3])
     for t in range(3, 6):
         kept = [run.optimizer.state[p][key].numpy().copy() for p in run.model.parameters()]
-        assert_same([displacement(run, PROBLEM.batch(t))], [scale(kept, -0.7 / norm(kept))], SAME)
+        assert_same([*points_of(run, PROBLEM.batch(t), 0.05)], [scale(kept, -0.7 / norm(kept))], SAME)
 
 
 @pytest.mark.parametrize("beta", [0.5, 0.99])
@@ -111,7 +98,7 @@ def test_adam_s_bias_correction_would_change_nothing(beta):
     trajectory(run, some(2), LRS[:2])
     kept = [run.optimizer.state[p]["exp_avg"].numpy() / (1 - beta**2) for p in run.model.parameters()]
     # but for the 1e-12 in the norm, of an exp_avg as short as 0.01
-    assert_same([displacement(run, PROBLEM.batch(2))], [scale(kept, -0.7 / norm(kept))], 1e-9)
+    assert_same([*points_of(run, PROBLEM.batch(2), 0.05)], [scale(kept, -0.7 / norm(kept))], 1e-9)
 
 
 def test_the_loss_is_that_of_the_displaced_weights():
@@ -151,7 +138,7 @@ def test_a_group_without_momentum_does_not_move():
 
     run = Run(PROBLEM, PROBLEM.weights(1), MomentumSAM(rho=0.5), sgd(momentum=0.9), groups=groups)
     trajectory(run, some(2), LRS[:2])
-    first, *others = displacement(run, PROBLEM.batch(2))
+    ((first, *others),) = points_of(run, PROBLEM.batch(2), 0.05)
     assert not first.any()
     assert norm(others) == pytest.approx(0.5, rel=1e-9)
 
@@ -161,7 +148,7 @@ def test_an_unused_parameter_has_no_momentum():
     trajectory(run, some(3), LRS[:3])
     assert run.model.spare.grad is None
     assert torch.equal(run.model.spare.detach(), torch.ones(3, dtype=torch.float64))
-    spare, *others = displacement(run, PROBLEM.batch(3))
+    ((spare, *others),) = points_of(run, PROBLEM.batch(3), 0.05)
     assert not spare.any()
     assert norm(others) == pytest.approx(0.5, rel=1e-9)
 
@@ -183,5 +170,5 @@ def test_momentum_that_has_died_away_is_no_direction():
     run.step(PROBLEM.batch(0), 0.1)
     for p in run.model.parameters():
         run.optimizer.state[p]["momentum_buffer"].zero_()
-    assert norm(displacement(run, PROBLEM.batch(1))) == 0.0
+    assert norm(*points_of(run, PROBLEM.batch(1), 0.05)) == 0.0
     assert all(np.isfinite(x).all() for x in run.w)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from reference import drive
+from reference.attacks import points_of
 from reference.cases import BASES, MOMENTUM, PROBLEM, SAME, path_of, some
 from reference.drive import Run, assert_differ, assert_same
 from reference.model import MLP
 from reference.normalized import Normalized, OnlyNormalization
-from reference.vectors import add, norm
+from reference.vectors import norm
 from torch import nn
 
 import lowland
@@ -51,23 +51,10 @@ def test_o1_in_every_geometry(geometry):
     assert_same(path, path_of(SAM(rho=0.3, geometry=geometry), batches, problem=NORMAL), SAME)
 
 
-def points_of(run, batch):
-    """How far from the weights every pass of one step stands."""
-    at, before = [], run.w
-
-    def watching(model, batch):
-        at.append(add(drive.arrays(model.parameters()), before, -1.0))
-        return NORMAL.loss_fn(model, batch)
-
-    run.engine.loss_fn = run.engine.work.loss_fn = watching
-    run.step(batch, 0.1)
-    return at
-
-
 def test_only_normalization_layers_move_and_the_norm_is_theirs():
     run = Run(NORMAL, NORMAL.weights(1), SAMON(rho=0.3))
     g = NORMAL.gradient(run.w, NORMAL.batch(0))
-    here, there = points_of(run, NORMAL.batch(0))
+    here, there = points_of(run, NORMAL.batch(0), problem=NORMAL)
     assert norm(here) == 0.0
     assert [bool(x.any()) for x in there] == NORMAL.normalizes
     chosen = [x * c for x, c in zip(g, NORMAL.normalizes, strict=True)]
@@ -139,7 +126,7 @@ def test_a_predicate_adds_others_and_is_not_asked_at_every_step():
         return isinstance(module, nn.Linear) and name == "3.bias"
 
     run = Run(NORMAL, NORMAL.weights(1), SAMON(rho=0.3, extra=last_bias))
-    _, there = points_of(run, NORMAL.batch(0))
+    _, there = points_of(run, NORMAL.batch(0), problem=NORMAL)
     before = len(asked)
     run.step(NORMAL.batch(1), 0.1)
     assert [bool(x.any()) for x in there] == [False, False, True, True, False, True]
@@ -183,7 +170,7 @@ def test_a_group_s_radius_may_become_zero_and_come_back():
     run = Run(NORMAL, NORMAL.weights(1), SAMON(), groups=layers_at(0.3))
     for radius in (0.3, 0.0, 0.2):
         run.optimizer.param_groups[0]["rho"] = radius
-        here, there = points_of(run, NORMAL.batch(0))
+        here, there = points_of(run, NORMAL.batch(0), problem=NORMAL)
         assert norm(here) == 0.0
         assert norm(there) == pytest.approx(radius, rel=1e-9)
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from problems import TripError, Wire, loss_fn, net, same, sgd, train, weights
 from problems import batch as tensors
-from reference.cases import BASES, LRS, MOMENTUM, PROBLEM, SAME, Spare, path_of, some
+from reference.attacks import assert_leaves_alone_what_does_not_take_part
+from reference.cases import BASES, LRS, MOMENTUM, PROBLEM, SAME, path_of, some
 from reference.drive import Run, assert_same, to_torch
 from reference.sampling import Watch
 from reference.vectors import add, norm
@@ -211,23 +212,8 @@ def test_a_drawn_tensor_without_radius_has_its_plain_gradient():
 
 
 def test_frozen_and_unused_parameters_are_left_alone():
-    run = Run(Spare(), PROBLEM.weights(1), SLSAM(rho=0.2, s=0.5), MOMENTUM)
-    for batch in some():
-        run.step(batch, 0.1)
-    assert run.model.spare.grad is None
-    assert torch.equal(run.model.spare, torch.ones(3, dtype=torch.float64))
-
-    def freeze(model):
-        model[0].weight.requires_grad_(False)
-        return model.parameters()
-
-    run = Run(PROBLEM, PROBLEM.weights(1), SLSAM(rho=0.2, s=0.5), MOMENTUM, groups=freeze)
-    for batch in some():
-        run.step(batch, 0.1)
+    run = assert_leaves_alone_what_does_not_take_part(SLSAM(rho=0.2, s=0.5))
     assert len(run.engine.memory["p"]) == 3
-    assert run.model[0].weight.grad is None
-    assert not run.model[0].weight.requires_grad
-    np.testing.assert_array_equal(run.w[0], PROBLEM.weights(1)[0])
 
 
 def test_an_exception_in_any_pass_thaws_all_and_forgets_the_draw():

@@ -219,7 +219,7 @@ def test_a_resumed_run_has_its_probabilities_and_draws():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"s": 0}, "s must be > 0, but is 0, which draws no tensor"),
+        ({"s": 0}, "s must be > 0, but is 0; 0 draws no tensor"),
         ({"s": 1.5}, r"s must be in \[0, 1\], but is 1.5"),
         ({"alpha_p": -1}, "alpha_p must be a number >= 0, but is -1"),
         ({"p_min": 0.0}, "p_min must be > 0, but is 0"),

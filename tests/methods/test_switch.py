@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from reference import drive
+from reference.attacks import overflow
 from reference.cases import BASES, LRS, MOMENTUM, PROBLEM, SAME, path_of, probes, some
 from reference.drive import Run, assert_differ, assert_same, trajectory
 
-from lowland import Engine, Switch
+from lowland import Switch
 from lowland.errors import ArgumentError, StateError, UsageError
 from lowland.methods import AESAM, RST, SAM, VSAM, BiSAM, Late, LookSAM, MomentumSAM, Plain, Renormalized, SAMPa
 from lowland.schedule import When, after, every
@@ -128,29 +129,6 @@ def test_the_state_of_other_parts_is_refused():
         Run(PROBLEM, run.w, swapped, MOMENTUM).engine.load_state_dict(run.engine.state_dict())
 
 
-def overflow(method, steps):
-    """An engine under a GradScaler after `steps` steps, the last of which overflows, and its memory before that."""
-    broken, before = [], {}
-
-    def loss_fn(model, batch):
-        return PROBLEM.loss_fn(model, batch) * (float("inf") if broken else 1.0)
-
-    model = PROBLEM.module(PROBLEM.weights(1)).float()
-    optimizer = MOMENTUM(model.parameters())
-    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    engine = Engine(method, model, optimizer, loss_fn, scaler=scaler)
-    for t in range(steps):
-        if t == steps - 1:
-            broken.append(True)
-            before = dict(engine.memory)
-        x, y = drive.to_torch(PROBLEM.batch(t))
-        engine.backward((x.float(), y))
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-    return engine, before
-
-
 @pytest.mark.parametrize("steps", [5, 6])
 def test_only_the_part_whose_step_overflowed_falls_back(steps):
     """Two SAMPas by turns: the one at work goes cold, the other keeps what it knows."""
@@ -205,7 +183,8 @@ def test_it_is_a_value_without_a_radius():
     method = SWITCHES["looksam or vsam"]
     assert method == dataclasses.replace(method) != dataclasses.replace(method, when=every(3))
     assert len({method, dataclasses.replace(method)}) == 1
-    assert repr(Switch(inner=Plain())).startswith("Switch(when=Every(k=5, offset=0), inner=Plain(")
+    assert repr(Switch(inner=Plain())).startswith("Switch(inner=Plain(")
+    assert ", when=Every(k=5, offset=0), otherwise=Plain(" in repr(Switch(inner=Plain()))
 
 
 @pytest.mark.parametrize("needy", [SAMPa(), BiSAM()], ids=lambda m: type(m).__name__)
