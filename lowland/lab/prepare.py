@@ -10,8 +10,9 @@ from pathlib import Path
 
 from lowland.lab.config import RunConfig
 from lowland.lab.costs import EXAMPLES, STEPS, gradients_per_step
+from lowland.lab.defaults import Training, method_defaults
 from lowland.lab.loader import Loader
-from lowland.lab.recipes import FITTED, Training, keys, method_defaults
+from lowland.lab.recipes import keys
 from lowland.lab.tasks import NoiseKind, Task, load
 from lowland.method import Method
 from lowland.methods import make
@@ -61,7 +62,6 @@ def complete(config: RunConfig, steps_per_epoch: int, examples: int) -> Method:
         steps_per_epoch: Batches in an epoch, >= 1.
         examples: Size of the training set, >= 1.
     """
-    used = keys(config.method)
     training = Training(
         model=config.model,
         steps=_budgeted(config, steps_per_epoch),
@@ -69,7 +69,7 @@ def complete(config: RunConfig, steps_per_epoch: int, examples: int) -> Method:
         examples=examples,
         lr=config.recipe.lr,
     )
-    if config.budget.kind != "steps" and any(key in FITTED for key in used):
+    if config.budget.kind != "steps" and keys(config.method) != ["plain"]:
         price = gradients_per_step(_filled(config.method, _tiny(training)))
         training = replace(training, steps=max(1, round(training.steps / price)))
     return _filled(config.method, training)

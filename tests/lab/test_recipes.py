@@ -7,24 +7,19 @@ import pytest
 import torch
 from torch import nn
 
-from lowland import schedule
 from lowland.errors import ArgumentError, ParameterError, UnknownNameError
 from lowland.lab.models import MODELS
 from lowland.lab.recipes import (
-    FITTED,
-    TUNED,
     Recipe,
-    Training,
     default_model,
     fast_bf16,
     lr_at,
     make_optimizer,
-    method_defaults,
     method_recipe,
     recipe,
 )
 from lowland.lab.tasks import TASKS
-from lowland.methods import METHODS, make
+from lowland.methods import METHODS
 
 
 @pytest.mark.parametrize("task", list(TASKS))
@@ -213,47 +208,6 @@ def test_every_other_method_shares_the_recipe(method: str) -> None:
 def test_optimizer_of_a_frozen_model() -> None:
     with pytest.raises(ParameterError, match="model must have a trainable parameter"):
         make_optimizer(Recipe(), nn.Linear(2, 2).requires_grad_(False))
-
-
-def training(epochs: float, model: str = "resnet20", lr: float = 0.2) -> Training:
-    return Training(model=model, steps=round(391 * epochs), steps_per_epoch=391, examples=50_000, lr=lr)
-
-
-def test_looksam_reuses_less_on_small_networks() -> None:
-    for model in ("mlp", "resnet20", "torchvision:resnet18"):
-        assert method_defaults("looksam", training(40, model)) == {"alpha": 0.2}
-    assert method_defaults("looksam", training(30, "timm:vit_tiny_patch16_224")) == {}
-
-
-@pytest.mark.parametrize("method", ["vsam", "arsam"])
-@pytest.mark.parametrize(("epochs", "warmup"), [(200, 3), (30, 3), (20, 3), (19, 1.9), (8, 0.8), (0.5, 0.05)])
-def test_refreshes_begin_with_full_sam(method: str, epochs: float, warmup: float) -> None:
-    assert method_defaults(method, training(epochs)) == {"warmup": round(warmup * 391)}
-
-
-@pytest.mark.parametrize(("epochs", "ramp"), [(200, 30), (100, 30), (50, 15), (10, 3)])
-def test_ausam_knows_the_training_set(epochs: int, ramp: int) -> None:
-    found = method_defaults("ausam", training(epochs))
-    assert found == {"examples": 50_000, "warmup": 391, "ramp": 391 * ramp}
-    assert make("ausam", fill=lambda key: method_defaults(key, training(epochs))).ramp == 391 * ramp
-
-
-def test_what_a_whole_training_is_needed_for() -> None:
-    assert method_defaults("ae-sam", training(10)) == {"total": 3910}
-    assert method_defaults("late", training(10)) == {"start": 0.9, "total": 3910}
-    assert method_defaults("gsam", training(10, lr=0.4)) == {"rho": schedule.follow_lr(0.05, 0.0, lr_high=0.4)}
-
-
-@pytest.mark.parametrize("method", sorted(set(METHODS) - set(TUNED) - set(FITTED)))
-def test_other_methods_are_as_published(method: str) -> None:
-    assert method_defaults(method, training(30)) == {}
-
-
-@pytest.mark.parametrize("model", ["mlp", "vit_b_16"])
-def test_the_tables_name_fields_that_there_are(model: str) -> None:
-    for method in METHODS:
-        made = make(method, fill=lambda key: method_defaults(key, training(30, model)))
-        made.init([torch.ones(2)])  # which refuses what only a training could say
 
 
 def test_every_field_is_documented() -> None:

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lowland import schedule
+from lowland.lab.defaults import FITTED, TUNED, WEAKEST, Training, method_defaults
+from lowland.methods import METHODS, make
+
+
+def training(epochs: float, model: str = "resnet20", lr: float = 0.2) -> Training:
+    return Training(model=model, steps=round(391 * epochs), steps_per_epoch=391, examples=50_000, lr=lr)
+
+
+def test_looksam_reuses_less_on_small_networks() -> None:
+    for model in ("mlp", "resnet20", "torchvision:resnet18"):
+        assert method_defaults("looksam", training(40, model)) == {"alpha": 0.2}
+    assert method_defaults("looksam", training(30, "timm:vit_tiny_patch16_224")) == {}
+
+
+@pytest.mark.parametrize("method", ["vsam", "arsam"])
+@pytest.mark.parametrize(("epochs", "warmup"), [(200, 3), (30, 3), (20, 3), (19, 1.9), (8, 0.8)])
+def test_refreshes_begin_with_full_sam(method: str, epochs: float, warmup: float) -> None:
+    assert method_defaults(method, training(epochs)) == {"warmup": round(warmup * 391)}
+
+
+@pytest.mark.parametrize(("epochs", "ramp"), [(200, 30), (100, 30), (50, 15), (10, 3)])
+def test_ausam_knows_the_training_set(epochs: int, ramp: int) -> None:
+    found = method_defaults("ausam", training(epochs))
+    assert found == {"examples": 50_000, "warmup": 391, "ramp": 391 * ramp}
+    assert make("ausam", fill=lambda key: method_defaults(key, training(epochs))).ramp == 391 * ramp
+
+
+def test_what_a_whole_training_is_needed_for() -> None:
+    assert method_defaults("ae-sam", training(10)) == {"total": 3910}
+    assert method_defaults("late", training(10)) == {"start": 0.9, "total": 3910}
+    assert method_defaults("gsam", training(10, lr=0.4)) == {"rho": schedule.follow_lr(0.05, 0.0, lr_high=0.4)}
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - set(TUNED) - set(FITTED)))
+def test_other_methods_are_as_published(method: str) -> None:
+    assert method_defaults(method, training(30)) == {}
+
+
+@pytest.mark.parametrize("model", ["mlp", "vit_b_16"])
+def test_the_tables_name_fields_that_there_are(model: str) -> None:
+    for method in METHODS:
+        made = make(method, fill=lambda key: method_defaults(key, training(30, model)))
+        made.init([torch.ones(2)])  # which refuses what only a training could say
+
+
+def test_a_short_training_weakens_every_method() -> None:
+    assert training(8).strength == training(200).strength == 1.0
+    assert training(2).strength == pytest.approx(1 / 64)
+    assert method_defaults("sam", training(2)) == {"rho": pytest.approx(0.05 / 64)}
+    assert method_defaults("asam", training(4)) == {"rho": pytest.approx(0.5 / 8)}
+    assert method_defaults("looksam", training(4)) == pytest.approx({"rho": 0.05 / 8, "alpha": 0.2 / 8})
+    assert method_defaults("k-sam", training(4)) == pytest.approx({"rho": 0.05 / 8, "k": 1 - 0.5 / 8})
+    assert method_defaults("momentum-sam", training(4)) == pytest.approx({"rho": 0.3 / 8})
+    assert method_defaults("gsam", training(4))["rho"] == schedule.follow_lr(0.05 / 8, 0.0, lr_high=0.2)
+    assert method_defaults("plain", training(2)) == {}
+
+
+@pytest.mark.parametrize("method", [key for key in METHODS if key != "plain"])
+def test_what_a_short_training_gets_can_be_made(method: str) -> None:
+    shortest = Training(model="resnet20", steps=1, steps_per_epoch=391, examples=50_000, lr=0.2)
+    made = make(method, fill=lambda key: method_defaults(key, shortest))
+    for name, weakest in WEAKEST.get(method, {}).items():
+        assert getattr(made, name) == pytest.approx(weakest, abs=1e-4)
+
+
+def test_what_the_user_gives_stays_as_it_is() -> None:
+    made = make("wsam:rho=0.1", fill=lambda key: method_defaults(key, training(2)))
+    assert made == make(f"wsam:rho=0.1,gamma={method_defaults('wsam', training(2))['gamma']}")
