@@ -18,11 +18,13 @@ from lowland.errors import ArgumentError, UsageError
 from lowland.executors.base import Executor, Work
 from lowland.executors.counted import Cost, Counted
 from lowland.executors.local import Pass
+from lowland.executors.mesh import Mesh, along
 from lowland.geometry import Geometry, Radii
 from lowland.lagged import Lagged
 from lowland.method import Method
 from lowland.parameters import Parameters
 from lowland.probe import LossFn, Probe, Reading, conversation
+from lowland.replicas import Replicas
 from lowland.schedule import Schedule
 from lowland.vec import Vec
 
@@ -47,7 +49,9 @@ class Engine:
             overrides the method's; 0 leaves the group unperturbed.
         loss_fn: ``(model, batch) -> loss`` of shape ``(B,)``, one per example, or ``()``, their mean. It may be
             None where the caller runs forward and backward: see :meth:`passes`.
-        mesh: Reserved for groups of devices that share a step's probes.
+        mesh: A one-dimensional ``DeviceMesh`` over whose groups the probes of a step are divided, such as
+            ``mesh["probe"]``; a dimension named "replicate" is one over which the engine averages gradients, where no
+            wrapper of the model does.
         executor: Where probes are answered; by default one after the other, here.
         scaler: A ``torch.amp.GradScaler``. ``.grad`` comes out scaled, as its ``unscale_`` and ``step`` expect. An
             overflow in any pass makes all of it NaN, so that the scaler skips the step; vectors in memory stay as they
@@ -89,8 +93,6 @@ class Engine:
             raise ArgumentError(f"method must be a Method, but is {method!r}; pass a value such as SAM(rho=0.05)")
         if not isinstance(model, nn.Module):
             raise ArgumentError(f"model must be a torch.nn.Module, but is a {type(model).__name__}; pass the model")
-        if mesh is not None:
-            raise ArgumentError("mesh must be None: this version runs on one device; leave it out")
         if micro_batch is not None:
             checks.whole("micro_batch", micro_batch, 1, "None sets no limit")
         checks.one_of("rng", rng, ("free", "shared"))
@@ -98,8 +100,14 @@ class Engine:
         self.optimizer = lookahead.unwrap(optimizer)
         self._parameters = Parameters(model, self.optimizer, allow_low_precision=allow_low_precision)
         self.params, self.names = self._parameters.vec, self._parameters.names
+        groups = {} if mesh is None else along(mesh)
+        if "probe" in groups:
+            executor = Mesh(groups["probe"], executor)
         self.executor = executor if isinstance(executor, Counted) else Counted(executor)
-        self.work = Work(model, self.params, loss_fn=loss_fn, scaler=scaler, micro_batch=micro_batch, rng=rng)
+        replicas = Replicas(model, self.params, groups.get("replicate"))
+        self.work = Work(
+            model, self.params, loss_fn=loss_fn, scaler=scaler, micro_batch=micro_batch, rng=rng, replicas=replicas
+        )
         self.lagged, self.rng, self.step = Lagged(), random.Random(seed), 0
         self.memory: dict[str, Any] = method.init([p.detach() for p in self.params])
         self.vector_keys = state.vector_keys(self.memory, self.params)
@@ -178,17 +186,8 @@ class Engine:
             while True:
                 if any(probe.loss_fn is not None for probe in asked):
                     raise UsageError(f"{self.method.kind} asks for another loss; call engine.backward(batch)")
-                self.executor.count(asked)
-                readings = []
-                for probe in asked:
-                    current = Pass(self.work, probe, on_error=drive.close)
-                    yield current
-                    if current.reading is None:
-                        raise UsageError("a pass was not run; write: for p in engine.passes(batch): with p: …")
-                    readings.append(current.reading)
-                    current.reading = None
                 try:
-                    asked = drive.send(tuple(readings))
+                    asked = drive.send((yield from self.executor.passes(self.work, asked, drive.close)))
                 except StopIteration:
                     return
 
@@ -239,9 +238,11 @@ class Engine:
         try:
             for p in self.params:
                 p.grad = None
-            self.work.begin()
+            self.work.begin(self.step)
             self.executor.begin(batch)
             loss, grad = yield from conversation(self.method.plan(self, batch))
+            if self.work.replicas.groups:
+                grad = self.work.replicas.conclude(self.work, grad, self.later)
             self._fill(held, grad, before[0])
             done = True
         finally:

@@ -113,8 +113,7 @@ class Layerwise(Geometry):
             weights = vec.norms(params)
             sizes = sizes * torch.where(weights == 0, torch.ones_like(weights), weights)
         each = radii if isinstance(radii, list) else [radii] * len(grad)
-        # In the norms' precision: a factor can be beyond fp16 where the displacement is not.
-        return [(g.to(s.dtype) * (s * r)).to(g.dtype) for g, s, r in zip(grad, sizes.unbind(), each, strict=True)]
+        return vec.stretch(grad, [s * r for s, r in zip(sizes.unbind(), each, strict=True)])
 
 
 def _perturbed(grad: Vec, radii: Radii) -> Vec:

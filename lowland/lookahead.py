@@ -122,7 +122,7 @@ def _sgd(group: dict[str, Any], states: list[dict[str, Any]], params: Vec, grad:
         buffers = [s.get("momentum_buffer") for s in states]
         mu, keep = group["momentum"], 1 - group["dampening"]
         # A buffer that does not exist yet starts at d itself, without dampening.
-        moved = [x if b is None else mu * b + keep * x for x, b in zip(d, buffers, strict=True)]
+        moved = [x if b is None else vec.add(vec.scale([x], keep), [b], mu)[0] for x, b in zip(d, buffers, strict=True)]
         d = vec.add(d, moved, mu) if group["nesterov"] else moved
     return vec.scale(d, -_lr(group))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -82,3 +83,21 @@ class SharedRNG:
         torch.set_rng_state(self.saved[0])
         if self.saved[1] is not None:
             torch.cuda.set_rng_state(self.saved[1], self.device)
+
+
+def seeds(count: int, *place: int) -> list[int]:
+    """Seeds for passes that are asked together, from the global seed and a place in the training.
+
+    They take nothing from the global stream of random numbers, so that a training without dropout draws from it what
+    it would draw anyway, and they are the same on all ranks that were seeded alike.
+    """
+    stream = random.Random(hash((torch.initial_seed(), *place)))
+    return [stream.getrandbits(62) for _ in range(count)]
+
+
+@contextmanager
+def branch(device: torch.device, seed: int) -> Iterator[None]:
+    """Random numbers of their own, after which the global ones go on as if none had been drawn."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from lowland import checks
 from lowland.errors import ParameterError
 from lowland.geometry import Geometry, Radii
+from lowland.shards import is_sharded
 
 
 class Parameters:
@@ -29,16 +30,12 @@ class Parameters:
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, *, allow_low_precision: bool = False) -> None:
-        if isinstance(model, DistributedDataParallel):
-            raise ParameterError(
-                "model must not be wrapped in DistributedDataParallel: this version runs in one process and would "
-                "average gradients that a method wants apart; pass model.module on one process"
-            )
         named = dict(model.named_parameters())
         trainable = {n: p for n, p in named.items() if p.requires_grad}
         self.frozen = [p for p in named.values() if not p.requires_grad]
         # torch.compile and DataParallel prefix names; a checkpoint should not know of them.
-        wrapper = "module." if isinstance(model, DataParallel) else ""
+        outer = getattr(model, "_orig_mod", model)
+        wrapper = "module." if isinstance(outer, DataParallel | DistributedDataParallel) else ""
         short = [n.replace("_orig_mod.", "").removeprefix(wrapper) for n in trainable]
         self.names = short if len(set(short)) == len(short) else list(trainable)
         self.vec: list[Tensor] = list(trainable.values())
@@ -115,10 +112,10 @@ def _check_kinds(trainable: dict[str, Any], allow_low_precision: bool) -> None:
                 f"parameters must be fp32 or fp64, but {name} is {p.dtype}: rho * g / ||g|| is below its "
                 "resolution; keep fp32 weights under torch.autocast, or pass allow_low_precision=True"
             )
-        if hasattr(p, "device_mesh"):
+        if is_sharded(p) and not all(place.is_shard() or place.is_replicate() for place in p.placements):
             raise ParameterError(
-                f"parameters must be ordinary tensors, but {name} is a DTensor, which this version cannot perturb "
-                "correctly yet; train without fully_shard"
+                f"a DTensor parameter must be sharded or replicated, but {name} is placed {p.placements}; redistribute "
+                "it before the engine is made"
             )
     devices = {str(p.device) for p in trainable.values()}
     if len(devices) > 1:

@@ -1,5 +1,7 @@
 """Arithmetic on a Vec: a list of tensors, one per trainable parameter.
 
+The tensors may be DTensors: arithmetic is on local shards, and norms and inner products are those of the whole.
+
 Nothing here reads a value on the host: norms and inner products stay 0-dim tensors on the device.
 Functions return new vectors. The few that work in place end in an underscore; they are for the executors, and for a
 plan that changes a reading's gradient, which is its own.
@@ -13,6 +15,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from lowland import shards
+from lowland.shards import like as _like
+from lowland.shards import local as _local
+
 Vec: TypeAlias = list[Tensor]
 Scalar: TypeAlias = "float | Tensor | Sequence[float]"
 
@@ -21,21 +27,24 @@ TINY = 1e-12  # added to every norm that is divided by
 
 def zeros(like: Vec) -> Vec:
     """Zeros in the shapes of ``like``."""
-    return [torch.zeros_like(t) for t in like]
+    return _like(like, [torch.zeros_like(t) for t in _local(like)])
 
 
 def clone(v: Vec) -> Vec:
     """A copy that shares no memory with ``v``."""
-    return [t.clone() for t in v]
+    return _like(v, [t.clone() for t in _local(v)])
 
 
 def norms(v: Vec) -> Tensor:
     """The L2 norm of every tensor, shape ``(len(v),)``, in fp32 at least."""
-    kinds = {t.dtype for t in v}
+    here = _local(v)
+    kinds = {t.dtype for t in here}
     if kinds & {torch.float16, torch.bfloat16}:
         wide = torch.float64 if torch.float64 in kinds else torch.float32
-        return torch.stack(list(torch._foreach_norm(v, 2, dtype=wide)))
-    return torch.stack(list(torch._foreach_norm(v)))
+        found = torch.stack(list(torch._foreach_norm(here, 2, dtype=wide)))
+    else:
+        found = torch.stack(list(torch._foreach_norm(here)))
+    return found if shards.ordinary(v) else shards.total(found.square(), v).sqrt()
 
 
 def norm(v: Vec) -> Tensor:
@@ -53,68 +62,78 @@ def dot(a: Vec, b: Vec) -> Tensor:
     """The inner product over all tensors together, shape ``()``."""
     if _many_small(a):
         return torch.dot(_flat(a), _flat(b))
-    return torch.stack([t.sum() for t in torch._foreach_mul(a, b)]).sum()
+    parts = torch.stack([t.sum() for t in torch._foreach_mul(_local(a), _local(b))])
+    return shards.total(parts, a).sum()
 
 
 def finite(v: Vec) -> Tensor:
     """Whether every entry is finite: a boolean of shape ``()``, on the device."""
     # The largest magnitude, not the L2 norm: that overflows for gradients which are still finite.
-    v = [t for t in v if t.numel() > 0]
-    largest = _flat(v).abs() if _many_small(v) else torch.stack(list(torch._foreach_norm(v, float("inf"))))
-    return torch.isfinite(largest.max())
+    here = [t for t in _local(v) if t.numel() > 0]
+    if not here:  # of a tensor with fewer rows than ranks, some have nothing
+        return shards.every(torch.ones((), dtype=torch.bool, device=v[0].device), v)
+    largest = _flat(here).abs() if _many_small(here) else torch.stack(list(torch._foreach_norm(here, float("inf"))))
+    return shards.every(torch.isfinite(largest.max()), v)
 
 
 def add(a: Vec, b: Vec, alpha: float = 1.0) -> Vec:
     """``a + alpha * b``."""
-    return list(torch._foreach_add(a, b, alpha=alpha))
+    return _like(a, torch._foreach_add(_local(a), _local(b), alpha=alpha))
 
 
 def sub(a: Vec, b: Vec) -> Vec:
     """``a - b``."""
-    return list(torch._foreach_sub(a, b))
+    return _like(a, torch._foreach_sub(_local(a), _local(b)))
 
 
 def scale(v: Vec, factor: Scalar, each: Sequence[float] | None = None) -> Vec:
     """``factor * v``; the factor is a number, a 0-dim tensor, or one number per tensor; ``each`` is one more."""
-    scaled = list(torch._foreach_mul(v, factor))
+    scaled = list(torch._foreach_mul(_local(v), factor))
     if each is not None:
         torch._foreach_mul_(scaled, each)
-    return scaled
+    return _like(v, scaled)
+
+
+def stretch(v: Vec, factors: Sequence[Tensor]) -> Vec:
+    """Every tensor by its own factor of shape ``()``, multiplied in the factors' precision."""
+    # In the norms' precision: a factor can be beyond fp16 where the product is not.
+    scaled = [(t.to(f.dtype) * f).to(t.dtype) for t, f in zip(_local(v), factors, strict=True)]
+    return _like(v, scaled)
 
 
 def mul(a: Vec, b: Vec) -> Vec:
     """Elementwise product; entries of ``b`` may be 0-dim."""
-    return list(torch._foreach_mul(a, b))
+    return _like(a, torch._foreach_mul(_local(a), _local(b)))
 
 
 def div(a: Vec, b: Vec) -> Vec:
     """Elementwise quotient; entries of ``b`` may be 0-dim."""
-    return list(torch._foreach_div(a, b))
+    return _like(a, torch._foreach_div(_local(a), _local(b)))
 
 
 def sqrt(v: Vec) -> Vec:
     """Elementwise square root."""
-    return list(torch._foreach_sqrt(v))
+    return _like(v, torch._foreach_sqrt(_local(v)))
 
 
 def magnitude(v: Vec) -> Vec:
     """Elementwise absolute value."""
-    return list(torch._foreach_abs(v))
+    return _like(v, torch._foreach_abs(_local(v)))
 
 
 def maximum(a: Vec, b: Vec) -> Vec:
     """Elementwise maximum."""
-    return list(torch._foreach_maximum(a, b))
+    return _like(a, torch._foreach_maximum(_local(a), _local(b)))
 
 
 def shift(v: Vec, offset: float) -> Vec:
     """``v + offset``."""
-    return list(torch._foreach_add(v, offset))
+    return _like(v, torch._foreach_add(_local(v), offset))
 
 
 def lerp(a: Vec, b: Vec, weight: float) -> Vec:
     """``(1 - weight) * a + weight * b``; exactly ``a`` at 0 and exactly ``b`` at 1."""
-    return list(torch._foreach_lerp(a, b, weight))
+    return _like(a, torch._foreach_lerp(_local(a), _local(b), weight))
 
 
 def project(a: Vec, onto: Vec) -> Vec:
@@ -126,8 +145,9 @@ def project(a: Vec, onto: Vec) -> Vec:
 def reject(a: Vec, onto: Vec) -> Vec:
     """The part of ``a`` orthogonal to ``onto``; all of ``a`` where ``onto`` is zero."""
     along = project(a, onto)
-    torch._foreach_neg_(along)
-    torch._foreach_add_(along, a)
+    here = _local(along)
+    torch._foreach_neg_(here)
+    torch._foreach_add_(here, _local(a))
     return along
 
 
@@ -142,17 +162,18 @@ def where(condition: Tensor, a: Vec, b: Vec) -> Vec:
     def chosen(a: Vec, b: Vec) -> Vec:
         return [torch.where(condition, x, y) for x, y in zip(a, b, strict=True)]
 
-    return together(chosen, a, b)
+    return _like(a, together(chosen, _local(a), _local(b)))
 
 
 def keep_if(condition: Tensor, v: Vec) -> Vec:
     """``v`` where the 0-dim boolean ``condition`` holds, else zeros, also in place of NaN."""
     nothing = torch.zeros((), dtype=v[0].dtype, device=v[0].device)
-    return [torch.where(condition, t, nothing.to(t.dtype)) for t in v]
+    return _like(v, [torch.where(condition, t, nothing.to(t.dtype)) for t in _local(v)])
 
 
 def add_(v: Vec, other: Vec, alpha: float | Tensor = 1.0) -> None:
     """``v += alpha * other`` in place; alpha is a number or a 0-dim tensor."""
+    v, other = _local(v), _local(other)
     if not isinstance(alpha, Tensor):
         torch._foreach_add_(v, other, alpha=alpha)
     elif alpha.is_cpu:
@@ -163,12 +184,12 @@ def add_(v: Vec, other: Vec, alpha: float | Tensor = 1.0) -> None:
 
 def div_(v: Vec, factor: Tensor) -> None:
     """``v /= factor`` in place, for a 0-dim tensor."""
-    torch._foreach_div_(v, factor)
+    torch._foreach_div_(_local(v), factor)
 
 
 def copy_(v: Vec, source: Vec) -> None:
     """Overwrite ``v`` with ``source``, bit for bit, at the same addresses."""
-    torch._foreach_copy_(v, source)
+    torch._foreach_copy_(_local(v), _local(source))
 
 
 def together(combine: Callable[..., Vec], *vectors: Vec) -> Vec:
@@ -187,7 +208,7 @@ def together(combine: Callable[..., Vec], *vectors: Vec) -> Vec:
 
 def _many_small(v: Vec) -> bool:
     """Whether one operation on a flat copy beats one operation per tensor: on a CPU a call costs a microsecond."""
-    if len(v) <= 16 or not v[0].is_cpu or v[0].dtype not in (torch.float32, torch.float64):
+    if len(v) <= 16 or not shards.ordinary(v) or not v[0].is_cpu or v[0].dtype not in (torch.float32, torch.float64):
         return False
     return sum(map(torch.numel, v)) < 4096 * len(v) and len({t.dtype for t in v}) == 1
 

@@ -19,11 +19,11 @@ MODULES = {
 }
 # The rows of docs/architecture.md: a module belongs to the entry that names it or its folder.
 LAYERS = {
-    "vec batch errors checks": "0",
-    "probe geometry schedule": "1",
+    "vec shards batch errors checks": "0",
+    "probe geometry schedule lagged": "1",
     "method methods": "2a",
-    "executors modes": "2b",
-    "parameters lookahead lagged state stats engine closure": "3",
+    "executors modes collectives replicas": "2b",
+    "parameters lookahead state stats engine closure": "3",
     "": "front",  # lowland/__init__.py: the names users import
     "sharpness": "4",
     "lab": "5",
@@ -116,7 +116,8 @@ def test_report_needs_no_torch(module: str) -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_collectives_and_foreach_have_their_place(module: str) -> None:
     text = MODULES[module].read_text(encoding="utf-8")
-    if module != "lowland.vec" and not module.startswith("lowland.executors"):
+    exchanging = ("lowland.shards", "lowland.collectives", "lowland.replicas", "lowland.distributed")
+    if module not in ("lowland.vec", *exchanging) and not module.startswith("lowland.executors"):
         assert "_foreach_" not in text, "arithmetic on vectors belongs to vec.py"
         assert "torch.distributed" not in text, "collectives belong to the executors"
 

@@ -5,5 +5,6 @@ from __future__ import annotations
 from lowland.executors.base import Executor, Work
 from lowland.executors.counted import Cost, Counted
 from lowland.executors.local import Local, Pass
+from lowland.executors.mesh import Mesh
 
-__all__ = ["Cost", "Counted", "Executor", "Local", "Pass", "Work"]
+__all__ = ["Cost", "Counted", "Executor", "Local", "Mesh", "Pass", "Work"]

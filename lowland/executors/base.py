@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lowland.modes import SharedRNG
+from lowland.errors import UsageError
+from lowland.modes import SharedRNG, seeds
 from lowland.probe import LossFn, Probe, Reading
+from lowland.replicas import Replicas
 from lowland.vec import Vec
 
 
@@ -19,11 +22,15 @@ class Work:
     Attributes:
         model: The model; its weights move only inside a pass.
         params: Its trainable parameters.
+        device: Where they are.
         loss_fn: The training loss, ``(model, batch) -> (B,) or ()``; None where the caller runs forward.
         scaler: A GradScaler or None.
         micro_batch: Most examples in one forward pass; None means no limit.
         rng: Rewinds random numbers between the passes of a step; None lets them run free.
+        replicas: The ranks that divide a batch with this one.
         reached: Which parameters any backward pass of this step has reached.
+        step: Number of the step.
+        asked: How often it has asked for several probes together.
         finite: Whether all passes of this step are finite, shape ``()``; None without a scaler.
     """
 
@@ -36,21 +43,32 @@ class Work:
         scaler: Any,
         micro_batch: int | None,
         rng: str,
+        replicas: Replicas | None = None,
     ) -> None:
         self.model = model
         self.params = params
+        self.device = params[0].device
         self.loss_fn = loss_fn
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.micro_batch = micro_batch
-        self.rng = SharedRNG(params[0].device) if rng == "shared" else None
+        self.rng = SharedRNG(self.device) if rng == "shared" else None
+        self.replicas = replicas or Replicas(model, params)
         self.begin()
 
-    def begin(self) -> None:
-        """Forget the last step."""
+    def begin(self, step: int = 0) -> None:
+        """Forget the last step; the next one has this number."""
+        self.step = step
         self.reached = [False] * len(self.params)
         self.finite: Tensor | None = None
+        self.asked = 0
+        self.replicas.begin()
         if self.rng is not None:
             self.rng.begin()
+
+    def seeds(self, count: int) -> list[int]:
+        """Seeds for probes that are asked together; others each time."""
+        self.asked += 1
+        return seeds(count, self.step, self.asked)
 
     def check(self, finite: Tensor) -> None:
         """The step is finite only if this pass is, too."""
@@ -60,7 +78,7 @@ class Work:
         """The loss scale of the scaler, shape ``()`` on the device; None without one."""
         if self.scaler is None:
             return None
-        one = torch.ones((), device=self.params[0].device)
+        one = torch.ones((), device=self.device)
         return self.scaler.scale(one)  # type: ignore[no-any-return]
 
 
@@ -76,3 +94,24 @@ class Executor(ABC):
     @abstractmethod
     def run(self, work: Work, probes: tuple[Probe, ...]) -> tuple[Reading, ...]:
         """The readings of ``probes``, in their order. Weights are bit-identical before and after."""
+
+    def passes(
+        self, work: Work, probes: tuple[Probe, ...], on_error: Callable[[], None] | None = None
+    ) -> Generator[Any, None, tuple[Reading, ...]]:
+        """The same, where the caller runs forward and backward: yields a pass for every probe to run here.
+
+        Raises:
+            UsageError: This executor must run the model itself.
+        """
+        raise UsageError(f"{type(self).__name__} must run the model itself; call engine.backward(batch)")
+
+    @property
+    def sent(self) -> int:
+        """Bytes that this process has given into exchanges with others so far."""
+        return 0
+
+    def begin(self, batch: Any) -> None:  # noqa: B027 - most executors keep nothing from step to step
+        """A step on ``batch`` begins."""
+
+    def end(self) -> None:  # noqa: B027
+        """The step is complete."""

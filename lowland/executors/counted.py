@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,12 +60,15 @@ class Counted(Executor):
         self.width = self.inner.width
         self.cost = Cost()
         self._whole = 1
+        self._sent = 0
+        self._work: Work | None = None
         self._unsynced = False
 
     def begin(self, batch: Any) -> None:
         """A step on ``batch`` begins: its size is the unit in which gradients are counted."""
         self._whole = _examples(batch)
         self._unsynced = False
+        self.inner.begin(batch)
 
     def count(self, probes: tuple[Probe, ...]) -> None:
         """Add probes that are asked together."""
@@ -84,14 +88,27 @@ class Counted(Executor):
         """The step is complete."""
         self.cost.steps += 1
         self.cost.reduces += self._unsynced
+        self.inner.end()
+        sent = self.inner.sent + (self._work.replicas.bytes if self._work is not None else 0)
+        self.cost.bytes += sent - self._sent
+        self._sent = sent
 
     def run(self, work: Work, probes: tuple[Probe, ...]) -> tuple[Reading, ...]:
         """See :meth:`Executor.run`."""
         self.count(probes)
+        self._work = work
         start = time.perf_counter()
         readings = self.inner.run(work, probes)
         self.cost.seconds += time.perf_counter() - start
         return readings
+
+    def passes(
+        self, work: Work, probes: tuple[Probe, ...], on_error: Callable[[], None] | None = None
+    ) -> Generator[Any, None, tuple[Reading, ...]]:
+        """See :meth:`Executor.passes`."""
+        self.count(probes)
+        self._work = work
+        return (yield from self.inner.passes(work, probes, on_error))
 
 
 def _share(probe: Probe) -> float:

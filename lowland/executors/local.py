@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, cast
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lowland import batch as batches
-from lowland import vec
+from lowland import modes, vec
 from lowland.errors import LossError, ParameterError, UsageError
 from lowland.executors.base import Executor, Work
 from lowland.modes import compiled, frozen_stats, only
@@ -70,9 +70,11 @@ class Pass:
         with ExitStack() as stack:
             if probe.at is not None:
                 stack.enter_context(displaced(work.params, probe.at))
+            if work.replicas.groups:
+                stack.enter_context(work.replicas.passing(probe.sync, probe.wrt is None))
             if not probe.stats:
                 stack.enter_context(frozen_stats(work.model))
-            if probe.wrt is not None:
+            if probe.wrt is not None and not work.replicas.sharded:  # fully_shard's backward is for all parameters
                 if not self.sparse or compiled(work.model):
                     self._inputs = [p for p, wanted in zip(work.params, probe.wrt, strict=True) if wanted]
                 else:
@@ -114,6 +116,17 @@ class Pass:
             loss = self.work.scaler.scale(loss)
         loss.backward(inputs=self._inputs)  # type: ignore[no-untyped-call]
 
+    def answer(self) -> Reading:
+        """The reading, given away: this pass does not keep its memory.
+
+        Raises:
+            UsageError: The pass was not run.
+        """
+        reading, self.reading = self.reading, None
+        if reading is None:
+            raise UsageError("a pass was not run; write: for p in engine.passes(batch): with p: …")
+        return reading
+
     def adopt(self, loss: Tensor) -> None:
         """Take the loss of a forward and backward that the caller has already run."""
         self._loss = loss.detach()
@@ -150,6 +163,8 @@ class Pass:
 
     def _taken(self, grads: list[Tensor | None]) -> Vec:
         work = self.work
+        if work.replicas.groups:
+            grads = work.replicas.taken(grads, self.probe.sync, self.probe.wrt)
         strided = torch.strided
         if all(g is not None and g.layout is strided for g in grads):  # by far the most frequent, so it is quick
             work.reached, taken = [True] * len(grads), cast(Vec, grads)
@@ -172,7 +187,28 @@ class Local(Executor):
 
     def run(self, work: Work, probes: tuple[Probe, ...]) -> tuple[Reading, ...]:
         """See :meth:`Executor.run`."""
-        return tuple([_answer(work, probe) for probe in probes])
+        return tuple([_answer(work, probe) for probe in alone(work, probes)])
+
+    def passes(
+        self, work: Work, probes: tuple[Probe, ...], on_error: Callable[[], None] | None = None
+    ) -> Generator[Pass, None, tuple[Reading, ...]]:
+        """See :meth:`Executor.passes`."""
+        readings = []
+        for probe in alone(work, probes):
+            current = Pass(work, probe, on_error=on_error)
+            yield current
+            readings.append(current.answer())
+        return tuple(readings)
+
+
+def alone(work: Work, probes: tuple[Probe, ...]) -> Iterator[Probe]:
+    """One probe after the other; those asked together draw random numbers as if each had a device of its own."""
+    if len(probes) == 1 or work.rng is not None:
+        yield from probes
+        return
+    for probe, seed in zip(probes, work.seeds(len(probes)), strict=True):
+        with modes.branch(work.device, seed):
+            yield probe
 
 
 def _answer(work: Work, probe: Probe) -> Reading:
@@ -187,10 +223,11 @@ def _answer(work: Work, probe: Probe) -> Reading:
         if work.micro_batch is None or count <= work.micro_batch:
             p.backward(loss_fn(work.model, probe.batch))
         else:
-            for part in batches.split(probe.batch, work.micro_batch):
-                p.backward(loss_fn(work.model, part), batches.size(part) / count, part)
-    assert p.reading is not None
-    return p.reading
+            parts = batches.split(probe.batch, work.micro_batch)
+            for number, part in enumerate(parts, 1):
+                with work.replicas.part(last=number == len(parts)):
+                    p.backward(loss_fn(work.model, part), batches.size(part) / count, part)
+    return p.answer()
 
 
 def _mean(loss: Any, batch: Any) -> Tensor:

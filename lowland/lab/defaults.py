@@ -42,9 +42,9 @@ class Training:
 
         In the beginning a network is far from any minimum, flat or sharp, and every radius only slows it down: on two
         epochs of CIFAR-10 SAM with its published 0.05 stays 1.8 points behind plain training, on eight it has caught
-        up (docs/results.md). A training of two epochs gets a 64th.
+        up (docs/results.md). A training of two epochs gets a 64th, one of an epoch or less a 512th.
         """
-        return min(1.0, self.steps / (RIPE * self.steps_per_epoch)) ** 3
+        return min(1.0, max(1.0, self.steps / self.steps_per_epoch) / RIPE) ** 3
 
 
 def method_defaults(method: str, training: Training) -> dict[str, Any]:
@@ -65,7 +65,8 @@ def _weakened(method: str, filled: dict[str, Any], strength: float) -> dict[str,
         return {}
     full = {f.name: filled.get(f.name, f.default) for f in dataclasses.fields(METHODS[method]) if f.init}
     ends = {name: end for name, end in ({"rho": 0.0} | WEAKEST.get(method, {})).items() if name in full}
-    return {name: end + strength * (full[name] - end) for name, end in ends.items() if isinstance(full[name], float)}
+    moved = {name: end + strength * (full[name] - end) for name, end in ends.items() if isinstance(full[name], float)}
+    return {name: float(f"{value:.4g}") for name, value in moved.items()}
 
 
 WEAKEST: dict[str, dict[str, float]] = {

@@ -89,7 +89,7 @@ class AUSAM(Method):
                 "examples AUSAM keeps scores: AUSAM(examples=len(dataset))"
             )
         kind = torch.promote_types(params[0].dtype, torch.float32)  # in bf16, counting ends at 256
-        nothing = params[0].new_zeros(self.examples, dtype=kind)
+        nothing = torch.zeros(self.examples, dtype=kind, device=params[0].device)
         return {"sums": nothing, "counts": nothing.clone(), "t": 0}
 
     def plan(self, engine: Engine, batch: Any) -> Plan:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 
 from lowland import batch as batches
-from lowland import checks, vec
+from lowland import checks, shards, vec
+from lowland.errors import ArgumentError
 from lowland.method import Method
 from lowland.probe import Plan, Probe
 from lowland.vec import Vec
@@ -64,6 +65,14 @@ class ESAM(Method):
         for name in ("beta", "gamma"):
             checks.share(name, getattr(self, name), "1 keeps all", "it is the share that is kept")
         checks.one_of("mask", self.mask, ("tensor", "element"))
+
+    def meet(self, engine: Engine) -> None:
+        """See :meth:`lowland.method.Method.meet`."""
+        if self.mask == "element" and not shards.ordinary(engine.params):
+            raise ArgumentError(
+                "mask must be 'tensor' where parameters are sharded, but is 'element', whose draw would depend on the "
+                "number of ranks; use ESAM(mask='tensor')"
+            )
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.method.Method.plan`."""

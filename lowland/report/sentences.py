@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from lowland.report.records import RunRecord
 from lowland.report.summary import Row, chosen, summarize
 
+RIPE = 8  # epochs: that of lab/defaults.py, which needs torch
+
 
 def verdict(rows: Sequence[Row]) -> str:
     """The outcome in one sentence: who beats the baseline beyond the interval, and who does not."""
@@ -60,7 +62,7 @@ def notes(records: Sequence[RunRecord]) -> list[str]:
     if len(runs) < len(records):
         found.append(f"{len(records) - len(runs)} of {len(records)} runs repeat a method and seed; the latest counts.")
     finished = [r for r in runs if r.finished]
-    found += _uneven(finished) + _uncounted(finished)
+    found += _uneven(finished) + _uncounted(finished) + _short(finished)
     if len({tuple(sorted(map(str, r.machine.items()))) for r in finished}) > 1:
         found.append("The runs come from different machines or settings: their times do not compare.")
     if len({r.versions.get("torch") for r in finished}) > 1:
@@ -77,6 +79,17 @@ def _uneven(finished: Sequence[RunRecord]) -> list[str]:
     fields = sorted({k for recipe in recipes for k in recipe if recipe[k] != usual.get(k)})
     others = sorted({r.method.text for r in finished if r.recipe != usual})
     return [f"The recipes of these runs differ in {listed(fields)}: {listed(others)} has its own."] if fields else []
+
+
+def _short(finished: Sequence[RunRecord]) -> list[str]:
+    """That recipes hold methods back in short trainings."""
+    lengths = [r.end.epochs for r in finished if r.end is not None and r.method.key != "plain"]
+    if not lengths or min(lengths) >= RIPE:
+        return []
+    return [
+        f"Trainings of less than {RIPE} epochs are short: there the recipes take a smaller radius, with the cube of "
+        "the length, unless you give rho."
+    ]
 
 
 def _uncounted(finished: Sequence[RunRecord]) -> list[str]:

@@ -52,7 +52,7 @@ def test_the_tables_name_fields_that_there_are(model: str) -> None:
 def test_a_short_training_weakens_every_method() -> None:
     assert training(8).strength == training(200).strength == 1.0
     assert training(2).strength == pytest.approx(1 / 64)
-    assert method_defaults("sam", training(2)) == {"rho": pytest.approx(0.05 / 64)}
+    assert method_defaults("sam", training(2)) == {"rho": pytest.approx(0.05 / 64, rel=1e-3)}
     assert method_defaults("asam", training(4)) == {"rho": pytest.approx(0.5 / 8)}
     assert method_defaults("looksam", training(4)) == pytest.approx({"rho": 0.05 / 8, "alpha": 0.2 / 8})
     assert method_defaults("k-sam", training(4)) == pytest.approx({"rho": 0.05 / 8, "k": 1 - 0.5 / 8})
@@ -66,7 +66,7 @@ def test_what_a_short_training_gets_can_be_made(method: str) -> None:
     shortest = Training(model="resnet20", steps=1, steps_per_epoch=391, examples=50_000, lr=0.2)
     made = make(method, fill=lambda key: method_defaults(key, shortest))
     for name, weakest in WEAKEST.get(method, {}).items():
-        assert getattr(made, name) == pytest.approx(weakest, abs=1e-4)
+        assert getattr(made, name) == pytest.approx(weakest, abs=2e-3)
 
 
 def test_what_the_user_gives_stays_as_it_is() -> None:

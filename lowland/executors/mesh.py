@@ -1,0 +1,285 @@
+"""Probes divided over groups of devices."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils import _pytree as pytree
+
+from lowland import modes, vec
+from lowland.errors import ArgumentError, BatchError, ParameterError, UsageError
+from lowland.executors.base import Executor, Work
+from lowland.executors.exchange import BUCKET, Exchange, all_gather
+from lowland.executors.local import Local, Pass
+from lowland.lagged import Lagged
+from lowland.probe import Probe, Reading
+
+MARKS = 1 << 40
+
+
+class Mesh(Executor):
+    """Answers the probes of one tuple at once, one on each group of a mesh, and gives every group all answers.
+
+    Gradients, losses and the statistics that probes have updated are shared in one exchange, which gives all ranks
+    the same bits: replicas stay equal, and any rank can evaluate or save. A probe asked alone is answered by every
+    group, and the answer of the first one counts.
+
+    Every group must be given the same batches.
+
+    Args:
+        group: The process group of a mesh dimension: one rank of every group of devices.
+        inner: Answers a probe inside a group; :class:`Local` by default.
+        bucket: Bytes in a bucket of the exchange, about.
+
+    Attributes:
+        width: The number of groups, which is how many probes are answered at once.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, inner: Executor | None = None, *, bucket: int = BUCKET) -> None:
+        self.group, self.inner, self.bucket = group, inner or Local(), bucket
+        self.rank, self.width = dist.get_rank(group), dist.get_world_size(group)
+        self._exchange: Exchange | None = None
+        self._lagged = Lagged()
+        self._sum = torch.zeros((), dtype=torch.float64)
+        self._most = 0
+        self._warned = False
+
+    @property
+    def sent(self) -> int:
+        """Bytes that this rank has given into exchanges so far."""
+        return 0 if self._exchange is None else self._exchange.bytes
+
+    @property
+    def waited(self) -> float:
+        """Seconds for which exchanges were not hidden behind backward."""
+        return 0.0 if self._exchange is None else self._exchange.waited
+
+    def begin(self, batch: Any) -> None:
+        """A step on ``batch`` begins."""
+        self._most = 0
+        leaves = [t for t in pytree.tree_leaves(batch) if isinstance(t, Tensor)]
+        device = leaves[0].device if leaves else torch.device("cpu")
+        sums = [t.sum(dtype=torch.float64) for t in leaves if not t.is_complex()]
+        self._sum = torch.stack(sums).sum() if sums else torch.zeros((), dtype=torch.float64, device=device)
+
+    def end(self) -> None:
+        """The step is complete."""
+        if self._warned or self._most >= self.width:
+            return
+        self._warned = True
+        if self._most == 1:
+            warnings.warn(
+                f"the method asked for one probe at a time, so all {self.width} groups of the mesh computed the same; "
+                "SAMPa, AsyncSAM and mSAM ask for several at once, and other methods want these devices for data "
+                "parallelism",
+                stacklevel=2,
+            )
+        elif self._most:
+            warnings.warn(
+                f"the method asked for {self._most} probes at once, which keeps {self._most} of the mesh's "
+                f"{self.width} groups busy; give the probe dimension that size and the rest to data parallelism",
+                stacklevel=2,
+            )
+
+    def run(self, work: Work, probes: tuple[Probe, ...]) -> tuple[Reading, ...]:
+        """See :meth:`Executor.run`."""
+        readings: list[Reading] = []
+        for wave, seeds in self._waves(work, probes):
+            with self._shared(work, wave, seeds) as (number, share):
+                share(self.inner.run(work, (wave[number],))[0], readings)
+        return tuple(readings)
+
+    def passes(
+        self, work: Work, probes: tuple[Probe, ...], on_error: Any = None
+    ) -> Generator[Pass, None, tuple[Reading, ...]]:
+        """See :meth:`Executor.passes`: of the probes asked together, this rank's caller runs one."""
+        readings: list[Reading] = []
+        for wave, seeds in self._waves(work, probes):
+            if len(wave) > 1 and any(p.batch is None for p in wave):
+                raise UsageError("a mesh must know the batch; call engine.passes(batch)")
+            with self._shared(work, wave, seeds) as (number, share):
+                current = Pass(work, wave[number], on_error=on_error)
+                yield current
+                share(current.answer(), readings)
+        return tuple(readings)
+
+    def _waves(self, work: Work, probes: tuple[Probe, ...]) -> Iterator[tuple[tuple[Probe, ...], list[int]]]:
+        """As many probes as there are groups, with seeds for their random numbers: those of one device."""
+        self._most = max(self._most, len(probes))
+        seeds = work.seeds(len(probes)) if len(probes) > 1 and work.rng is None else []
+        for start in range(0, len(probes), self.width):
+            yield probes[start : start + self.width], seeds[start : start + self.width]
+
+    @contextmanager
+    def _shared(self, work: Work, wave: tuple[Probe, ...], seeds: list[int]) -> Iterator[tuple[int, Any]]:
+        """This rank's probe of a wave, and what takes its reading and appends those of all."""
+        if self._exchange is None:
+            self._exchange = Exchange(work.params, self.group, bucket=self.bucket)
+        exchange, number = self._exchange, self.rank % len(wave)
+        own = wave[number]
+        for probe in wave:
+            if probe is not own and probe.at is not None:
+                probe.at.clear()  # answered elsewhere: its memory is free
+        root = 0 if len(wave) == 1 else None
+        alone = work.replicas.ddp is None and not work.replicas.sharded and not work.replicas.own
+        size = _count(own.batch)
+        if own.grad and alone and (work.micro_batch is None or size <= work.micro_batch):
+            exchange.arm(work.scale(), root)
+        before = _Stats(work, wave)
+
+        def share(reading: Reading, readings: list[Reading]) -> None:
+            readings += self._gather(work, wave, number, root, reading, before)
+
+        try:
+            # Where probes differ in size, ranks would draw differently many random numbers and drift apart.
+            with modes.branch(work.device, seeds[number]) if seeds else nullcontext():
+                yield number, share
+        finally:
+            exchange.disarm()
+
+    def _gather(
+        self, work: Work, wave: tuple[Probe, ...], number: int, root: int | None, own: Reading, before: _Stats
+    ) -> list[Reading]:
+        assert self._exchange is not None
+        vectors = None
+        if any(p.grad for p in wave):
+            vectors = self._exchange.finish(vec.zeros(work.params) if own.grad is None else own.grad, root)
+        room = max(_count(p.batch) for p in wave)
+        losses = own.loss.new_zeros(room) if own.losses is None else own.losses
+        finite = torch.ones_like(own.loss) if work.finite is None else work.finite.to(own.loss.dtype)
+        mark = 0 if any(p.wrt is not None for p in wave) else hash(tuple(work.reached)) % MARKS
+        small = torch.cat(
+            [
+                own.loss.reshape(1).double(),
+                finite.reshape(1).double(),
+                self._sum.to(own.loss.device).reshape(1),
+                torch.full((1,), float(mark), dtype=torch.float64, device=own.loss.device),
+                torch.nn.functional.pad(losses.double(), (0, room - len(losses))),
+                before.flat(),
+            ]
+        )
+        everyone = small.new_empty(self.width * len(small))
+        all_gather(everyone, small, self.group).wait()
+        rows = everyone.view(self.width, -1)
+        self._compare(rows, number)
+        if work.finite is not None:
+            work.finite = rows[:, 1].min() > 0
+        before.settle(rows[:, 4 + room :])
+        found = []
+        for i, probe in enumerate(wave):
+            each = None if own.losses is None else rows[i, 4 : 4 + _count(probe.batch)].to(own.losses.dtype)
+            if root is None and i == self.rank:
+                found.append(Reading(own.loss, own.grad, own.losses))
+            else:
+                grad = vectors[i] if vectors is not None and probe.grad else None
+                found.append(Reading(rows[i, 0].to(own.loss.dtype), grad, each))
+        return found
+
+    def _compare(self, rows: Tensor, number: int) -> None:
+        """Whether all groups had the same batch and reached the same parameters, told one step later."""
+        known = self._lagged.swap("rows", rows[:, 2:4])
+        if known is None:
+            return
+        here = known[self.rank]
+        for rank, there in enumerate(known):
+            if abs(there[0] - here[0]) > 1e-9 * max(abs(there[0]), abs(here[0]), 1.0):
+                raise BatchError(
+                    "all groups of a mesh must be given the same batches, but in the step before, those of groups "
+                    f"{self.rank} and {rank} differed (their entries sum up to {here[0]:.9g} and {there[0]:.9g}); give "
+                    "both the same sampler: num_replicas and rank of the data dimension, one seed"
+                )
+            if there[1] != here[1]:
+                raise ParameterError(
+                    "all groups of a mesh must reach the same parameters, but in the step before, groups "
+                    f"{self.rank} and {rank} reached different ones; let the forward use the same layers on every rank"
+                )
+
+
+class _Stats:
+    """The running statistics that the probes of a wave update, and how they add up."""
+
+    def __init__(self, work: Work, wave: tuple[Probe, ...]) -> None:
+        self.updated = [i for i, p in enumerate(wave) if p.stats]
+        norms = [m for m in work.model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
+        seen = [m for m in norms if m.training and m.track_running_stats] if self.updated else []
+        # Each buffer with its layer's momentum.
+        self.parts = [(b, m.momentum) for m in seen for b in (m.running_mean, m.running_var) if b is not None]
+        self.counts = [m.num_batches_tracked for m in seen if m.num_batches_tracked is not None]
+        self.device = work.device
+        self.before = [b.clone() for b, _ in self.parts] if len(self.updated) > 1 else []
+
+    def flat(self) -> Tensor:
+        """The statistics after this rank's probe, as doubles."""
+        found = [b.reshape(-1).double() for b, _ in self.parts] + [c.reshape(1).double() for c in self.counts]
+        return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64, device=self.device)
+
+    @torch.no_grad()
+    def settle(self, rows: Tensor) -> None:
+        """What the statistics would be, had one device answered all probes in their order.
+
+        Args:
+            rows: Those of every rank of the group.
+        """
+        place = 0
+        for k, (buffer, momentum) in enumerate(self.parts):
+            there = rows[:, place : place + buffer.numel()]
+            place += buffer.numel()
+            if len(self.updated) == 1:
+                buffer.copy_(there[self.updated[0]].view(buffer.shape))
+                continue
+            if momentum == 0:
+                continue
+            now = before = self.before[k].reshape(-1).double()
+            for order, i in enumerate(self.updated):
+                # Every update moves the statistics towards those of its batch, by a share that is known.
+                first = self._share(momentum, rows, i, 0)
+                seen = before + (there[i] - before) / first
+                now = now + (seen - now) * self._share(momentum, rows, i, order)
+            buffer.copy_(now.view(buffer.shape))
+        for count in self.counts:
+            # Every probe has counted itself.
+            count.copy_(rows[self.updated[0], place] + len(self.updated) - 1)
+            place += 1
+
+    def _share(self, momentum: float | None, rows: Tensor, i: int, order: int) -> float | Tensor:
+        if momentum is not None:
+            return momentum
+        last = rows[i, -1] if self.counts else torch.ones((), dtype=torch.float64)
+        return 1.0 / (last + order)  # a cumulative average
+
+
+def _count(batch: Any) -> int:
+    leaves = [t for t in pytree.tree_leaves(batch) if isinstance(t, Tensor)]
+    return leaves[0].shape[0] if leaves and leaves[0].dim() else 0
+
+
+def along(mesh: Any) -> dict[str, dist.ProcessGroup]:
+    """The process groups of a mesh by what their ranks share out: probes, or examples that the engine averages over.
+
+    Args:
+        mesh: A DeviceMesh. Its dimension "replicate" is averaged over; its other one, of any name, divides probes.
+
+    Raises:
+        ArgumentError: It is no mesh, or has dimensions for which a wrapper of the model is responsible.
+    """
+    if not hasattr(mesh, "get_group") or not hasattr(mesh, "ndim"):
+        raise ArgumentError(
+            f'mesh must be a torch DeviceMesh, but is {mesh!r}; make one: init_device_mesh("cuda", (2,), '
+            'mesh_dim_names=("probe",))'
+        )
+    names = mesh.mesh_dim_names or ("probe",) * mesh.ndim
+    kinds = ["replicate" if name == "replicate" else "probe" for name in names]
+    if len(set(kinds)) < len(kinds):
+        raise ArgumentError(
+            f'mesh must have one dimension for probes and at most one more, "replicate", but has {names}; give the '
+            'others to the model, as DistributedDataParallel(model, process_group=mesh["data"].get_group()) or '
+            'fully_shard(model, mesh=mesh["data"]), and pass mesh["probe"] here'
+        )
+    return {kind: mesh.get_group(dim) for dim, kind in enumerate(kinds)}

@@ -1,0 +1,55 @@
+"""Probes divided over two ranks give what one device gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conformance import method_of
+from problems import batch, loss_fn, net, sgd
+from ranks import on_ranks
+from torch.distributed.device_mesh import init_device_mesh
+
+import lowland
+
+TOGETHER = [
+    "sampa",
+    "sampa:lam=0",
+    "sampa:lookahead=raw",
+    "async-sam",
+    "micro-sam",
+    "micro-sam:m=3",
+    "late:start=2,inner=sampa",
+]
+
+
+def trained(text: str, count: int, kinds: dict[str, Any], dtype: torch.dtype, steps: int) -> dict[str, Any]:
+    """Train on a mesh of ``count`` groups, or on one device where that is 0."""
+    model = net(dtype=dtype, **kinds)
+    optimizer = sgd(model)
+    mesh = init_device_mesh("cpu", (count,), mesh_dim_names=("probe",)) if count else None
+    engine = lowland.Engine(method_of(text), model, optimizer, loss_fn, mesh=mesh)
+    torch.manual_seed(1)
+    losses = []
+    for step in range(steps):
+        losses.append(engine.backward(batch(step, size=8 if step % 3 else 11, dtype=dtype)))
+        optimizer.step()
+        optimizer.zero_grad()
+    return {"state": model.state_dict(), "losses": torch.stack(losses), "bytes": engine.cost.bytes}
+
+
+@pytest.mark.parametrize("text", TOGETHER)
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-10), (torch.float32, 1e-6)])
+@pytest.mark.parametrize("kinds", [{"norm": True}, {"odd": True, "dropout": 0.3}], ids=str)
+def test_a_mesh_of_two_is_one_device(text: str, dtype: torch.dtype, close: float, kinds: dict[str, Any]) -> None:
+    if "micro" in text:  # one device asks for its shards one by one, and so draws other masks
+        kinds = {**kinds, "dropout": 0.0}
+    torch.manual_seed(0)
+    expected = trained(text, 0, kinds, dtype, 20)
+    first, second = on_ranks(2, trained, text, 2, kinds, dtype, 20)
+    for name, value in expected["state"].items():
+        assert torch.equal(first["state"][name], second["state"][name]), name
+        torch.testing.assert_close(first["state"][name], value, rtol=close, atol=close)
+    torch.testing.assert_close(first["losses"], expected["losses"], rtol=close, atol=close)
+    assert torch.equal(first["losses"], second["losses"])

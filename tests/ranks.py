@@ -1,0 +1,98 @@
+"""Several ranks for tests: processes that stay, joined by gloo, and run functions by name."""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+PATIENCE = 60.0  # seconds
+
+_pools: dict[int, Ranks] = {}
+
+
+class RankError(AssertionError):
+    """A function failed on a rank."""
+
+
+class Ranks:
+    """``count`` processes of one gloo group."""
+
+    def __init__(self, count: int) -> None:
+        context = get_context("spawn")
+        self.pipes: list[Connection] = []
+        self.processes = []
+        with tempfile.NamedTemporaryFile(delete=False) as meeting:
+            pass
+        os.unlink(meeting.name)
+        for rank in range(count):
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(there, rank, count, meeting.name, sys.path), daemon=True)
+            process.start()
+            self.pipes.append(here)
+            self.processes.append(process)
+
+    def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        for pipe in self.pipes:
+            pipe.send((function.__module__, function.__qualname__, args))
+        answers = []
+        for rank, pipe in enumerate(self.pipes):
+            if not pipe.poll(PATIENCE):
+                self.end()
+                raise RankError(f"rank {rank} gave no answer to {function.__name__} in {PATIENCE:.0f} s")
+            answers.append(pipe.recv())
+        failed = [f"rank {rank}: {text}" for rank, (ok, text) in enumerate(answers) if not ok]
+        if failed:
+            self.end()  # collectives may be half done
+            raise RankError("\n".join(failed))
+        return [value for _, value in answers]
+
+    def end(self) -> None:
+        for process in self.processes:
+            process.kill()
+        for count, pool in list(_pools.items()):
+            if pool is self:
+                del _pools[count]
+
+
+def on_ranks(count: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+    """What ``function(*args)`` returns on each of ``count`` ranks; it must be at the top of its module."""
+    if count not in _pools:
+        _pools[count] = Ranks(count)
+    return _pools[count].run(function, *args)
+
+
+@atexit.register
+def _end() -> None:
+    for pool in list(_pools.values()):
+        pool.end()
+
+
+def _serve(pipe: Connection, rank: int, count: int, meeting: str, path: list[str]) -> None:
+    sys.path[:] = path
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=count, timeout=timedelta(seconds=PATIENCE)
+    )
+    while True:
+        try:
+            module, name, args = pipe.recv()
+        except EOFError:
+            return
+        torch.manual_seed(0)
+        try:
+            pipe.send((True, getattr(importlib.import_module(module), name)(*args)))
+        except BaseException:
+            pipe.send((False, traceback.format_exc()))
