@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from lowland import shards
+from lowland.errors import RankError
+from lowland.lagged import read
 from lowland.vec import Vec
 
 
@@ -40,6 +43,69 @@ def total(x: Tensor, groups: Sequence[dist.ProcessGroup]) -> Tensor:
     for group in groups:
         dist.all_reduce(x, group=group)
     return x
+
+
+def agree(what: Mapping[str, Any], groups: Sequence[dist.ProcessGroup]) -> None:
+    """Refuse to go on if ranks differ, before a collective of one of them waits for what never comes.
+
+    Args:
+        what: Named values that must be equal on all ranks; compared and shown by ``repr``.
+        groups: The ranks.
+
+    Raises:
+        RankError: They differ; on all ranks.
+    """
+    for group in groups:
+        mine = {name: repr(value) for name, value in what.items()}
+        everyone: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(everyone, mine, group=group)
+        ranks = dist.get_process_group_ranks(group)
+        for rank, theirs in zip(ranks, everyone, strict=True):
+            for name in {**everyone[0], **theirs}:
+                there, first = theirs.get(name, "nothing"), everyone[0].get(name, "nothing")
+                if there != first:
+                    raise RankError(
+                        f"{name} must be the same on all ranks, but is {_short(there, first)} on rank {rank} and "
+                        f"{_short(first, there)} on rank {ranks[0]}; start all ranks with the same command and data"
+                    )
+
+
+def same_bits(tensors: Mapping[str, Tensor], group: dist.ProcessGroup) -> None:
+    """Refuse to go on if a tensor has other bits on another rank. It costs one pass over them, and waits for it.
+
+    Args:
+        tensors: By name; of a DTensor, the local shard is compared.
+        group: Ranks that must hold the same.
+
+    Raises:
+        RankError: A tensor differs; on all ranks.
+    """
+    marks = torch.stack([_mark(t) for t in shards.local(list(tensors.values()))])  # (number of tensors,)
+    everyone = [torch.empty_like(marks) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(everyone, marks, group=group)
+    ranks = dist.get_process_group_ranks(group)
+    for rank, theirs in zip(ranks, everyone, strict=True):
+        for name, differs in zip(tensors, read(theirs != everyone[0]), strict=True):
+            if differs:
+                raise RankError(
+                    f"replicas must be equal, but {name} has other bits on rank {rank} than on rank {ranks[0]}; "
+                    "initialize them with the same seed, and give all groups the same batches"
+                )
+
+
+@torch.no_grad()
+def _mark(t: Tensor) -> Tensor:
+    """A sum over the bits, shape ``()``; where neighbors swap it changes, too."""
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = t.detach().contiguous().reshape(-1).view(kinds[t.element_size()]).long()
+    return (bits * (torch.arange(len(bits), device=bits.device) % 8191 + 1)).sum()
+
+
+def _short(text: str, other: str) -> str:
+    """A text from where it begins to differ, if it is long."""
+    same = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
+    start = max(0, same - 20) if len(text) > 80 else 0
+    return ("…" if start else "") + text[start : start + 80] + ("…" if len(text) > start + 80 else "")
 
 
 def _parts(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

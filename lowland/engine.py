@@ -49,9 +49,8 @@ class Engine:
             overrides the method's; 0 leaves the group unperturbed.
         loss_fn: ``(model, batch) -> loss`` of shape ``(B,)``, one per example, or ``()``, their mean. It may be
             None where the caller runs forward and backward: see :meth:`passes`.
-        mesh: A one-dimensional ``DeviceMesh`` over whose groups the probes of a step are divided, such as
-            ``mesh["probe"]``; a dimension named "replicate" is one over which the engine averages gradients, where no
-            wrapper of the model does.
+        mesh: A ``DeviceMesh`` over whose groups the probes of a step are divided, such as ``mesh["probe"]``; over a
+            dimension named "replicate" the engine averages gradients, where no wrapper of the model does.
         executor: Where probes are answered; by default one after the other, here.
         scaler: A ``torch.amp.GradScaler``. ``.grad`` comes out scaled, as its ``unscale_`` and ``step`` expect. An
             overflow in any pass makes all of it NaN, so that the scaler skips the step; vectors in memory stay as they
@@ -101,8 +100,7 @@ class Engine:
         self._parameters = Parameters(model, self.optimizer, allow_low_precision=allow_low_precision)
         self.params, self.names = self._parameters.vec, self._parameters.names
         groups = {} if mesh is None else along(mesh)
-        if "probe" in groups:
-            executor = Mesh(groups["probe"], executor)
+        executor = Mesh(groups["probe"], executor) if "probe" in groups else executor
         self.executor = executor if isinstance(executor, Counted) else Counted(executor)
         replicas = Replicas(model, self.params, groups.get("replicate"))
         self.work = Work(
@@ -114,6 +112,8 @@ class Engine:
         self.table_keys = [k for k, v in self.memory.items() if isinstance(v, Tensor)]
         self._under_way = False
         method.meet(self)
+        if groups or replicas.groups:
+            replicas.check({"method": method, "rng": rng, "seed": seed}, self.names, list(groups.values()))
 
     @property
     def width(self) -> int:

@@ -10,6 +10,7 @@
     ├── ParameterError (ValueError)      parameters that model, optimizer and method do not agree on
     ├── StateError (RuntimeError)        a state that does not fit what it is loaded into, or is damaged
     ├── UsageError (RuntimeError)        calls in an order, or through a door, that would give a wrong gradient
+    ├── RankError (RuntimeError)         ranks that do not agree on what they are doing
     ├── DataError (RuntimeError)         data files that are missing or not what they should be
     └── MissingExtraError (ImportError)  an optional dependency is not installed
 
@@ -59,6 +60,10 @@ class StateError(LowlandError, RuntimeError):
 
 class UsageError(LowlandError, RuntimeError):
     """Calls in an order, or through a door, that would give a wrong gradient."""
+
+
+class RankError(LowlandError, RuntimeError):
+    """Ranks that do not agree on what they are doing."""
 
 
 class DataError(LowlandError, RuntimeError):

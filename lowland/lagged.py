@@ -1,7 +1,8 @@
 """Device scalars read on the host one call later.
 
-The only place in the core that reads a device value. What it reads was computed at least one step ago and its
-copy was started then, so that nothing waits; and the lag is fixed, so that all ranks decide alike.
+The only place in the core that reads a device value. What a step reads was computed at least one step ago and its
+copy was started then, so that nothing waits; and the lag is fixed, so that all ranks decide alike. Only checks of
+replicas, which are made outside of steps, wait for what they :func:`read`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,22 @@ class Replicas:
         self._params = params
         self._norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
         self._unsynced = self._passed = False
+
+    def check(self, what: Mapping[str, Any], names: Sequence[str], mirrors: Sequence[dist.ProcessGroup]) -> None:
+        """Refuse ranks that were made differently.
+
+        Args:
+            what: Named values that must be the same on all ranks.
+            names: The names of the parameters.
+            mirrors: Groups whose ranks must also hold the same weights, and nobody has seen to that.
+
+        Raises:
+            RankError: They differ; on all ranks.
+        """
+        shapes = {f"parameter {n}": tuple(p.shape) for n, p in zip(names, self._params, strict=True)}
+        collectives.agree({"number of parameters": len(names), **what, **shapes}, [*mirrors, *self.groups])
+        for group in mirrors:
+            collectives.same_bits(dict(zip(names, self._params, strict=True)), group)
 
     def begin(self) -> None:
         """A step begins.

@@ -41,6 +41,12 @@ def like(whole: Sequence[Tensor], found: Sequence[Tensor]) -> list[Tensor]:
     return [_placed(t, f) if is_sharded(t) else f for t, f in zip(whole, found, strict=True)]
 
 
+def whole(t: Tensor) -> Tensor:
+    """All of a tensor on every rank. All ranks that hold shards of it call this."""
+    full: Tensor = t.full_tensor() if is_sharded(t) else t  # type: ignore[attr-defined]
+    return full
+
+
 def _placed(t: Any, found: Tensor) -> Tensor:
     placed: Tensor = type(_data(t)).from_local(
         found, t.device_mesh, t.placements, run_check=False, shape=t.shape, stride=t.stride()

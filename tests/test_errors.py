@@ -27,7 +27,7 @@ from lowland.methods import make
 
 def test_all_errors_have_one_ancestor_and_a_built_in_one():
     kinds = [k for _, k in inspect.getmembers(errors, inspect.isclass) if issubclass(k, Exception)]
-    assert len(kinds) == 10
+    assert len(kinds) == 11
     for kind in kinds:
         assert issubclass(kind, LowlandError)
         assert kind is LowlandError or issubclass(kind, ValueError | RuntimeError | ImportError)
@@ -181,7 +181,7 @@ ARGUMENTS = {
     "method class": (lambda m, o: Engine(SAM, m, o), "method must be a Method, but is .*; pass a value such as SAM"),
     "method text": (lambda m, o: Engine("sam", m, o), "method must be a Method, but is 'sam'; pass a value"),
     "model": (lambda m, o: Engine(SAM(), m.forward, o), "model must be a torch.nn.Module, but is a method; pass the"),
-    "mesh": (lambda m, o: Engine(SAM(), m, o, mesh=object()), "mesh must be None: this version runs on one device"),
+    "mesh": (lambda m, o: Engine(SAM(), m, o, mesh=object()), "mesh must be a torch DeviceMesh, but is <object"),
     "micro_batch": (
         lambda m, o: Engine(SAM(), m, o, micro_batch=0),
         "micro_batch must be an integer >= 1, but is 0; None",

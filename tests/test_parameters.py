@@ -279,12 +279,3 @@ def test_a_parameter_added_or_unfrozen_later_is_refused():
     with pytest.raises(ParameterError, match=message):
         engine.backward(torch.randn(4, 3))
     assert engine.step == 2
-
-
-def test_distributed_data_parallel_is_refused():
-    # A process group is not needed to see that the wrapper is recognized.
-    wrapped = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
-    nn.Module.__init__(wrapped)
-    wrapped.module = network()
-    with pytest.raises(ParameterError, match=r"must not be wrapped in DistributedDataParallel.*pass model\.module"):
-        Parameters(wrapped, sgd(wrapped.parameters()))

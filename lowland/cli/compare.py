@@ -10,6 +10,7 @@ from rich.console import Console
 
 from lowland.cli.display import display
 from lowland.cli.options import Options, command
+from lowland.distributed import ranks
 from lowland.lab.compare import compare, expand, grid
 from lowland.report import LEGEND, notes, read_all, rich_table, statement, summarize, verdict, write_page
 
@@ -36,6 +37,8 @@ class Compare(Options):
         runs = grid(base, methods, self.seeds)
         with display(console, len(runs)) as shown:
             folders = compare(runs, self.out, shown, command=command(argv))
+        if ranks()[0] > 0:
+            return 0  # the first rank reports
         records = read_all(folders)
         rows = summarize(records)
         noise = f"-{base.noise_kind}{base.noise:g}" if base.noise else ""

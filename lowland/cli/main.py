@@ -11,7 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Annotated, Any, Union
 
@@ -42,8 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LowlandError as error:
         if os.environ.get("LOWLAND_DEBUG"):
             raise
-        print(f"lowland: error: {error}", file=sys.stderr)
+        print(f"lowland: {_who()}error: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if "gloo" not in str(error) or os.environ.get("LOWLAND_DEBUG"):
+            raise
+        reason = str(error).splitlines()[0]
+        print(f"lowland: {_who()}error: another rank is gone, or too late ({reason})", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:  # before there was anything to stop
         return 128 + signal.SIGINT
 
@@ -55,14 +61,18 @@ def _dispatch(argv: Sequence[str]) -> int:
     import tyro
     from rich.console import Console
 
+    from lowland.cli.options import Options
+    from lowland.distributed import ranks, world
     from lowland.lab.interrupt import Stopped
 
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
     chosen: Any = tyro.cli(_commands(argv), prog="lowland", description=DESCRIPTION, args=list(argv), config=config)
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, quiet=ranks()[0] > 0)
     with _readable_warnings(Console(stderr=True)):
         try:
-            return int(chosen.run(console, argv))
+            # Several runs of one command share the ranks.
+            with world(chosen.mesh, chosen.device) if isinstance(chosen, Options) else nullcontext():
+                return int(chosen.run(console, argv))
         except Stopped as stop:
             return _stopped(chosen, argv, stop.signum)
         except KeyboardInterrupt as stop:
@@ -94,10 +104,17 @@ def _commands(argv: Sequence[str]) -> Any:
     ]
 
 
+def _who() -> str:
+    """The rank, where there are several."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return f"rank {os.environ.get('RANK', '0')}: " if several else ""
+
+
 def _stopped(chosen: Any, argv: Sequence[str], signum: int) -> int:
     name = signal.Signals(signum).name
     again = chosen.resumption(argv) if hasattr(chosen, "resumption") else ["lowland", *argv]
-    print(f"lowland: stopped by {name}; to go on: {shlex.join(again)}", file=sys.stderr)
+    if _who() in ("", "rank 0: "):
+        print(f"lowland: stopped by {name}; to go on: {shlex.join(again)}", file=sys.stderr)
     return 128 + signum
 
 

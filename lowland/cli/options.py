@@ -29,6 +29,10 @@ class Options:
         out: Folder for the runs, one folder each.
         threads: CPU threads, >= 1; left out, PyTorch's choice.
         device: cpu, cuda, or auto for a GPU where there is one.
+        mesh: How the ranks that torchrun starts share the work, such as probe=2,data=2: probe divides the gradients of
+            a step, data every batch, replicate every batch for a method that perturbs in each group for itself; left
+            out, every batch is divided. A single process computes the same without ranks.
+        shard: Divide the weights over the data dimension, with fully_shard, instead of a copy on every rank.
         tensorboard: Write TensorBoard event files, too.
         checkpoint_every: Steps from checkpoint to checkpoint, >= 1; left out, half a minute.
         recipe: Optimizer and schedule; the defaults are those of task and model.
@@ -44,6 +48,8 @@ class Options:
     out: Path = Path("runs")
     threads: int | None = None
     device: str = "auto"
+    mesh: str | None = None
+    shard: bool = False
     tensorboard: bool = False
     checkpoint_every: int | None = None
     recipe: Recipe
@@ -62,6 +68,8 @@ class Options:
             data=self.data,
             threads=self.threads,
             device=self.device,
+            mesh=self.mesh,
+            shard=self.shard,
             tensorboard=self.tensorboard,
             checkpoint_every=self.checkpoint_every,
         )

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from lowland import checks
+from lowland.distributed import told
 from lowland.errors import ArgumentError, ParameterError, UsageError
 from lowland.lab.budget import Budget, Kind
 from lowland.lab.clock import Clock
@@ -151,7 +152,7 @@ def budget(kind: Kind, limit: float | None, base: RunConfig, out: Path) -> Budge
         return Budget(kind=kind, limit=steps)
     timed = replace(base, method="plain", budget=Budget(kind=kind, limit=1.0))
     found = _recorded_limit(timed, out)
-    return Budget(kind=kind, limit=found or float(f"{steps * _plain_step(timed):.3g}"))
+    return Budget(kind=kind, limit=told(found or float(f"{steps * _plain_step(timed):.3g}")))
 
 
 def _check_folder(config: RunConfig, folder: Path) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from lowland import checks
-from lowland.errors import ArgumentError, StateError
+from lowland.distributed import World, parse, place
+from lowland.errors import StateError
 from lowland.geometry import Geometry
 from lowland.lab.budget import Budget
 from lowland.lab.recipes import Recipe
@@ -25,8 +26,11 @@ from lowland.lab.tasks import NoiseKind
 from lowland.method import Method
 from lowland.methods import GEOMETRIES, key_of
 
-IDENTITY = ("task", "model", "seed", "method", "recipe", "noise", "budget", "device", "threads")
-"""The fields of a config line that decide the trajectory; two runs that share them are the same run."""
+IDENTITY = ("task", "model", "seed", "recipe", "noise", "budget", "method", "device", "threads")
+"""The fields of a config line that decide the trajectory; two runs that share them are the same run.
+
+The method comes after what its defaults depend on, so that of two runs the cause of a difference is named first.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,9 @@ class RunConfig:
         data: Folder of the data files; None is the environment variable ``LOWLAND_DATA``.
         threads: Of PyTorch on the CPU, >= 1; None leaves its choice.
         device: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
+        mesh: How the ranks that torchrun starts share the work, such as ``probe=2,data=2``; None divides every batch.
+            On a single process it changes nothing.
+        shard: Whether ``fully_shard`` divides the weights over the data dimension; otherwise every rank has all.
         tensorboard: Whether to write event files.
         checkpoint_every: Steps between checkpoints, >= 1; None saves by the clock, twice a minute.
         keep: Checkpoints kept, >= 1.
@@ -61,12 +68,16 @@ class RunConfig:
     data: Path | None = None
     threads: int | None = None
     device: str = "auto"
+    mesh: str | None = None
+    shard: bool = False
     tensorboard: bool = False
     checkpoint_every: int | None = None
     keep: int = 2
 
     def __post_init__(self) -> None:
         checks.whole("seed", self.seed, 0, "number seeds from 0")
+        if self.mesh is not None:
+            parse(self.mesh)
         checks.whole("keep", self.keep, 1, "2 survives a damaged checkpoint")
         if self.checkpoint_every is not None:
             checks.whole("checkpoint_every", self.checkpoint_every, 1, "None saves by the clock")
@@ -81,20 +92,12 @@ class RunConfig:
 
     def on(self) -> torch.device:
         """The device this run trains on."""
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            device = torch.device(self.device)
-        except RuntimeError:
-            device = None
-        if device is None or device.type not in ("cpu", "cuda"):
-            raise ArgumentError(f"device must be cpu, cuda or auto, but is {self.device!r}; choose one of these")
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ArgumentError(f"device must be one that is here, but {self.device!r} is not; choose cpu or auto")
-        return device
+        return place(self.device)
 
 
-def config_line(config: RunConfig, method: Method, *, steps_per_epoch: int, command: Sequence[str]) -> dict[str, Any]:
+def config_line(
+    config: RunConfig, method: Method, *, steps_per_epoch: int, command: Sequence[str], world: World | None = None
+) -> dict[str, Any]:
     """What the run file begins with."""
     device = config.on()
     line = {
@@ -121,7 +124,13 @@ def config_line(config: RunConfig, method: Method, *, steps_per_epoch: int, comm
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        "machine": {"device": device.type, "name": _machine(device), "threads": torch.get_num_threads()},
+        "machine": {
+            "device": device.type,
+            "name": _machine(device),
+            "threads": torch.get_num_threads(),
+            "ranks": world.size if world else 1,
+            "mesh": ",".join(f"{k}={v}" for k, v in world.sizes.items()) if world else "",
+        },
     }
     loaded: dict[str, Any] = json.loads(json.dumps(line))  # as it will be read back, so that lines compare
     return loaded

@@ -35,6 +35,8 @@ class Loader:
         device: Where the batches lie.
         channels_last: Whether inputs are laid out pixel by pixel, which convolutions in bf16 like.
         drop_last: Leave out every last batch that is not full.
+        share: Which part of every batch this rank gets, and into how many equal parts it is cut. Batches are made
+            whole and then cut, so that several ranks see what one would.
     """
 
     def __init__(
@@ -46,9 +48,15 @@ class Loader:
         device: str | torch.device = "cpu",
         channels_last: bool = False,
         drop_last: bool = False,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         checks.whole("batch_size", batch_size, 1, "take 64 or 128")
         count = len(task.train_targets)
+        if batch_size % share[1]:
+            raise ArgumentError(
+                f"batch_size must be a multiple of {share[1]}, the ranks that divide a batch, but is {batch_size}; "
+                f"take {batch_size // share[1] * share[1] or share[1]}"
+            )
         if drop_last and count < batch_size:
             raise ArgumentError(
                 f"batch_size must be <= {count}, the number of training examples, because only full batches "
@@ -56,6 +64,7 @@ class Loader:
             )
         self.task = task
         self.batch_size = batch_size
+        self.share = share
         self.seed = seed
         self.device = torch.device(device)
         self._format = torch.channels_last if channels_last else torch.contiguous_format
@@ -76,7 +85,8 @@ class Loader:
         order = order.to(self.device)
         for batch in range(start, self._steps):
             index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield self._batch(self._train, index, augment=epoch * self._steps + batch)
+            whole = self._batch(self._train, index, augment=epoch * self._steps + batch)
+            yield whole if self.share[1] == 1 else self._part(whole)
 
     def evaluation(self, batch_size: int = 1000, part: Literal["train", "test"] = "test") -> Iterator[Batch]:
         """All examples of a part once, in stored order, without augmentation."""
@@ -85,6 +95,11 @@ class Loader:
         source = self._train if part == "train" else self._test
         for index in torch.split(torch.arange(len(source[1]), device=self.device), batch_size):
             yield self._batch(source, index)
+
+    def _part(self, whole: Batch) -> Batch:
+        number, count = self.share
+        inputs, targets, index = (t.tensor_split(count)[number] for t in whole)
+        return inputs.clone(memory_format=torch.preserve_format), targets, index
 
     def _batch(self, source: tuple[Tensor, Tensor], index: Tensor, augment: int | None = None) -> Batch:
         inputs, targets = source[0][index], source[1][index]

@@ -38,14 +38,15 @@ def _loaded(name: str, data: Path | None, noise: float, kind: NoiseKind, seed: i
     return load(name, data=data, noise=noise, noise_kind=kind, noise_seed=seed)
 
 
-def loader_of(config: RunConfig, task: Task) -> Loader:
+def loader_of(config: RunConfig, task: Task, share: tuple[int, int] = (0, 1)) -> Loader:
     """The batches of a run, in the order that its seed gives.
 
     All are full, so that every step costs the same and a gradient means as much for a method that keeps a batch as
     for one that does not. What an epoch leaves out is drawn anew each time.
     """
     layout = config.recipe.channels_last
-    return Loader(task, config.recipe.batch_size, config.seed, device=config.on(), channels_last=layout, drop_last=True)
+    recipe, place = config.recipe, config.on()
+    return Loader(task, recipe.batch_size, config.seed, device=place, channels_last=layout, drop_last=True, share=share)
 
 
 def complete(config: RunConfig, steps_per_epoch: int, examples: int) -> Method:

@@ -75,6 +75,20 @@ class RunFile:
             self._file.close()
 
 
+class NoFile(RunFile):
+    """The run file of a rank that does not write."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, kind: str, **fields: Any) -> dict[str, Any]:
+        """The line that another rank writes."""
+        return {"kind": kind} | {k: _strict(v) for k, v in fields.items()}
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 def _lines(path: Path) -> list[dict[str, Any]]:
     try:
         texts = path.read_text(encoding="utf-8", errors="replace").split("\n")

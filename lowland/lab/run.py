@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,16 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowland.errors import StateError
+from lowland.distributed import Pulse, World, world
 from lowland.lab import checkpoint
 from lowland.lab.clock import Clock, typical
-from lowland.lab.config import RunConfig, config_line, now, refuse_other
+from lowland.lab.config import IDENTITY, RunConfig, config_line, now, refuse_other
 from lowland.lab.evaluate import cross_entropy, evaluate, fingerprint
 from lowland.lab.events import Events
 from lowland.lab.interrupt import Stopped, deferred
 from lowland.lab.loader import Loader
 from lowland.lab.prepare import complete, loader_of, task_of
-from lowland.lab.records import History, RunFile, history
+from lowland.lab.records import History, NoFile, RunFile, history
+from lowland.lab.resumption import changed_versions, check_held, mean_loss, restarted, seen_here
 from lowland.lab.tasks import Task
 from lowland.lab.trainer import Trainer, rehearse, settings
 from lowland.sharpness import m_sharpness
@@ -81,19 +84,21 @@ def train(
         StateError: The folder holds a run and ``resume`` is not set, or it holds another run.
         Stopped: SIGINT or SIGTERM came; a checkpoint has been written.
     """
-    held = history(folder)
-    task = task or task_of(config)
-    with settings(config):
-        loader = loader_of(config, task)
+    with world(config.mesh, config.device) as ranks, settings(config):
+        held = History(*ranks.tell(history(folder)))
+        task = task or task_of(config)
+        loader = loader_of(config, task, ranks.share)
         method = complete(config, len(loader), len(task.train_targets))
-        line = config_line(config, method, steps_per_epoch=len(loader), command=command)
+        line = config_line(config, method, steps_per_epoch=len(loader), command=command, world=ranks)
+        ranks.agree({name: line[name] for name in (*IDENTITY, "steps_per_epoch")})
+        line = ranks.tell(line)
         if held.config is not None:
-            _check_held(held.config, line, folder, resume=resume)
+            check_held(held.config, line, folder, resume=resume or restarted())
             if held.end is not None:
                 return held.end
-        with closing(_Run(config, folder, line, loader, lambda: Trainer(config, method, task))) as run:
+        with closing(_Run(config, folder, line, loader, lambda: Trainer(config, method, task, ranks), ranks)) as run:
             run.begin(held)
-            run.go(progress)
+            run.go(progress if ranks.first else None)
             return run.finish()
 
 
@@ -104,15 +109,22 @@ class _Run:
     file: RunFile
 
     def __init__(
-        self, config: RunConfig, folder: Path, line: dict[str, Any], loader: Loader, make: Callable[[], Trainer]
+        self,
+        config: RunConfig,
+        folder: Path,
+        line: dict[str, Any],
+        loader: Loader,
+        make: Callable[[], Trainer],
+        ranks: World,
     ) -> None:
+        self.ranks, self.pulse = ranks, Pulse(ranks)
         self.config, self.folder, self.line, self.loader, self.make = config, folder, line, loader, make
         self.clock = Clock(config.on())
         self.epoch = self.batch = self.examples = self.peak = 0
         self.losses = torch.zeros((), dtype=torch.float64, device=config.on())  # sum over the epoch so far
         self.gradients: list[float] = []  # cumulative, after every step
         self.score: dict[str, float] = {}
-        self.best = 0.0
+        self.best = self.seconds = 0.0  # the training time that all ranks go by
         self.events: Events | None = None
         self._told = self._saved = time.monotonic()
 
@@ -122,28 +134,30 @@ class _Run:
         """Open the run file, and go back to the last checkpoint or measure the memory of a fresh run."""
         self.trainer = self.make()  # an unknown model is refused before there is a folder
         damaged: list[str] = []
-        state = checkpoint.latest(self.folder, damaged.append)
-        if state is not None:
+        # The first rank looks, so that all go on from the same one.
+        path = self.ranks.tell(checkpoint.latest(self.folder, damaged.append) if self.ranks.first else None)
+        found = None if path is None else checkpoint.load(path, self.trainer.like, self.ranks)
+        if found is not None:
             # The run file may be gone or another one: what a checkpoint belongs to, it says itself.
-            refuse_other(state["config"], self.line, self.folder)
-        self.file = RunFile(self.folder, fresh=state is None)
-        if state is None:
+            refuse_other(found[0]["config"], self.line, self.folder)
+        self.file = RunFile(self.folder, fresh=found is None) if self.ranks.first else NoFile()
+        if found is None:
             self.file.write("config", **self.line, parameters=sum(p.numel() for p in self.trainer.engine.params))
             self.peak = rehearse(self.make, self.loader)
         else:
-            self._restore(state)
+            self._restore(*found)
             self.file.write("resumed", step=self.trainer.engine.step, time=now())
-            damaged += _changed_versions(held, self.line)
+            damaged += changed_versions(held, self.line) if self.ranks.first else []
         for message in damaged:
             self.file.write("warning", message=message)
             warnings.warn(message, LabWarning, stacklevel=2)
-        if self.config.tensorboard:
+        if self.config.tensorboard and self.ranks.first:
             self.events = Events(self.folder, self.trainer.engine.step)
 
     def finish(self) -> dict[str, Any]:
         """Judge the final weights and write the last line."""
         engine, clock = self.trainer.engine, self.clock
-        rise = m_sharpness(self.trainer.model, cross_entropy(), self._judged(), rho=RHO, m=M)
+        rise = m_sharpness(self.trainer.whole(), cross_entropy(), self._judged(), rho=RHO, m=M)
         return self.file.write(
             "end",
             epochs=self.epoch,
@@ -158,11 +172,12 @@ class _Run:
             forwards_per_step=(engine.cost.forwards - engine.cost.gradients) / engine.step,
             peak_memory=self.peak,
             m_sharpness=float(rise),
-            weights_sha256=fingerprint(self.trainer.model),
+            weights_sha256=fingerprint(self.trainer.whole()),
         )
 
     def close(self) -> None:
         """Close the files."""
+        self.pulse.close()
         if hasattr(self, "file"):
             self.file.close()
         if self.events is not None:
@@ -172,8 +187,8 @@ class _Run:
 
     def fraction(self) -> float:
         """How much of the budget is spent, in [0, 1]."""
-        engine, seconds = self.trainer.engine, self.clock.seconds
-        return self.config.budget.progress(steps=engine.step, gradients=engine.cost.gradients, seconds=seconds)
+        engine = self.trainer.engine
+        return self.config.budget.progress(steps=engine.step, gradients=engine.cost.gradients, seconds=self.seconds)
 
     def go(self, progress: Progress | None) -> None:
         """Train until the budget is spent or a signal comes."""
@@ -181,7 +196,7 @@ class _Run:
             while self.fraction() < 1 or self.batch:
                 self._rest_of_epoch(progress, signaled)
                 self._end_epoch()
-                self._stop_on(signaled())
+                self._listen(signaled())
         self._save()
 
     def _rest_of_epoch(self, progress: Progress | None, signaled: Callable[[], int | None]) -> None:
@@ -196,14 +211,14 @@ class _Run:
             self.examples += len(batch[1])
             self.losses += loss.double() * len(batch[1])
             self.gradients.append(self.trainer.engine.cost.gradients)
-            self._stop_on(signaled())
-            if self._due():
+            self._listen(signaled(), due=self._due())
+            if self.trainer.engine.step % (self.config.checkpoint_every or math.inf) == 0:
                 self._save()
             self._tell(progress, loss)
             self.clock.start()
 
     def _end_epoch(self) -> None:
-        model, precision, engine = self.trainer.model, self.config.recipe.precision, self.trainer.engine
+        model, precision, engine = self.trainer.whole(), self.config.recipe.precision, self.trainer.engine
         test = evaluate(model, self.loader.evaluation(), precision=precision)
         self.score = {"test_loss": test.loss, "test_accuracy": test.accuracy}
         self.best = max(self.best, test.accuracy)
@@ -212,7 +227,7 @@ class _Run:
             "epoch",
             epoch=self.epoch,
             step=engine.step,
-            train_loss=float(self.losses) / max(self.examples, 1),
+            train_loss=mean_loss(self.ranks, float(self.losses), self.examples),
             train_accuracy=evaluate(model, self._judged(), precision=precision).accuracy,
             **self.score,
             lr=self.trainer.optimizer.param_groups[0]["lr"],
@@ -240,56 +255,42 @@ class _Run:
     # Checkpoints
 
     def _due(self) -> bool:
-        every = self.config.checkpoint_every
-        if every is not None:
-            return self.trainer.engine.step % every == 0
-        return time.monotonic() - self._saved > SAVE_SECONDS
+        """Whether the clock says so; a number of steps is the same on all ranks without asking."""
+        return self.config.checkpoint_every is None and time.monotonic() - self._saved > SAVE_SECONDS
 
-    def _stop_on(self, signum: int | None) -> None:
-        if signum is not None:
+    def _listen(self, signum: int | None, *, due: bool = False) -> None:
+        """Do what any rank has been told, or what the first one finds due, at the same step on all ranks."""
+        first = self.ranks.first
+        told = [signum == signal.SIGINT, signum == signal.SIGTERM, due and first, self.clock.seconds * first]
+        interrupted, terminated, due_there, self.seconds = self.pulse.beat([float(t) for t in told])
+        if interrupted or terminated or due_there:
             self._save()
-            raise Stopped(signum, self.folder)
+        if interrupted or terminated:
+            raise Stopped(signal.SIGTERM if terminated else signal.SIGINT, self.folder)
 
     def _save(self) -> None:
         state = {
             "config": self.line,
-            "trainer": self.trainer.state_dict(),
-            "place": {"epoch": self.epoch, "batch": self.batch, "examples": self.examples, "peak": self.peak},
+            "trainer": self.trainer.state(),
+            "place": {"epoch": self.epoch, "batch": self.batch, "peak": self.peak},
             "score": self.score | {"best": self.best},
-            "losses": self.losses,
+            "seen": self.ranks.gather((float(self.losses), self.examples)),
             "seconds": self.clock.seconds,
             "laps": torch.tensor(self.clock.laps, dtype=torch.float64),
             "gradients": torch.tensor(self.gradients, dtype=torch.float64),
         }
-        checkpoint.save(self.folder, state, step=self.trainer.engine.step, keep=self.config.keep)
+        tensors, step = self.trainer.tensors(), self.trainer.engine.step
+        checkpoint.save(self.folder, state, tensors, step=step, keep=self.config.keep, world=self.ranks)
         self._saved = time.monotonic()
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.trainer.load_state_dict(state["trainer"])
+    def _restore(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        self.trainer.load(state["trainer"], tensors)
         for name, value in state["place"].items():
             setattr(self, name, value)
         self.score = dict(state["score"])
         self.best = self.score.pop("best")
-        self.losses = state["losses"].to(self.losses.device)
-        self.clock.seconds, self.clock.laps = state["seconds"], state["laps"].tolist()
+        losses, self.examples = seen_here(state["seen"], self.ranks)
+        self.losses.fill_(losses)
+        self.seconds = self.clock.seconds = state["seconds"]
+        self.clock.laps = state["laps"].tolist()
         self.gradients = state["gradients"].tolist()
-
-
-def _check_held(recorded: dict[str, Any], asked: dict[str, Any], folder: Path, *, resume: bool) -> None:
-    if not resume:
-        raise StateError(
-            f"out must be a folder without this run, but {folder} holds one; go on with --resume, "
-            "choose another --out, or remove that folder"
-        )
-    refuse_other(recorded, asked, folder)
-
-
-def _changed_versions(held: History, line: dict[str, Any]) -> list[str]:
-    """Warnings about what may change the bits of a resumed run without being part of its configuration."""
-    begun = held.config or line
-    return [
-        f"begun with {name} {begun[part].get(name)} and resumed with {line[part].get(name)}: the bits may differ from "
-        "an uninterrupted run"
-        for part, name in (("versions", "torch"), ("versions", "lowland"), ("machine", "threads"), ("machine", "name"))
-        if begun[part].get(name) != line[part].get(name)
-    ]

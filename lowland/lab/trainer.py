@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, count, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from lowland.distributed import World
 from lowland.engine import Engine
 from lowland.lab import models
+from lowland.lab.checkpoint import ALONE
 from lowland.lab.config import RunConfig
 from lowland.lab.evaluate import cross_entropy
 from lowland.lab.loader import Loader
@@ -19,6 +22,7 @@ from lowland.lab.memory import meter
 from lowland.lab.recipes import lr_at, make_optimizer
 from lowland.lab.tasks import Task
 from lowland.lab.tasks.streams import derived
+from lowland.lab.wrapped import Whole, plain_state, wrap
 from lowland.method import Method
 
 REHEARSED = 6  # steps: a cycle of LookSAM(k=5) and the refresh after it
@@ -31,9 +35,11 @@ class Trainer:
         config: The run.
         method: Its method, complete.
         task: Its task.
+        world: The ranks that train together; by default this process alone.
 
     Attributes:
-        model: In training mode.
+        model: As this rank trains it, in training mode.
+        whole: Gives the unwrapped model with all its weights, for evaluation.
         optimizer: The base optimizer.
         engine: The method at work.
 
@@ -42,16 +48,25 @@ class Trainer:
         UsageError: The method cannot work with this optimizer.
     """
 
-    def __init__(self, config: RunConfig, method: Method, task: Task) -> None:
-        recipe, self.device = config.recipe, config.on()
-        self.recipe = recipe
-        model = models.build(config.model, shape=task.shape, classes=task.classes, seed=config.seed)
-        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-        self.model: nn.Module = model.to(device=self.device, memory_format=layout).train()  # type: ignore[call-overload]
+    def __init__(self, config: RunConfig, method: Method, task: Task, world: World = ALONE) -> None:
+        recipe, self.device, self.world = config.recipe, config.on(), world
+        self.recipe, self._seed = recipe, config.seed
+        sharded = config.shard and world.along("data") is not None
+        # fully_shard refuses parameters that are not contiguous
+        layout = torch.channels_last if recipe.channels_last and not sharded else torch.contiguous_format
+
+        def build() -> nn.Module:
+            made = models.build(config.model, shape=task.shape, classes=task.classes, seed=config.seed)
+            placed: nn.Module = made.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
+            return placed.train()
+
+        self.model = wrap(build(), world, shard=config.shard)
+        self.whole = Whole(self.model, build)
         self.optimizer = make_optimizer(recipe, self.model)
         loss_fn = cross_entropy(precision=recipe.precision, label_smoothing=recipe.label_smoothing)
-        self.engine = Engine(method, self.model, self.optimizer, loss_fn, seed=config.seed)
-        torch.manual_seed(derived(config.seed, "training"))  # what dropout draws from
+        mesh = world.along("probe", "replicate")
+        self.engine = Engine(method, self.model, self.optimizer, loss_fn, mesh=mesh, seed=config.seed)
+        torch.manual_seed(self._dropout_seed(0))
 
     def step(self, batch: Any, progress: float) -> Tensor:
         """One step at the learning rate that belongs to this progress; returns the loss, shape ()."""
@@ -64,24 +79,101 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return loss
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that decides the steps to come, the random numbers included."""
+    def tensors(self) -> dict[str, Tensor]:
+        """Model, optimizer state and the method's vectors by name; DTensors where they are sharded."""
+        found = {f"model/{n}": t for n, t in plain_state(self.model).items()}
+        for name, p in self._named():
+            held = self.optimizer.state.get(p, {})
+            found |= {f"optimizer/{name}/{k}": v for k, v in held.items() if isinstance(v, Tensor)}
+        for key, vector in self.engine.state_dict()["vectors"].items():
+            found |= {f"engine/{key}/{n}": t for n, t in vector.items()}
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """All else that decides the steps to come, of all ranks; all of them call this."""
+        engine = self.engine.state_dict()
+        del engine["vectors"]
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        own = {"share": self.world.share[0], "values": engine.pop("values"), "rng": torch.get_rng_state(), "cuda": cuda}
+        by_share = {each["share"]: each for each in reversed(self.world.gather(own))}
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "engine": self.engine.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "engine": engine,
+            "optimizer": [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups],
+            "shares": [by_share[number] for number in sorted(by_share)],
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
-        self.model.load_state_dict(state_dict["model"])
-        self.optimizer.load_state_dict(state_dict["optimizer"])
-        self.engine.load_state_dict(state_dict["engine"])
-        torch.set_rng_state(state_dict["rng"])
-        if state_dict["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(state_dict["cuda_rng"], self.device)
+    def like(self, name: str, size: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Where a saved tensor of this name is read into: a DTensor where the parameter is one."""
+        for parameter, p in {**plain_state(self.model), **dict(self._named())}.items():
+            if p.shape == size and (name.endswith(f"/{parameter}") or f"/{parameter}/" in name):
+                return torch.empty_like(p, dtype=dtype, requires_grad=False)
+        return torch.empty(size, dtype=dtype)
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Go on where :meth:`state` and :meth:`tensors` were taken, maybe on another number of ranks."""
+        for name, t in plain_state(self.model).items():
+            t.copy_(tensors[f"model/{name}"])
+        for group, saved in zip(self.optimizer.param_groups, state["optimizer"], strict=True):
+            group.update(saved)
+        self.optimizer.state.clear()
+        vectors: dict[str, dict[str, Tensor]] = {key: {} for key in self.engine.vector_keys}
+        for name, p in self._named():
+            for path, t in tensors.items():
+                kind, key, owner = _place(path, name)
+                if kind == "optimizer" and owner:
+                    self.optimizer.state[p][key] = t
+                elif kind == "engine" and owner:
+                    vectors[key][name] = t
+        number, count = self.world.share
+        values = reshared([each["values"] for each in state["shares"]], number, count)
+        self.engine.load_state_dict({**state["engine"], "vectors": vectors, "values": values})
+        if number < len(state["shares"]):
+            torch.set_rng_state(state["shares"][number]["rng"])
+            if state["shares"][number]["cuda"] is not None and self.device.type == "cuda":
+                torch.cuda.set_rng_state(state["shares"][number]["cuda"], self.device)
+        else:  # this share was not there; what it draws is anyone's choice, but its own
+            torch.manual_seed(self._dropout_seed(self.engine.step))
+
+    def _named(self) -> list[tuple[str, Any]]:
+        return list(zip(self.engine.names, self.engine.params, strict=True))
+
+    def _dropout_seed(self, step: int) -> int:
+        """Ranks that see other examples drop other units; those that see the same drop the same."""
+        place = ("training",) if self.world.share[0] == step == 0 else ("training", *self.world.share, step)
+        return derived(self._seed, *place)
+
+
+def _place(path: str, name: str) -> tuple[str, str, bool]:
+    """Of what kind a saved tensor is, under which key, and whether it belongs to the parameter ``name``."""
+    kind, _, rest = path.partition("/")
+    if kind == "optimizer":
+        return kind, rest.removeprefix(f"{name}/"), rest.startswith(f"{name}/") and "/" not in rest[len(name) + 1 :]
+    key = rest.removesuffix(f"/{name}")
+    return kind, key, rest.endswith(f"/{name}")
+
+
+def reshared(shares: Sequence[dict[str, Any]], number: int, count: int) -> dict[str, Any]:
+    """A method's values for one of ``count`` shares of a batch, from those of as many as there were.
+
+    A batch that is held back is put together and cut anew. Sums over examples, as AUSAM has them, add up.
+    """
+    if len(shares) == count:
+        return dict(shares[number])
+
+    def cut(*leaves: Any) -> Any:
+        if not isinstance(leaves[0], Tensor):
+            return leaves[0]
+        return torch.cat(leaves).tensor_split(count)[number]
+
+    found = {}
+    for key, value in shares[0].items():
+        each = [share[key] for share in shares]
+        if isinstance(value, Tensor):
+            found[key] = torch.stack(each).sum(0)
+        else:
+            found[key] = pytree.tree_map(cut, *each)
+    return found
 
 
 def rehearse(make: Callable[[], Trainer], loader: Loader, steps: int = REHEARSED) -> int:

@@ -129,7 +129,7 @@ def test_a_signal_to_the_process(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "lowland", *arguments, "--out", str(tmp_path)], stderr=subprocess.PIPE, text=True
     )
-    while not list(tmp_path.glob("*/checkpoints/step-*.pt")):
+    while not list(tmp_path.glob("*/checkpoints/step-?????????")):
         assert process.poll() is None
     process.terminate()
     _, errors = process.communicate(timeout=60)

@@ -54,8 +54,8 @@ def kill():
     def at(deadly: int) -> Iterator[None]:
         real = checkpoint.save
 
-        def save(folder: Path, state, *, step: int, keep: int = 2):
-            real(folder, state, step=step, keep=keep)
+        def save(folder: Path, *args, step: int, **options):
+            real(folder, *args, step=step, **options)
             if step == deadly:
                 raise Kill
 

@@ -33,7 +33,7 @@ def end(folder: Path) -> dict:
 
 
 def saved(folder: Path) -> set[str]:
-    return {path.name for path in (folder / "run" / "checkpoints").glob("step-*.pt")}
+    return {path.name for path in (folder / "run" / "checkpoints").glob("step-?????????")}
 
 
 @pytest.mark.slow

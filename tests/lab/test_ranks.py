@@ -1,0 +1,198 @@
+"""Runs on several ranks: the same training, resumed on other numbers of them, and what makes them stop together."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import warnings
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import on_ranks
+from safetensors.torch import load_file
+
+from lowland.errors import LowlandError
+from lowland.lab import checkpoint, run
+from lowland.lab.budget import Budget
+from lowland.lab.config import RunConfig
+from lowland.lab.interrupt import Stopped
+from lowland.lab.recipes import Recipe
+from lowland.lab.tasks import Augmentation, Task
+
+RECIPE = Recipe(lr=0.05, epochs=2, batch_size=8)
+BASE = RunConfig(task="rows", model="mlp", method="sampa", seed=0, recipe=RECIPE, budget=Budget(limit=12), device="cpu")
+MESHES = [
+    {"mesh": "probe=2"},
+    {"mesh": "data=2"},
+    {"mesh": "data=2", "shard": True},
+    {"mesh": "replicate=2"},
+]
+
+
+class Kill(Exception):  # noqa: N818 - no error of the library
+    """All ranks die at once, right after a checkpoint."""
+
+
+def rows() -> Task:
+    draw = torch.Generator().manual_seed(1)
+    targets = torch.randint(3, (71,), generator=draw)
+    pixels = torch.randint(0, 120, (71, 1, 8, 8), generator=draw, dtype=torch.uint8)
+    pixels[torch.arange(71), 0, targets * 2] += 100
+    return Task(
+        name="rows", train_inputs=pixels[:51], train_targets=targets[:51], clean_targets=targets[:51],
+        test_inputs=pixels[51:], test_targets=targets[51:], classes=3, mean=(60.0,), std=(40.0,),
+        augmentation=Augmentation(padding=1),
+    )  # fmt: skip
+
+
+@contextmanager
+def several() -> Any:
+    """What torchrun tells its processes."""
+    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANK", str(rank))
+        patch.setenv("WORLD_SIZE", str(size))
+        yield patch
+
+
+def trained(folder: Path, changes: dict[str, Any], deadly: int | None = None, resume: bool = False) -> Any:
+    """Train on all ranks; they die after the checkpoint at step ``deadly``."""
+    if not torch.distributed.is_initialized():
+        return _trained(folder, changes, deadly, resume)
+    with several():
+        return _trained(folder, changes, deadly, resume)
+
+
+def _trained(folder: Path, changes: dict[str, Any], deadly: int | None, resume: bool) -> Any:
+    real = checkpoint.save
+
+    def save(*args: Any, step: int, **options: Any) -> None:
+        real(*args, step=step, **options)
+        if step == deadly:
+            raise Kill
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run.checkpoint, "save", save)
+        try:
+            return run.train(replace(BASE, **changes), folder, task=rows(), resume=resume)
+        except Kill:
+            return None
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoints" / "step-000000012" / "weights.safetensors")
+
+
+def assert_near(folder: Path, other: Path) -> None:
+    for name, value in weights(other).items():
+        torch.testing.assert_close(weights(folder)[name], value, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", MESHES, ids=str)
+@pytest.mark.parametrize("method", ["sampa", "looksam:k=3", "micro-sam:m=2"])
+def test_ranks_train_as_one_process_does(tmp_path: Path, changes: dict[str, Any], method: str) -> None:
+    if changes["mesh"] == "probe=2" and method.startswith("looksam"):
+        pytest.skip("asks for one probe at a time, and warns")
+    if changes["mesh"] != "probe=2" and method.startswith("micro-sam"):
+        pytest.skip("perturbs for other shards than one process")
+    alone = trained(tmp_path / "alone", {"method": method})
+    ends = on_ranks(2, trained, tmp_path / "ranks", {"method": method, **changes})
+    assert ends[0]["weights_sha256"] == ends[1]["weights_sha256"]
+    assert ends[0]["test_accuracy"] == alone["test_accuracy"]
+    assert_near(tmp_path / "ranks", tmp_path / "alone")
+    lines = (tmp_path / "ranks" / "run.jsonl").read_text().splitlines()
+    assert [line.split('"')[3] for line in lines] == ["config", "epoch", "epoch", "end"]  # one rank writes
+
+
+CASES = {
+    "looksam, mid-cycle, sharded": {"method": "looksam:k=3", "mesh": "data=4", "shard": True},
+    "sampa, held batch, sharded": {"method": "sampa", "mesh": "data=4", "shard": True},
+    "sampa, two groups of two": {"method": "sampa", "mesh": "probe=2,data=2", "shard": True},
+    "adam": {"method": "sam", "mesh": "data=4", "shard": True, "recipe": RECIPE.replace(optimizer="adamw", lr=1e-3)},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_checkpoint_of_four_ranks_goes_on_on_four_two_and_one(tmp_path: Path, name: str) -> None:
+    changes = CASES[name] | {"checkpoint_every": 5}
+    whole = on_ranks(4, trained, tmp_path / "whole", changes)[0]
+    for count in (4, 2, 1):
+        folder = tmp_path / str(count)
+        on_ranks(4, trained, folder, changes, 5)
+        assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-000000005"]
+        if count == 1:
+            resumed(folder, changes)
+            told = (folder / "run.jsonl").read_text()
+            assert "begun with ranks 4 and resumed with 1: the bits may differ" in told
+        else:
+            meshes = {2: {"mesh": "data=2"}, 4: {}}
+            ends = on_ranks(count, resumed, folder, changes | meshes[count])
+            if count == 4:
+                assert ends[0]["weights_sha256"] == whole["weights_sha256"]
+        assert_near(folder, tmp_path / "whole")
+
+
+def resumed(folder: Path, changes: dict[str, Any]) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", run.LabWarning)  # about the number of ranks
+        return trained(folder, changes, None, True)
+
+
+def refusal(folder: Path, changes: dict[str, Any], everywhere: bool) -> str:
+    """What this rank is told, where rank 1 alone, or all ranks, have these changes."""
+    try:
+        trained(folder, changes if everywhere or torch.distributed.get_rank() == 1 else {})
+    except LowlandError as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "sampa:rho=0.3"}, "method must be the same on all ranks, but is .*rank 1"),
+        ({"seed": 3}, "seed must be the same on all ranks, but is 3 on rank 1 and 0 on rank 0"),
+        ({"recipe": RECIPE.replace(batch_size=4)}, "recipe must be the same on all ranks"),
+        ({"model": "convnet"}, "model must be the same on all ranks, but is 'convnet' on rank 1"),
+    ],
+)
+def test_ranks_that_disagree_are_told(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    for told in on_ranks(2, refusal, tmp_path / "run", changes, False):
+        assert re.search(f"RankError: .*{message}", told), told
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mesh_that_does_not_fit(tmp_path: Path) -> None:
+    for told in on_ranks(2, refusal, tmp_path / "run", {"mesh": "probe=2,data=2"}, True):
+        assert "mesh must have as many places as there are ranks, but probe=2,data=2 has 4 and torchrun" in told
+
+
+def stopped(folder: Path) -> str:
+    """Rank 1 alone receives SIGTERM, at its fourth step."""
+    with several() as patch:
+        real = run.Trainer.step
+
+        def step(self: Any, *args: Any) -> Any:
+            if torch.distributed.get_rank() == 1 and self.engine.step == 3 and folder.exists():
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(self, *args)
+
+        patch.setattr(run.Trainer, "step", step)
+        patch.setattr(run, "rehearse", lambda *args: 0)
+        try:
+            run.train(replace(BASE, mesh="probe=2"), folder, task=rows())
+        except Stopped as stop:
+            return f"{stop.signum} at {len(list((folder / 'checkpoints').iterdir()))}"
+    return "went on"
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> None:
+    whole = on_ranks(2, trained, tmp_path / "whole", {"mesh": "probe=2"})[0]
+    assert on_ranks(2, stopped, tmp_path / "run") == ["15 at 1"] * 2
+    again = on_ranks(2, trained, tmp_path / "run", {"mesh": "probe=2"}, None, True)
+    assert [end["weights_sha256"] for end in again] == [whole["weights_sha256"]] * 2
