@@ -10,7 +10,7 @@ from lowland import schedule
 from lowland.closure import ClosureOptimizer
 from lowland.engine import Engine
 from lowland.errors import LowlandError
-from lowland.executors import Cost, Counted, Executor, Local
+from lowland.executors import Batched, Cost, Counted, Executor, Local, Mesh
 from lowland.geometry import L2, Adaptive, Geometry, Layerwise
 from lowland.method import Method
 from lowland.methods import METHODS
@@ -62,6 +62,7 @@ __all__ = [
     "AdaSAM",
     "Adaptive",
     "AsyncSAM",
+    "Batched",
     "BiSAM",
     "ClosureOptimizer",
     "Cost",
@@ -75,6 +76,7 @@ __all__ = [
     "Local",
     "LookSAM",
     "LowlandError",
+    "Mesh",
     "Method",
     "MicroSAM",
     "MomentumSAM",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 from rich import box
@@ -14,64 +14,228 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lowland.errors import ArgumentError
-from lowland.lab import overhead
+from lowland.errors import ArgumentError, UnknownNameError
+from lowland.lab import network, overhead, parallel
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NAMES = {"dp-sam": "data-parallel SAM on two", "sampa": "SAMPa on two", "sam": "SAM on one", "plain": "plain on one"}
+DRAWN = {"sampa": (0, "s", "-"), "dp-sam": (1, "^", "-"), "sam": (2, "D", "--")}  # color, marker and dashes
 
 
 @dataclass(kw_only=True)
 class Bench:
-    """Measure what methods cost here beyond their gradients; print ratios and write JSON.
+    """Measure what methods cost here; print ratios and write JSON.
 
     Args:
         what: overhead: step times of SAM, LookSAM and SAMPa next to bare gradients and to pytorch_optimizer's SAM
             (where it is installed), interleaved, in one process on one thread; of gradients for some of the tensors,
-            as SL-SAM and ESAM ask for them, next to full ones; and peak memory.
-        cases: What to measure on.
+            as SL-SAM and ESAM ask for them, next to full ones; and peak memory. parallel: steps on two processes of one
+            thread each (data-parallel SAM, and SAMPa with its gradients computed at once) next to plain and SAM on one,
+            and what they exchange. comm: the same between two network namespaces, at several bandwidths (Linux, as
+            root, with iproute2), and a figure beside the JSON file.
+        cases: What to measure on; left out, all cases there are.
         rounds: Rounds that count, >= 5; every variant takes one step a round.
-        out: The JSON file.
+        bandwidths: For comm: Mbit/s, each > 0; 10000 is next to no limit.
+        delay: For comm: milliseconds that a packet is under way, >= 0; above 0 it takes the kernel's netem.
+        out: The JSON file; left out, bench-overhead.json, bench-parallel.json or bench-comm.json.
     """
 
-    what: tyro.conf.Positional[Literal["overhead"]] = "overhead"
-    cases: tuple[str, ...] = tuple(overhead.CASES)
+    what: tyro.conf.Positional[Literal["overhead", "parallel", "comm"]] = "overhead"
+    cases: tuple[str, ...] = ()
     rounds: int = 60
-    out: Path = Path("bench-overhead.json")
+    bandwidths: tuple[float, ...] = parallel.BANDWIDTHS
+    delay: float = 0.0
+    out: Path | None = None
 
     def run(self, console: Console, argv: Sequence[str]) -> int:
         """Measure, print, write."""
-        _check_writable(self.out)  # before the minutes of measuring, not after
-        found = [_watched(name, self.rounds, console) for name in self.cases]
+        names = self._names()
+        out = self.out or Path(f"bench-{self.what}.json")
+        drawing = out.with_suffix(".svg") if self.what == "comm" else None
+        self._check_network(out)
+        for path in filter(None, (out, drawing)):
+            _check_writable(path)  # before the minutes of measuring, not after
+        found = [self._watched(name, console) for name in names]
         for result in found:
-            console.print(table(result))
-        self.out.write_text(json.dumps({"machine": overhead.machine(), "cases": found}, indent=2) + "\n")
-        console.print(f"written: {self.out}", markup=False, highlight=False, soft_wrap=True)
+            for shown in shown_as(self.what, result):
+                console.print(shown, highlight=False)
+        machine = overhead.machine() if self.what == "overhead" else parallel.machine()
+        out.write_text(json.dumps({"machine": machine, "cases": found}, indent=2) + "\n")
+        if drawing is not None:
+            draw(found, drawing)
+        for path in filter(None, (out, drawing)):
+            console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
         return 0
+
+    def _names(self) -> tuple[str, ...]:
+        known: Mapping[str, Any] = overhead.CASES if self.what == "overhead" else parallel.CASES
+        for name in self.cases:
+            if name not in known:
+                raise UnknownNameError("case", name, known)
+        return self.cases or tuple(known)
+
+    def _check_network(self, out: Path) -> None:
+        if self.what == "comm":
+            import lowland.report.drawing  # noqa: F401 - refuses where matplotlib is missing
+
+            if out.suffix == ".svg":
+                raise ArgumentError(f"out must be the JSON file, but is {out}, where the figure goes; choose a .json")
+            network.rehearse(parallel.checked(self.bandwidths), self.delay)
+        elif (self.bandwidths, self.delay) != (parallel.BANDWIDTHS, 0.0):
+            raise ArgumentError(
+                f"bandwidths and delay are for comm, but are given for {self.what}; leave them out, or run: "
+                "lowland bench comm"
+            )
+
+    def _watched(self, name: str, console: Console) -> dict[str, Any]:
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+        total = {
+            "overhead": self.rounds + overhead.WARMUP,
+            "parallel": self.rounds + parallel.WARMUP,
+            "comm": parallel.network_rounds(self.rounds, self.bandwidths),
+        }
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            bar = progress.add_task(name, total=total[self.what])
+            return self._measure(name, lambda: progress.advance(bar))
+
+    def _measure(self, name: str, tick: Callable[[], None]) -> dict[str, Any]:
+        if self.what == "overhead":
+            return overhead.measure(name, rounds=self.rounds, tick=tick)
+        if self.what == "parallel":
+            return parallel.measure(name, rounds=self.rounds, tick=tick)
+        wide = tuple(self.bandwidths)
+        return parallel.measure_network(name, rounds=self.rounds, bandwidths=wide, delay=self.delay, tick=tick)
 
 
 def _check_writable(out: Path) -> None:
+    present = out.exists()
     try:
         out.open("a").close()
+        if not present:
+            out.unlink()  # nothing is left of a measurement that comes to nothing
     except OSError as error:
         raise ArgumentError(
             f"out must be a file that can be written to, but {out} cannot be ({error.strerror}); choose another --out"
         ) from None
 
 
-def _watched(name: str, rounds: int, console: Console) -> dict[str, Any]:
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(name, total=rounds + overhead.WARMUP)
-        return overhead.measure(name, rounds=rounds, tick=lambda: progress.advance(bar))
+def shown_as(what: str, result: dict[str, Any]) -> list[Table | str]:
+    """One case as a table, and what there is to say about it."""
+    if what == "overhead":
+        return [table(result)]
+    if what == "parallel":
+        return [parallel_table(result)]
+    return [comm_table(result), *(f"{sentence(result, other)}" for other in ("dp-sam", "sam"))]
 
 
 def table(result: dict[str, Any]) -> Table:
     """Ratios, memory and medians of one case."""
+    shown = _figures(result)
+    for name, value in result["memory"].items():
+        shown.add_row(f"peak memory: {name}", f"{value:.2f}")
+    return _with_medians(shown, result)
+
+
+def parallel_table(result: dict[str, Any]) -> Table:
+    """Ratios, traffic and medians of one case; plain and SAM on one process, the others on two."""
+    shown = _figures(result)
+    for name, value in result["bytes"].items():
+        if value:
+            shown.add_row(f"a rank gives into exchanges in a step: {name}", f"{value / 1e6:.3f} MB")
+    for name, value in result["wire_bytes"].items():
+        if result["bytes"][name] and value is not None:
+            shown.add_row(f"leaves a rank's network device in a step: {name}", f"{value / 1e6:.3f} MB")
+    share = f"{result['exposed_ms']:.1f} ms, {100 * result['exposed_share']:.1f} %"
+    shown.add_row("of the exchange not hidden behind backward: sampa", share)
+    return _with_medians(shown, result)
+
+
+def comm_table(result: dict[str, Any]) -> Table:
+    """Ratios of one case, a row for each bandwidth."""
+    delay = f", {result['delay']:g} ms delay" if result["delay"] else ""
+    title = f"{result['case']}, {result['bandwidths'][0]['rounds']} rounds at each bandwidth{delay}"
+    ratios = ("sam / plain", "dp-sam / plain", "sampa / plain", "sampa / dp-sam")
+    shown = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    for name in ("Mbit/s", *ratios, "sampa's exchange not hidden"):
+        shown.add_column(name, justify="right")
+    for at in result["bandwidths"]:
+        values = [f"{at['ratios'][name]:.3f}" for name in ratios]
+        shown.add_row(f"{at['mbit']:g}", *values, f"{100 * at['exposed_share']:.1f} % of the step")
+    return shown
+
+
+def sentence(result: dict[str, Any], other: str) -> str:
+    """Where SAMPa on two processes is faster than another variant, and where it stops to be."""
+    faster = result["faster"][f"sampa than {other}"]
+    every = len(faster["at"]) == len(result["bandwidths"])
+    at = ", ".join(f"{mbit:g}" for mbit in faster["at"])
+    where = "at every bandwidth measured" if every else f"at {at} Mbit/s" if at else "at no bandwidth measured"
+    turns = " and ".join(f"{mbit:g}" for mbit in faster["turns"])
+    level = f"; the two are level at about {turns} Mbit/s" if turns else ""
+    return f"{result['case']}: {NAMES['sampa']} is faster than {NAMES[other]} {where}{level}."
+
+
+def _figures(result: dict[str, Any]) -> Table:
     shown = Table(box=box.SIMPLE_HEAD, title=f"{result['case']}, {result['rounds']} rounds", title_justify="left")
     shown.add_column("figure", overflow="fold")
     shown.add_column("value", justify="right", no_wrap=True)
     for name, value in result["ratios"].items():
         shown.add_row(name, f"{value:.3f}")
-    for name, value in result["memory"].items():
-        shown.add_row(f"peak memory: {name}", f"{value:.2f}")
+    return shown
+
+
+def _with_medians(shown: Table, result: dict[str, Any]) -> Table:
     for name, value in result["median_ms"].items():
         shown.add_row(f"median step: {name}", f"{value:.1f} ms")
     return shown
+
+
+def draw(found: Sequence[dict[str, Any]], out: Path) -> None:
+    """Draw step time against bandwidth as SVG, a panel for each case.
+
+    Args:
+        found: What :func:`lowland.lab.parallel.measure_network` returned.
+        out: The file.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    from lowland.report.drawing import STYLE
+
+    # Text as curves: a file of its own is looked at where its font may be missing.
+    with rc_context({**STYLE, "svg.fonttype": "path"}):
+        figure = Figure(figsize=(5.2 * len(found), 3.7), layout="constrained")
+        for result, axes in zip(found, figure.subplots(1, len(found), squeeze=False)[0], strict=True):
+            _panel(axes, result)
+        _save(figure, out)
+
+
+def _panel(axes: Axes, result: dict[str, Any]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    from lowland.report.drawing import COLORS, NEUTRAL
+
+    wide = [at["mbit"] for at in result["bandwidths"]]
+    for name, (color, marker, dashes) in DRAWN.items():
+        times = [at["ratios"][f"{name} / plain"] for at in result["bandwidths"]]
+        axes.plot(wide, times, color=COLORS[color], marker=marker, ls=dashes, lw=1.8, ms=5.5, label=NAMES[name])
+    axes.axhline(1, color=NEUTRAL, ls=":", lw=1.4, label=NAMES["plain"])
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axes.set_xticks(wide, [f"{mbit:,g}" if mbit < 1e6 else f"{mbit:g}" for mbit in wide])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.yaxis.set_major_formatter(plain)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_title(result["case"], loc="left")
+    axes.set_xlabel("bandwidth, Mbit/s")
+    axes.set_ylabel("time per step, × plain on one process")
+    axes.legend()
+
+
+def _save(figure: Figure, out: Path) -> None:
+    figure.savefig(out, format="svg", metadata={"Date": None})

@@ -1,0 +1,299 @@
+"""Several probes in one forward and backward pass, on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.utils import _pytree as pytree
+
+from lowland import batch as batches
+from lowland import checks, modes, vec
+from lowland.errors import LossError, LowlandError, UsageError
+from lowland.executors.base import Executor, Work
+from lowland.executors.local import Local, Pass, _mean
+from lowland.probe import LossFn, Probe, Reading
+from lowland.vec import Vec
+
+# What torch says of a function that vmap cannot run; the other half of its errors is as without vmap.
+SIGNS = ("vmap", "functorch", "atching rule", "Cannot access data pointer of Tensor")
+
+
+class Batched(Executor):
+    """Answers the probes of one tuple in a single forward and backward pass, by ``vmap`` over copies of the weights.
+
+    Made for a device that one pass does not keep busy: two probes launch as many kernels as one, each on twice the
+    data. Where one pass keeps it busy already, as on a CPU, nothing is gained over :class:`Local`.
+
+    The readings are those of :class:`Local` up to rounding, and the weights do not move at all. Running statistics of
+    BatchNorm are brought up to date for the probes that ask for it, in their order. Random numbers are drawn for all
+    probes together: other dropout masks than one after the other, but the same ones with ``rng="shared"``; the global
+    stream goes on as after :class:`Local`.
+
+    Left to :class:`Local` are a probe that is asked alone; a tuple whose batches differ in structure, shape or type,
+    such as uneven shards, or exceed ``micro_batch``; probes for losses alone, for some parameters (``wrt``), or for
+    different losses; models that are compiled, data-parallel or sharded, or have hooks on gradients, or layers with
+    running statistics that are not torch's own BatchNorm; and the passes of ``engine.passes``.
+
+    ``loss_fn`` runs once for all probes, on tensors whose values it cannot see: it must be free of ``.item()``, of
+    ``if`` on a tensor, and of parameters that it has not got through ``model``. What cannot be run so is refused. All
+    parameters count as reached: ``.grad`` of one that the loss does not depend on is zero, so weight decay moves it,
+    where :class:`Local` leaves its ``.grad`` as it was.
+
+    Args:
+        width: How many probes to answer at once, >= 1; longer tuples are cut. Memory for weights, gradients and
+            activations is that of so many models. SAMPa asks for 2; mSAM for as many as this, up to its m.
+
+    Raises:
+        ArgumentError: ``width`` is no integer >= 1.
+    """
+
+    def __init__(self, width: int = 2) -> None:
+        checks.whole("width", width, 1, "1 answers one probe after the other")
+        self.width = width
+        self._local = Local()
+
+    def run(self, work: Work, probes: tuple[Probe, ...]) -> tuple[Reading, ...]:
+        """See :meth:`Executor.run`.
+
+        Raises:
+            LossError: The loss function returns something unusable.
+            UsageError: The loss function does what cannot be done for several probes at once.
+        """
+        if self.width == 1 or len(probes) == 1 or not (_alike(work, probes) and _vmappable(work)):
+            return self._local.run(work, probes)
+        seeds = work.seeds(len(probes)) if work.rng is None else []
+        readings: list[Reading] = []
+        for start in range(0, len(probes), self.width):
+            if work.rng is not None:
+                work.rng.rewind()
+            with modes.branch(work.device, seeds[start]) if seeds else nullcontext():
+                readings += _answer(work, probes[start : start + self.width])
+        return tuple(readings)
+
+    def passes(
+        self, work: Work, probes: tuple[Probe, ...], on_error: Callable[[], None] | None = None
+    ) -> Generator[Pass, None, tuple[Reading, ...]]:
+        """See :meth:`Executor.passes`: one after the other, because the caller runs them."""
+        return self._local.passes(work, probes, on_error)
+
+
+def _alike(work: Work, probes: tuple[Probe, ...]) -> bool:
+    """Whether the probes ask for the same thing on batches of the same shapes."""
+    loss_fn, batch = probes[0].loss_fn, probes[0].batch
+    plain = all(p.grad and p.wrt is None and p.loss_fn == loss_fn for p in probes)
+    if not plain or (loss_fn or work.loss_fn) is None:
+        return False
+    shape = _shape(batch)
+    if shape is None or any(_shape(p.batch) != shape for p in probes[1:]):
+        return False
+    return work.micro_batch is None or batches.size(batch) <= work.micro_batch
+
+
+def _shape(batch: Any) -> Any:
+    """All that batches must share to be stacked; None where a batch holds something else than ordinary tensors."""
+    leaves, spec = pytree.tree_flatten(batch)
+    tensors = [t for t in leaves if t is not None]
+    if not all(isinstance(t, Tensor) and t.layout is torch.strided and not t.requires_grad for t in tensors):
+        return None
+    return spec, [None if t is None else (t.shape, t.dtype, t.device) for t in leaves]
+
+
+def _vmappable(work: Work) -> bool:
+    """Whether the model does under vmap what it does without."""
+    if work.replicas.groups or modes.compiled(work.model):
+        return False
+    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in work.params):  # they see no gradient here
+        return False
+    modules = list(work.model.modules())
+    return not any(m._backward_hooks or m._backward_pre_hooks for m in modules) and all(
+        type(m).forward is _BatchNorm.forward and "forward" not in vars(m) and m.num_batches_tracked is not None
+        for m in filter(_tracks, modules)
+    )
+
+
+def _tracks(m: nn.Module) -> TypeGuard[_NormBase]:
+    """Whether a module is a normalization layer whose forward updates running statistics."""
+    return isinstance(m, _NormBase) and m.training and m.track_running_stats
+
+
+def _answer(work: Work, probes: tuple[Probe, ...]) -> list[Reading]:
+    loss_fn = probes[0].loss_fn or work.loss_fn
+    assert loss_fn is not None
+    with torch.no_grad():
+        stacked = _displaced(work.params, probes)
+        loss = _Loss(work.model, loss_fn)
+        places = _Places(loss, work.params, stacked)
+        batch = batches.stack([p.batch for p in probes])
+    with _explained():
+        means, losses = _forward(work, loss, places, batch)
+        found = _backward(work, means.sum(), stacked)
+    with torch.no_grad():
+        grads = _apart(work, found, len(probes))
+        places.settle([i for i, p in enumerate(probes) if p.stats])
+    work.reached = [True] * len(work.params)
+    # Copies: a reading that is kept must not keep those of the others.
+    mean = [t.clone() for t in means.detach()]
+    each = [None] * len(probes) if losses is None else [t.clone() for t in losses.detach()]
+    return [Reading(*answer) for answer in zip(mean, grads, each, strict=True)]
+
+
+def _displaced(params: Vec, probes: tuple[Probe, ...]) -> Vec:
+    """The weights as every probe wants them, stacked in a new dimension 0; the probes' lists ``at`` are emptied."""
+    stacked = [torch.stack([p.detach()] * len(probes)) for p in params]
+    for i, probe in enumerate(probes):
+        if probe.at is not None:
+            if len(probe.at) != len(params):
+                raise UsageError(
+                    f"a displacement must have one tensor for each of {len(params)} parameters, but has "
+                    f"{len(probe.at)}; a Probe is asked once, so yield a new Probe"
+                )
+            torch._foreach_add_([s[i] for s in stacked], probe.at)
+            probe.at.clear()
+    return [s.requires_grad_() for s in stacked]
+
+
+class _Loss(nn.Module):
+    """A loss as a module whose parameters are the model's, so that all of them can be exchanged for one call."""
+
+    def __init__(self, model: nn.Module, loss_fn: LossFn) -> None:
+        super().__init__()
+        self.model = model
+        self.compute = [loss_fn]  # in a list, lest a loss that is a module counts as a part of this one
+
+    def forward(self, batch: Any) -> tuple[Tensor, ...]:
+        """The mean loss, and with it the losses of the examples where there are any."""
+        loss = self.compute[0](self.model, batch)
+        mean = _mean(loss, batch)
+        return (mean, loss) if loss.dim() == 1 else (mean,)
+
+
+def _forward(work: Work, loss: _Loss, places: _Places, batch: Any) -> tuple[Tensor, Tensor | None]:
+    """Mean losses, shape ``(probes,)``, and those of the examples, shape ``(probes, B)``."""
+    versions = {name: b._version for name, b in places.buffers.items()}
+    leaves, spec = pytree.tree_flatten(batch)
+
+    def one(own: dict[str, Tensor], tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        rest = iter(tensors)
+        example = pytree.tree_unflatten([None if t is None else next(rest) for t in leaves], spec)
+        values = places.buffers | places.counts | own
+        answer: tuple[Tensor, ...] = torch.func.functional_call(loss, values, (example,), tie_weights=False)
+        for name, b in places.buffers.items():
+            if values[name] is not b or b._version != versions[name]:
+                raise UsageError(
+                    "loss_fn must not change the model's buffers under Batched, except for BatchNorm's, but changes "
+                    f"{name.removeprefix('model.')}, which probes would have to do in turn; use executor=Local()"
+                )
+        return answer
+
+    # On a CPU, other kernels for attention would be called for one probe after the other.
+    kernels = sdpa_kernel(SDPBackend.MATH) if work.device.type == "cpu" else nullcontext()
+    try:
+        with kernels, torch.enable_grad():
+            run = torch.func.vmap(one, randomness="different" if work.rng is None else "same")
+            found = run(places.own, [t for t in leaves if t is not None])
+    finally:
+        torch.clear_autocast_cache()  # its copies of weights are of no use to anyone else
+    return found[0], found[1] if len(found) > 1 else None
+
+
+def _backward(work: Work, loss: Tensor, stacked: Vec) -> Vec:
+    """The gradients of all probes, stacked, for the sum of their losses: each depends on its own weights alone."""
+    if not loss.requires_grad:
+        raise LossError(
+            "loss_fn must return a loss that depends on the model's trainable parameters, but the loss needs no "
+            "gradient; compute it from the model's output without detach() or no_grad()"
+        )
+    if work.scaler is not None:
+        loss = work.scaler.scale(loss)
+    found = torch.autograd.grad(loss, [*stacked, *work.params], allow_unused=True)
+    if any(g is not None for g in found[len(stacked) :]):
+        raise UsageError(
+            "loss_fn must take parameters from the model it is given, at every call anew, but uses some that it, or a "
+            "module, has kept, and which Batched cannot displace; use executor=Local()"
+        )
+    return [torch.zeros_like(s) if g is None else g for g, s in zip(found, stacked, strict=False)]
+
+
+def _apart(work: Work, found: Vec, count: int) -> list[Vec]:
+    """Each probe's gradient, in memory of its own and laid out as the parameters are, with the loss scale removed."""
+    scale = work.scale()
+    if scale is not None:
+        work.check(vec.finite(found))
+    grads = [[torch.empty_like(p) for p in work.params] for _ in range(count)]
+    for i, grad in enumerate(grads):
+        torch._foreach_copy_(grad, [g[i] for g in found])
+        if scale is not None:
+            vec.div_(grad, scale)
+    return grads
+
+
+class _Places:
+    """What takes the place of the model's tensors for one call.
+
+    Running statistics start from zero there. Since an update is ``new = keep * old + rest``, they end up as what is
+    to be added to statistics multiplied by all ``keep``: exact, also for a layer that is called repeatedly.
+
+    Attributes:
+        own: Of every probe its own: weights, and running statistics, stacked.
+        counts: How often each BatchNorm is called: one for all probes, because a cumulative average reads it.
+        buffers: All others. They are exchanged for themselves, so that a forward which assigns a new one cannot leave
+            it in the model.
+    """
+
+    def __init__(self, loss: _Loss, params: Vec, stacked: Vec) -> None:
+        self.own: dict[str, Tensor] = {}
+        self.counts: dict[str, Tensor] = {}
+        self.buffers: dict[str, Tensor] = {}
+        self.norms: list[tuple[str, Any]] = []
+        found, count = dict(zip(params, stacked, strict=True)), len(stacked[0])
+        # Every place once: functional_call's own search for tied tensors takes a module that is used twice for two, and
+        # would leave its tensors in the model.
+        for name, m in loss.named_modules():
+            weights = m.named_parameters(name, recurse=False, remove_duplicate=False)
+            self.own |= {key: found[p] for key, p in weights if p in found}
+            self.buffers |= dict(m.named_buffers(name, recurse=False, remove_duplicate=False))
+            if _tracks(m):
+                self.norms.append((name, m))
+                for key in ("running_mean", "running_var"):
+                    zero = torch.zeros_like(self.buffers.pop(f"{name}.{key}"))
+                    self.own[f"{name}.{key}"] = torch.stack([zero] * count)
+                key = f"{name}.num_batches_tracked"
+                self.counts[key] = torch.zeros_like(self.buffers.pop(key))
+
+    def settle(self, updated: list[int]) -> None:
+        """Bring the model's running statistics up to date with these probes, in this order."""
+        for i in updated:
+            for name, m in self.norms:
+                calls = self.counts[f"{name}.num_batches_tracked"]
+                for key in ("running_mean", "running_var"):
+                    buffer = getattr(m, key)
+                    n = calls.to(buffer.dtype)
+                    keep, rest = (1.0 - (m.momentum or 0.0)) ** n, self.own[f"{name}.{key}"][i]
+                    if m.momentum is None:  # the average over all calls so far
+                        share = n / (m.num_batches_tracked + n).clamp_min(1)
+                        keep, rest = 1 - share, rest * share
+                    buffer.mul_(keep).add_(rest)
+                m.num_batches_tracked.add_(calls)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Raise a UsageError with a remedy in place of what torch says of a loss that vmap cannot run."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, LowlandError):
+            raise
+        if any(sign in str(error) for sign in SIGNS):
+            raise UsageError(
+                "loss_fn must run under torch.func.vmap with Batched, without .item(), `if` on a tensor, masks that "
+                f"change shapes, or checkpointing, but torch says: {error}; use executor=Local()"
+            ) from error
+        error.add_note("Batched ran loss_fn under torch.func.vmap; executor=Local() runs it as it is")
+        raise
