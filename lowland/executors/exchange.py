@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lowland import shards
+from lowland.errors import UsageError
 from lowland.vec import Vec
 
 BUCKET = 1 << 20  # bytes
@@ -75,9 +76,17 @@ class Exchange:
         Returns:
             The vectors of all ranks of the group, in their order; with a root, its alone. They share no memory with
             the buffers of the exchange.
+
+        Raises:
+            UsageError: Backward accumulated more than once into a parameter.
         """
         if not self._armed:
             self._reset(None, root)
+        if self._twice:
+            raise UsageError(
+                "backward came to a parameter twice, so its gradient may have left before it was complete, as with "
+                "reentrant checkpointing; use torch.utils.checkpoint.checkpoint(…, use_reentrant=False)"
+            )
         self._armed = False
         here = shards.local(grads)
         for b in self._buckets:
@@ -99,6 +108,8 @@ class Exchange:
 
     def _reset(self, scale: Tensor | None, root: int | None) -> None:
         self._scale, self._root, self._next = scale, root, 0
+        self._seen: set[int] = set()
+        self._twice = False
         for b in self._buckets:
             b.handle, b.missing = None, len(b.index)
 
@@ -113,6 +124,8 @@ class Exchange:
         return ready
 
     def _ready(self, i: int) -> None:
+        self._twice |= i in self._seen
+        self._seen.add(i)
         self._bucket_of[i].missing -= 1
         while self._next < len(self._buckets) and self._buckets[self._next].missing == 0:
             b = self._buckets[self._next]

@@ -92,7 +92,7 @@ class Mesh(Executor):
         """See :meth:`Executor.run`."""
         readings: list[Reading] = []
         for wave, seeds in self._waves(work, probes):
-            with self._shared(work, wave, seeds) as (number, share):
+            with self._shared(work, wave, seeds, early=True) as (number, share):
                 share(self.inner.run(work, (wave[number],))[0], readings)
         return tuple(readings)
 
@@ -104,7 +104,8 @@ class Mesh(Executor):
         for wave, seeds in self._waves(work, probes):
             if len(wave) > 1 and any(p.batch is None for p in wave):
                 raise UsageError("a mesh must know the batch; call engine.passes(batch)")
-            with self._shared(work, wave, seeds) as (number, share):
+            # The caller may run backward in parts, so nothing leaves before the end of the pass.
+            with self._shared(work, wave, seeds, early=False) as (number, share):
                 current = Pass(work, wave[number], on_error=on_error)
                 yield current
                 share(current.answer(), readings)
@@ -118,7 +119,9 @@ class Mesh(Executor):
             yield probes[start : start + self.width], seeds[start : start + self.width]
 
     @contextmanager
-    def _shared(self, work: Work, wave: tuple[Probe, ...], seeds: list[int]) -> Iterator[tuple[int, Any]]:
+    def _shared(
+        self, work: Work, wave: tuple[Probe, ...], seeds: list[int], *, early: bool
+    ) -> Iterator[tuple[int, Any]]:
         """This rank's probe of a wave, and what takes its reading and appends those of all."""
         if self._exchange is None:
             self._exchange = Exchange(work.params, self.group, bucket=self.bucket)
@@ -130,7 +133,7 @@ class Mesh(Executor):
         root = 0 if len(wave) == 1 else None
         alone = work.replicas.ddp is None and not work.replicas.sharded and not work.replicas.own
         size = _count(own.batch)
-        if own.grad and alone and (work.micro_batch is None or size <= work.micro_batch):
+        if early and own.grad and alone and (work.micro_batch is None or size <= work.micro_batch):
             exchange.arm(work.scale(), root)
         before = _Stats(work, wave)
 

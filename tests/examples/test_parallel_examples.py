@@ -34,6 +34,7 @@ LINE = re.compile(
 )
 GUIDE = (ROOT / "docs" / "parallel.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", GUIDE, flags=re.MULTILINE | re.DOTALL)
+TOOLS: tuple[Any, ...] = (init_device_mesh, fully_shard, DistributedDataParallel, DataLoader, DistributedSampler)
 Told: TypeAlias = dict[str, tuple[int, float, float]]  # by method: copies or weights held, accuracy, norm
 
 
@@ -102,12 +103,9 @@ def weights(model: torch.nn.Module) -> list[Tensor]:
 
 def followed(code: str, folder: str) -> list[Tensor]:
     """Do what a block of the guide says, and train on with what it has made."""
-    names: dict[str, Any] = globals() | {
-        "model": net(norm=True),
-        "dataset": TensorDataset(*batch(size=64)),
-        "batch": batch(),
-        "folder": folder,
-    }
+    names: dict[str, Any] = {"model": net(norm=True), "loss_fn": loss_fn, "batch": batch(), "folder": folder}
+    names |= {"dataset": TensorDataset(*batch(size=64)), "torch": torch, "lowland": lowland, "dcp": dcp}
+    names |= {tool.__name__: tool for tool in TOOLS}
     exec(compile(code.replace('"cuda"', '"cpu"'), "parallel.md", "exec"), names)
     before = weights(names["model"])
     mesh = names.get("mesh")

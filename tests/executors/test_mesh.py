@@ -10,8 +10,11 @@ from conformance import method_of
 from problems import batch, loss_fn, net, sgd
 from ranks import on_ranks
 from torch.distributed.device_mesh import init_device_mesh
+from torch.utils.checkpoint import checkpoint
 
 import lowland
+from lowland import batch as batches
+from lowland.errors import UsageError
 
 TOGETHER = [
     "sampa",
@@ -53,3 +56,59 @@ def test_a_mesh_of_two_is_one_device(text: str, dtype: torch.dtype, close: float
         torch.testing.assert_close(first["state"][name], value, rtol=close, atol=close)
     torch.testing.assert_close(first["losses"], expected["losses"], rtol=close, atol=close)
     assert torch.equal(first["losses"], second["losses"])
+
+
+def by_passes(parts: int) -> Any:
+    """The same step, where the caller runs forward and backward, in parts or whole."""
+    model = net()
+    optimizer = sgd(model)
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("probe",))
+    engine = lowland.Engine(method_of("sampa"), model, optimizer, mesh=mesh)
+    for step in range(5):
+        for p in engine.passes(batch(step)):
+            with p:
+                for piece in batches.chunk(p.batch, parts):
+                    p.backward(loss_fn(model, piece), 1 / parts, piece)
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_each_rank_runs_its_own_pass(parts: int) -> None:
+    torch.manual_seed(0)
+    model = net()
+    engine = lowland.Engine(method_of("sampa"), model, sgd(model), loss_fn)
+    for step in range(5):
+        engine.backward(batch(step))
+        engine.optimizer.step()
+        engine.optimizer.zero_grad()
+    first, second = on_ranks(2, by_passes, parts)
+    for name, value in model.state_dict().items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], value, rtol=1e-10, atol=1e-10)
+
+
+def twice() -> str:
+    model = torch.nn.Sequential(torch.nn.Linear(5, 5), torch.nn.Linear(5, 3)).double()
+    shared = model[0]
+
+    def loss(model: Any, batch: Any) -> torch.Tensor:
+        x = batch[0].clone().requires_grad_()
+        for _ in range(2):
+            x = checkpoint(shared, x, use_reentrant=True)
+        return torch.nn.functional.cross_entropy(model[1](x), batch[1])
+
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("probe",))
+    engine = lowland.Engine(lowland.SAMPa(), model, sgd(model), loss, mesh=mesh)
+    try:
+        engine.backward(batch(0))
+    except UsageError as error:
+        return str(error)
+    return "nothing"
+
+
+def test_a_gradient_that_comes_in_two_parts_is_not_sent_too_early() -> None:
+    for told in on_ranks(2, twice):
+        assert "backward came to a parameter twice" in told
+        assert "use_reentrant=False" in told
