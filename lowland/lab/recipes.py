@@ -14,7 +14,10 @@ from lowland import checks
 from lowland.errors import ArgumentError, ParameterError, UnknownNameError
 
 START = 1 / 25  # a warm-up starts at this share of the peak, so that the very first step already moves
-ADAPTIVE_LR = 1e-3  # the peak rate of Adam-type optimizers where a recipe was made for SGD
+# By what SGD's rate and weight decay are divided for Adam-type optimizers where a recipe was made for SGD. Weight decay
+# that is a part of the gradient weighs more where the gradient is divided by its size: two epochs of CIFAR-10, ResNet-20,
+# plain Adam(amsgrad=True) at 0.01 ended at 72.5 % with a tenth of it, AdaSAM at 70.7 % with all; SGD has 73.1 %.
+ADAPTIVE_LR, ADAPTIVE_DECAY = 20, 10
 TRANSFORMERS = ("vit", "deit", "beit", "swin", "mixer", "xcit", "cait", "eva")
 
 
@@ -179,8 +182,9 @@ def lr_at(recipe: Recipe, progress: float) -> float:
 def method_recipe(recipe: Recipe, method: str) -> Recipe:
     """The recipe as this method wants it: AdaSAM, also inside another method, is trained with AMSGrad.
 
-    Its learning rate is 1e-3 where the recipe is for SGD, and the recipe's own where that is for Adam or AdamW. AdamW's
-    weight decay is decoupled and larger than a gradient could bear; it gives way to the default.
+    Where the recipe is for SGD it takes a twentieth of the learning rate and a tenth of the weight decay; where that is
+    for Adam or AdamW, the recipe's own. AdamW's weight decay is decoupled and larger than a gradient could bear; it
+    gives way to the default.
 
     Args:
         recipe: What the runs of a comparison share.
@@ -189,7 +193,7 @@ def method_recipe(recipe: Recipe, method: str) -> Recipe:
     if "adasam" not in keys(method) or recipe.optimizer == "amsgrad":
         return recipe
     changes: dict[str, dict[str, Any]] = {
-        "sgd": {"lr": ADAPTIVE_LR},
+        "sgd": {"lr": recipe.lr / ADAPTIVE_LR, "weight_decay": recipe.weight_decay / ADAPTIVE_DECAY},
         "adam": {},
         "adamw": {"weight_decay": min(recipe.weight_decay, Recipe.weight_decay)},
     }

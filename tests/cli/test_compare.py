@@ -18,15 +18,15 @@ def test_all_methods_but_what_cannot_work(tmp_path, capsys):
     assert {json.loads(p.read_text().splitlines()[0])["method"]["text"] for p in tmp_path.glob("*/run.jsonl")} == (
         METHODS.keys() - {"sam-on"} | {"sam:rho=0.1"}
     )
-    assert "The recipes of these runs differ in lr and optimizer: adasam has its own." in shown
+    assert "The recipes of these runs differ in lr, optimizer and weight_decay: adasam has its own." in shown
     page = (tmp_path / "digits-mlp.html").read_text()
-    assert "The recipes of these runs differ in lr and optimizer: adasam has its own." in page
+    assert "The recipes of these runs differ in lr, optimizer and weight_decay: adasam has its own." in page
     line = json.loads((tmp_path / "digits-mlp-adasam-seed0" / "run.jsonl").read_text().splitlines()[0])
-    assert (line["recipe"]["optimizer"], line["recipe"]["lr"]) == ("amsgrad", 1e-3)
+    assert (line["recipe"]["optimizer"], line["recipe"]["lr"]) == ("amsgrad", 0.1 / 20)
 
 
 def test_a_single_run_of_adasam_has_its_recipe_too(tmp_path):
     assert main(["train", *TINY, "--method", "late:start=2,inner=adasam", "--name", "x", "--out", str(tmp_path)]) == 0
     line = json.loads((tmp_path / "x" / "run.jsonl").read_text().splitlines()[0])
-    assert (line["recipe"]["optimizer"], line["recipe"]["lr"]) == ("amsgrad", 1e-3)
+    assert (line["recipe"]["optimizer"], line["recipe"]["lr"]) == ("amsgrad", 0.1 / 20)
     assert line["method"]["fields"] == {"inner": "adasam(rho=9.766e-05, geometry=l2)", "start": 2, "total": 4}

@@ -98,7 +98,7 @@ def test_the_fingerprint_tells_trainings_apart(capsys: pytest.CaptureFixture[str
 
 def weights(model: torch.nn.Module) -> list[Tensor]:
     """All of them, as copies."""
-    return [p.full_tensor() if isinstance(p, DTensor) else p.detach().clone() for p in model.parameters()]
+    return [(p.full_tensor() if isinstance(p, DTensor) else p).detach().clone() for p in model.parameters()]
 
 
 def followed(code: str, folder: str) -> list[Tensor]:

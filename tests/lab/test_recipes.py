@@ -189,7 +189,7 @@ def test_optimizers(name: Any, kind: type) -> None:
 )
 def test_adasam_gets_the_optimizer_it_is_made_for(method: str) -> None:
     sgd = Recipe(lr=0.2, momentum=0.8)
-    assert method_recipe(sgd, method) == sgd.replace(optimizer="amsgrad", lr=1e-3)
+    assert method_recipe(sgd, method) == sgd.replace(optimizer="amsgrad", lr=0.01, weight_decay=5e-5)
     adam = Recipe(optimizer="adam", lr=3e-4, weight_decay=0.01)
     assert method_recipe(adam, method) == adam.replace(optimizer="amsgrad")
     # 0.05, decoupled, would swamp the gradient as a part of it
