@@ -15,8 +15,8 @@ from lowland.errors import ArgumentError, ParameterError, UnknownNameError
 
 START = 1 / 25  # a warm-up starts at this share of the peak, so that the very first step already moves
 # By what SGD's rate and weight decay are divided for Adam-type optimizers where a recipe was made for SGD. Weight decay
-# that is a part of the gradient weighs more where the gradient is divided by its size: two epochs of CIFAR-10, ResNet-20,
-# plain Adam(amsgrad=True) at 0.01 ended at 72.5 % with a tenth of it, AdaSAM at 70.7 % with all; SGD has 73.1 %.
+# that is a part of the gradient weighs more where the gradient is divided by its size: after two epochs of CIFAR-10,
+# ResNet-20, plain Adam(amsgrad=True) at 0.01 had 72.5 % with a tenth of it, AdaSAM 70.7 % with all of it, SGD 73.1 %.
 ADAPTIVE_LR, ADAPTIVE_DECAY = 20, 10
 TRANSFORMERS = ("vit", "deit", "beit", "swin", "mixer", "xcit", "cait", "eva")
 
