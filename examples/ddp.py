@@ -1,8 +1,7 @@
 """SAM and mSAM on a model in DistributedDataParallel: `torchrun --standalone --nproc-per-node 2 examples/ddp.py`.
 
-SAM averages two gradients a step over the ranks, one after the other. mSAM perturbs every part of a batch by that
-part's own gradient: where each rank has a part, only the result is averaged, once. `python examples/ddp.py` trains the
-same on one device.
+SAM averages two gradients a step over the ranks. mSAM perturbs each part of a batch by that part's own gradient: where
+each of two ranks has one, only the result is averaged. `python examples/ddp.py` trains the same on one device.
 """
 
 from __future__ import annotations
@@ -47,9 +46,8 @@ def train(method: lowland.Method, epochs: int, batch_size: int) -> float:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     engine = lowland.Engine(method, model, optimizer, loss_fn)
     for _ in range(epochs):
-        for whole in torch.randperm(len(targets)).split(batch_size):
-            if len(whole) < batch_size:
-                break  # DDP's mean over ranks is the mean over examples only where all have as many
+        # Without the last, smaller batch: DDP's mean over ranks is that over examples only where all have as many.
+        for whole in torch.randperm(len(targets)).split(batch_size)[:-1]:
             part = whole.chunk(PROCESSES)[RANK]
             engine.backward((inputs[part], targets[part]))  # returns the loss of this rank's part
             optimizer.step()
@@ -73,6 +71,7 @@ def main(epochs: int = 5, batch_size: int = 64) -> list[float]:
     methods = [lowland.SAM(rho=0.05), lowland.MicroSAM(rho=0.05, m=max(1, PARTS // PROCESSES))]
     accuracies = [train(method, epochs, batch_size) for method in methods]
     if PROCESSES > 1:
+        dist.barrier()  # so that no thread of gloo holds a tensor while Python shuts down, which would abort it
         dist.destroy_process_group()
     return accuracies
 

@@ -67,6 +67,7 @@ def main(epochs: int = 5, batch_size: int = 64) -> float:
     if RANK == 0:
         print(f"LookSAM, weights held here: {held}, test accuracy {accuracy:.3f}, norm of the weights {norm:.6f}")
     if PROCESSES > 1:
+        dist.barrier()  # so that no thread of gloo holds a tensor while Python shuts down, which would abort it
         dist.destroy_process_group()
     return accuracy
 

@@ -6,6 +6,7 @@ import torch
 from lowland import schedule
 from lowland.lab.defaults import FITTED, TUNED, WEAKEST, Training, method_defaults
 from lowland.methods import METHODS, make
+from lowland.methods.sam import SAM
 
 
 def training(epochs: float, model: str = "resnet20", lr: float = 0.2) -> Training:
@@ -72,3 +73,11 @@ def test_what_a_short_training_gets_can_be_made(method: str) -> None:
 def test_what_the_user_gives_stays_as_it_is() -> None:
     made = make("wsam:rho=0.1", fill=lambda key: method_defaults(key, training(2)))
     assert made == make(f"wsam:rho=0.1,gamma={method_defaults('wsam', training(2))['gamma']}")
+
+
+@pytest.mark.parametrize("text", ["stable-sam", "late", "stable-sam:inner=sam", "late:start=3,inner=stable-sam"])
+def test_a_method_inside_another_is_weakened_as_well(text: str) -> None:
+    made = make(text, fill=lambda key: method_defaults(key, training(2)))
+    while not isinstance(made, SAM):
+        made = made.inner
+    assert made.rho == pytest.approx(0.05 / 64, rel=1e-3)
