@@ -198,6 +198,8 @@ def world(mesh: str | None = None, device: str = "auto", *, patience: float = PA
 
         whole = init_device_mesh(found.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
         yield World(dist.get_rank(), size, found, whole, sizes)
+        # A rank that leaves while a thread of gloo still holds a tensor of another collective would be aborted.
+        dist.barrier()
     finally:
         if begun:
             dist.destroy_process_group()

@@ -108,7 +108,8 @@ def make(text: str, *, fill: Callable[[str], Mapping[str, Any]] | None = None, *
     given: dict[str, Any] = {**(fill(key) if fill is not None else {}), **defaults}
     if "inner" in known:
         if fill is not None:  # the default inside a method is filled, too
-            given.setdefault("inner", make(key_of(known["inner"].default), fill=fill))
+            inside: Any = known["inner"].default
+            given.setdefault("inner", make(key_of(inside), fill=fill))
         rest, named, inner = rest.partition("inner=")
         if named:
             try:
