@@ -26,8 +26,8 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_all_examples_are_tested() -> None:
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
-    elsewhere = {"sampa_mesh", "ddp", "fsdp2"}  # test_parallel_examples.py
-    assert {p.stem for p in SCRIPTS} == tested - {"all_examples_are_tested"} | elsewhere
+    tested |= {"sampa_mesh", "ddp", "fsdp2"}  # in test_parallel_examples.py
+    assert {p.stem for p in SCRIPTS} <= tested
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
