@@ -6,6 +6,8 @@ The same program runs on one device without ``torchrun``: then there is no mesh,
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -192,7 +194,7 @@ def world(mesh: str | None = None, device: str = "auto", *, patience: float = PA
         torch.cuda.set_device(found)
     begun = not dist.is_initialized()
     if begun:
-        dist.init_process_group("nccl" if found.type == "cuda" else "gloo", timeout=timedelta(seconds=patience))
+        _join("nccl" if found.type == "cuda" else "gloo", timedelta(seconds=patience))
     try:
         from torch.distributed.device_mesh import init_device_mesh
 
@@ -203,6 +205,25 @@ def world(mesh: str | None = None, device: str = "auto", *, patience: float = PA
     finally:
         if begun:
             dist.destroy_process_group()
+
+
+def _join(backend: str, patience: timedelta) -> None:
+    """Meet the other ranks of this attempt.
+
+    torchrun keeps one store over all its restarts. Without a prefix of its own, a rank could read where a peer had been
+    listening before it was killed. And a rank that waits for others in C++ hears no Python handler: torchrun would wait
+    half a minute for it to end, so until ranks have met, SIGTERM ends it at once.
+    """
+    alone = threading.current_thread() is not threading.main_thread()
+    handler = None if alone else signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        store, rank, size = next(dist.rendezvous("env://", timeout=patience))  # type: ignore[attr-defined]
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"lowland/attempt-{attempt}", store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
 
 
 class Pulse:

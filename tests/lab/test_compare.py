@@ -53,7 +53,9 @@ def test_methods_take_turns(config):
 
 def test_adasam_has_a_recipe_of_its_own(config):
     for run in grid(config, ["sam", "adasam", "late:inner=adasam"], 2):
-        own = config.recipe.replace(optimizer="amsgrad", lr=1e-3)
+        own = config.recipe.replace(
+            optimizer="amsgrad", lr=config.recipe.lr / 20, weight_decay=config.recipe.weight_decay / 10
+        )
         assert run.recipe == (config.recipe if run.method == "sam" else own)
 
 
