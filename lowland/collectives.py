@@ -101,6 +101,11 @@ def _mark(t: Tensor) -> Tensor:
     return (bits * (torch.arange(len(bits), device=bits.device) % 8191 + 1)).sum()
 
 
+def mark(flags: Sequence[bool]) -> int:
+    """A number by which ranks compare flags; a double holds it exactly, also as a sum over 4,096 ranks."""
+    return hash(tuple(flags)) % (1 << 40)
+
+
 def _short(text: str, other: str) -> str:
     """A text from where it begins to differ, if it is long."""
     same = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))

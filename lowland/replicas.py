@@ -20,8 +20,6 @@ from lowland.vec import Vec
 if TYPE_CHECKING:
     from lowland.executors.base import Work
 
-BIG = 1 << 40  # what ranks compare stays exact in a double, also as a sum over 4,096 of them
-
 
 class Replicas:
     """Data parallelism as it is found: DDP, fully_shard, or ranks whose gradients the engine averages itself.
@@ -138,7 +136,7 @@ class Replicas:
             grad = vec.clone(grad)  # it may be a vector in memory
             self.bytes += collectives.average_(grad, self.apart)
         lost = torch.zeros((), device=work.device) if work.finite is None else ~work.finite
-        mark = hash(tuple(work.reached)) % BIG
+        mark = collectives.mark(work.reached)
         stats, count = self._stats(), math.prod(map(dist.get_world_size, self.groups))
         marks = torch.full((1,), float(mark), dtype=torch.float64, device=work.device)
         parts = [*(b.reshape(-1).double() for b in stats), lost.reshape(1).double(), marks]

@@ -13,15 +13,14 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
-from lowland import modes, vec
+from lowland import batch as batches
+from lowland import collectives, modes, vec
 from lowland.errors import ArgumentError, BatchError, ParameterError, UsageError
 from lowland.executors.base import Executor, Work
 from lowland.executors.exchange import BUCKET, Exchange, all_gather
 from lowland.executors.local import Local, Pass
 from lowland.lagged import Lagged
 from lowland.probe import Probe, Reading
-
-MARKS = 1 << 40
 
 
 class Mesh(Executor):
@@ -157,7 +156,7 @@ class Mesh(Executor):
         room = max(_count(p.batch) for p in wave)
         losses = own.loss.new_zeros(room) if own.losses is None else own.losses
         finite = torch.ones_like(own.loss) if work.finite is None else work.finite.to(own.loss.dtype)
-        mark = 0 if any(p.wrt is not None for p in wave) else hash(tuple(work.reached)) % MARKS
+        mark = 0 if any(p.wrt is not None for p in wave) else collectives.mark(work.reached)
         small = torch.cat(
             [
                 own.loss.reshape(1).double(),
@@ -259,8 +258,7 @@ class _Stats:
 
 
 def _count(batch: Any) -> int:
-    leaves = [t for t in pytree.tree_leaves(batch) if isinstance(t, Tensor)]
-    return leaves[0].shape[0] if leaves and leaves[0].dim() else 0
+    return 0 if batch is None else batches.size(batch)
 
 
 def along(mesh: Any) -> dict[str, dist.ProcessGroup]:
