@@ -36,24 +36,22 @@ def displacement(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
     closed = {SGD: _sgd, Adam: _adam, AdamW: _adam}.get(type(optimizer))
     if closed is None:
         return dry_run(optimizer, params, grad)
-    moves = vec.zeros(params)
+    moves: dict[int, Tensor] = {}
     for group, index in _by_group(optimizer, params):
         p, g = [params[i] for i in index], [grad[i] for i in index]
         with torch.no_grad():
             found = closed(group, [optimizer.state.get(t, {}) for t in p], p, g, type(optimizer))
-        for i, move in zip(index, found, strict=True):
-            moves[i] = move
-    return moves
+        moves.update(zip(index, found, strict=True))
+    return [moves[i] if i in moves else torch.zeros_like(p) for i, p in enumerate(params)]
 
 
 def raw(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
     """``-lr * grad``, with every group's own learning rate."""
-    moves = vec.zeros(params)
+    moves: dict[int, Tensor] = {}
     for group, index in _by_group(optimizer, params):
         sign = 1.0 if group.get("maximize") else -1.0
-        for i, move in zip(index, vec.scale([grad[i] for i in index], sign * _lr(group)), strict=True):
-            moves[i] = move
-    return moves
+        moves.update(zip(index, vec.scale([grad[i] for i in index], sign * _lr(group)), strict=True))
+    return [moves[i] if i in moves else torch.zeros_like(p) for i, p in enumerate(params)]
 
 
 def momentum(optimizer: Optimizer, params: Vec) -> Vec:
@@ -116,15 +114,21 @@ def _by_group(optimizer: Optimizer, params: Vec) -> list[tuple[dict[str, Any], l
 
 def _sgd(group: dict[str, Any], states: list[dict[str, Any]], params: Vec, grad: Vec, kind: type) -> Vec:
     d = vec.scale(grad, -1.0) if group["maximize"] else grad
-    if group["weight_decay"] != 0:
-        d = vec.add(d, params, group["weight_decay"])
+    d = vec.add(d, params, group["weight_decay"]) if group["weight_decay"] != 0 else vec.clone(d)
     if group["momentum"] != 0:
-        buffers = [s.get("momentum_buffer") for s in states]
-        mu, keep = group["momentum"], 1 - group["dampening"]
+        moved = vec.clone(d) if group["nesterov"] else d
         # A buffer that does not exist yet starts at d itself, without dampening.
-        moved = [x if b is None else vec.add(vec.scale([x], keep), [b], mu)[0] for x, b in zip(d, buffers, strict=True)]
-        d = vec.add(d, moved, mu) if group["nesterov"] else moved
-    return vec.scale(d, -_lr(group))
+        buffers = {i: b for i, s in enumerate(states) if (b := s.get("momentum_buffer")) is not None}
+        if buffers:
+            old = [moved[i] for i in buffers]
+            vec.scale_(old, 1 - group["dampening"])
+            vec.add_(old, list(buffers.values()), group["momentum"])
+        if group["nesterov"]:
+            vec.add_(d, moved, group["momentum"])
+        else:
+            d = moved
+    vec.scale_(d, -_lr(group))
+    return d
 
 
 def _adam(group: dict[str, Any], states: list[dict[str, Any]], params: Vec, grad: Vec, kind: type) -> Vec:

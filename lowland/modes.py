@@ -99,5 +99,8 @@ def seeds(count: int, *place: int) -> list[int]:
 def branch(device: torch.device, seed: int) -> Iterator[None]:
     """Random numbers of their own, after which the global ones go on as if none had been drawn."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every device, and takes its time
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield

@@ -2,7 +2,7 @@
 
 The tensors may be DTensors: arithmetic is on local shards, and norms and inner products are those of the whole.
 
-Nothing here reads a value on the host: norms and inner products stay 0-dim tensors on the device.
+Nothing here reads a value from another device: norms and inner products stay 0-dim tensors where they are.
 Functions return new vectors. The few that work in place end in an underscore; they are for the executors, and for a
 plan that changes a reading's gradient, which is its own.
 """
@@ -72,8 +72,10 @@ def finite(v: Vec) -> Tensor:
     here = [t for t in _local(v) if t.numel() > 0]
     if not here:  # of a tensor with fewer rows than ranks, some have nothing
         return shards.every(torch.ones((), dtype=torch.bool, device=v[0].device), v)
-    largest = _flat(here).abs() if _many_small(here) else torch.stack(list(torch._foreach_norm(here, float("inf"))))
-    return shards.every(torch.isfinite(largest.max()), v)
+    found = torch.isfinite(torch.stack(list(torch._foreach_norm(here)))).all() if _at_hand(here[0]) else None
+    if found is None or not found:  # L2 norms that are finite save the other one, which is slow on a CPU
+        found = torch.isfinite(torch.stack(list(torch._foreach_norm(here, float("inf"))))).all()
+    return shards.every(found, v)
 
 
 def add(a: Vec, b: Vec, alpha: float = 1.0) -> Vec:
@@ -166,7 +168,12 @@ def where(condition: Tensor, a: Vec, b: Vec) -> Vec:
 
 
 def keep_if(condition: Tensor, v: Vec) -> Vec:
-    """``v`` where the 0-dim boolean ``condition`` holds, else zeros, also in place of NaN."""
+    """``v`` where the 0-dim boolean ``condition`` holds, else zeros, also in place of NaN.
+
+    On a CPU ``v`` is given back and not a copy.
+    """
+    if _at_hand(condition):
+        return v if bool(condition) else zeros(v)
     nothing = torch.zeros((), dtype=v[0].dtype, device=v[0].device)
     return _like(v, [torch.where(condition, t, nothing.to(t.dtype)) for t in _local(v)])
 
@@ -180,6 +187,11 @@ def add_(v: Vec, other: Vec, alpha: float | Tensor = 1.0) -> None:
         torch._foreach_addcmul_(v, other, [alpha] * len(v))
     else:
         torch._foreach_add_(v, torch._foreach_mul(other, alpha))
+
+
+def scale_(v: Vec, factor: float | Tensor) -> None:
+    """``v *= factor`` in place, for a number or a 0-dim tensor."""
+    torch._foreach_mul_(_local(v), factor)
 
 
 def div_(v: Vec, factor: Tensor) -> None:
@@ -211,6 +223,11 @@ def _many_small(v: Vec) -> bool:
     if len(v) <= 16 or not shards.ordinary(v) or not v[0].is_cpu or v[0].dtype not in (torch.float32, torch.float64):
         return False
     return sum(map(torch.numel, v)) < 4096 * len(v) and len({t.dtype for t in v}) == 1
+
+
+def _at_hand(t: Tensor) -> bool:
+    """Whether its values can be read without waiting for a device: not those of fakes, which stand for one in tests."""
+    return t.is_cpu and type(t) in shards.ORDINARY
 
 
 def _flat(v: Vec) -> Tensor:

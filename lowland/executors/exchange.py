@@ -74,8 +74,8 @@ class Exchange:
             root: As in :meth:`arm`.
 
         Returns:
-            The vectors of all ranks of the group, in their order; with a root, its alone. They share no memory with
-            the buffers of the exchange.
+            The vectors of all ranks of the group, in their order, of which this rank's is ``grads``; with a root, its
+            alone. They share no memory with the buffers of the exchange.
 
         Raises:
             UsageError: Backward accumulated more than once into a parameter.
@@ -99,6 +99,9 @@ class Exchange:
         self.waited += time.perf_counter() - begun
         found: list[Vec] = []
         for number in range(self.size) if root is None else [0]:
+            if root is None and number == self.rank:
+                found.append(grads)
+                continue
             parts: list[Tensor] = [torch.empty(0)] * len(grads)
             for b in self._buckets:
                 for i, part in zip(b.index, b.taken(number, root), strict=True):
@@ -126,7 +129,10 @@ class Exchange:
     def _ready(self, i: int) -> None:
         self._twice |= i in self._seen
         self._seen.add(i)
-        self._bucket_of[i].missing -= 1
+        bucket = self._bucket_of[i]
+        bucket.missing -= 1
+        if bucket.missing:
+            return
         while self._next < len(self._buckets) and self._buckets[self._next].missing == 0:
             b = self._buckets[self._next]
             b.fill([self._params[j].grad for j in b.index], self._scale)  # type: ignore[misc]
@@ -145,11 +151,11 @@ class _Bucket:
     """Some tensors as one flat one, and room for those of all ranks."""
 
     def __init__(self, index: list[int], tensors: Sequence[Tensor], ranks: int) -> None:
-        self.index, self.shapes = index, [t.shape for t in tensors]
-        self.sizes = [t.numel() for t in tensors]
-        self.mine = torch.empty(sum(self.sizes), dtype=tensors[0].dtype, device=tensors[0].device)
+        self.index = index
+        sizes = [t.numel() for t in tensors]
+        self.mine = torch.empty(sum(sizes), dtype=tensors[0].dtype, device=tensors[0].device)
         self.everyone = self.mine.new_empty(ranks * len(self.mine))
-        self.views = [v.view(s) for v, s in zip(torch.split(self.mine, self.sizes), self.shapes, strict=True)]
+        self.views = [v.view(t.shape) for v, t in zip(torch.split(self.mine, sizes), tensors, strict=True)]
         self.handle: Any = None
         self.missing = len(index)
 
@@ -162,7 +168,7 @@ class _Bucket:
     def taken(self, number: int, root: int | None) -> list[Tensor]:
         """A copy of one rank's tensors."""
         flat = self.mine if root is not None else self.everyone.view(-1, len(self.mine))[number]
-        return [part.view(s) for part, s in zip(torch.split(flat.clone(), self.sizes), self.shapes, strict=True)]
+        return list(torch._utils._unflatten_dense_tensors(flat.clone(), self.views))  # type: ignore[no-untyped-call]
 
 
 def cut(params: Vec, most: int) -> list[list[int]]:
@@ -181,6 +187,27 @@ def cut(params: Vec, most: int) -> list[list[int]]:
 
 
 def all_gather(everyone: Tensor, mine: Tensor, group: dist.ProcessGroup) -> Any:
-    """Start an all-gather of flat tensors; what it returns is waited for."""
+    """Start an all-gather of flat tensors; what it returns is waited for.
+
+    Tensors on the CPU go from rank to rank directly: gloo's all-gather hands them through threads and copies of its
+    own, each of which waits for a core while backward goes on.
+    """
+    if mine.is_cpu:
+        return _Direct(everyone.view(-1, len(mine)), mine, group)
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.13
     return gather(everyone, mine, group=group, async_op=True)
+
+
+class _Direct:
+    """An all-gather made of a message from every rank to every other one."""
+
+    def __init__(self, rows: Tensor, mine: Tensor, group: dist.ProcessGroup) -> None:
+        here = dist.get_rank(group)
+        others = [rank for rank in range(len(rows)) if rank != here]
+        self.works: list[Any] = [dist.irecv(rows[rank], group=group, group_src=rank) for rank in others]
+        self.works += [dist.isend(mine, group=group, group_dst=rank) for rank in others]
+        rows[here].copy_(mine)
+
+    def wait(self) -> None:
+        for work in self.works:
+            work.wait()

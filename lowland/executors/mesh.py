@@ -170,10 +170,10 @@ class Mesh(Executor):
         everyone = small.new_empty(self.width * len(small))
         all_gather(everyone, small, self.group).wait()
         rows = everyone.view(self.width, -1)
-        self._compare(rows, number)
+        self._compare(rows)
         if work.finite is not None:
             work.finite = rows[:, 1].min() > 0
-        before.settle(rows[:, 4 + room :])
+        before.settle(rows[:, 4 + room :], self.rank)
         found = []
         for i, probe in enumerate(wave):
             each = None if own.losses is None else rows[i, 4 : 4 + _count(probe.batch)].to(own.losses.dtype)
@@ -184,7 +184,7 @@ class Mesh(Executor):
                 found.append(Reading(rows[i, 0].to(own.loss.dtype), grad, each))
         return found
 
-    def _compare(self, rows: Tensor, number: int) -> None:
+    def _compare(self, rows: Tensor) -> None:
         """Whether all groups had the same batch and reached the same parameters, told one step later."""
         known = self._lagged.swap("rows", rows[:, 2:4])
         if known is None:
@@ -219,23 +219,32 @@ class _Stats:
 
     def flat(self) -> Tensor:
         """The statistics after this rank's probe, as doubles."""
-        found = [b.reshape(-1).double() for b, _ in self.parts] + [c.reshape(1).double() for c in self.counts]
-        return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64, device=self.device)
+        if not self.parts:
+            return torch.zeros(0, dtype=torch.float64, device=self.device)
+        found = torch.cat([b.reshape(-1) for b, _ in self.parts]).double()
+        # Counts apart: they are not exact in single precision.
+        return torch.cat([found, torch.stack(self.counts).double()]) if self.counts else found
 
     @torch.no_grad()
-    def settle(self, rows: Tensor) -> None:
+    def settle(self, rows: Tensor, rank: int) -> None:
         """What the statistics would be, had one device answered all probes in their order.
 
         Args:
             rows: Those of every rank of the group.
+            rank: This one.
         """
+        if len(self.updated) == 1:
+            if self.updated[0] != rank and self.parts:
+                sizes = [b.numel() for b, _ in self.parts]
+                means, counts = torch.split(rows[self.updated[0]], [sum(sizes), len(self.counts)])
+                torch._foreach_copy_([b.view(-1) for b, _ in self.parts], list(torch.split(means, sizes)))
+                if self.counts:
+                    torch._foreach_copy_(self.counts, list(counts.unbind()))
+            return
         place = 0
         for k, (buffer, momentum) in enumerate(self.parts):
             there = rows[:, place : place + buffer.numel()]
             place += buffer.numel()
-            if len(self.updated) == 1:
-                buffer.copy_(there[self.updated[0]].view(buffer.shape))
-                continue
             if momentum == 0:
                 continue
             now = before = self.before[k].reshape(-1).double()

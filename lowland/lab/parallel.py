@@ -1,8 +1,9 @@
 """What a step costs on two processes: data-parallel SAM, and SAMPa, whose two gradients are computed at once.
 
-All variants take turns, step by step: ``plain`` and ``sam`` on one process while the other one rests, ``dp-plain`` and
-``dp-sam`` on two that share a batch (DistributedDataParallel), ``sampa`` on two that take a gradient of the whole batch
-each. One thread per process. Figures are medians, and ratios are medians of ratios within a round, so that a machine
+All variants take turns, step by step: ``plain`` and ``sam`` on one process while the other one rests; ``plain-twice`` on
+two that know nothing of each other, which is the least that two gradients at once can cost on this machine, whose
+processes share memory and caches; ``dp-plain`` and ``dp-sam`` on two that share a batch (DistributedDataParallel);
+``sampa`` on two that take a gradient of the whole batch each. One thread per process. Figures are medians, and ratios are medians of ratios within a round, so that a machine
 whose speed drifts slows numerator and denominator alike. A step of two processes is as long as that of the slower one.
 """
 
@@ -33,11 +34,13 @@ BANDWIDTHS = (10000.0, 1000.0, 300.0, 100.0, 30.0)  # Mbit/s; the first is next 
 CLASSES = 10
 RATIOS = (
     ("sam", "plain"),
+    ("plain-twice", "plain"),
     ("dp-plain", "plain"),
     ("dp-sam", "plain"),
     ("sampa", "plain"),
     ("dp-sam", "sam"),
     ("sampa", "sam"),
+    ("sampa", "plain-twice"),
     ("sampa", "dp-sam"),
 )
 Tick = Callable[[], None]

@@ -61,9 +61,10 @@ def variants(case: Case, rank: int) -> dict[str, Variant]:
     mesh = init_device_mesh("cpu", (RANKS,), mesh_dim_names=("probe",))
     size = case.bytes()
     return {
-        "plain": _bare(case.build(), batch, None),
+        "plain": _bare(case.build(), batch, alone=True),
         "sam": _ours(lowland.SAM(), case.build(), batch, alone=True),
-        "dp-plain": _bare(_ddp(case.build()), half, size),
+        "plain-twice": _bare(case.build(), batch),
+        "dp-plain": _bare(_ddp(case.build()), half, reduced=size),
         "dp-sam": _ours(lowland.SAM(), _ddp(case.build()), half, reduced=size),
         "sampa": _ours(lowland.SAMPa(), case.build(), batch, mesh=mesh),
     }
@@ -81,8 +82,8 @@ def _base(model: nn.Module) -> SGD:
     return SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
 
 
-def _bare(model: nn.Module, batch: Batch, reduced: int | None) -> Variant:
-    """A step without lowland; of ``reduced`` bytes in an all-reduce, or on one process where that is None."""
+def _bare(model: nn.Module, batch: Batch, *, reduced: int = 0, alone: bool = False) -> Variant:
+    """A step without lowland, with ``reduced`` bytes in an all-reduce."""
     optimizer = _base(model)
     taken = 0
 
@@ -93,7 +94,7 @@ def _bare(model: nn.Module, batch: Batch, reduced: int | None) -> Variant:
         loss_fn(model, batch).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
-    return Variant(step, alone=reduced is None, sent=lambda: taken * (reduced or 0))
+    return Variant(step, alone, sent=lambda: taken * reduced)
 
 
 def _ours(

@@ -30,7 +30,7 @@ def result() -> dict[str, Any]:
 
 
 def test_all_variants_are_measured(result: dict[str, Any]) -> None:
-    assert list(result["median_ms"]) == ["plain", "sam", "dp-plain", "dp-sam", "sampa"]
+    assert list(result["median_ms"]) == ["plain", "sam", "plain-twice", "dp-plain", "dp-sam", "sampa"]
     assert all(ms > 0 for ms in result["median_ms"].values())
     assert list(result["ratios"]) == [f"{a} / {b}" for a, b in parallel.RATIOS]
     assert all(math.isfinite(ratio) and ratio > 0 for ratio in result["ratios"].values())
@@ -41,7 +41,8 @@ def test_all_variants_are_measured(result: dict[str, Any]) -> None:
 def test_sampa_exchanges_half_of_what_data_parallel_sam_does(result: dict[str, Any]) -> None:
     size = result["parameters"]
     assert size == 4 * ((3 * 8 * 8 + 1) * 256 + (256 + 1) * 256 + (256 + 1) * 10)
-    assert result["bytes"] == {"plain": 0, "sam": 0, "dp-plain": size, "dp-sam": 2 * size, "sampa": size}
+    alone = dict.fromkeys(("plain", "sam", "plain-twice"), 0)
+    assert result["bytes"] == {**alone, "dp-plain": size, "dp-sam": 2 * size, "sampa": size}
     assert 0 < result["exposed_share"] < 1
     assert 0 < result["exposed_ms"] < result["median_ms"]["sampa"]
 
@@ -110,7 +111,7 @@ def test_what_goes_wrong_is_told(first: str, second: str, told: str, monkeypatch
 
 def _round(sampa: float, plain: float, slower: float) -> list[dict[str, Any]]:
     """The answers of two ranks, of which rank 1 is the slower one."""
-    names = ("plain", "sam", "dp-plain", "dp-sam", "sampa")
+    names = ("plain", "sam", "plain-twice", "dp-plain", "dp-sam", "sampa")
     first = {
         "seconds": {**dict.fromkeys(names, 1.0), "sampa": sampa, "plain": plain},
         "bytes": dict.fromkeys(names, 8),
