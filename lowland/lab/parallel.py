@@ -1,10 +1,11 @@
 """What a step costs on two processes: data-parallel SAM, and SAMPa, whose two gradients are computed at once.
 
-All variants take turns, step by step: ``plain`` and ``sam`` on one process while the other one rests; ``plain-twice`` on
-two that know nothing of each other, which is the least that two gradients at once can cost on this machine, whose
+All variants take turns, step by step: ``plain`` and ``sam`` on one process while the other one rests; ``plain-twice``
+on two that know nothing of each other, which is the least that two gradients at once can cost on this machine, whose
 processes share memory and caches; ``dp-plain`` and ``dp-sam`` on two that share a batch (DistributedDataParallel);
-``sampa`` on two that take a gradient of the whole batch each. One thread per process. Figures are medians, and ratios are medians of ratios within a round, so that a machine
-whose speed drifts slows numerator and denominator alike. A step of two processes is as long as that of the slower one.
+``sampa`` on two that take a gradient of the whole batch each. One thread per process. Figures are medians, and ratios
+are medians of ratios within a round, so that a machine whose speed drifts slows numerator and denominator alike. A
+step of two processes is as long as that of the slower one.
 """
 
 from __future__ import annotations
