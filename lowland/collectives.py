@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,14 +50,15 @@ def agree(what: Mapping[str, Any], groups: Sequence[dist.ProcessGroup]) -> None:
     """Refuse to go on if ranks differ, before a collective of one of them waits for what never comes.
 
     Args:
-        what: Named values that must be equal on all ranks; compared and shown by ``repr``.
+        what: Named values that must be equal on all ranks; compared and shown by ``repr``, without addresses.
         groups: The ranks.
 
     Raises:
         RankError: They differ; on all ranks.
     """
     for group in groups:
-        mine = {name: repr(value) for name, value in what.items()}
+        # Without addresses, as of a function: they are others in every process.
+        mine = {name: re.sub(r" at 0x[0-9a-f]+", "", repr(value)) for name, value in what.items()}
         everyone: list[Any] = [None] * dist.get_world_size(group)
         dist.all_gather_object(everyone, mine, group=group)
         ranks = dist.get_process_group_ranks(group)

@@ -66,7 +66,9 @@ class Work:
             self.rng.begin()
 
     def seeds(self, count: int) -> list[int]:
-        """Seeds for probes that are asked together; others each time."""
+        """Seeds for probes that are asked together: others each time, or one for the step with ``rng="shared"``."""
+        if self.rng is not None:
+            return seeds(1, self.step) * count
         self.asked += 1
         return seeds(count, self.step, self.asked)
 
@@ -107,7 +109,7 @@ class Executor(ABC):
 
     @property
     def sent(self) -> int:
-        """Bytes that this process has given into exchanges with others so far."""
+        """Bytes of gradients that this process has given into exchanges with others so far."""
         return 0
 
     def begin(self, batch: Any) -> None:  # noqa: B027 - most executors keep nothing from step to step

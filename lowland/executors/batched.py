@@ -67,12 +67,12 @@ class Batched(Executor):
         """
         if self.width == 1 or len(probes) == 1 or not (_alike(work, probes) and _vmappable(work)):
             return self._local.run(work, probes)
-        seeds = work.seeds(len(probes)) if work.rng is None else []
+        seeds = work.seeds(len(probes))
         readings: list[Reading] = []
         for start in range(0, len(probes), self.width):
-            if work.rng is not None:
-                work.rng.rewind()
-            with modes.branch(work.device, seeds[start]) if seeds else nullcontext():
+            with modes.branch(work.device, seeds[start]):
+                if work.rng is not None:
+                    work.rng.rewind()
                 readings += _answer(work, probes[start : start + self.width])
         return tuple(readings)
 

@@ -31,8 +31,9 @@ class Exchange:
         bucket: Bytes in a bucket, about; a larger one costs fewer calls, a smaller one leaves earlier.
 
     Attributes:
-        bytes: What this rank has given into collectives so far.
-        waited: Seconds for which this rank has waited for others after its backward: what is not hidden.
+        bytes: Of gradients, what this rank has given into collectives so far.
+        waited: Seconds for which this rank has waited in exchanges after its backward, whether for messages on their
+            way, which backward did not hide, or for a rank that is slower.
     """
 
     def __init__(self, params: Vec, group: dist.ProcessGroup, *, bucket: int = BUCKET) -> None:
@@ -93,23 +94,36 @@ class Exchange:
             if b.handle is None:
                 b.fill([here[i] for i in b.index], None)
                 self._send(b)
-        begun = time.perf_counter()
+            elif b.changed([here[i] for i in b.index], self._scale is not None):
+                raise UsageError(
+                    "a gradient was changed after it had left for the other ranks, which would then hold another one; "
+                    "register hooks that change gradients before the first step"
+                )
+        self.wait([b.handle for b in self._buckets])
         for b in self._buckets:
-            b.handle.wait()
-        self.waited += time.perf_counter() - begun
+            b.handle = None
         found: list[Vec] = []
         for number in range(self.size) if root is None else [0]:
             if root is None and number == self.rank:
                 found.append(grads)
                 continue
-            parts: list[Tensor] = [torch.empty(0)] * len(grads)
+            parts = [torch.empty_like(t) for t in shards.local(self._params)]
             for b in self._buckets:
-                for i, part in zip(b.index, b.taken(number, root), strict=True):
-                    parts[i] = part
+                b.take(number, root, [parts[i] for i in b.index])
             found.append(shards.like(grads, parts))
         return found
 
+    def wait(self, handles: Sequence[Any]) -> None:
+        """Wait for collectives, and count the time."""
+        begun = time.perf_counter()
+        for handle in handles:
+            handle.wait()
+        self.waited += time.perf_counter() - begun
+
     def _reset(self, scale: Tensor | None, root: int | None) -> None:
+        for b in self._buckets:
+            if b.handle is not None:  # after a backward that raised: its messages must not meet those of this one
+                b.handle.wait()
         self._scale, self._root, self._next = scale, root, 0
         self._seen: set[int] = set()
         self._twice = False
@@ -135,7 +149,11 @@ class Exchange:
             return
         while self._next < len(self._buckets) and self._buckets[self._next].missing == 0:
             b = self._buckets[self._next]
-            b.fill([self._params[j].grad for j in b.index], self._scale)  # type: ignore[misc]
+            grads: list[Any] = [self._params[j].grad for j in b.index]
+            if any(g is None or g.layout is not torch.strided for g in grads):
+                return  # whoever takes the gradients knows what to do with such, or what to say
+            b.sent = [(g, g._version) for g in grads]
+            b.fill(grads, self._scale)
             self._send(b)
 
     def _send(self, b: _Bucket) -> None:
@@ -157,6 +175,7 @@ class _Bucket:
         self.everyone = self.mine.new_empty(ranks * len(self.mine))
         self.views = [v.view(t.shape) for v, t in zip(torch.split(self.mine, sizes), tensors, strict=True)]
         self.handle: Any = None
+        self.sent: list[tuple[Tensor, int]] = []
         self.missing = len(index)
 
     @torch.no_grad()
@@ -165,10 +184,17 @@ class _Bucket:
         if scale is not None:
             self.mine.div_(scale)
 
-    def taken(self, number: int, root: int | None) -> list[Tensor]:
-        """A copy of one rank's tensors."""
-        flat = self.mine if root is not None else self.everyone.view(-1, len(self.mine))[number]
-        return list(torch._utils._unflatten_dense_tensors(flat.clone(), self.views))  # type: ignore[no-untyped-call]
+    def changed(self, grads: Sequence[Tensor], divided: bool) -> bool:
+        """Whether gradients are others than when they left; one division, by the loss scale, is no change."""
+        sent, self.sent = self.sent, []
+        return any(g is not s or g._version > v + divided for g, (s, v) in zip(grads, sent, strict=True))
+
+    @torch.no_grad()
+    def take(self, number: int, root: int | None, into: list[Tensor]) -> None:
+        """Copy one rank's tensors; into tensors laid out as the parameters, or norms would add up in another order."""
+        flat = self.mine if root is not None else self.everyone.narrow(0, number * len(self.mine), len(self.mine))
+        parts = zip(torch.split(flat, [v.numel() for v in self.views]), self.views, strict=True)
+        torch._foreach_copy_(into, [part.view(v.shape) for part, v in parts])
 
 
 def cut(params: Vec, most: int) -> list[list[int]]:
@@ -187,27 +213,6 @@ def cut(params: Vec, most: int) -> list[list[int]]:
 
 
 def all_gather(everyone: Tensor, mine: Tensor, group: dist.ProcessGroup) -> Any:
-    """Start an all-gather of flat tensors; what it returns is waited for.
-
-    Tensors on the CPU go from rank to rank directly: gloo's all-gather hands them through threads and copies of its
-    own, each of which waits for a core while backward goes on.
-    """
-    if mine.is_cpu:
-        return _Direct(everyone.view(-1, len(mine)), mine, group)
+    """Start an all-gather of flat tensors; what it returns is waited for."""
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.13
     return gather(everyone, mine, group=group, async_op=True)
-
-
-class _Direct:
-    """An all-gather made of a message from every rank to every other one."""
-
-    def __init__(self, rows: Tensor, mine: Tensor, group: dist.ProcessGroup) -> None:
-        here = dist.get_rank(group)
-        others = [rank for rank in range(len(rows)) if rank != here]
-        self.works: list[Any] = [dist.irecv(rows[rank], group=group, group_src=rank) for rank in others]
-        self.works += [dist.isend(mine, group=group, group_dst=rank) for rank in others]
-        rows[here].copy_(mine)
-
-    def wait(self) -> None:
-        for work in self.works:
-            work.wait()

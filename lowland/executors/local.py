@@ -203,7 +203,7 @@ class Local(Executor):
 
 def alone(work: Work, probes: tuple[Probe, ...]) -> Iterator[Probe]:
     """One probe after the other; those asked together draw random numbers as if each had a device of its own."""
-    if len(probes) == 1 or work.rng is not None:
+    if len(probes) == 1:
         yield from probes
         return
     for probe, seed in zip(probes, work.seeds(len(probes)), strict=True):

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
 from lowland import batch as batches
@@ -19,6 +18,7 @@ from lowland.errors import ArgumentError, BatchError, ParameterError, UsageError
 from lowland.executors.base import Executor, Work
 from lowland.executors.exchange import BUCKET, Exchange, all_gather
 from lowland.executors.local import Local, Pass
+from lowland.executors.running import RunningStats
 from lowland.lagged import Lagged
 from lowland.probe import Probe, Reading
 
@@ -52,7 +52,7 @@ class Mesh(Executor):
 
     @property
     def sent(self) -> int:
-        """Bytes that this rank has given into exchanges so far."""
+        """Bytes of gradients that this rank has given into exchanges so far."""
         return 0 if self._exchange is None else self._exchange.bytes
 
     @property
@@ -65,7 +65,7 @@ class Mesh(Executor):
         self._most = 0
         leaves = [t for t in pytree.tree_leaves(batch) if isinstance(t, Tensor)]
         device = leaves[0].device if leaves else torch.device("cpu")
-        sums = [t.sum(dtype=torch.float64) for t in leaves if not t.is_complex()]
+        sums = [t.sum(dtype=torch.float64).to(device) for t in leaves if not t.is_complex()]
         self._sum = torch.stack(sums).sum() if sums else torch.zeros((), dtype=torch.float64, device=device)
 
     def end(self) -> None:
@@ -101,7 +101,7 @@ class Mesh(Executor):
         """See :meth:`Executor.passes`: of the probes asked together, this rank's caller runs one."""
         readings: list[Reading] = []
         for wave, seeds in self._waves(work, probes):
-            if len(wave) > 1 and any(p.batch is None for p in wave):
+            if any(p.batch is None for p in wave):
                 raise UsageError("a mesh must know the batch; call engine.passes(batch)")
             # The caller may run backward in parts, so nothing leaves before the end of the pass.
             with self._shared(work, wave, seeds, early=False) as (number, share):
@@ -113,7 +113,12 @@ class Mesh(Executor):
     def _waves(self, work: Work, probes: tuple[Probe, ...]) -> Iterator[tuple[tuple[Probe, ...], list[int]]]:
         """As many probes as there are groups, with seeds for their random numbers: those of one device."""
         self._most = max(self._most, len(probes))
-        seeds = work.seeds(len(probes)) if len(probes) > 1 and work.rng is None else []
+        if any((p.grad, p.wrt) != (probes[0].grad, probes[0].wrt) for p in probes):
+            raise UsageError(
+                "on a mesh, the probes of one tuple must all want a gradient or none, and of the same parameters, "
+                "because every group answers one of them and all must know what was reached; ask for the others apart"
+            )
+        seeds = work.seeds(len(probes)) if len(probes) > 1 else []
         for start in range(0, len(probes), self.width):
             yield probes[start : start + self.width], seeds[start : start + self.width]
 
@@ -134,7 +139,7 @@ class Mesh(Executor):
         size = _count(own.batch)
         if early and own.grad and alone and (work.micro_batch is None or size <= work.micro_batch):
             exchange.arm(work.scale(), root)
-        before = _Stats(work, wave)
+        before = RunningStats(work, wave)
 
         def share(reading: Reading, readings: list[Reading]) -> None:
             readings += self._gather(work, wave, number, root, reading, before)
@@ -147,12 +152,12 @@ class Mesh(Executor):
             exchange.disarm()
 
     def _gather(
-        self, work: Work, wave: tuple[Probe, ...], number: int, root: int | None, own: Reading, before: _Stats
+        self, work: Work, wave: tuple[Probe, ...], number: int, root: int | None, own: Reading, before: RunningStats
     ) -> list[Reading]:
         assert self._exchange is not None
-        vectors = None
+        exchange, vectors = self._exchange, None
         if any(p.grad for p in wave):
-            vectors = self._exchange.finish(vec.zeros(work.params) if own.grad is None else own.grad, root)
+            vectors = exchange.finish(vec.zeros(work.params) if own.grad is None else own.grad, root)
         room = max(_count(p.batch) for p in wave)
         losses = own.loss.new_zeros(room) if own.losses is None else own.losses
         finite = torch.ones_like(own.loss) if work.finite is None else work.finite.to(own.loss.dtype)
@@ -168,7 +173,7 @@ class Mesh(Executor):
             ]
         )
         everyone = small.new_empty(self.width * len(small))
-        all_gather(everyone, small, self.group).wait()
+        exchange.wait([all_gather(everyone, small, self.group)])
         rows = everyone.view(self.width, -1)
         self._compare(rows)
         if work.finite is not None:
@@ -202,68 +207,6 @@ class Mesh(Executor):
                     "all groups of a mesh must reach the same parameters, but in the step before, groups "
                     f"{self.rank} and {rank} reached different ones; let the forward use the same layers on every rank"
                 )
-
-
-class _Stats:
-    """The running statistics that the probes of a wave update, and how they add up."""
-
-    def __init__(self, work: Work, wave: tuple[Probe, ...]) -> None:
-        self.updated = [i for i, p in enumerate(wave) if p.stats]
-        norms = [m for m in work.model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
-        seen = [m for m in norms if m.training and m.track_running_stats] if self.updated else []
-        # Each buffer with its layer's momentum.
-        self.parts = [(b, m.momentum) for m in seen for b in (m.running_mean, m.running_var) if b is not None]
-        self.counts = [m.num_batches_tracked for m in seen if m.num_batches_tracked is not None]
-        self.device = work.device
-        self.before = [b.clone() for b, _ in self.parts] if len(self.updated) > 1 else []
-
-    def flat(self) -> Tensor:
-        """The statistics after this rank's probe, as doubles."""
-        if not self.parts:
-            return torch.zeros(0, dtype=torch.float64, device=self.device)
-        found = torch.cat([b.reshape(-1) for b, _ in self.parts]).double()
-        # Counts apart: they are not exact in single precision.
-        return torch.cat([found, torch.stack(self.counts).double()]) if self.counts else found
-
-    @torch.no_grad()
-    def settle(self, rows: Tensor, rank: int) -> None:
-        """What the statistics would be, had one device answered all probes in their order.
-
-        Args:
-            rows: Those of every rank of the group.
-            rank: This one.
-        """
-        if len(self.updated) == 1:
-            if self.updated[0] != rank and self.parts:
-                sizes = [b.numel() for b, _ in self.parts]
-                means, counts = torch.split(rows[self.updated[0]], [sum(sizes), len(self.counts)])
-                torch._foreach_copy_([b.view(-1) for b, _ in self.parts], list(torch.split(means, sizes)))
-                if self.counts:
-                    torch._foreach_copy_(self.counts, list(counts.unbind()))
-            return
-        place = 0
-        for k, (buffer, momentum) in enumerate(self.parts):
-            there = rows[:, place : place + buffer.numel()]
-            place += buffer.numel()
-            if momentum == 0:
-                continue
-            now = before = self.before[k].reshape(-1).double()
-            for order, i in enumerate(self.updated):
-                # Every update moves the statistics towards those of its batch, by a share that is known.
-                first = self._share(momentum, rows, i, 0)
-                seen = before + (there[i] - before) / first
-                now = now + (seen - now) * self._share(momentum, rows, i, order)
-            buffer.copy_(now.view(buffer.shape))
-        for count in self.counts:
-            # Every probe has counted itself.
-            count.copy_(rows[self.updated[0], place] + len(self.updated) - 1)
-            place += 1
-
-    def _share(self, momentum: float | None, rows: Tensor, i: int, order: int) -> float | Tensor:
-        if momentum is not None:
-            return momentum
-        last = rows[i, -1] if self.counts else torch.ones((), dtype=torch.float64)
-        return 1.0 / (last + order)  # a cumulative average
 
 
 def _count(batch: Any) -> int:

@@ -1,0 +1,81 @@
+"""Running statistics of BatchNorm and InstanceNorm, when the probes that update them run on several ranks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
+
+from lowland.executors.base import Work
+from lowland.probe import Probe
+
+
+class RunningStats:
+    """The running statistics that the probes of a wave update, and how they add up."""
+
+    def __init__(self, work: Work, wave: tuple[Probe, ...]) -> None:
+        self.updated = [i for i, p in enumerate(wave) if p.stats]
+        norms = [m for m in work.model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
+        self.norms = [m for m in norms if m.training and m.track_running_stats] if self.updated else []
+        self.buffers = [b for m in self.norms for b in (m.running_mean, m.running_var) if b is not None]
+        self.counts = [m.num_batches_tracked for m in self.norms if m.num_batches_tracked is not None]
+        self.device = work.device
+        self.before = self.flat() if len(self.updated) > 1 else None
+
+    def flat(self) -> Tensor:
+        """The statistics now, as doubles: means and variances, then counts of updates."""
+        if not self.buffers:
+            return torch.zeros(0, dtype=torch.float64, device=self.device)
+        found = torch.cat([b.reshape(-1) for b in self.buffers]).double()
+        # Counts apart: they are not exact in single precision.
+        return torch.cat([found, torch.stack(self.counts).double()]) if self.counts else found
+
+    @torch.no_grad()
+    def settle(self, rows: Tensor, rank: int) -> None:
+        """What the statistics would be, had one device answered all probes in their order.
+
+        Args:
+            rows: Those of every rank of the group.
+            rank: This one.
+        """
+        if not self.buffers:
+            return
+        if self.before is not None:
+            self._set(self._sum(self.before, rows))
+        elif self.updated[0] != rank:
+            self._set(rows[self.updated[0]])
+
+    def _set(self, row: Tensor) -> None:
+        sizes = [b.numel() for b in self.buffers]
+        values, counts = torch.split(row, [sum(sizes), len(self.counts)])
+        torch._foreach_copy_([b.view(-1) for b in self.buffers], list(torch.split(values, sizes)))
+        if self.counts:
+            torch._foreach_copy_(self.counts, list(counts.unbind()))
+
+    def _sum(self, before: Tensor, rows: Tensor) -> Tensor:
+        """Statistics after the updates of all probes, each of which is known on top of ``before`` alone."""
+        now, place, number = before.clone(), 0, sum(b.numel() for b in self.buffers)
+        for norm in self.norms:
+            width = sum(b.numel() for b in (norm.running_mean, norm.running_var) if b is not None)
+            here, place = slice(place, place + width), place + width
+            start = count = before[number] if norm.num_batches_tracked is not None else before.new_zeros(())
+            for i in self.updated:
+                # How often the probe came to the layer: with micro-batches more than once.
+                k = rows[i, number] - start if norm.num_batches_tracked is not None else before.new_ones(())
+                moved = rows[i, here] - before[here]
+                first, share = (_share(norm.momentum, k, n) for n in (start, count))
+                # The batches pull the statistics towards values of their own, by a share that is known.
+                seen = before[here] + moved / torch.where(first == 0, torch.ones_like(first), first)
+                now[here] += torch.where(first == 0, moved, (seen - now[here]) * share)
+                count = count + k
+            if norm.num_batches_tracked is not None:
+                now[number] = count
+                number += 1
+        return now
+
+
+def _share(momentum: float | None, k: Tensor, count: Tensor) -> Tensor:
+    """How far ``k`` batches move statistics that have seen ``count`` of them."""
+    if momentum is None:  # a cumulative average
+        return k / torch.clamp(count + k, min=1)
+    return 1 - (1 - momentum) ** k
