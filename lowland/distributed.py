@@ -159,6 +159,12 @@ class World:
             dist.barrier()
 
 
+def job() -> str | None:
+    """A name for what torchrun has started, the same after every restart of its ranks; None without torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return None if name is None else f"{name} {os.getppid()}"
+
+
 @contextmanager
 def world(mesh: str | None = None, device: str = "auto", *, patience: float = PATIENCE) -> Iterator[World]:
     """Join the ranks that ``torchrun`` has started; on its own, a process is the only one.

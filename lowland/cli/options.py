@@ -31,8 +31,10 @@ class Options:
         device: cpu, cuda, or auto for a GPU where there is one.
         mesh: How the ranks that torchrun starts share the work, such as probe=2,data=2: probe divides the gradients of
             a step, data every batch, replicate every batch for a method that perturbs in each group for itself; left
-            out, every batch is divided. A single process computes the same without ranks.
-        shard: Divide the weights over the data dimension, with fully_shard, instead of a copy on every rank.
+            out, every batch is divided. A single process computes the same without ranks, but for what sees a rank's
+            share alone: BatchNorm, and methods that perturb or choose examples on each rank for itself.
+        shard: Divide the weights over the data dimension, with fully_shard, instead of a copy on every rank; each
+            evaluation gathers them for a while.
         tensorboard: Write TensorBoard event files, too.
         checkpoint_every: Steps from checkpoint to checkpoint, >= 1; left out, half a minute.
         recipe: Optimizer and schedule; the defaults are those of task and model.

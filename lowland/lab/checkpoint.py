@@ -18,7 +18,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,12 @@ def save(
     unfinished = path.with_name(f"{path.name}.tmp")
     _together(lambda: _make_room(unfinished), folder, world)
     _together(lambda: _write_tensors(unfinished, tensors, world), folder, world, everyone=True)
-    whole = {n.removeprefix(MODEL): _whole(t) for n, t in tensors.items() if n.startswith(MODEL)}  # a collective
+    whole = {}
+    for name, tensor in tensors.items():
+        if name.startswith(MODEL):
+            found = shards.whole(tensor)  # a collective
+            if world.first:  # cloned, because tied tensors share memory, which safetensors refuses
+                whole[name.removeprefix(MODEL)] = found.detach().cpu().contiguous().clone()
     _together(lambda: _complete(unfinished, path, state, whole, keep), folder, world)
     return path
 
@@ -150,10 +155,6 @@ def _complete(unfinished: Path, path: Path, state: dict[str, Any], whole: dict[s
         shutil.rmtree(torn, ignore_errors=True)
 
 
-def _whole(t: Tensor) -> Tensor:
-    return shards.whole(t).detach().cpu().contiguous().clone()  # tied tensors share memory, which safetensors refuses
-
-
 def load(path: Path, like: Like | None = None, world: World = ALONE) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read one checkpoint, which :func:`check` has found sound.
 
@@ -218,14 +219,15 @@ def latest(folder: Path, warn: Callable[[str], None]) -> Path | None:
         StateError: There are checkpoints, and all are damaged.
     """
     damaged: list[tuple[Path, str]] = []
-    for path in _all(folder):
+    for path in _all(folder) or _unnamed(folder):
         try:
             check(path)
         except StateError as error:
             damaged.append((path, str(error)))
             continue
         for old, reason in damaged:
-            os.replace(old, old.with_name(f"{old.name}.damaged"))
+            shutil.rmtree(target := old.with_name(f"{old.name}.damaged"), ignore_errors=True)
+            os.replace(old, target)
             warn(f"{reason}; going on from the previous one, {path.name}")
         return path
     if damaged:
@@ -244,6 +246,17 @@ def _all(folder: Path) -> list[Path]:
             f"with the version that began it, or remove {folder}"
         )
     return sorted((p for p in place.glob("step-*") if not p.suffix), reverse=True)
+
+
+def _unnamed(folder: Path) -> list[Path]:
+    """A checkpoint that was complete but had no name yet when its predecessor at the same step was taken away."""
+    for path in (folder / FOLDER).glob("step-*.tmp"):
+        if path.suffixes == [".tmp"]:
+            with suppress(StateError):
+                check(path)
+                os.replace(path, path.with_suffix(""))
+                return [path.with_suffix("")]
+    return []
 
 
 def _remove(path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from lowland import checks
-from lowland.distributed import World, parse, place
+from lowland.distributed import World, job, parse, place
 from lowland.errors import StateError
 from lowland.geometry import Geometry
 from lowland.lab.budget import Budget
@@ -104,6 +104,7 @@ def config_line(
         "run": config.name,
         "time": now(),
         "command": list(command),
+        "job": job(),
         "task": config.task,
         "model": config.model,
         "seed": config.seed,

@@ -18,19 +18,20 @@ class History(NamedTuple):
 
     config: dict[str, Any] | None
     end: dict[str, Any] | None
+    job: str | None = None  # of torchrun, that began it or went on last
 
 
 def history(folder: Path) -> History:
     """The last config line and, where the run has finished, its end line."""
-    config = end = None
+    config = end = job = None
     for line in _lines(folder / RUN_FILE):
         if line.get("kind") == "config":
-            config, end = line, None
+            config, end, job = line, None, line.get("job")
         elif line.get("kind") == "resumed":
-            end = None
+            end, job = None, line.get("job")
         elif line.get("kind") == "end":
             end = line
-    return History(config, end)
+    return History(config, end, job)
 
 
 class RunFile:

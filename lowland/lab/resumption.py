@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +14,9 @@ from lowland.lab.config import refuse_other
 from lowland.lab.records import History
 
 
-def restarted() -> bool:
-    """Whether torchrun has started this process again after a failure: then a run goes on by itself."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def restarted(held: History, line: dict[str, Any]) -> bool:
+    """Whether torchrun has started this process again, and began the run itself: then it goes on without being told."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and held.job == line["job"]
 
 
 def check_held(recorded: dict[str, Any], asked: dict[str, Any], folder: Path, *, resume: bool) -> None:
@@ -32,9 +33,9 @@ def check_held(recorded: dict[str, Any], asked: dict[str, Any], folder: Path, *,
     refuse_other(recorded, asked, folder)
 
 
-def changed_versions(held: History, line: dict[str, Any]) -> list[str]:
+def changed_versions(history: History, line: dict[str, Any]) -> list[str]:
     """Warnings about what may change the bits of a resumed run without being part of its configuration."""
-    begun = held.config or line
+    begun = history.config or line
     parts = (
         ("versions", "torch"),
         ("versions", "lowland"),
@@ -43,23 +44,43 @@ def changed_versions(held: History, line: dict[str, Any]) -> list[str]:
         ("machine", "ranks"),
         ("machine", "mesh"),
     )
+    changed = [
+        (n, begun[part].get(n), line[part].get(n)) for part, n in parts if begun[part].get(n) != line[part].get(n)
+    ]
     return [
-        f"begun with {name} {begun[part].get(name)} and resumed with {line[part].get(name)}: the bits may differ from "
-        "an uninterrupted run"
-        for part, name in parts
-        if begun[part].get(name) != line[part].get(name)
+        f"begun with {name} {old} and resumed with {new}: the bits may differ from an uninterrupted run"
+        + (f", {_SHARES}" if name == "mesh" and _shares(old) != _shares(new) else "")
+        for name, old, new in changed
     ]
 
 
-def mean_loss(ranks: World, losses: float, examples: int) -> float:
+_SHARES = (
+    "and what sees one share of a batch at a time, now another one: BatchNorm, and the methods that perturb or choose "
+    "examples on each rank for itself (micro-sam, k-sam, esam, ausam)"
+)
+
+
+def _shares(mesh: str | None) -> int:
+    sizes = {name: int(size) for name, _, size in (part.partition("=") for part in (mesh or "").split(",") if part)}
+    return math.prod(size for name, size in sizes.items() if name != "probe")
+
+
+def seen_by_share(ranks: World, losses: float, examples: float) -> list[tuple[float, float]]:
+    """Sum of losses and number of examples of every share of the batches; all ranks call it."""
+    found = {share: (each, n) for share, each, n in ranks.gather((ranks.share[0], losses, examples))}
+    return [found[share] for share in sorted(found)]
+
+
+def mean_loss(ranks: World, losses: float, examples: float) -> float:
     """The mean over all examples that any rank has seen, from this rank's sum and number; all ranks call it."""
     sums, counts = zip(*ranks.gather((losses, examples)), strict=True)
-    return float(sum(sums) / max(sum(counts), 1))
+    return float(sum(sums) / (sum(counts) or 1))
 
 
-def seen_here(seen: Sequence[tuple[float, int]], ranks: World) -> tuple[float, int]:
-    """Sum of losses and number of examples for this rank, from those of the ranks that saved them."""
-    if len(seen) == ranks.size:
-        return seen[ranks.rank]
+def seen_here(seen: Sequence[tuple[float, float]], ranks: World) -> tuple[float, float]:
+    """Sum of losses and number of examples for this rank's share of the batches, from those of the shares saved."""
+    number, count = ranks.share
+    if len(seen) == count:
+        return seen[number]
     losses, examples = (sum(each) for each in zip(*seen, strict=True))
-    return losses / ranks.size, round(examples / ranks.size)
+    return losses / count, examples / count

@@ -26,7 +26,7 @@ from lowland.lab.interrupt import Stopped, deferred
 from lowland.lab.loader import Loader
 from lowland.lab.prepare import complete, loader_of, task_of
 from lowland.lab.records import History, NoFile, RunFile, history
-from lowland.lab.resumption import changed_versions, check_held, mean_loss, restarted, seen_here
+from lowland.lab.resumption import changed_versions, check_held, mean_loss, restarted, seen_by_share, seen_here
 from lowland.lab.tasks import Task
 from lowland.lab.trainer import Trainer, rehearse, settings
 from lowland.sharpness import m_sharpness
@@ -93,7 +93,7 @@ def train(
         ranks.agree({name: line[name] for name in (*IDENTITY, "steps_per_epoch")})
         line = ranks.tell(line)
         if held.config is not None:
-            check_held(held.config, line, folder, resume=resume or restarted())
+            check_held(held.config, line, folder, resume=resume or restarted(held, line))
             if held.end is not None:
                 return held.end
         with closing(_Run(config, folder, line, loader, lambda: Trainer(config, method, task, ranks), ranks)) as run:
@@ -120,7 +120,8 @@ class _Run:
         self.ranks, self.pulse = ranks, Pulse(ranks)
         self.config, self.folder, self.line, self.loader, self.make = config, folder, line, loader, make
         self.clock = Clock(config.on())
-        self.epoch = self.batch = self.examples = self.peak = 0
+        self.epoch = self.batch = self.peak = 0
+        self.examples = 0.0
         self.losses = torch.zeros((), dtype=torch.float64, device=config.on())  # sum over the epoch so far
         self.gradients: list[float] = []  # cumulative, after every step
         self.score: dict[str, float] = {}
@@ -146,7 +147,7 @@ class _Run:
             self.peak = rehearse(self.make, self.loader)
         else:
             self._restore(*found)
-            self.file.write("resumed", step=self.trainer.engine.step, time=now())
+            self.file.write("resumed", step=self.trainer.engine.step, time=now(), job=self.line["job"])
             damaged += changed_versions(held, self.line) if self.ranks.first else []
         for message in damaged:
             self.file.write("warning", message=message)
@@ -238,7 +239,7 @@ class _Run:
         )
         if self.events is not None:
             self.events.write(line)
-        self.batch = self.examples = 0
+        self.batch, self.examples = 0, 0.0
         self.losses = torch.zeros_like(self.losses)
 
     def _judged(self) -> Iterator[Any]:
@@ -262,7 +263,8 @@ class _Run:
         """Do what any rank has been told, or what the first one finds due, at the same step on all ranks."""
         first = self.ranks.first
         told = [signum == signal.SIGINT, signum == signal.SIGTERM, due and first, self.clock.seconds * first]
-        interrupted, terminated, due_there, self.seconds = self.pulse.beat([float(t) for t in told])
+        interrupted, terminated, due_there, seconds = self.pulse.beat([float(t) for t in told])
+        self.seconds = max(self.seconds, seconds)  # the first beat brings nothing, also after a return to a checkpoint
         if interrupted or terminated or due_there:
             self._save()
         if interrupted or terminated:
@@ -274,7 +276,7 @@ class _Run:
             "trainer": self.trainer.state(),
             "place": {"epoch": self.epoch, "batch": self.batch, "peak": self.peak},
             "score": self.score | {"best": self.best},
-            "seen": self.ranks.gather((float(self.losses), self.examples)),
+            "seen": seen_by_share(self.ranks, float(self.losses), self.examples),
             "seconds": self.clock.seconds,
             "laps": torch.tensor(self.clock.laps, dtype=torch.float64),
             "gradients": torch.tensor(self.gradients, dtype=torch.float64),

@@ -156,7 +156,8 @@ def _place(path: str, name: str) -> tuple[str, str, bool]:
 def reshared(shares: Sequence[dict[str, Any]], number: int, count: int) -> dict[str, Any]:
     """A method's values for one of ``count`` shares of a batch, from those of as many as there were.
 
-    A batch that is held back is put together and cut anew. Sums over examples, as AUSAM has them, add up.
+    A batch that is held back is put together and cut anew. Of sums over examples, as AUSAM has them, every share gets
+    an equal part, so that none is counted twice when shares come together again.
     """
     if len(shares) == count:
         return dict(shares[number])
@@ -170,7 +171,7 @@ def reshared(shares: Sequence[dict[str, Any]], number: int, count: int) -> dict[
     for key, value in shares[0].items():
         each = [share[key] for share in shares]
         if isinstance(value, Tensor):
-            found[key] = torch.stack(each).sum(0)
+            found[key] = torch.stack(each).sum(0) / count
         else:
             found[key] = pytree.tree_map(cut, *each)
     return found

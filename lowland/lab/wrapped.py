@@ -51,7 +51,6 @@ class Whole:
 
     def __init__(self, model: nn.Module, build: Callable[[], nn.Module]) -> None:
         self._model, self._build = model, build
-        self._copy: nn.Module | None = None
 
     @torch.no_grad()
     def __call__(self) -> nn.Module:
@@ -62,8 +61,7 @@ class Whole:
         state = self._model.state_dict()
         if not any(map(shards.is_sharded, state.values())):
             return self._model
-        if self._copy is None:
-            with torch.random.fork_rng():
-                self._copy = self._build()
-        self._copy.load_state_dict({n: shards.whole(t) for n, t in state.items()})
-        return self._copy.train(self._model.training)
+        with torch.random.fork_rng():
+            copy = self._build()  # gone after use: a rank that shards has no room for it while it trains
+        copy.load_state_dict({n: shards.whole(t) for n, t in state.items()})
+        return copy.train(self._model.training)

@@ -93,6 +93,44 @@ def test_a_kill_before_the_name_appears(tmp_path, monkeypatch):
     assert newest(tmp_path) == 1
 
 
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_kill_while_the_only_step_is_saved_again(tmp_path, monkeypatch, renames):
+    fill(tmp_path, 7, keep=1)
+    real, left = os.replace, [renames]
+
+    def killed(*paths):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        real(*paths)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path, 7, keep=1)
+    monkeypatch.undo()
+    assert newest(tmp_path) == 7
+    fill(tmp_path, 8, keep=1)
+    assert names(tmp_path) == ["step-000000008"]
+
+
+def test_half_a_first_checkpoint_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "replace", lambda *paths: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fill(tmp_path, 7)
+    monkeypatch.undo()
+    (tmp_path / "checkpoints" / "step-000000007.tmp" / "state.pt").write_bytes(b"")
+    assert checkpoint.latest(tmp_path, pytest.fail) is None
+
+
+def test_a_step_that_is_damaged_again(tmp_path):
+    told = []
+    for _ in range(2):
+        fill(tmp_path, 1, 2)
+        (tmp_path / "checkpoints" / "step-000000002" / "state.pt").unlink()
+        assert newest(tmp_path, told.append) == 1
+    assert len(told) == 2
+
+
 def damage_cut(content):
     return content[: len(content) // 2]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -16,13 +17,14 @@ import torch
 from ranks import on_ranks
 from safetensors.torch import load_file
 
-from lowland.errors import LowlandError
+from lowland.errors import LowlandError, StateError
 from lowland.lab import checkpoint, run
 from lowland.lab.budget import Budget
 from lowland.lab.config import RunConfig
 from lowland.lab.interrupt import Stopped
 from lowland.lab.recipes import Recipe
 from lowland.lab.tasks import Augmentation, Task
+from lowland.lab.trainer import reshared
 
 RECIPE = Recipe(lr=0.05, epochs=2, batch_size=8)
 BASE = RunConfig(task="rows", model="mlp", method="sampa", seed=0, recipe=RECIPE, budget=Budget(limit=12), device="cpu")
@@ -129,12 +131,72 @@ def test_a_checkpoint_of_four_ranks_goes_on_on_four_two_and_one(tmp_path: Path, 
             resumed(folder, changes)
             told = (folder / "run.jsonl").read_text()
             assert "begun with ranks 4 and resumed with 1: the bits may differ" in told
+            assert "what sees one share of a batch at a time, now another one: BatchNorm" in told
         else:
             meshes = {2: {"mesh": "data=2"}, 4: {}}
             ends = on_ranks(count, resumed, folder, changes | meshes[count])
             if count == 4:
                 assert ends[0]["weights_sha256"] == whole["weights_sha256"]
         assert_near(folder, tmp_path / "whole")
+        assert losses(folder) == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)
+
+
+def losses(folder: Path) -> list[float]:
+    """The training loss of every epoch."""
+    lines = map(json.loads, (folder / "run.jsonl").read_text().splitlines())
+    return [line["train_loss"] for line in lines if line["kind"] == "epoch"]
+
+
+def test_from_two_groups_to_one_process_no_example_counts_twice(tmp_path: Path) -> None:
+    changes = {"mesh": "probe=2", "checkpoint_every": 5}
+    on_ranks(2, trained, tmp_path / "ranks", changes, 5)
+    resumed(tmp_path / "ranks", {"checkpoint_every": 5})
+    trained(tmp_path / "whole", {})
+    assert losses(tmp_path / "ranks") == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)
+
+
+def test_sums_are_neither_lost_nor_doubled_between_numbers_of_ranks() -> None:
+    shares = [{"sums": torch.full((3,), float(i)), "t": 4} for i in (1, 2, 3, 4)]
+    two = [reshared(shares, number, 2) for number in range(2)]
+    assert [share["t"] for share in two] == [4, 4]
+    assert torch.equal(sum(share["sums"] for share in two), torch.full((3,), 10.0))
+    assert torch.equal(reshared(two, 0, 1)["sums"], torch.full((3,), 10.0))
+    assert reshared(two, 1, 2)["sums"] is two[1]["sums"]
+
+
+def fractions(folder: Path, deadly: int | None, resume: bool) -> list[float]:
+    """How much of a budget in seconds was spent before every step."""
+    found: list[float] = []
+
+    class Watched(run.Trainer):
+        def step(self, batch: Any, fraction: float) -> Any:
+            found.append(fraction)
+            return super().step(batch, fraction)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "Trainer", Watched)
+        patch.setattr(run, "rehearse", lambda make, loader: 0)
+        changes = {"mesh": "data=2", "budget": Budget(kind="seconds", limit=0.5), "checkpoint_every": 5}
+        trained(folder, changes, deadly, resume)
+    return found
+
+
+def test_seconds_that_are_spent_stay_spent_after_a_return_to_a_checkpoint(tmp_path: Path) -> None:
+    for deadly, resume in ((5, False), (10, True)):
+        for found in on_ranks(2, fractions, tmp_path, deadly, resume):
+            assert found == sorted(found)
+            assert (found[0] > 0) is resume
+
+
+def test_torchrun_goes_on_by_itself_with_what_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first")
+    trained(tmp_path, {"checkpoint_every": 5}, 5)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "second")
+    with pytest.raises(StateError, match="out must be a folder without this run"):
+        trained(tmp_path, {"checkpoint_every": 5})
+    trained(tmp_path, {"checkpoint_every": 5}, 10, True)  # with --resume, it becomes its own
+    assert trained(tmp_path, {"checkpoint_every": 5})["step"] == 12
 
 
 def resumed(folder: Path, changes: dict[str, Any]) -> Any:
