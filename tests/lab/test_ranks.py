@@ -176,13 +176,13 @@ def fractions(folder: Path, deadly: int | None, resume: bool) -> list[float]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "Trainer", Watched)
         patch.setattr(run, "rehearse", lambda make, loader: 0)
-        changes = {"mesh": "data=2", "budget": Budget(kind="seconds", limit=0.5), "checkpoint_every": 5}
+        changes = {"mesh": "data=2", "budget": Budget(kind="seconds", limit=0.5), "checkpoint_every": 3}
         trained(folder, changes, deadly, resume)
     return found
 
 
 def test_seconds_that_are_spent_stay_spent_after_a_return_to_a_checkpoint(tmp_path: Path) -> None:
-    for deadly, resume in ((5, False), (10, True)):
+    for deadly, resume in ((3, False), (6, True)):
         for found in on_ranks(2, fractions, tmp_path, deadly, resume):
             assert found == sorted(found)
             assert (found[0] > 0) is resume
