@@ -21,8 +21,6 @@ LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 PATIENCE = 120.0  # seconds for which a rank waits for the other, in a collective
 GRACE = 5.0  # seconds more, after which a rank has given up by itself and told why
 PAUSE = 1.0  # seconds in which the other rank fails as well
-# glibc gives large blocks back to the kernel at once and asks for them anew: a step of ResNet-20 spends a fifth of its
-# time in that, and two processes wait for each other in the kernel. Training processes do better to keep their memory.
 KEEP = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1000000000000"
 TOLD = 1500  # characters of what a rank wrote before it ended
 
@@ -101,6 +99,15 @@ def _understood(line: bytes) -> dict[str, Any]:
     return {"error": f"failed:\n{answer['error'].strip()}"} if "error" in answer else answer
 
 
+def memory() -> dict[str, str]:
+    """Environment under which processes keep the memory that they free, all variants alike; the user's own, if set.
+
+    By default glibc gives large blocks back to the kernel at once and asks for them anew, layer by layer. A training
+    step on the CPU then spends part of its time in page faults, and two processes get in each other's way there.
+    """
+    return {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", KEEP)}
+
+
 @contextmanager
 def pair(
     prefixes: Sequence[Sequence[str]] = ((), ()), device: str = LOOPBACK, patience: float = PATIENCE
@@ -116,7 +123,7 @@ def pair(
         The processes, which set up their connection meanwhile.
     """
     # One thread each; and a session of their own, or Ctrl-C would reach them before this process can end them.
-    environment = {"GLIBC_TUNABLES": KEEP, **os.environ, "GLOO_SOCKET_IFNAME": device, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **memory(), "GLOO_SOCKET_IFNAME": device, "OMP_NUM_THREADS": "1"}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lowland-")))
         processes: list[subprocess.Popen[bytes]] = []

@@ -26,7 +26,7 @@ from lowland.errors import ArgumentError, UnknownNameError
 from lowland.lab import overhead
 from lowland.lab.models import build
 from lowland.lab.network import DEVICE, Network, network
-from lowland.lab.pair import Pair, pair
+from lowland.lab.pair import Pair, memory, pair
 
 RANKS = 2
 WARMUP = 5  # rounds that do not count, after a change of bandwidth, too
@@ -158,7 +158,7 @@ def checked(bandwidths: Sequence[float]) -> list[float]:
 def machine() -> dict[str, Any]:
     """What the figures were measured on: two processes want a core each."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {**overhead.machine(), "cores": cores}
+    return {**overhead.machine(), "cores": cores, "GLIBC_TUNABLES": memory()["GLIBC_TUNABLES"]}
 
 
 def _chosen(name: str, rounds: int) -> Case:
@@ -199,12 +199,13 @@ def summary(taken: Sequence[Sequence[dict[str, Any]]], *, senders: int) -> dict[
     Returns:
         ``rounds``; by variant ``median_ms``, ``bytes`` that a rank gives into exchanges of gradients in a step, and
         ``wire_bytes`` that leave it in a step by the count of the network device, all protocols included (None where
-        nobody counts); ``ratios``; and for SAMPa ``exposed_ms``, for which the slower rank waits for the exchange
-        after its backward, with ``exposed_share``, its share of the step.
+        nobody counts); ``ratios``; and for SAMPa ``exposed_ms``, for which the rank whose backward ended last still
+        waits for the exchange, with ``exposed_share``, its share of the step. What the other one waits for its partner
+        is not in it.
     """
     names = list(taken[0][0]["seconds"])
     seconds = {name: [max(rank["seconds"].get(name, 0.0) for rank in ranks) for ranks in taken] for name in names}
-    waited = [max(rank["waited"]["sampa"] for rank in ranks) for ranks in taken]
+    waited = [min(rank["waited"]["sampa"] for rank in ranks) for ranks in taken]
     wires = {name: [ranks[0]["wire"][name] for ranks in taken] for name in names}
     return {
         "rounds": len(taken),

@@ -71,9 +71,10 @@ def variants(case: Case, rank: int) -> dict[str, Variant]:
 
 
 def _ddp(model: nn.Module) -> nn.Module:
-    # As good as it gets: buckets as large as those of lowland's own exchange, so that its all-reduce hides as well, and
-    # no broadcast of BatchNorm statistics, which the engine averages anyway. (The argument for it is deprecated.)
-    wrapped = DistributedDataParallel(model, bucket_cap_mb=BUCKET / 2**20)
+    # As good as it gets: buckets as large as those of lowland's own exchange, so that its all-reduce hides as well, in
+    # which the gradients lie, and no broadcast of BatchNorm statistics, which the engine averages anyway. (The argument
+    # for it is deprecated.)
+    wrapped = DistributedDataParallel(model, bucket_cap_mb=BUCKET / 2**20, gradient_as_bucket_view=True)
     wrapped.broadcast_buffers = False
     return wrapped
 
@@ -116,21 +117,23 @@ def _ours(
     return Variant(step, alone, sent, waited)
 
 
-def take_round(steps: dict[str, Variant], rank: int, device: str) -> dict[str, Any]:
+def take_round(steps: dict[str, Variant], rank: int, device: str, number: int = 0) -> dict[str, Any]:
     """Let every variant take one step.
 
     Args:
         steps: The variants.
         rank: Of this process.
         device: The network device whose traffic is counted.
+        number: Of the round; another variant begins each time, so that none always follows the same one.
 
     Returns:
         By variant ``seconds`` from the barrier to the end of the step, ``bytes`` given into exchanges, ``wire``: bytes
         that left through the device until both were ready for the next step, and ``waited`` seconds.
     """
     found: dict[str, Any] = {"seconds": {}, "bytes": {}, "wire": {}, "waited": {}}
-    for name, variant in steps.items():
-        before = traffic(device)
+    order = list(steps)
+    for name in order[number % len(order) :] + order[: number % len(order)]:
+        variant, before = steps[name], traffic(device)
         dist.barrier()
         if rank == 0 or not variant.alone:
             sent = variant.sent()
@@ -144,7 +147,7 @@ def take_round(steps: dict[str, Variant], rank: int, device: str) -> dict[str, A
         dist.barrier()  # a step that ends early here must not begin the next one, nor its traffic be missed
         after = traffic(device)
         found["wire"][name] = None if before is None or after is None else after - before
-    return found
+    return {what: {name: each[name] for name in steps if name in each} for what, each in found.items()}
 
 
 def traffic(device: str) -> int | None:
@@ -173,8 +176,8 @@ def serve(rank: int, orders: IO[str], answer: Callable[[dict[str, Any]], None]) 
             case = Case(**order["case"])
             steps = variants(case, rank)
             answer({"parameters": case.bytes()})
-        for _ in range(order.get("rounds", 0)):
-            answer(take_round(steps, rank, device))
+        for number in range(order.get("rounds", 0)):
+            answer(take_round(steps, rank, device, number))
 
 
 def main() -> int:
