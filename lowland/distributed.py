@@ -61,7 +61,7 @@ def ranks() -> tuple[int, int]:
 
 
 def place(device: str) -> torch.device:
-    """The device of that name; on several ranks each its own.
+    """The device of that name; on several ranks each its own GPU, which becomes the current one, as NCCL expects.
 
     Args:
         device: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
@@ -69,17 +69,19 @@ def place(device: str) -> torch.device:
     Raises:
         ArgumentError: There is no such device.
     """
-    here = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if ranks()[1] > 1 else "cuda"
-    if device == "auto":
-        return torch.device(here if torch.cuda.is_available() else "cpu")
+    several = ranks()[1] > 1
+    here = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if several else "cuda"
+    names = {"cuda": here, "auto": here if torch.cuda.is_available() else "cpu"}
     try:
-        found = torch.device(here if device == "cuda" else device)
+        found = torch.device(names.get(device, device))
     except RuntimeError:
         found = None
     if found is None or found.type not in ("cpu", "cuda"):
         raise ArgumentError(f"device must be cpu, cuda or auto, but is {device!r}; choose one of these")
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ArgumentError(f"device must be one that is here, but {device!r} is not; choose cpu or auto")
+    if found.type == "cuda" and several:
+        torch.cuda.set_device(found)
     return found
 
 
@@ -171,7 +173,7 @@ def world(mesh: str | None = None, device: str = "auto", *, patience: float = PA
 
     Args:
         mesh: Such as ``probe=2,data=2``. None divides every batch over all ranks. A single process computes the same
-            without a mesh.
+            without a mesh, but for what sees a rank's share of a batch alone.
         device: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
         patience: Seconds that a rank waits for another one before it gives up.
 
@@ -196,8 +198,6 @@ def world(mesh: str | None = None, device: str = "auto", *, patience: float = PA
             f"mesh must have as many places as there are ranks, but {mesh} has {count} and torchrun started {size}; "
             f"start torchrun --nproc-per-node {count}, or choose another mesh"
         )
-    if found.type == "cuda":
-        torch.cuda.set_device(found)
     begun = not dist.is_initialized()
     if begun:
         _join("nccl" if found.type == "cuda" else "gloo", timedelta(seconds=patience))

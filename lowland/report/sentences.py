@@ -87,8 +87,8 @@ def _short(finished: Sequence[RunRecord]) -> list[str]:
     if not lengths or min(lengths) >= RIPE:
         return []
     return [
-        f"Trainings of less than {RIPE} epochs are short: there the recipes take a smaller radius, with the cube of "
-        "the length, unless you give rho."
+        f"Trainings of less than {RIPE} epochs are short: there the recipes make methods weaker, with the cube of "
+        "the length, in the radius and in other fields, as far as you give none."
     ]
 
 
