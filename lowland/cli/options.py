@@ -36,7 +36,8 @@ class Options:
         shard: Divide the weights over the data dimension, with fully_shard, instead of a copy on every rank; each
             evaluation gathers them for a while.
         tensorboard: Write TensorBoard event files, too.
-        checkpoint_every: Steps from checkpoint to checkpoint, >= 1; left out, half a minute.
+        checkpoint_every: Steps from checkpoint to checkpoint, >= 1; left out, half a minute, or longer where writing
+            them would take more than 2 % of the time.
         recipe: Optimizer and schedule; the defaults are those of task and model.
     """
 

@@ -31,7 +31,8 @@ from lowland.lab.tasks import Task
 from lowland.lab.trainer import Trainer, rehearse, settings
 from lowland.sharpness import m_sharpness
 
-SAVE_SECONDS = 30.0  # between checkpoints, where the configuration names no steps
+SAVE_SECONDS = 30.0  # at least, between checkpoints, where the configuration names no steps
+SAVE_SHARE = 0.02  # of the time, at most, for writing them: a large model is saved less often
 TELL_SECONDS = 0.1  # between two calls of the display
 JUDGED = 2048  # training examples that train accuracy and m-sharpness are measured on, the first as stored
 M = 128  # examples in a micro-batch of m-sharpness
@@ -121,11 +122,11 @@ class _Run:
         self.config, self.folder, self.line, self.loader, self.make = config, folder, line, loader, make
         self.clock = Clock(config.on())
         self.epoch = self.batch = self.peak = 0
-        self.examples = 0.0
         self.losses = torch.zeros((), dtype=torch.float64, device=config.on())  # sum over the epoch so far
         self.gradients: list[float] = []  # cumulative, after every step
         self.score: dict[str, float] = {}
-        self.best = self.seconds = 0.0  # the training time that all ranks go by
+        # Training time that all ranks go by, and seconds that the last checkpoint took.
+        self.best = self.examples = self.seconds = self._writing = 0.0
         self.events: Events | None = None
         self._told = self._saved = time.monotonic()
 
@@ -135,8 +136,7 @@ class _Run:
         """Open the run file, and go back to the last checkpoint or measure the memory of a fresh run."""
         self.trainer = self.make()  # an unknown model is refused before there is a folder
         damaged: list[str] = []
-        # The first rank looks, so that all go on from the same one.
-        path = self.ranks.tell(checkpoint.latest(self.folder, damaged.append) if self.ranks.first else None)
+        path = self.ranks.tell(checkpoint.latest(self.folder, damaged.append) if self.ranks.first else None)  # for all
         found = None if path is None else checkpoint.load(path, self.trainer.like, self.ranks)
         if found is not None:
             # The run file may be gone or another one: what a checkpoint belongs to, it says itself.
@@ -256,8 +256,9 @@ class _Run:
     # Checkpoints
 
     def _due(self) -> bool:
-        """Whether the clock says so; a number of steps is the same on all ranks without asking."""
-        return self.config.checkpoint_every is None and time.monotonic() - self._saved > SAVE_SECONDS
+        """Whether the clock says so; a number of steps is known to all ranks."""
+        since = time.monotonic() - self._saved
+        return self.config.checkpoint_every is None and since > max(SAVE_SECONDS, self._writing / SAVE_SHARE)
 
     def _listen(self, signum: int | None, *, due: bool = False) -> None:
         """Do what any rank has been told, or what the first one finds due, at the same step on all ranks."""
@@ -271,6 +272,7 @@ class _Run:
             raise Stopped(signal.SIGTERM if terminated else signal.SIGINT, self.folder)
 
     def _save(self) -> None:
+        begun = time.monotonic()
         state = {
             "config": self.line,
             "trainer": self.trainer.state(),
@@ -283,7 +285,7 @@ class _Run:
         }
         tensors, step = self.trainer.tensors(), self.trainer.engine.step
         checkpoint.save(self.folder, state, tensors, step=step, keep=self.config.keep, world=self.ranks)
-        self._saved = time.monotonic()
+        self._writing, self._saved = time.monotonic() - begun, time.monotonic()
 
     def _restore(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.trainer.load(state["trainer"], tensors)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from dataclasses import replace
 
 import pytest
@@ -53,6 +54,23 @@ def test_methods_share_initialization_and_data(config, task, tmp_path):
     other = train(replace(config, method="plain", seed=1), tmp_path / "other", task=task)
     assert plain["weights_sha256"] == still["weights_sha256"]  # SAM with rho = 0 is the base optimizer
     assert plain["weights_sha256"] != other["weights_sha256"]
+
+
+@pytest.mark.parametrize(("share", "fewest", "most"), [(0.02, 2, 2), (1e9, 12, 13)])
+def test_checkpoints_take_their_share_of_the_time(config, task, tmp_path, monkeypatch, share, fewest, most):
+    real, saved = checkpoint.save, []
+
+    def slow(*args, **options):
+        time.sleep(0.1)
+        saved.append(options["step"])
+        return real(*args, **options)
+
+    monkeypatch.setattr("lowland.lab.run.checkpoint.save", slow)
+    monkeypatch.setattr("lowland.lab.run.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("lowland.lab.run.SAVE_SHARE", share)
+    train(replace(config, checkpoint_every=None), tmp_path, task=task)
+    assert fewest <= len(saved) <= most  # one at once, since none was slow yet, and one at the end
+    assert (saved[0], saved[-1]) == (1, 12)
 
 
 def test_a_display_changes_nothing(config, task, tmp_path, monkeypatch):

@@ -161,8 +161,8 @@ def test_the_note_on_short_trainings(write_run: WriteRun) -> None:
     short, long = (
         [read(write_run(t, epochs=epochs, folder=f"{t}{epochs}")) for t in ("plain", "sam")] for epochs in (7, 8)
     )
-    assert [n for n in notes(short) if "smaller radius, with the cube of the length" in n]
-    assert not [n for n in [*notes(long), *notes(short[:1])] if "radius" in n]
+    assert [n for n in notes(short) if "make methods weaker, with the cube of the length" in n]
+    assert not [n for n in [*notes(long), *notes(short[:1])] if "weaker" in n]
 
 
 def test_the_note_on_recipes_names_the_odd_one_out(write_run: WriteRun) -> None:
