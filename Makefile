@@ -18,13 +18,13 @@ demo: setup
 	$(BIN)/lowland compare --task digits --methods plain sam sampa looksam micro-sam arsam --seeds 5
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=10
 
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -x -n $(JOBS) --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -x -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 ci: setup
 	$(BIN)/ruff check .

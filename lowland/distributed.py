@@ -164,7 +164,7 @@ class World:
 def job() -> str | None:
     """A name for what torchrun has started, the same after every restart of its ranks; None without torchrun."""
     name = os.environ.get("TORCHELASTIC_RUN_ID")
-    return None if name is None else f"{name} {os.getppid()}"
+    return f"none {os.getppid()}" if name == "none" else name  # "none" is what all have who give no --rdzv-id
 
 
 @contextmanager

@@ -33,6 +33,9 @@ class Replicas:
         params: Its trainable parameters.
         group: Ranks over which nobody else averages; the engine does it. None: there are none.
 
+    Attributes:
+        norms: The model's layers with running statistics.
+
     Raises:
         ParameterError: A kind of wrapper that would average gradients which must stay apart.
     """
@@ -47,7 +50,7 @@ class Replicas:
         self.groups = self.apart + [g for g in others if g not in self.apart]
         self.bytes = 0
         self._params = params
-        self._norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
+        self.norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
         self._unsynced = self._passed = False
 
     def check(self, what: Mapping[str, Any], names: Sequence[str], mirrors: Sequence[dist.ProcessGroup]) -> None:
@@ -154,7 +157,7 @@ class Replicas:
 
     def _stats(self) -> list[Tensor]:
         """Running means and variances of the layers in training mode, which saw other examples on every rank."""
-        seen = [m for m in self._norms if m.training and m.track_running_stats]
+        seen = [m for m in self.norms if m.training and m.track_running_stats]
         return [b for m in seen for b in (m.running_mean, m.running_var) if b is not None]
 
     def _reshard(self) -> None:

@@ -123,11 +123,18 @@ def test_collectives_and_foreach_have_their_place(module: str) -> None:
             assert "torch.distributed" not in text, "collectives belong to the executors"
 
 
+# What changes in place that no parameter shares memory with.
+OWN = {
+    "lowland.methods.looksam": {"vec.add_"},  # a reading's gradient, which is the plan's own
+    "lowland.lookahead": {"vec.add_", "vec.scale_"},  # a displacement that it has just made
+    "lowland.executors.batched": {"vec.div_"},  # gradients, by the loss scale
+}
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_weights_move_in_one_place(module: str) -> None:
-    moves = called(module) & {"vec.add_", "vec.copy_"}
-    if module in {"lowland.methods.looksam", "lowland.lookahead"}:
-        moves -= {"vec.add_"}  # to a reading's gradient, which is the plan's own; to a displacement just made
+    moves = called(module) & {"vec.add_", "vec.copy_", "vec.scale_", "vec.div_"}
+    moves -= OWN.get(module, set())
     assert not moves or module == "lowland.executors.local", "only `displaced` moves weights"
     targets = [
         t

@@ -61,16 +61,24 @@ class Work:
         self.reached = [False] * len(self.params)
         self.finite: Tensor | None = None
         self.asked = 0
+        self._shared: int | None = None
         self.replicas.begin()
         if self.rng is not None:
             self.rng.begin()
 
     def seeds(self, count: int) -> list[int]:
-        """Seeds for probes that are asked together: others each time, or one for the step with ``rng="shared"``."""
-        if self.rng is not None:
-            return seeds(1, self.step) * count
+        """Seeds for probes that are asked together; none for one asked alone, which draws from the global stream.
+
+        They are others each time. With ``rng="shared"`` there is one for the step, also for what follows alone.
+        """
+        if count == 1 and self._shared is None:
+            return []
         self.asked += 1
-        return seeds(count, self.step, self.asked)
+        if self.rng is None:
+            return seeds(count, self.step, self.asked)
+        if self._shared is None:
+            self._shared = seeds(1, self.step)[0]
+        return [self._shared] * count
 
     def check(self, finite: Tensor) -> None:
         """The step is finite only if this pass is, too."""

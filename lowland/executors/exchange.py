@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lowland import shards
+from lowland import collectives, shards
 from lowland.errors import UsageError
 from lowland.vec import Vec
 
@@ -47,7 +47,8 @@ class Exchange:
         self._bucket_of = {i: b for b in self._buckets for i in b.index}
         self._scale: Tensor | None = None
         self._root: int | None = None
-        self._armed = self._hooked = False
+        self._armed = self._cut = False
+        self._hooks: dict[int, Any] = {}
 
     def arm(self, scale: Tensor | None, root: int | None) -> None:
         """Let gradients leave during the next backward, divided by the loss scale.
@@ -56,15 +57,21 @@ class Exchange:
             scale: The loss scale, shape ``()``; None without one.
             root: The only rank of the group whose vector is wanted; None: everyone's is.
         """
-        if not self._hooked:
-            for i, p in enumerate(self._params):
-                p.register_post_accumulate_grad_hook(self._hook(i))  # type: ignore[no-untyped-call]
-            self._hooked = True
+        for i, p in enumerate(self._params):
+            # Last among the parameter's hooks, or what leaves is not what they make of the gradient.
+            if i not in self._hooks or next(reversed(p._post_accumulate_grad_hooks or {}), None) != self._hooks[i].id:
+                if i in self._hooks:
+                    self._hooks[i].remove()
+                self._hooks[i] = p.register_post_accumulate_grad_hook(self._hook(i))  # type: ignore[no-untyped-call]
+        if self._cut:  # or messages would be taken for those of another step
+            collectives.agree({"buckets sent before backward failed": self._next}, [self.group])
+            self._cut = False
         self._reset(scale, root)
         self._armed = True
 
     def disarm(self) -> None:
         """Forget a backward that did not come to its end."""
+        self._cut |= self._armed
         self._armed = False
 
     def finish(self, grads: Vec, root: int | None) -> list[Vec]:
@@ -94,11 +101,6 @@ class Exchange:
             if b.handle is None:
                 b.fill([here[i] for i in b.index], None)
                 self._send(b)
-            elif b.changed([here[i] for i in b.index], self._scale is not None):
-                raise UsageError(
-                    "a gradient was changed after it had left for the other ranks, which would then hold another one; "
-                    "register hooks that change gradients before the first step"
-                )
         self.wait([b.handle for b in self._buckets])
         for b in self._buckets:
             b.handle = None
@@ -152,7 +154,6 @@ class Exchange:
             grads: list[Any] = [self._params[j].grad for j in b.index]
             if any(g is None or g.layout is not torch.strided for g in grads):
                 return  # whoever takes the gradients knows what to do with such, or what to say
-            b.sent = [(g, g._version) for g in grads]
             b.fill(grads, self._scale)
             self._send(b)
 
@@ -173,9 +174,12 @@ class _Bucket:
         sizes = [t.numel() for t in tensors]
         self.mine = torch.empty(sum(sizes), dtype=tensors[0].dtype, device=tensors[0].device)
         self.everyone = self.mine.new_empty(ranks * len(self.mine))
-        self.views = [v.view(t.shape) for v, t in zip(torch.split(self.mine, sizes), tensors, strict=True)]
+        flats = [self.mine, *self.everyone.view(ranks, len(self.mine))]
+        # Views of this rank's tensors, then of those of all ranks.
+        self.views, *self.rows = (
+            [v.view(t.shape) for v, t in zip(torch.split(flat, sizes), tensors, strict=True)] for flat in flats
+        )
         self.handle: Any = None
-        self.sent: list[tuple[Tensor, int]] = []
         self.missing = len(index)
 
     @torch.no_grad()
@@ -184,17 +188,10 @@ class _Bucket:
         if scale is not None:
             self.mine.div_(scale)
 
-    def changed(self, grads: Sequence[Tensor], divided: bool) -> bool:
-        """Whether gradients are others than when they left; one division, by the loss scale, is no change."""
-        sent, self.sent = self.sent, []
-        return any(g is not s or g._version > v + divided for g, (s, v) in zip(grads, sent, strict=True))
-
     @torch.no_grad()
     def take(self, number: int, root: int | None, into: list[Tensor]) -> None:
         """Copy one rank's tensors; into tensors laid out as the parameters, or norms would add up in another order."""
-        flat = self.mine if root is not None else self.everyone.narrow(0, number * len(self.mine), len(self.mine))
-        parts = zip(torch.split(flat, [v.numel() for v in self.views]), self.views, strict=True)
-        torch._foreach_copy_(into, [part.view(v.shape) for part, v in parts])
+        torch._foreach_copy_(into, self.views if root is not None else self.rows[number])
 
 
 def cut(params: Vec, most: int) -> list[list[int]]:

@@ -203,10 +203,11 @@ class Local(Executor):
 
 def alone(work: Work, probes: tuple[Probe, ...]) -> Iterator[Probe]:
     """One probe after the other; those asked together draw random numbers as if each had a device of its own."""
-    if len(probes) == 1:
+    seeds = work.seeds(len(probes))
+    if not seeds:
         yield from probes
         return
-    for probe, seed in zip(probes, work.seeds(len(probes)), strict=True):
+    for probe, seed in zip(probes, seeds, strict=True):
         with modes.branch(work.device, seed):
             yield probe
 

@@ -118,7 +118,7 @@ class Mesh(Executor):
                 "on a mesh, the probes of one tuple must all want a gradient or none, and of the same parameters, "
                 "because every group answers one of them and all must know what was reached; ask for the others apart"
             )
-        seeds = work.seeds(len(probes)) if len(probes) > 1 else []
+        seeds = work.seeds(len(probes))
         for start in range(0, len(probes), self.width):
             yield probes[start : start + self.width], seeds[start : start + self.width]
 
@@ -134,12 +134,12 @@ class Mesh(Executor):
         for probe in wave:
             if probe is not own and probe.at is not None:
                 probe.at.clear()  # answered elsewhere: its memory is free
+        before = RunningStats(work, wave)
         root = 0 if len(wave) == 1 else None
         alone = work.replicas.ddp is None and not work.replicas.sharded and not work.replicas.own
         size = _count(own.batch)
         if early and own.grad and alone and (work.micro_batch is None or size <= work.micro_batch):
             exchange.arm(work.scale(), root)
-        before = RunningStats(work, wave)
 
         def share(reading: Reading, readings: list[Reading]) -> None:
             readings += self._gather(work, wave, number, root, reading, before)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from lowland.errors import UsageError
 from lowland.executors.base import Work
 from lowland.probe import Probe
 
@@ -15,8 +16,13 @@ class RunningStats:
 
     def __init__(self, work: Work, wave: tuple[Probe, ...]) -> None:
         self.updated = [i for i, p in enumerate(wave) if p.stats]
-        norms = [m for m in work.model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
-        self.norms = [m for m in norms if m.training and m.track_running_stats] if self.updated else []
+        norms = work.replicas.norms if self.updated else []
+        self.norms = [m for m in norms if m.training and m.track_running_stats]
+        if len(self.updated) > 1 and any(not isinstance(m, _BatchNorm) for m in self.norms):
+            raise UsageError(
+                "on a mesh, running statistics of several probes need layers that count their batches, as BatchNorm "
+                "does, but the model has InstanceNorm(track_running_stats=True); set it to False"
+            )
         self.buffers = [b for m in self.norms for b in (m.running_mean, m.running_var) if b is not None]
         self.counts = [m.num_batches_tracked for m in self.norms if m.num_batches_tracked is not None]
         self.device = work.device
@@ -58,19 +64,17 @@ class RunningStats:
         for norm in self.norms:
             width = sum(b.numel() for b in (norm.running_mean, norm.running_var) if b is not None)
             here, place = slice(place, place + width), place + width
-            start = count = before[number] if norm.num_batches_tracked is not None else before.new_zeros(())
+            start = count = before[number]
             for i in self.updated:
-                # How often the probe came to the layer: with micro-batches more than once.
-                k = rows[i, number] - start if norm.num_batches_tracked is not None else before.new_ones(())
+                k = rows[i, number] - start  # how often the probe came to the layer: with micro-batches more than once
                 moved = rows[i, here] - before[here]
                 first, share = (_share(norm.momentum, k, n) for n in (start, count))
                 # The batches pull the statistics towards values of their own, by a share that is known.
                 seen = before[here] + moved / torch.where(first == 0, torch.ones_like(first), first)
-                now[here] += torch.where(first == 0, moved, (seen - now[here]) * share)
+                now[here] += (seen - now[here]) * share
                 count = count + k
-            if norm.num_batches_tracked is not None:
-                now[number] = count
-                number += 1
+            now[number] = count
+            number += 1
         return now
 
 

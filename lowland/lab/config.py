@@ -50,10 +50,10 @@ class RunConfig:
         threads: Of PyTorch on the CPU, >= 1; None leaves its choice.
         device: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
         mesh: How the ranks that torchrun starts share the work, such as ``probe=2,data=2``; None divides every batch.
-            On a single process it changes nothing.
+            On a single process it changes nothing but what a rank's share of a batch alone would have changed.
         shard: Whether ``fully_shard`` divides the weights over the data dimension; otherwise every rank has all.
         tensorboard: Whether to write event files.
-        checkpoint_every: Steps between checkpoints, >= 1; None saves by the clock, twice a minute.
+        checkpoint_every: Steps between checkpoints, >= 1; None saves by the clock, every half minute or less often.
         keep: Checkpoints kept, >= 1.
     """
 

@@ -132,7 +132,7 @@ class AUSAM(Method):
         """``count`` places in the batch, drawn without replacement."""
         sums, counts = engine.memory["sums"][index], engine.memory["counts"][index]  # (B,)
         seen = counts > 0
-        scores = torch.where(seen, sums / counts.clamp_min(1), 0)
+        scores = torch.where(seen, sums / torch.where(seen, counts, 1), 0)  # a share's part of a count may be below 1
         scores = torch.where(seen, scores, scores.max())
         low, high = scores.min(), scores.max()
         scaled = torch.where(high > low, (scores - low) / (high - low).clamp_min(torch.finfo(scores.dtype).tiny), 0)

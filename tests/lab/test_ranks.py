@@ -17,6 +17,7 @@ import torch
 from ranks import on_ranks
 from safetensors.torch import load_file
 
+import lowland
 from lowland.errors import LowlandError, StateError
 from lowland.lab import checkpoint, run
 from lowland.lab.budget import Budget
@@ -162,6 +163,15 @@ def test_sums_are_neither_lost_nor_doubled_between_numbers_of_ranks() -> None:
     assert torch.equal(sum(share["sums"] for share in two), torch.full((3,), 10.0))
     assert torch.equal(reshared(two, 0, 1)["sums"], torch.full((3,), 10.0))
     assert reshared(two, 1, 2)["sums"] is two[1]["sums"]
+
+
+def test_scores_are_the_same_for_examples_seen_once_and_often_when_shares_are_cut() -> None:
+    model, method = torch.nn.Linear(2, 2), lowland.methods.AUSAM(examples=2, alpha=0.5)
+    engine = lowland.Engine(method, model, torch.optim.SGD(model.parameters(), 0.1))
+    share = reshared([{"sums": torch.tensor([0.8, 3.2]), "counts": torch.tensor([1.0, 4.0]), "t": 4}], 0, 4)
+    engine.memory.update({k: v for k, v in share.items() if k in ("sums", "counts")})
+    drawn = [int(method._draw(engine, torch.arange(2), 1, 99)) for _ in range(200)]
+    assert 70 < sum(drawn) < 130
 
 
 def fractions(folder: Path, deadly: int | None, resume: bool) -> list[float]:
