@@ -12,9 +12,12 @@ def _reproducible() -> None:
     torch.set_num_threads(1)
 
 
-# Files whose few tests take long begin first, or one worker would be left alone with them in the end.
-LONG = ("test_torchrun.py", "test_replicas.py", "test_ranks.py", "test_parallel_examples.py", "test_main.py")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+    # What starts whole runs takes longest, so it begins first; tests on several ranks come last, as two such files at
+    # once want more cores than there are.
+    def place(item: pytest.Item) -> int:
+        if item.path.name == "test_torchrun.py":
+            return 0
+        return 2 if hasattr(getattr(item, "module", None), "on_ranks") else 1
+
+    items.sort(key=place)

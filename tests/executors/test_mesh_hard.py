@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from meshed import engine_on, steps
 from problems import TripError, batch, loss_fn, net, sgd
 from ranks import Ranks, on_ranks
 from torch import Tensor, nn
@@ -18,23 +19,6 @@ from lowland.errors import ParameterError, UsageError
 from lowland.geometry import L2
 from lowland.methods import SAM, AsyncSAM, MicroSAM, SAMPa
 from lowland.probe import Probe
-
-
-def engine_on(method: lowland.Method, model: nn.Module, *, ranks: bool = True, **options: Any) -> lowland.Engine:
-    """An engine whose exchange has small buckets, so that some leave early."""
-    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("probe",)) if ranks else None
-    engine = lowland.Engine(method, model, sgd(model), options.pop("loss_fn", loss_fn), mesh=mesh, **options)
-    if ranks:
-        engine.executor.inner.bucket = 256  # type: ignore[attr-defined]
-    return engine
-
-
-def steps(engine: lowland.Engine, count: int, first: int = 0, sizes: tuple[int, ...] = (8,)) -> None:
-    for step in range(first, first + count):
-        engine.backward(batch(step, size=sizes[step % len(sizes)]))
-        nn.utils.clip_grad_norm_(engine.params, 0.5)
-        engine.optimizer.step()
-        engine.optimizer.zero_grad()
 
 
 def interrupted(times: int) -> dict[str, Tensor]:
@@ -197,26 +181,6 @@ def test_a_probe_alone_after_others_leaves_the_global_stream_as_it_was() -> None
     assert on_ranks(2, odd_wave) == [3, 3]
 
 
-def counted(ranks: bool, momentum: float | None, shared: bool) -> dict[str, Tensor]:
-    model = net(norm=True)
-    model.norm.momentum = momentum
-    if shared:  # a layer that is run twice in a pass
-        model.second = nn.Sequential(model.second, model.norm)
-    # Both probes of a step update statistics, in two parts each.
-    steps(engine_on(MicroSAM(m=2), model, ranks=ranks, micro_batch=2), 5)
-    return dict(model.state_dict())
-
-
-@pytest.mark.parametrize("momentum", [0.1, None, 0.0])
-@pytest.mark.parametrize("shared", [False, True])
-def test_statistics_of_layers_that_run_several_times(momentum: float | None, shared: bool) -> None:
-    expected = counted(False, momentum, shared)
-    first, second = on_ranks(2, counted, True, momentum, shared)
-    for name, value in expected.items():
-        assert torch.equal(first[name], second[name]), name
-        torch.testing.assert_close(first[name], value, rtol=1e-10, atol=1e-10)
-
-
 def with_late_hooks(ranks: bool, unseen: bool) -> dict[str, Tensor]:
     model = net()
     engine = engine_on(SAMPa(), model, ranks=ranks)
@@ -239,19 +203,6 @@ def test_hooks_that_come_later_change_what_leaves(unseen: bool) -> None:
     for name, value in expected.items():
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], value, rtol=1e-10, atol=1e-10)
-
-
-def instances() -> None:
-    model = nn.Sequential(nn.Unflatten(1, (1, 5)), nn.InstanceNorm1d(1, track_running_stats=True).double())
-    model.extend([nn.Flatten(), nn.Linear(5, 3, dtype=torch.float64)])
-    engine = engine_on(MicroSAM(m=2), model)
-    with pytest.raises(UsageError, match="need layers that count their batches"):
-        engine.backward(batch())
-    steps(engine_on(SAMPa(), model), 2)  # one probe updates them
-
-
-def test_instance_norm_does_not_count() -> None:
-    on_ranks(2, instances)
 
 
 def apart() -> str:
