@@ -135,6 +135,9 @@ OWN = {
 def test_weights_move_in_one_place(module: str) -> None:
     moves = called(module) & {"vec.add_", "vec.copy_", "vec.scale_", "vec.div_"}
     moves -= OWN.get(module, set())
+    changed = {ast.unparse(n.args[0]) for n in ast.walk(tree(module)) if isinstance(n, ast.Call) and n.args
+               and ast.unparse(n.func) in OWN.get(module, set())}  # fmt: skip
+    assert not [name for name in changed if "param" in name], "its own vectors, not the weights"
     assert not moves or module == "lowland.executors.local", "only `displaced` moves weights"
     targets = [
         t

@@ -179,6 +179,7 @@ def _forward(work: Work, loss: _Loss, places: _Places, batch: Any) -> tuple[Tens
     leaves, spec = pytree.tree_flatten(batch)
 
     def one(own: dict[str, Tensor], tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        """The losses of one probe, at its own weights and on its own examples."""
         rest = iter(tensors)
         example = pytree.tree_unflatten([None if t is None else next(rest) for t in leaves], spec)
         values = places.buffers | places.counts | own

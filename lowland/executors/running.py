@@ -18,10 +18,11 @@ class RunningStats:
         self.updated = [i for i, p in enumerate(wave) if p.stats]
         norms = work.replicas.norms if self.updated else []
         self.norms = [m for m in norms if m.training and m.track_running_stats]
-        if len(self.updated) > 1 and any(not isinstance(m, _BatchNorm) for m in self.norms):
+        counting = (isinstance(m, _BatchNorm) and m.num_batches_tracked is not None for m in self.norms)
+        if len(self.updated) > 1 and not all(counting):
             raise UsageError(
                 "on a mesh, running statistics of several probes need layers that count their batches, as BatchNorm "
-                "does, but the model has InstanceNorm(track_running_stats=True); set it to False"
+                "does, but the model has others, such as InstanceNorm(track_running_stats=True); set it to False"
             )
         self.buffers = [b for m in self.norms for b in (m.running_mean, m.running_var) if b is not None]
         self.counts = [m.num_batches_tracked for m in self.norms if m.num_batches_tracked is not None]

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-KILLS = int(os.environ.get("LOWLAND_KILLS", "2"))  # 20 for the record, see docs/parallel.md
+KILLS = int(os.environ.get("LOWLAND_KILLS", "3"))  # 20 for the record, see docs/parallel.md
 ARGS = ["train", "--task", "digits", "--method", "sampa", "--mesh", "probe=2", "--threads", "1"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
