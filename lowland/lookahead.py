@@ -121,7 +121,8 @@ def _sgd(group: dict[str, Any], states: list[dict[str, Any]], params: Vec, grad:
         buffers = {i: b for i, s in enumerate(states) if (b := s.get("momentum_buffer")) is not None}
         if buffers:
             old = [moved[i] for i in buffers]
-            vec.scale_(old, 1 - group["dampening"])
+            if group["dampening"] != 0:
+                vec.scale_(old, 1 - group["dampening"])
             vec.add_(old, list(buffers.values()), group["momentum"])
         if group["nesterov"]:
             vec.add_(d, moved, group["momentum"])

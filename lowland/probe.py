@@ -29,7 +29,8 @@ class Probe:
 
     Args:
         batch: The examples: a pytree of tensors sharing dimension 0.
-        at: Displacement from the current weights, one tensor per parameter; None stands for none.
+        at: Displacement from the current weights, one tensor per parameter; None stands for none. It may be a function
+            that computes it, for probes asked together: only whoever answers this one calls it, and not before.
         grad: False asks for losses only, which is one forward pass.
         sync: False asks for this rank's own gradient, not the average over data-parallel ranks.
         stats: Whether BatchNorm statistics are updated; None means only where ``at`` is None.
@@ -39,7 +40,7 @@ class Probe:
     """
 
     batch: Any
-    at: Vec | None = None
+    at: Vec | Callable[[], Vec] | None = None
     grad: bool = True
     sync: bool = True
     stats: bool | None = None
@@ -49,7 +50,21 @@ class Probe:
     def __post_init__(self) -> None:
         # Statistics are decided now, because `at` is spent by the time anyone else could look.
         object.__setattr__(self, "stats", self.at is None if self.stats is None else self.stats)
-        object.__setattr__(self, "at", None if self.at is None else list(self.at))
+        object.__setattr__(self, "at", self.at if self.at is None or callable(self.at) else list(self.at))
+
+    @torch.no_grad()
+    def spend(self) -> Vec:
+        """The displacement as a list to be emptied once the weights have moved; an empty one if it was spent before."""
+        at = self.at
+        if callable(at):
+            object.__setattr__(self, "at", [])  # what the function holds is free as soon as it is done
+            at = list(at())
+        return at or []
+
+    def drop(self) -> None:
+        """Forget the displacement, because this probe is answered elsewhere: its memory is free."""
+        if self.at is not None:
+            object.__setattr__(self, "at", [])
 
 
 class Reading(NamedTuple):

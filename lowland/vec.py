@@ -22,6 +22,7 @@ from lowland.shards import local as _local
 Vec: TypeAlias = list[Tensor]
 Scalar: TypeAlias = "float | Tensor | Sequence[float]"
 
+SMALL = 8192  # entries of a tensor, on average, up to which a call for each costs more than a flat copy of all
 TINY = 1e-12  # added to every norm that is divided by
 
 
@@ -72,8 +73,11 @@ def finite(v: Vec) -> Tensor:
     here = [t for t in _local(v) if t.numel() > 0]
     if not here:  # of a tensor with fewer rows than ranks, some have nothing
         return shards.every(torch.ones((), dtype=torch.bool, device=v[0].device), v)
-    found = torch.isfinite(torch.stack(list(torch._foreach_norm(here)))).all() if _at_hand(here[0]) else None
-    if found is None or not found:  # L2 norms that are finite save the other one, which is slow on a CPU
+    found = None
+    if _at_hand(here[0]):  # L2 norms that are finite save the other one, which is slow on a CPU
+        sizes = torch.linalg.vector_norm(_flat(here)) if _many_small(here) else torch.stack(torch._foreach_norm(here))
+        found = torch.isfinite(sizes).all()
+    if found is None or not found:
         found = torch.isfinite(torch.stack(list(torch._foreach_norm(here, float("inf"))))).all()
     return shards.every(found, v)
 
@@ -222,7 +226,7 @@ def _many_small(v: Vec) -> bool:
     """Whether one operation on a flat copy beats one operation per tensor: on a CPU a call costs a microsecond."""
     if len(v) <= 16 or not shards.ordinary(v) or not v[0].is_cpu or v[0].dtype not in (torch.float32, torch.float64):
         return False
-    return sum(map(torch.numel, v)) < 4096 * len(v) and len({t.dtype for t in v}) == 1
+    return sum(map(torch.numel, v)) < SMALL * len(v) and len({t.dtype for t in v}) == 1
 
 
 def _at_hand(t: Tensor) -> bool:

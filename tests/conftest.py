@@ -12,6 +12,19 @@ def _reproducible() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(params=["memory", "messages"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How ranks exchange gradients: through shared memory, or by messages."""
+    monkeypatch.setenv("LOWLAND_SHARED_MEMORY", "1" if request.param == "memory" else "0")
+    return str(request.param)
+
+
+@pytest.fixture
+def by_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks exchange gradients by messages."""
+    monkeypatch.setenv("LOWLAND_SHARED_MEMORY", "0")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # What starts whole runs takes longest, so it begins first; tests on several ranks come last, as two such files at
     # once want more cores than there are.

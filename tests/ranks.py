@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 PATIENCE = 60.0  # seconds
+SWITCH = "LOWLAND_SHARED_MEMORY"  # ranks get it from the test that runs on them
 
 _pools: dict[int, Ranks] = {}
 
@@ -42,7 +43,7 @@ class Ranks:
 
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         for pipe in self.pipes:
-            pipe.send((function.__module__, function.__qualname__, args))
+            pipe.send((function.__module__, function.__qualname__, args, os.environ.get(SWITCH)))
         answers = []
         for rank, pipe in enumerate(self.pipes):
             if not pipe.poll(PATIENCE):
@@ -88,10 +89,13 @@ def _serve(pipe: Connection, rank: int, count: int, meeting: str, path: list[str
     )
     while True:
         try:
-            module, name, args = pipe.recv()
+            module, name, args, switch = pipe.recv()
         except EOFError:
             return
         torch.manual_seed(0)
+        os.environ.pop(SWITCH, None)
+        if switch is not None:
+            os.environ[SWITCH] = switch
         try:
             pipe.send((True, getattr(importlib.import_module(module), name)(*args)))
         except BaseException:

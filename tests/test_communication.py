@@ -14,7 +14,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 import lowland
-from lowland.executors import exchange
+from lowland.executors import exchange, messages
+from lowland.executors import mesh as mesh_module
 
 STEPS = 4
 SMALL = 32
@@ -71,7 +72,7 @@ def counted(text: str, shape: tuple[int, ...], names: tuple[str, ...], ddp: bool
 
         patch.setattr(dist, "all_reduce", all_reduce)
         patch.setattr(dist, "broadcast", broadcast)
-        for module in (exchange, lowland.executors.mesh):
+        for module in (messages, mesh_module):
             patch.setattr(module, "all_gather", all_gather)
         seen = mesh["data"].get_local_rank() if "data" in names else 0
         seen = own.get_local_rank() if names == ("replicate",) and own is not None else seen
@@ -96,7 +97,9 @@ def counted(text: str, shape: tuple[int, ...], names: tuple[str, ...], ddp: bool
         ("plain", (2,), ("data",), True, {"all-reduce": 1}),
     ],
 )
-def test_a_step_sends_what_theory_says(text: str, shape: Any, names: Any, ddp: bool, sent: dict[str, float]) -> None:
+def test_a_step_sends_what_theory_says(
+    text: str, shape: Any, names: Any, ddp: bool, sent: dict[str, float], by_messages: None
+) -> None:
     for found in on_ranks(torch.Size(shape).numel(), counted, text, shape, names, ddp):
         assert found["sent"] == sent
         ours = sum(sent.values()) - (1 if ddp and "all-gather" in sent else sent.get("all-reduce", 0) if ddp else 0)
@@ -105,3 +108,11 @@ def test_a_step_sends_what_theory_says(text: str, shape: Any, names: Any, ddp: b
         else:
             assert found["bytes"] == 1
         assert found["small"] <= 2  # flags and losses go in one collective each
+
+
+@pytest.mark.parametrize("text", ["sampa", "async-sam"])
+def test_shared_memory_takes_the_place_of_messages(text: str) -> None:
+    for found in on_ranks(2, counted, text, (2,), ("probe",), False):
+        assert found["sent"] == {}
+        assert found["bytes"] == 1
+        assert found["small"] == 1

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -135,3 +137,36 @@ def test_what_the_plan_raises_comes_through():
     next(talk)
     with pytest.raises(KeyError, match="mine"):
         talk.send((reading(1.0),))
+
+
+def test_a_displacement_may_be_computed_when_it_is_needed_and_only_once():
+    called = []
+
+    def at():
+        called.append(torch.is_grad_enabled())
+        return (torch.ones(1), torch.ones(2))
+
+    probe = Probe(None, at=at)
+    assert (called, probe.stats) == ([], False)
+    assert [len(t) for t in probe.spend()] == [1, 2]
+    assert called == [False]
+    assert probe.spend() == []
+    assert len(called) == 1
+
+
+def test_what_a_function_holds_is_free_once_it_has_been_called_or_dropped():
+    for end in (Probe.spend, Probe.drop):
+        vector = torch.ones(3)
+        alive = weakref.ref(vector)
+        probe = Probe(None, at=partial(lambda v: [v + 1], vector))
+        del vector
+        assert alive() is not None
+        end(probe)
+        assert alive() is None
+        assert probe.at == []
+
+
+def test_a_dropped_probe_without_displacement_stays_without():
+    probe = Probe(None)
+    probe.drop()
+    assert probe.at is None

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 import lowland
 from lowland.methods import MicroSAM, SAMPa
 
+pytestmark = pytest.mark.usefixtures("way")
 STEPS = 20
 PAIRS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     **{

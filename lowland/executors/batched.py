@@ -16,7 +16,7 @@ from lowland import batch as batches
 from lowland import checks, modes, vec
 from lowland.errors import LossError, LowlandError, UsageError
 from lowland.executors.base import Executor, Work
-from lowland.executors.local import Local, Pass, _mean
+from lowland.executors.local import Local, Pass, _mean, whole
 from lowland.probe import LossFn, Probe, Reading
 from lowland.vec import Vec
 
@@ -148,13 +148,10 @@ def _displaced(params: Vec, probes: tuple[Probe, ...]) -> Vec:
     stacked = [torch.stack([p.detach()] * len(probes)) for p in params]
     for i, probe in enumerate(probes):
         if probe.at is not None:
-            if len(probe.at) != len(params):
-                raise UsageError(
-                    f"a displacement must have one tensor for each of {len(params)} parameters, but has "
-                    f"{len(probe.at)}; a Probe is asked once, so yield a new Probe"
-                )
-            torch._foreach_add_([s[i] for s in stacked], probe.at)
-            probe.at.clear()
+            at = probe.spend()
+            whole(params, at)
+            torch._foreach_add_([s[i] for s in stacked], at)
+            at.clear()
     return [s.requires_grad_() for s in stacked]
 
 

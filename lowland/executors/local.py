@@ -19,6 +19,15 @@ from lowland.probe import Probe, Reading
 from lowland.vec import Vec
 
 
+def whole(params: Vec, at: Vec) -> None:
+    """Refuse a displacement that does not fit the parameters, or was spent."""
+    if len(at) != len(params):
+        raise UsageError(
+            f"a displacement must have one tensor for each of {len(params)} parameters, but has {len(at)}; "
+            "a Probe is asked once, so yield a new Probe"
+        )
+
+
 @contextmanager
 def displaced(params: Vec, at: Vec) -> Iterator[None]:
     """Move the weights by ``at`` and bring back a saved copy, bit for bit, whatever is raised inside.
@@ -26,11 +35,7 @@ def displaced(params: Vec, at: Vec) -> Iterator[None]:
     The list ``at`` is emptied once the weights have moved. Subtracting instead of copying would leave rounding
     behind, different on ranks that moved differently.
     """
-    if len(at) != len(params):
-        raise UsageError(
-            f"a displacement must have one tensor for each of {len(params)} parameters, but has {len(at)}; "
-            "a Probe is asked once, so yield a new Probe"
-        )
+    whole(params, at)
     with torch.no_grad():
         saved = vec.clone(params)
         try:
@@ -69,7 +74,7 @@ class Pass:
         work, probe = self.work, self.probe
         with ExitStack() as stack:
             if probe.at is not None:
-                stack.enter_context(displaced(work.params, probe.at))
+                stack.enter_context(displaced(work.params, probe.spend()))
             if work.replicas.groups:
                 stack.enter_context(work.replicas.passing(probe.sync, probe.wrt is None))
             if not probe.stats:

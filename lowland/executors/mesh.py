@@ -13,14 +13,17 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lowland import batch as batches
-from lowland import collectives, modes, vec
+from lowland import collectives, modes
 from lowland.errors import ArgumentError, BatchError, ParameterError, UsageError
 from lowland.executors.base import Executor, Work
-from lowland.executors.exchange import BUCKET, Exchange, all_gather
+from lowland.executors.exchange import Exchange, all_gather
 from lowland.executors.local import Local, Pass
+from lowland.executors.messages import BUCKET, Messages
 from lowland.executors.running import RunningStats
+from lowland.executors.shared import SharedMemory, common_memory, needed, wanted
 from lowland.lagged import Lagged
 from lowland.probe import Probe, Reading
+from lowland.vec import Vec
 
 
 class Mesh(Executor):
@@ -35,14 +38,23 @@ class Mesh(Executor):
     Args:
         group: The process group of a mesh dimension: one rank of every group of devices.
         inner: Answers a probe inside a group; :class:`Local` by default.
-        bucket: Bytes in a bucket of the exchange, about.
+        bucket: Bytes in a bucket of the exchange, about, where it takes messages.
+        shared_memory: Where all ranks of the group run on one host's CPU, let gradients go through its memory, and not
+            through messages; ``LOWLAND_SHARED_MEMORY=0`` in the environment says no, too.
 
     Attributes:
         width: The number of groups, which is how many probes are answered at once.
     """
 
-    def __init__(self, group: dist.ProcessGroup, inner: Executor | None = None, *, bucket: int = BUCKET) -> None:
-        self.group, self.inner, self.bucket = group, inner or Local(), bucket
+    def __init__(
+        self,
+        group: dist.ProcessGroup,
+        inner: Executor | None = None,
+        *,
+        bucket: int = BUCKET,
+        shared_memory: bool = True,
+    ) -> None:
+        self.group, self.inner, self.bucket, self.shared_memory = group, inner or Local(), bucket, shared_memory
         self.rank, self.width = dist.get_rank(group), dist.get_world_size(group)
         self._exchange: Exchange | None = None
         self._lagged = Lagged()
@@ -127,13 +139,11 @@ class Mesh(Executor):
         self, work: Work, wave: tuple[Probe, ...], seeds: list[int], *, early: bool
     ) -> Iterator[tuple[int, Any]]:
         """This rank's probe of a wave, and what takes its reading and appends those of all."""
-        if self._exchange is None:
-            self._exchange = Exchange(work.params, self.group, bucket=self.bucket)
-        exchange, number = self._exchange, self.rank % len(wave)
+        exchange, number = self._exchanging(work.params), self.rank % len(wave)
         own = wave[number]
         for probe in wave:
-            if probe is not own and probe.at is not None:
-                probe.at.clear()  # answered elsewhere: its memory is free
+            if probe is not own:
+                probe.drop()
         before = RunningStats(work, wave)
         root = 0 if len(wave) == 1 else None
         alone = work.replicas.ddp is None and not work.replicas.sharded and not work.replicas.own
@@ -154,10 +164,9 @@ class Mesh(Executor):
     def _gather(
         self, work: Work, wave: tuple[Probe, ...], number: int, root: int | None, own: Reading, before: RunningStats
     ) -> list[Reading]:
-        assert self._exchange is not None
-        exchange, vectors = self._exchange, None
-        if any(p.grad for p in wave):
-            vectors = exchange.finish(vec.zeros(work.params) if own.grad is None else own.grad, root)
+        exchange, grad = self._exchanging(work.params), own.grad
+        if grad is not None:
+            exchange.give(grad, root)
         room = max(_count(p.batch) for p in wave)
         losses = own.loss.new_zeros(room) if own.losses is None else own.losses
         finite = torch.ones_like(own.loss) if work.finite is None else work.finite.to(own.loss.dtype)
@@ -169,11 +178,12 @@ class Mesh(Executor):
                 self._sum.to(own.loss.device).reshape(1),
                 torch.full((1,), float(mark), dtype=torch.float64, device=own.loss.device),
                 torch.nn.functional.pad(losses.double(), (0, room - len(losses))),
-                before.flat(),
+                before.given(self.rank),
             ]
         )
         everyone = small.new_empty(self.width * len(small))
         exchange.wait([all_gather(everyone, small, self.group)])
+        vectors = None if grad is None else exchange.take(grad, root)
         rows = everyone.view(self.width, -1)
         self._compare(rows)
         if work.finite is not None:
@@ -185,9 +195,21 @@ class Mesh(Executor):
             if root is None and i == self.rank:
                 found.append(Reading(own.loss, own.grad, own.losses))
             else:
-                grad = vectors[i] if vectors is not None and probe.grad else None
-                found.append(Reading(rows[i, 0].to(own.loss.dtype), grad, each))
+                found.append(Reading(rows[i, 0].to(own.loss.dtype), None if vectors is None else vectors[i], each))
         return found
+
+    def _exchanging(self, params: Vec) -> Exchange:
+        if self._exchange is None:
+            memory = None
+            if params[0].device.type == "cpu":
+                use = self.shared_memory and wanted(params)
+                memory = common_memory(self.group, needed(params, self.width) if use else 0)
+            self._exchange = (
+                Messages(params, self.group, bucket=self.bucket)
+                if memory is None
+                else SharedMemory(params, self.group, memory)
+            )
+        return self._exchange
 
     def _compare(self, rows: Tensor) -> None:
         """Whether all groups had the same batch and reached the same parameters, told one step later."""

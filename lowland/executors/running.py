@@ -29,6 +29,13 @@ class RunningStats:
         self.device = work.device
         self.before = self.flat() if len(self.updated) > 1 else None
 
+    def given(self, rank: int) -> Tensor:
+        """What :meth:`settle` is to get from this rank: :meth:`flat`, or as many zeros if nobody will look at them."""
+        if self.updated and rank not in self.updated:
+            size = sum(b.numel() for b in self.buffers) + len(self.counts)
+            return torch.zeros(size, dtype=torch.float64, device=self.device)
+        return self.flat()
+
     def flat(self) -> Tensor:
         """The statistics now, as doubles: means and variances, then counts of updates."""
         if not self.buffers:
@@ -55,9 +62,12 @@ class RunningStats:
     def _set(self, row: Tensor) -> None:
         sizes = [b.numel() for b in self.buffers]
         values, counts = torch.split(row, [sum(sizes), len(self.counts)])
+        # Each kind in one conversion: for every layer they would cost more than the copies.
+        if len({b.dtype for b in self.buffers}) == 1:
+            values = values.to(self.buffers[0].dtype)
         torch._foreach_copy_([b.view(-1) for b in self.buffers], list(torch.split(values, sizes)))
         if self.counts:
-            torch._foreach_copy_(self.counts, list(counts.unbind()))
+            torch._foreach_copy_(self.counts, list(counts.to(self.counts[0].dtype).unbind()))
 
     def _sum(self, before: Tensor, rows: Tensor) -> Tensor:
         """Statistics after the updates of all probes, each of which is known on top of ``before`` alone."""

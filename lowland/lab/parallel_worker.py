@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
 import lowland
-from lowland.executors.exchange import BUCKET
+from lowland.executors.messages import BUCKET
 from lowland.lab.overhead import loss_fn
 from lowland.lab.parallel import RANKS, Case
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import lowland
 from lowland import batch as batches
 from lowland.errors import UsageError
+from lowland.probe import Probe
 
 TOGETHER = [
     "sampa",
@@ -25,6 +27,8 @@ TOGETHER = [
     "micro-sam:m=3",
     "late:start=2,inner=sampa",
 ]
+
+pytestmark = pytest.mark.usefixtures("way")
 
 
 def trained(text: str, count: int, kinds: dict[str, Any], dtype: torch.dtype, steps: int) -> dict[str, Any]:
@@ -89,7 +93,8 @@ def test_each_rank_runs_its_own_pass(parts: int) -> None:
         torch.testing.assert_close(first[name], value, rtol=1e-10, atol=1e-10)
 
 
-def twice() -> str:
+def twice() -> Any:
+    torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(5, 5), torch.nn.Linear(5, 3)).double()
     shared = model[0]
 
@@ -99,16 +104,48 @@ def twice() -> str:
             x = checkpoint(shared, x, use_reentrant=True)
         return torch.nn.functional.cross_entropy(model[1](x), batch[1])
 
-    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("probe",))
+    ranks = torch.distributed.is_initialized()
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("probe",)) if ranks else None
     engine = lowland.Engine(lowland.SAMPa(), model, sgd(model), loss, mesh=mesh)
     try:
-        engine.backward(batch(0))
+        for step in range(3):
+            engine.optimizer.zero_grad()
+            engine.backward(batch(step))
+            engine.optimizer.step()
     except UsageError as error:
         return str(error)
-    return "nothing"
+    return model.state_dict()
 
 
-def test_a_gradient_that_comes_in_two_parts_is_not_sent_too_early() -> None:
-    for told in on_ranks(2, twice):
-        assert "backward came to a parameter twice" in told
-        assert "use_reentrant=False" in told
+def test_a_gradient_that_comes_in_two_parts_is_not_sent_too_early(way: str) -> None:
+    for found in on_ranks(2, twice):
+        if way == "messages":
+            assert "backward came to a parameter twice" in found
+            assert "use_reentrant=False" in found
+        else:  # nothing leaves before backward has ended
+            for name, value in twice().items():
+                torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-10)
+
+
+def computed() -> list[int]:
+    model = net()
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("probe",))
+    counts = [0, 0]
+
+    class Counting(lowland.SAMPa):
+        def plan(self, engine: Any, batch: Any) -> Any:
+            def at(which: int) -> Any:
+                counts[which] += 1
+                return [torch.zeros_like(p) for p in engine.params]
+
+            first, second = yield tuple(Probe(batch, at=partial(at, which), stats=which == 1) for which in (0, 1))
+            return second.loss, first.grad
+
+    engine = lowland.Engine(Counting(), model, sgd(model), loss_fn, mesh=mesh)
+    for step in range(3):
+        engine.backward(batch(step))
+    return counts
+
+
+def test_only_who_answers_a_probe_computes_its_displacement() -> None:
+    assert on_ranks(2, computed) == [[3, 0], [0, 3]]

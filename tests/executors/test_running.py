@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from lowland.errors import UsageError
 from lowland.methods import MicroSAM, SAMPa
 
+pytestmark = pytest.mark.usefixtures("way")
+
 
 def counted(ranks: bool, momentum: float | None, shared: bool) -> dict[str, Tensor]:
     model = net(norm=True)

@@ -1,0 +1,223 @@
+"""Gradients that are exchanged through shared memory: the bits of messages, and nothing stale or left behind."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from meshed import engine_on, steps
+from problems import TripError, batch, net
+from ranks import SWITCH, Ranks, on_ranks
+from torch import Tensor, nn
+
+from lowland.errors import RankError
+from lowland.executors import shared
+from lowland.executors.messages import Messages
+from lowland.executors.shared import ALIGNED, SharedMemory, common_memory, needed
+from lowland.methods import AsyncSAM, MicroSAM, SAMPa
+
+METHODS = {"sampa": SAMPa(), "async-sam": AsyncSAM(), "micro-sam": MicroSAM(m=3)}
+
+
+class Mixed(nn.Module):
+    """Weights of two precisions, a scalar, and layers laid out channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.first = nn.Linear(5, 7)
+            self.gain = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+            self.image = nn.Conv2d(7, 6, 1).to(memory_format=torch.channels_last)
+            self.norm = nn.BatchNorm1d(6)
+            self.last = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.first(x.float()))[:, :, None, None]
+        x = self.norm(self.image(x).flatten(1))
+        return self.last(x * self.gain.float()).double()
+
+
+def trained(key: str, kind: str) -> dict[str, Tensor]:
+    model = Mixed() if kind == "mixed" else net(norm=True)
+    engine = engine_on(METHODS[key], model)
+    steps(engine, 10, sizes=(8, 11))
+    expected = Messages if os.environ[SWITCH] == "0" else SharedMemory
+    assert type(engine.executor.inner._exchange) is expected  # type: ignore[attr-defined]
+    return dict(model.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["mixed", "uniform"])
+@pytest.mark.parametrize("key", METHODS)
+def test_the_bits_are_those_of_messages(key: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for switch in ("1", "0"):
+        monkeypatch.setenv(SWITCH, switch)
+        found += on_ranks(2, trained, key, kind)
+    for name, value in found[0].items():
+        assert all(torch.equal(other[name], value) for other in found[1:]), name
+
+
+def given(rounds: int) -> None:
+    """Two exchanges in a row never share a place, and every vector is that of its own round."""
+    group, rank = dist.group.WORLD, dist.get_rank()
+    assert group is not None
+    params = [torch.zeros(3), torch.zeros(2, 2, dtype=torch.float64)]
+    memory = common_memory(group, needed(params, dist.get_world_size()))
+    assert memory is not None
+    exchange = SharedMemory(params, group, memory)
+    held = []
+    for number in range(rounds):
+        exchange.arm(None, None)
+        mine = [torch.full_like(p, 100.0 * number + rank) for p in params]
+        exchange.give(mine, None)
+        dist.barrier()
+        found = exchange.take(mine, None)
+        held.append((number, found))
+    for number, found in held:  # they are copies: what was given later has not reached them
+        for rank, vector in enumerate(found):
+            assert all(bool((t == 100.0 * number + rank).all()) for t in vector)
+    assert exchange.bytes == rounds * (3 * 4 + 4 * 8)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_vectors_are_those_of_their_round(count: int) -> None:
+    on_ranks(count, given, 7)
+
+
+def rooted() -> None:
+    group, rank = dist.group.WORLD, dist.get_rank()
+    assert group is not None
+    params = [torch.zeros(3)]
+    memory = common_memory(group, needed(params, 2))
+    assert memory is not None
+    exchange = SharedMemory(params, group, memory)
+    mine = [torch.full((3,), float(rank + 1))]
+    exchange.give(mine, 0)
+    dist.barrier()
+    ((found,),) = exchange.take(mine, 0)
+    assert found.tolist() == [1.0] * 3
+
+
+def test_with_a_root_its_vector_counts() -> None:
+    on_ranks(2, rooted)
+
+
+def no_memory(kind: str) -> str:
+    """The ranks that cannot share memory, or do not want to."""
+    rank = dist.get_rank()
+    with pytest.MonkeyPatch.context() as patch:
+        if kind == "full" and rank == 0:
+
+            def full(fd: int, offset: int, size: int) -> None:
+                raise OSError(28, "No space left on device")
+
+            patch.setattr(os, "posix_fallocate", full)
+        elif kind == "other system" and rank == 0:
+            patch.delattr(os, "memfd_create")
+        elif kind == "other host" and rank == 1:  # there, a process of this number has another file
+            mapped = shared._mapped
+            patch.setattr(shared, "_mapped", lambda path, token, size: mapped(path, bytes(ALIGNED), size))
+        elif kind == "no such process" and rank == 1:
+            patch.setattr(shared, "_mapped", lambda path, token, size: MAPPED("/proc/0/fd/0", token, size))
+        elif kind == "one says no" and rank == 1:
+            patch.setenv(SWITCH, "0")
+        model = net()
+        engine = engine_on(SAMPa(), model)
+        steps(engine, 3)
+    return type(engine.executor.inner._exchange).__name__  # type: ignore[attr-defined]
+
+
+MAPPED = shared._mapped
+
+
+@pytest.mark.parametrize("kind", ["full", "other system", "other host", "no such process", "one says no"])
+def test_without_common_memory_all_ranks_take_messages(kind: str) -> None:
+    assert on_ranks(2, no_memory, kind) == ["Messages", "Messages"]
+
+
+def nothing_left() -> list[str]:
+    engine = engine_on(SAMPa(), net())
+    steps(engine, 2)
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the folder's own
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+    return [file for file in found if "lowland" in file]
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux")
+def test_no_file_stays_open() -> None:
+    assert on_ranks(2, nothing_left) == [[], []]
+
+
+def failing(where: str) -> dict[str, Tensor]:
+    """Steps that fail on both ranks, each at its own place, do not change the others."""
+    rank, model = dist.get_rank(), net()
+    engine = engine_on(SAMPa(), model)
+    for step in range(5):
+        steps(engine, 1, step)
+        if where == "nowhere":
+            continue
+
+        def fail(*_: Any) -> None:
+            raise TripError
+
+        layer = model.first if (rank == 0) == (where == "apart") else model.last
+        handle = layer.weight.register_hook(fail)
+        with pytest.raises(TripError):
+            engine.backward(batch(step + 1))
+        handle.remove()
+    return dict(model.state_dict())
+
+
+@pytest.mark.parametrize("where", ["apart", "together"])
+def test_failed_steps_leave_nothing_behind(where: str) -> None:
+    calm, other = (on_ranks(2, failing, place) for place in ("nowhere", where))
+    for name, value in calm[0].items():
+        assert all(torch.equal(rank[name], value) for rank in [*calm, *other]), name
+
+
+def out_of_step(when: str) -> str:
+    """Rank 0 is interrupted in the middle of an exchange, and goes on alone."""
+    model = net()
+    engine = engine_on(SAMPa(), model)
+    steps(engine, 2)
+    exchange = engine.executor.inner._exchange  # type: ignore[attr-defined]
+    if dist.get_rank() == 0:
+        give = exchange.give
+
+        def interrupted(grads: Any, root: Any) -> None:
+            if when == "after":
+                give(grads, root)
+            raise TripError
+
+        exchange.give = interrupted
+        with pytest.raises(TripError):
+            engine.backward(batch(2))
+        exchange.give = give
+    try:
+        engine.backward(batch(2))
+    except (RankError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_rank_that_goes_on_alone_is_noticed(when: str) -> None:
+    ranks = Ranks(2)
+    try:
+        found = ranks.run(out_of_step, when)
+    except (EOFError, AssertionError):
+        found = []  # gloo ends a process that gets a message of another size than it waits for
+    finally:
+        ranks.end()
+    if when == "before":
+        assert "nothing" not in found
+    else:  # rank 1 has got what it wanted, the gradient of the interrupted step
+        assert "RankError: all groups of a mesh must take the same steps" in found[0]
+        assert found[1] == "nothing"
