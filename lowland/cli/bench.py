@@ -33,8 +33,8 @@ class Bench:
         what: overhead: step times of SAM, LookSAM and SAMPa next to bare gradients and to pytorch_optimizer's SAM
             (where it is installed), interleaved, in one process on one thread; of gradients for some of the tensors,
             as SL-SAM and ESAM ask for them, next to full ones; and peak memory. parallel: steps on two processes of one
-            thread each (data-parallel SAM, and SAMPa with its gradients computed at once) next to plain and SAM on one,
-            and what they exchange. comm: the same between two network namespaces, at several bandwidths (Linux, as
+            thread each (data-parallel SAM, and SAMPa with its gradients computed at once, exchanged through memory and
+            by messages) next to plain and SAM on one, and what they exchange. comm: the same between two network namespaces, at several bandwidths (Linux, as
             root, with iproute2), and a figure beside the JSON file.
         cases: What to measure on; left out, all cases there are.
         rounds: Rounds that count, >= 5; every variant takes one step a round.

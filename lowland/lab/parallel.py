@@ -3,9 +3,10 @@
 All variants take turns, step by step: ``plain`` and ``sam`` on one process while the other one rests; ``plain-twice``
 on two that know nothing of each other, which is the least that two gradients at once can cost on this machine, whose
 processes share memory and caches; ``dp-plain`` and ``dp-sam`` on two that share a batch (DistributedDataParallel);
-``sampa`` on two that take a gradient of the whole batch each. One thread per process. Figures are medians, and ratios
-are medians of ratios within a round, so that a machine whose speed drifts slows numerator and denominator alike. A
-step of two processes is as long as that of the slower one.
+``sampa`` on two that take a gradient of the whole batch each, and exchange them through the memory of the host;
+``sampa-messages`` exchanges them by gloo, as ``sampa`` does where there is a network between. One thread per process.
+Figures are medians, and ratios are medians of ratios within a round, so that a machine whose speed drifts slows
+numerator and denominator alike. A step of two processes is as long as that of the slower one.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ RATIOS = (
     ("sampa", "sam"),
     ("sampa", "plain-twice"),
     ("sampa", "dp-sam"),
+    ("sampa-messages", "plain"),
+    ("sampa", "sampa-messages"),
 )
 Tick = Callable[[], None]
 
@@ -97,7 +100,7 @@ def measure(name: str, *, rounds: int = 60, tick: Tick | None = None) -> dict[st
     """
     case = _chosen(name, rounds)
     with pair() as both:
-        parameters = _set_up(both, case)
+        parameters = _set_up(both, case, apart=False)
         taken = _rounds(both, rounds, tick)
     # The loopback device carries what either rank sends.
     return {"case": name, "parameters": parameters, **summary(taken, senders=RANKS)}
@@ -126,7 +129,7 @@ def measure_network(
     """
     case, wanted = _chosen(name, rounds), checked(bandwidths)
     with network() as joined, pair(joined.prefixes, DEVICE) as both:
-        parameters = _set_up(both, case)
+        parameters = _set_up(both, case, apart=True)
         found = [_at(joined, both, mbit, delay, rounds, tick) for mbit in wanted]
     return {
         "case": name,
@@ -168,8 +171,8 @@ def _chosen(name: str, rounds: int) -> Case:
     return CASES[name]
 
 
-def _set_up(both: Pair, case: Case) -> int:
-    both.order(case=asdict(case))
+def _set_up(both: Pair, case: Case, *, apart: bool) -> int:
+    both.order(case=asdict(case), apart=apart)
     return int(both.answers()[0]["parameters"])
 
 
@@ -210,7 +213,7 @@ def summary(taken: Sequence[Sequence[dict[str, Any]]], *, senders: int) -> dict[
     return {
         "rounds": len(taken),
         "median_ms": {name: round(statistics.median(times) * 1e3, 3) for name, times in seconds.items()},
-        "ratios": {f"{a} / {b}": _ratio(seconds[a], seconds[b]) for a, b in RATIOS},
+        "ratios": {f"{a} / {b}": _ratio(seconds[a], seconds[b]) for a, b in RATIOS if {a, b} <= seconds.keys()},
         "bytes": {name: round(statistics.median(ranks[0]["bytes"][name] for ranks in taken)) for name in names},
         "wire_bytes": {
             name: None if None in counts else round(statistics.median(counts) / senders)

@@ -20,11 +20,11 @@ from typing import IO, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
 import lowland
+from lowland.executors.mesh import Mesh
 from lowland.executors.messages import BUCKET
 from lowland.lab.overhead import loss_fn
 from lowland.lab.parallel import RANKS, Case
@@ -49,25 +49,33 @@ class Variant:
     waited: Callable[[], float] | None = None
 
 
-def variants(case: Case, rank: int) -> dict[str, Variant]:
+def variants(case: Case, rank: int, *, apart: bool) -> dict[str, Variant]:
     """What ``bench parallel`` compares, in the order in which the steps of a round are taken.
 
     Args:
         case: Model and batch.
         rank: Of this process.
+        apart: There is a network between the ranks, which shared memory would pass by.
     """
     batch = case.data()
     half = (batch[0].chunk(RANKS)[rank], batch[1].chunk(RANKS)[rank])
-    mesh = init_device_mesh("cpu", (RANKS,), mesh_dim_names=("probe",))
     size = case.bytes()
-    return {
+    found = {
         "plain": _bare(case.build(), batch, alone=True),
         "sam": _ours(lowland.SAM(), case.build(), batch, alone=True),
         "plain-twice": _bare(case.build(), batch),
         "dp-plain": _bare(_ddp(case.build()), half, reduced=size),
         "dp-sam": _ours(lowland.SAM(), _ddp(case.build()), half, reduced=size),
-        "sampa": _ours(lowland.SAMPa(), case.build(), batch, mesh=mesh),
+        "sampa": _ours(lowland.SAMPa(), case.build(), batch, mesh=_mesh(shared_memory=not apart)),
     }
+    if not apart:
+        found["sampa-messages"] = _ours(lowland.SAMPa(), case.build(), batch, mesh=_mesh(shared_memory=False))
+    return found
+
+
+def _mesh(*, shared_memory: bool) -> Mesh:
+    assert dist.group.WORLD is not None
+    return Mesh(dist.group.WORLD, shared_memory=shared_memory)
 
 
 def _ddp(model: nn.Module) -> nn.Module:
@@ -99,10 +107,16 @@ def _bare(model: nn.Module, batch: Batch, *, reduced: int = 0, alone: bool = Fal
 
 
 def _ours(
-    method: lowland.Method, model: nn.Module, batch: Batch, *, mesh: Any = None, reduced: int = 0, alone: bool = False
+    method: lowland.Method,
+    model: nn.Module,
+    batch: Batch,
+    *,
+    mesh: Mesh | None = None,
+    reduced: int = 0,
+    alone: bool = False,
 ) -> Variant:
     optimizer = _base(model)
-    engine = lowland.Engine(method, model, optimizer, loss_fn, mesh=mesh)
+    engine = lowland.Engine(method, model, optimizer, loss_fn, executor=mesh)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -113,8 +127,7 @@ def _ours(
         # DDP averages inside backward, where the executor does not see it: the gradients it averaged, times their size.
         return engine.cost.bytes + engine.cost.reduces * reduced
 
-    waited = None if mesh is None else lambda: float(engine.executor.inner.waited)  # type: ignore[attr-defined]
-    return Variant(step, alone, sent, waited)
+    return Variant(step, alone, sent, None if mesh is None else lambda: mesh.waited)
 
 
 def take_round(steps: dict[str, Variant], rank: int, device: str, number: int = 0) -> dict[str, Any]:
@@ -165,7 +178,8 @@ def serve(rank: int, orders: IO[str], answer: Callable[[dict[str, Any]], None]) 
 
     Args:
         rank: Of this process.
-        orders: JSON lines: ``{"case": {...}}`` sets up a case, ``{"rounds": n}`` takes rounds on it.
+        orders: JSON lines: ``{"case": {...}, "apart": false}`` sets up a case (see :func:`variants`),
+            ``{"rounds": n}`` takes rounds on it.
         answer: Takes one answer for a case, and one for each round.
     """
     device = os.environ["GLOO_SOCKET_IFNAME"]
@@ -174,7 +188,7 @@ def serve(rank: int, orders: IO[str], answer: Callable[[dict[str, Any]], None]) 
         order = json.loads(line)
         if "case" in order:
             case = Case(**order["case"])
-            steps = variants(case, rank)
+            steps = variants(case, rank, apart=order["apart"])
             answer({"parameters": case.bytes()})
         for number in range(order.get("rounds", 0)):
             answer(take_round(steps, rank, device, number))
