@@ -34,8 +34,8 @@ class Bench:
             (where it is installed), interleaved, in one process on one thread; of gradients for some of the tensors,
             as SL-SAM and ESAM ask for them, next to full ones; and peak memory. parallel: steps on two processes of one
             thread each (data-parallel SAM, and SAMPa with its gradients computed at once, exchanged through memory and
-            by messages) next to plain and SAM on one, and what they exchange. comm: the same between two network namespaces, at several bandwidths (Linux, as
-            root, with iproute2), and a figure beside the JSON file.
+            by messages) next to plain and SAM on one, and what they exchange. comm: the same between two network
+            namespaces, at several bandwidths (Linux, as root, with iproute2), and a figure beside the JSON file.
         cases: What to measure on; left out, all cases there are.
         rounds: Rounds that count, >= 5; every variant takes one step a round.
         bandwidths: For comm: Mbit/s, each > 0; 10000 is next to no limit.
