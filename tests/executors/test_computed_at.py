@@ -44,7 +44,7 @@ def test_they_are_computed_one_pass_at_a_time():
         assert all(torch.equal(a, b) for a, b in zip(reading.grad, given.grad, strict=True))
 
 
-@pytest.mark.parametrize("executor", [Local(), Batched(width=2)], ids=repr)
+@pytest.mark.parametrize("executor", [Local(), Batched(width=2)], ids=("Local", "Batched"))
 def test_one_of_the_wrong_length_is_refused_and_the_probe_is_spent(executor):
     w = work()
     probes = tuple(Probe(batch(0), at=at) for at in (lambda: [torch.zeros(1)], None))
@@ -53,7 +53,7 @@ def test_one_of_the_wrong_length_is_refused_and_the_probe_is_spent(executor):
             executor.run(w, probes)
 
 
-@pytest.mark.parametrize("executor", [Local(), Batched(width=2)], ids=repr)
+@pytest.mark.parametrize("executor", [Local(), Batched(width=2)], ids=("Local", "Batched"))
 def test_what_they_raise_leaves_the_weights_in_place(executor):
     w = work()
     before = [p.detach().clone() for p in w.params]
