@@ -40,7 +40,7 @@ class RunningStats:
         """The statistics now, as doubles: means and variances, then counts of updates."""
         if not self.buffers:
             return torch.zeros(0, dtype=torch.float64, device=self.device)
-        found = torch.cat([b.reshape(-1) for b in self.buffers]).double()
+        found = torch.cat(self.buffers).double()
         # Counts apart: they are not exact in single precision.
         return torch.cat([found, torch.stack(self.counts).double()]) if self.counts else found
 
@@ -65,7 +65,7 @@ class RunningStats:
         # Each kind in one conversion: for every layer they would cost more than the copies.
         if len({b.dtype for b in self.buffers}) == 1:
             values = values.to(self.buffers[0].dtype)
-        torch._foreach_copy_([b.view(-1) for b in self.buffers], list(torch.split(values, sizes)))
+        torch._foreach_copy_(self.buffers, list(torch.split(values, sizes)))
         if self.counts:
             torch._foreach_copy_(self.counts, list(counts.to(self.counts[0].dtype).unbind()))
 
