@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import partial
 from typing import Any
 
@@ -131,17 +132,26 @@ def computed() -> list[int]:
     model = net()
     mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("probe",))
     counts = [0, 0]
+    held: list[Any] = []
+
+    def loss(model: Any, batch: Any) -> torch.Tensor:
+        assert [vector() for vector in held] == [None, None]  # while a pass runs, neither takes memory
+        held.clear()
+        return loss_fn(model, batch)
 
     class Counting(lowland.SAMPa):
         def plan(self, engine: Any, batch: Any) -> Any:
-            def at(which: int) -> Any:
+            def at(which: int, vector: torch.Tensor) -> Any:
                 counts[which] += 1
                 return [torch.zeros_like(p) for p in engine.params]
 
-            first, second = yield tuple(Probe(batch, at=partial(at, which), stats=which == 1) for which in (0, 1))
+            vectors = [torch.zeros(3), torch.zeros(3)]
+            held.extend(map(weakref.ref, vectors))
+            ask = tuple(Probe(batch, at=partial(at, i, vectors.pop()), stats=i == 1) for i in (0, 1))
+            first, second = yield ask
             return second.loss, first.grad
 
-    engine = lowland.Engine(Counting(), model, sgd(model), loss_fn, mesh=mesh)
+    engine = lowland.Engine(Counting(), model, sgd(model), loss, mesh=mesh)
     for step in range(3):
         engine.backward(batch(step))
     return counts
