@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import operator
 import random
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import torch
@@ -99,8 +100,8 @@ class Engine:
         self.optimizer = lookahead.unwrap(optimizer)
         self._parameters = Parameters(model, self.optimizer, allow_low_precision=allow_low_precision)
         self.params, self.names = self._parameters.vec, self._parameters.names
-        groups = {} if mesh is None else along(mesh)
-        executor = Mesh(groups["probe"], executor) if "probe" in groups else executor
+        groups = along(mesh) if mesh is not None else {"probe": executor.group} if isinstance(executor, Mesh) else {}
+        executor = Mesh(groups["probe"], executor) if "probe" in groups and mesh is not None else executor
         self.executor = executor if isinstance(executor, Counted) else Counted(executor)
         replicas = Replicas(model, self.params, groups.get("replicate"))
         self.work = Work(
@@ -202,6 +203,12 @@ class Engine:
         """
         return (lookahead.raw if raw else lookahead.displacement)(self.optimizer, self.params, grad)
 
+    def ahead(self, grad: Vec, *, raw: bool = False) -> Vec | Callable[[], Vec]:
+        """:meth:`lookahead` for one of several probes asked together: if arithmetic, left to whoever answers it."""
+        later = partial(self.lookahead, grad, raw=raw)
+        # A copy of the optimizer that takes a step may fail, or talk to all ranks, so all must let it.
+        return later if raw or lookahead.closed(self.optimizer) else later()
+
     def momentum(self) -> Vec:
         """The base optimizer's buffer: SGD's momentum, Adam's mean; zero where there is none yet."""
         return lookahead.momentum(self.optimizer, self.params)
@@ -263,7 +270,7 @@ class Engine:
             finite = self.work.finite
             # NaN reaches every parameter, so that the scaler sees it and skips the step.
             grad = vec.scale(grad, torch.where(finite, scale, torch.full_like(scale, float("nan"))))
-            self._forget_unless(finite, before)
+            state.keep_if(self, finite, before)
         # The caller clips and unscales .grad in place, which must not reach a vector in memory.
         for key in self.vector_keys:
             if any(map(operator.is_, grad, self.memory[key])):
@@ -275,15 +282,6 @@ class Engine:
                 p.grad = g
             else:
                 p.grad = h.add_(g)
-
-    def _forget_unless(self, finite: Tensor, before: dict[str, Any]) -> None:
-        """Keep changed vectors and tables only if the step was finite, decided on the device."""
-        safe = self.method.fallback(before)
-        for key in self.table_keys:
-            self.memory[key] = torch.where(finite, self.memory[key], safe[key])
-        for key in self.vector_keys:
-            if self.memory[key] is not before[key]:
-                self.memory[key] = vec.where(finite, self.memory[key], safe[key])
 
     # Checkpoints
 

@@ -7,6 +7,7 @@ the optimizer: no state, no step count, no buffer.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,16 +32,20 @@ def unwrap(optimizer: Any) -> Optimizer:
     return optimizer
 
 
+def closed(optimizer: Optimizer) -> bool:
+    """Whether :func:`displacement` is arithmetic alone; otherwise a copy of the optimizer takes a step."""
+    return type(optimizer) in FORMS
+
+
 def displacement(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
     """The change of ``params`` that ``optimizer.step()`` would make with gradient ``grad``."""
-    closed = {SGD: _sgd, Adam: _adam, AdamW: _adam}.get(type(optimizer))
-    if closed is None:
+    if not closed(optimizer):
         return dry_run(optimizer, params, grad)
     moves: dict[int, Tensor] = {}
     for group, index in _by_group(optimizer, params):
         p, g = [params[i] for i in index], [grad[i] for i in index]
         with torch.no_grad():
-            found = closed(group, [optimizer.state.get(t, {}) for t in p], p, g, type(optimizer))
+            found = FORMS[type(optimizer)](group, [optimizer.state.get(t, {}) for t in p], p, g, type(optimizer))
         moves.update(zip(index, found, strict=True))
     return [moves[i] if i in moves else torch.zeros_like(p) for i, p in enumerate(params)]
 
@@ -150,6 +155,9 @@ def _adam(group: dict[str, Any], states: list[dict[str, Any]], params: Vec, grad
     if group["weight_decay"] != 0 and decoupled:
         moves = vec.add(moves, vec.scale(params, -_lr(group) * group["weight_decay"]))
     return moves
+
+
+FORMS: dict[type, Callable[..., Vec]] = {SGD: _sgd, Adam: _adam, AdamW: _adam}
 
 
 def _lr(group: dict[str, Any]) -> float | Tensor:

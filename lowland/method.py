@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -73,6 +75,14 @@ class Method(ABC):
     def ascent(self, engine: Engine, grad: Vec) -> Vec:
         """The displacement of size rho along ``grad``."""
         return self.geometry.ascent(engine.params, grad, engine.radii(self.rho, self.geometry))
+
+    def climb(self, engine: Engine, grad: Vec) -> Vec | Callable[[], Vec]:
+        """:meth:`ascent` for one of several probes asked together: computed by whoever answers it.
+
+        A method with an ``ascent`` of its own computes it on all ranks, since it may draw random numbers.
+        """
+        later = partial(self.ascent, engine, grad)
+        return later if type(self).ascent is Method.ascent else later()
 
     def generator(self, engine: Engine) -> torch.Generator:
         """Fresh random numbers on the parameters' device, the same on every rank and after a resume."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
+from lowland.errors import UsageError
 from lowland.vec import Vec
 
 LossFn: TypeAlias = Callable[[Any, Any], Tensor]
@@ -30,7 +31,9 @@ class Probe:
     Args:
         batch: The examples: a pytree of tensors sharing dimension 0.
         at: Displacement from the current weights, one tensor per parameter; None stands for none. It may be a function
-            that computes it, for probes asked together: only whoever answers this one calls it, and not before.
+            that computes it, for probes asked together: only whoever answers this one calls it, and not before. Such
+            a function must do nothing but that: on a mesh it is called on some ranks only, so it must not draw
+            random numbers, change memory, or talk to ranks of other groups.
         grad: False asks for losses only, which is one forward pass.
         sync: False asks for this rank's own gradient, not the average over data-parallel ranks.
         stats: Whether BatchNorm statistics are updated; None means only where ``at`` is None.
@@ -50,21 +53,29 @@ class Probe:
     def __post_init__(self) -> None:
         # Statistics are decided now, because `at` is spent by the time anyone else could look.
         object.__setattr__(self, "stats", self.at is None if self.stats is None else self.stats)
-        object.__setattr__(self, "at", self.at if self.at is None or callable(self.at) else list(self.at))
+        given = self.at is None or _is_function(self.at)
+        object.__setattr__(self, "at", self.at if given else list(cast(Vec, self.at)))
 
     @torch.no_grad()
     def spend(self) -> Vec:
         """The displacement as a list to be emptied once the weights have moved; an empty one if it was spent before."""
         at = self.at
-        if callable(at):
-            object.__setattr__(self, "at", [])  # what the function holds is free as soon as it is done
-            at = list(at())
-        return at or []
+        if not _is_function(at):
+            return cast(Vec, at or [])
+        object.__setattr__(self, "at", [])  # what the function holds is free as soon as it is done
+        found = cast(Callable[[], Vec], at)()
+        if found is None:
+            raise UsageError("at must be a displacement, or a function that returns one, but it returned None")
+        return list(found)
 
     def drop(self) -> None:
         """Forget the displacement, because this probe is answered elsewhere: its memory is free."""
         if self.at is not None:
             object.__setattr__(self, "at", [])
+
+
+def _is_function(at: Any) -> bool:
+    return callable(at) and not hasattr(at, "__iter__")  # a ParameterList is both
 
 
 class Reading(NamedTuple):

@@ -1,4 +1,4 @@
-"""An engine's state as plain containers and tensors, and back."""
+"""An engine's state: what of it survives a step that was not finite; as plain containers and tensors, and back."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import operator
 import random
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from lowland import vec
 from lowland.errors import StateError
 from lowland.executors.counted import Cost
 from lowland.vec import Vec
@@ -26,6 +28,22 @@ def vector_keys(memory: dict[str, Any], params: Vec) -> frozenset[str]:
         for k, v in memory.items()
         if isinstance(v, list) and all(isinstance(t, Tensor) for t in v) and [t.shape for t in v] == shapes
     )
+
+
+def keep_if(engine: Engine, finite: Tensor, before: dict[str, Any]) -> None:
+    """Keep changed vectors and tables of memory only if the step was finite, decided on the device.
+
+    Args:
+        engine: Whose memory.
+        finite: Whether it was, a boolean of shape ``()``.
+        before: The memory before the step.
+    """
+    safe = engine.method.fallback(before)
+    for key in engine.table_keys:
+        engine.memory[key] = torch.where(finite, engine.memory[key], safe[key])
+    for key in engine.vector_keys:
+        if engine.memory[key] is not before[key]:
+            engine.memory[key] = vec.where(finite, engine.memory[key], safe[key])
 
 
 def save(engine: Engine) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 
+from lowland.errors import UsageError
 from lowland.probe import Probe, Reading, conversation
 
 
@@ -164,6 +165,16 @@ def test_what_a_function_holds_is_free_once_it_has_been_called_or_dropped():
         end(probe)
         assert alive() is None
         assert probe.at == []
+
+
+def test_a_sequence_is_none_though_it_could_be_called():
+    probe = Probe(None, at=torch.nn.ParameterList([torch.ones(2)]))
+    assert len(probe.spend()) == 1
+
+
+def test_a_function_that_returns_nothing_is_told_of():
+    with pytest.raises(UsageError, match="at must be a displacement, or a function that returns one, but it returned"):
+        Probe(None, at=lambda: None).spend()
 
 
 def test_a_dropped_probe_without_displacement_stays_without():

@@ -24,23 +24,25 @@ class Exchange(ABC):
 
     Attributes:
         bytes: Of gradients, what this rank has given to the others so far.
+        given: How many vectors that were.
+        taken: How many exchanges have come to their end.
         waited: Seconds for which this rank has waited in exchanges after its backward, whether for what is on its way,
             which backward did not hide, or for a rank that is slower.
     """
 
     def __init__(self, params: Vec, group: dist.ProcessGroup) -> None:
         self.group, self.size, self.rank = group, dist.get_world_size(group), dist.get_rank(group)
-        self.bytes, self.waited = 0, 0.0
+        self.bytes, self.given, self.taken, self.waited = 0, 0, 0, 0.0
         self._params = params
         self._armed = self._cut = False
         self._next = 0  # how many buckets have left
 
-    def arm(self, scale: Tensor | None, root: int | None) -> None:
+    def arm(self, scale: Tensor | None, count: int) -> None:
         """Prepare for the next backward.
 
         Args:
             scale: The loss scale, shape ``()``, by which its gradients are to be divided; None without one.
-            root: The only rank of the group whose vector is wanted; None: everyone's is.
+            count: The vectors of how many ranks are wanted, which are the first ones of the group.
         """
         if self._cut:  # or what this rank gives would be taken for that of another step
             collectives.agree({"buckets sent before backward failed": self._next}, [self.group])
@@ -53,39 +55,50 @@ class Exchange(ABC):
         self._armed = False
 
     @abstractmethod
-    def give(self, grads: Vec, root: int | None) -> None:
-        """Let the others have this rank's vector, divided by the loss scale; root is as in :meth:`arm`.
+    def give(self, grads: Vec, count: int) -> None:
+        """Let the others have this rank's vector, divided by the loss scale; count is as in :meth:`arm`.
 
         Raises:
             UsageError: Backward accumulated more than once into a parameter.
         """
 
-    def take(self, grads: Vec, root: int | None) -> list[Vec]:
-        """The vectors of all ranks, once every one of them has given its own and has said so in another collective.
+    def check(self, given: Tensor, taken: Tensor) -> None:  # noqa: B027 - what comes by messages comes in order
+        """Refuse vectors of another exchange.
+
+        Args:
+            given: What all ranks of the group have of this attribute, shape ``(ranks,)``.
+            taken: The same.
+
+        Raises:
+            RankError: They differ; on all ranks.
+        """
+
+    def take(self, grads: Vec, count: int) -> list[Vec]:
+        """The vectors of the first ranks, once every rank has given its own and has said so in another collective.
 
         Args:
             grads: This rank's vector, as it was given.
-            root: As in :meth:`arm`.
+            count: As in :meth:`arm`.
 
         Returns:
-            The vectors of all ranks of the group, in their order, of which this rank's is ``grads``; with a root, its
-            alone. They share no memory with the buffers of the exchange.
+            ``count`` vectors, of which this rank's is ``grads``. They share no memory with the buffers of the exchange.
         """
         found: list[Vec] = []
-        for number in range(self.size) if root is None else [root]:
+        for number in range(count):
             if number == self.rank:
                 found.append(grads)
                 continue
             # Laid out as the parameters, or norms would add up in another order.
             parts = [torch.empty_like(t) for t in shards.local(self._params)]
             with torch.no_grad():
-                for b in self.buckets(root):
+                for b in self.buckets():
                     torch._foreach_copy_([parts[i] for i in b.index], b.rows[number])
             found.append(shards.like(grads, parts))
+        self.taken += 1
         return found
 
     @abstractmethod
-    def buckets(self, root: int | None) -> Sequence[Bucket]:
+    def buckets(self) -> Sequence[Bucket]:
         """Where the vectors of the others lie."""
 
     def wait(self, handles: Sequence[Any]) -> None:

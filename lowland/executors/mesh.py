@@ -145,14 +145,13 @@ class Mesh(Executor):
             if probe is not own:
                 probe.drop()
         before = RunningStats(work, wave)
-        root = 0 if len(wave) == 1 else None
         alone = work.replicas.ddp is None and not work.replicas.sharded and not work.replicas.own
         size = _count(own.batch)
         if early and own.grad and alone and (work.micro_batch is None or size <= work.micro_batch):
-            exchange.arm(work.scale(), root)
+            exchange.arm(work.scale(), len(wave))
 
         def share(reading: Reading, readings: list[Reading]) -> None:
-            readings += self._gather(work, wave, number, root, reading, before)
+            readings += self._gather(work, wave, reading, before)
 
         try:
             # Where probes differ in size, ranks would draw differently many random numbers and drift apart.
@@ -161,12 +160,10 @@ class Mesh(Executor):
         finally:
             exchange.disarm()
 
-    def _gather(
-        self, work: Work, wave: tuple[Probe, ...], number: int, root: int | None, own: Reading, before: RunningStats
-    ) -> list[Reading]:
+    def _gather(self, work: Work, wave: tuple[Probe, ...], own: Reading, before: RunningStats) -> list[Reading]:
         exchange, grad = self._exchanging(work.params), own.grad
         if grad is not None:
-            exchange.give(grad, root)
+            exchange.give(grad, len(wave))
         room = max(_count(p.batch) for p in wave)
         losses = own.loss.new_zeros(room) if own.losses is None else own.losses
         finite = torch.ones_like(own.loss) if work.finite is None else work.finite.to(own.loss.dtype)
@@ -176,23 +173,24 @@ class Mesh(Executor):
                 own.loss.reshape(1).double(),
                 finite.reshape(1).double(),
                 self._sum.to(own.loss.device).reshape(1),
-                torch.full((1,), float(mark), dtype=torch.float64, device=own.loss.device),
+                *(own.loss.new_full((1,), n, dtype=torch.float64) for n in (mark, exchange.given, exchange.taken)),
                 torch.nn.functional.pad(losses.double(), (0, room - len(losses))),
                 before.given(self.rank),
             ]
         )
         everyone = small.new_empty(self.width * len(small))
         exchange.wait([all_gather(everyone, small, self.group)])
-        vectors = None if grad is None else exchange.take(grad, root)
         rows = everyone.view(self.width, -1)
+        exchange.check(rows[:, 4], rows[:, 5])
+        vectors = None if grad is None else exchange.take(grad, len(wave))
         self._compare(rows)
         if work.finite is not None:
             work.finite = rows[:, 1].min() > 0
-        before.settle(rows[:, 4 + room :], self.rank)
+        before.settle(rows[:, 6 + room :], self.rank)
         found = []
         for i, probe in enumerate(wave):
-            each = None if own.losses is None else rows[i, 4 : 4 + _count(probe.batch)].to(own.losses.dtype)
-            if root is None and i == self.rank:
+            each = None if own.losses is None else rows[i, 6 : 6 + _count(probe.batch)].to(own.losses.dtype)
+            if i == self.rank and len(wave) > 1:
                 found.append(Reading(own.loss, own.grad, own.losses))
             else:
                 found.append(Reading(rows[i, 0].to(own.loss.dtype), None if vectors is None else vectors[i], each))

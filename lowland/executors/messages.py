@@ -41,7 +41,7 @@ class Messages(Exchange):
         self._bucket_of = {i: b for b in self._buckets for i in b.index}
         self._hooks: dict[int, Any] = {}
 
-    def arm(self, scale: Tensor | None, root: int | None) -> None:
+    def arm(self, scale: Tensor | None, count: int) -> None:
         """Let gradients leave during the next backward, divided by the loss scale."""
         for i, p in enumerate(self._params):
             # Last among the parameter's hooks, or what leaves is not what they make of the gradient.
@@ -49,41 +49,42 @@ class Messages(Exchange):
                 if i in self._hooks:
                     self._hooks[i].remove()
                 self._hooks[i] = p.register_post_accumulate_grad_hook(self._hook(i))  # type: ignore[no-untyped-call]
-        super().arm(scale, root)
-        self._reset(scale, root)
+        super().arm(scale, count)
+        self._reset(scale, count)
 
-    def give(self, grads: Vec, root: int | None) -> None:
+    def give(self, grads: Vec, count: int) -> None:
         """Send what has not left yet; see :meth:`Exchange.give`."""
         if not self._armed:
-            self._reset(None, root)
+            self._reset(None, count)
         if self._twice:
             raise UsageError(
                 "backward came to a parameter twice, so its gradient may have left before it was complete, as with "
                 "reentrant checkpointing; use torch.utils.checkpoint.checkpoint(…, use_reentrant=False)"
             )
         self._armed = False
+        self.given += 1
         here = shards.local(grads)
         for b in self._buckets:
             if b.handle is None:
                 b.fill([here[i] for i in b.index])
                 self._send(b)
 
-    def take(self, grads: Vec, root: int | None) -> list[Vec]:
+    def take(self, grads: Vec, count: int) -> list[Vec]:
         """See :meth:`Exchange.take`."""
         self.wait([b.handle for b in self._buckets])
         for b in self._buckets:
             b.handle = None
-        return super().take(grads, root)
+        return super().take(grads, count)
 
-    def buckets(self, root: int | None) -> Sequence[Bucket]:
+    def buckets(self) -> Sequence[Bucket]:
         """See :meth:`Exchange.buckets`."""
         return self._buckets
 
-    def _reset(self, scale: Tensor | None, root: int | None) -> None:
+    def _reset(self, scale: Tensor | None, count: int) -> None:
         for b in self._buckets:
             if b.handle is not None:  # after a backward that raised: its messages must not meet those of this one
                 b.handle.wait()
-        self._scale, self._root, self._next = scale, root, 0
+        self._scale, self._alone, self._next = scale, count == 1, 0
         self._seen: set[int] = set()
         self._twice = False
         for b in self._buckets:
@@ -117,8 +118,8 @@ class Messages(Exchange):
     def _send(self, b: Bucket) -> None:
         self._next += 1
         self.bytes += b.bytes
-        if self._root is None:
+        if not self._alone:
             b.handle = all_gather(b.everyone.view(-1), b.mine, self.group)
-        else:
-            into = b.mine if self.rank == self._root else b.everyone[self._root]
-            b.handle = dist.broadcast(into, group=self.group, group_src=self._root, async_op=True)
+        else:  # the first rank's
+            into = b.mine if self.rank == 0 else b.everyone[0]
+            b.handle = dist.broadcast(into, group=self.group, group_src=0, async_op=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
@@ -24,7 +25,8 @@ class SharedMemory(Exchange):
     """Every rank writes its vector where the others read it: a copy on each side, and no message.
 
     Each rank has two places, for exchanges in turn. After the collective that follows an exchange all have written,
-    and so have read what was exchanged before: the place of that one can be written anew.
+    and so have read what was exchanged before: the place of that one can be written anew. An exchange that does not
+    come to its end is repeated in its own place.
 
     Args:
         params: See :class:`Exchange`.
@@ -35,12 +37,9 @@ class SharedMemory(Exchange):
     def __init__(self, params: Vec, group: dist.ProcessGroup, memory: Tensor) -> None:
         super().__init__(params, group)
         self._places: list[list[Bucket]] = []
-        self._given = 0
-        areas = memory[ALIGNED:].view(2, self.size, -1)
-        self._numbers = areas[:, :, :8].view(torch.int64).squeeze(-1)  # of the exchange for which a place was written
-        for area in areas:
+        for area in memory[ALIGNED:].view(2, self.size, -1):
             self._places.append([])
-            start = ALIGNED
+            start = 0
             for index in cut(params, math.inf):
                 tensors = shards.local([params[i] for i in index])
                 size = _size(tensors)
@@ -48,39 +47,35 @@ class SharedMemory(Exchange):
                 start += _aligned(size)
                 self._places[-1].append(Bucket(index, tensors, everyone[self.rank], everyone))
 
-    def give(self, grads: Vec, root: int | None) -> None:
+    def give(self, grads: Vec, count: int) -> None:
         """Write this rank's vector; see :meth:`Exchange.give`."""
         self._armed = False
-        self._given += 1
+        self.given += 1
+        if self.rank >= count:
+            return
         here = shards.local(grads)
-        for b in self.buckets(root):
+        for b in self.buckets():
             b.fill([here[i] for i in b.index])
             self.bytes += b.bytes
-        self._numbers[self._given % 2, self.rank] = self._given
 
-    def take(self, grads: Vec, root: int | None) -> list[Vec]:
-        """See :meth:`Exchange.take`.
-
-        Raises:
-            RankError: Another rank has not given as many vectors as this one, so what lies there is old.
-        """
-        numbers = [int(n) for n in self._numbers[self._given % 2]]
-        if set(numbers) != {self._given}:
+    def check(self, given: Tensor, taken: Tensor) -> None:
+        """See :meth:`Exchange.check`: what lies in a place may be old."""
+        if bool((given != given[0]).any() | (taken != taken[0]).any()):
+            numbers = [int(n) for n in given]
             raise RankError(
-                f"all groups of a mesh must take the same steps, but this rank is at exchange {self._given} and the "
-                f"groups' last ones are {numbers}; where a step fails on one rank, end the others, too"
+                f"all groups of a mesh must take the same steps, but they have given {numbers} gradients and taken "
+                f"part in {[int(n) for n in taken]} exchanges; where a step fails on one rank, end the others, too"
             )
-        return super().take(grads, root)
 
-    def buckets(self, root: int | None) -> Sequence[Bucket]:
+    def buckets(self) -> Sequence[Bucket]:
         """See :meth:`Exchange.buckets`."""
-        return self._places[self._given % 2]
+        return self._places[self.taken % 2]
 
 
 def needed(params: Vec, ranks: int) -> int:
     """Bytes for two vectors of every rank."""
     each = sum(_aligned(_size(shards.local([params[i] for i in index]))) for index in cut(params, math.inf))
-    return ALIGNED + 2 * ranks * (ALIGNED + each)
+    return ALIGNED + 2 * ranks * each
 
 
 def wanted(params: Vec) -> bool:
@@ -93,7 +88,7 @@ def common_memory(group: dist.ProcessGroup, size: int) -> Tensor | None:
 
     Args:
         group: The ranks.
-        size: Bytes; 0 on a rank that wants none.
+        size: Bytes, the same on all ranks; 0 on a rank that wants none.
 
     Returns:
         Bytes, the same on all ranks, of which the first ``ALIGNED`` are spoken for; None, on all, if a rank wants none,
@@ -101,7 +96,7 @@ def common_memory(group: dist.ProcessGroup, size: int) -> Tensor | None:
     """
     sizes: list[int] = [0] * dist.get_world_size(group)
     dist.all_gather_object(sizes, size, group=group)
-    if 0 in sizes:
+    if 0 in sizes or len(set(sizes)) > 1:
         return None
     with ExitStack() as stack:
         mine: list[tuple[str, bytes] | None] = [None] * len(sizes)
@@ -126,8 +121,12 @@ def _made(size: int, stack: ExitStack) -> tuple[str, bytes] | None:
 
 def _mapped(path: str, token: bytes, size: int) -> Tensor | None:
     with suppress(OSError, RuntimeError):
+        # On another host a process of the same number may have anything there, such as a pipe with somebody's data.
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode) or found.st_size != size:
+            return None
         with open(path, "rb") as file:
-            if file.read(len(token)) != token:  # a process of the same number, on another host
+            if file.read(len(token)) != token:
                 return None
         return torch.from_file(path, shared=True, size=size, dtype=torch.uint8)
     return None

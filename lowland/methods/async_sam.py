@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lowland import batch as batches
@@ -72,7 +71,7 @@ class AsyncSAM(Method):
             ascent = yield ask
             there = yield Probe(batch, at=self.ascent(engine, ascent.grad), stats=True)
             return there.loss, there.grad
-        descent = Probe(batch, at=partial(self.ascent, engine, engine.memory["stale"]), stats=True)
+        descent = Probe(batch, at=self.climb(engine, engine.memory["stale"]), stats=True)
         there, ascent = yield descent, ask
         engine.memory["stale"] = vec.keep_if(vec.finite(ascent.grad), ascent.grad)  # NaN is not reused
         return there.loss, there.grad

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -64,9 +63,7 @@ class MicroSAM(Method):
             shares = [batches.size(shard) / whole for shard in wave]
             here = yield tuple(Probe(s, sync=False) for s in wave)
             loss = loss + sum(share * h.loss for share, h in zip(shares, here, strict=True))
-            up = tuple(
-                Probe(s, at=partial(self.ascent, engine, h.grad), sync=False) for s, h in zip(wave, here, strict=True)
-            )
+            up = tuple(Probe(s, at=self.climb(engine, h.grad), sync=False) for s, h in zip(wave, here, strict=True))
             del here  # gradients are freed as soon as they are used: they would pile up over the micro-batches
             there = yield up
             for share, grad in zip(shares, [t.grad for t in there], strict=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lowland import batch as batches
@@ -76,11 +75,10 @@ class SAMPa(Method):
         """See :meth:`lowland.method.Method.plan`."""
         grad_y, held = engine.memory["grad_y"], engine.memory["batch"]
         cold = held is None
-        up = partial(self.ascent, engine, grad_y)
-        ahead = partial(engine.lookahead, grad_y, raw=self.lookahead == "raw")
+        # No names for the displacements: the executor frees them as it goes.
         tilde, at_y = yield (
-            Probe(batch if cold else held, at=None if cold else up, stats=False),
-            Probe(batch, at=None if cold else ahead, stats=True),
+            Probe(batch if cold else held, at=None if cold else self.climb(engine, grad_y), stats=False),
+            Probe(batch, at=None if cold else engine.ahead(grad_y, raw=self.lookahead == "raw"), stats=True),
         )
         # NaN gives a cold start, for a caller who skips this step. The batch is a copy: loaders may refill the same
         # buffers, and the next step would silently see other examples.

