@@ -37,7 +37,7 @@ class SharedMemory(Exchange):
     def __init__(self, params: Vec, group: dist.ProcessGroup, memory: Tensor) -> None:
         super().__init__(params, group)
         self._places: list[list[Bucket]] = []
-        for area in memory[ALIGNED:].view(2, self.size, -1):
+        for area in memory[ALIGNED:].view(2, self.size, (len(memory) - ALIGNED) // (2 * self.size)):
             self._places.append([])
             start = 0
             for index in cut(params, math.inf):

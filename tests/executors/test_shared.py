@@ -65,11 +65,11 @@ def test_the_bits_are_those_of_messages(key: str, kind: str, monkeypatch: pytest
         assert all(torch.equal(other[name], value) for other in found[1:]), name
 
 
-def given(rounds: int) -> None:
+def given(rounds: int, *shapes: tuple[int, ...]) -> None:
     """Two exchanges in a row never share a place, and every vector is that of its own round."""
     group, rank = dist.group.WORLD, dist.get_rank()
     assert group is not None
-    params = [torch.zeros(3), torch.zeros(2, 2, dtype=torch.float64)]
+    params = [torch.zeros(shape, dtype=torch.float64 if len(shape) > 1 else torch.float32) for shape in shapes]
     memory = common_memory(group, needed(params, dist.get_world_size()))
     assert memory is not None
     exchange = SharedMemory(params, group, memory)
@@ -84,12 +84,13 @@ def given(rounds: int) -> None:
     for number, found in held:  # they are copies: what was given later has not reached them
         for rank, vector in enumerate(found):
             assert all(bool((t == 100.0 * number + rank).all()) for t in vector)
-    assert exchange.bytes == rounds * (3 * 4 + 4 * 8)
+    assert exchange.bytes == rounds * sum(p.numel() * p.element_size() for p in params)
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_vectors_are_those_of_their_round(count: int) -> None:
-    on_ranks(count, given, 7)
+@pytest.mark.parametrize("shapes", [((3,), (2, 2)), ((0,), (), (2, 0)), ((0,),)], ids=str)
+def test_vectors_are_those_of_their_round(count: int, shapes: Any) -> None:
+    on_ranks(count, given, 7, *shapes)
 
 
 def of_one() -> None:
