@@ -37,7 +37,7 @@ class SharedMemory(Exchange):
     def __init__(self, params: Vec, group: dist.ProcessGroup, memory: Tensor) -> None:
         super().__init__(params, group)
         self._places: list[list[Bucket]] = []
-        for area in memory[ALIGNED:].view(2, self.size, (len(memory) - ALIGNED) // (2 * self.size)):
+        for area in memory[ALIGNED:].view(2, self.size, -1):
             self._places.append([])
             start = 0
             for index in cut(params, math.inf):
@@ -75,7 +75,7 @@ class SharedMemory(Exchange):
 def needed(params: Vec, ranks: int) -> int:
     """Bytes for two vectors of every rank."""
     each = sum(_aligned(_size(shards.local([params[i] for i in index]))) for index in cut(params, math.inf))
-    return ALIGNED + 2 * ranks * each
+    return ALIGNED + 2 * ranks * max(each, ALIGNED)  # of sharded parameters, a rank may have nothing
 
 
 def wanted(params: Vec) -> bool:
