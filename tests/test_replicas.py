@@ -119,6 +119,7 @@ def test_shard_groups_perturb_for_themselves(text: str) -> None:
     check(on_ranks(4, trained, text, "fsdp", (2, 2), {"norm": True}, torch.float64), expected, FLAT)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("text", ["sampa", "sampa:lam=0", "async-sam", "micro-sam:m=2"])
 @pytest.mark.parametrize("wrapper", ["ddp", "ddp-views", "fsdp"])
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float64, FLAT), (torch.float32, 1e-6)])
