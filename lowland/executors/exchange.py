@@ -24,7 +24,7 @@ class Exchange(ABC):
 
     Attributes:
         bytes: Of gradients, what this rank has given to the others so far.
-        given: How many vectors that were.
+        given: For how many exchanges it was asked, also for those that did not come to their end.
         taken: How many exchanges have come to their end.
         waited: Seconds for which this rank has waited in exchanges after its backward, whether for what is on its way,
             which backward did not hide, or for a rank that is slower.
