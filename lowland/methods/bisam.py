@@ -13,8 +13,9 @@ from torch.nn import functional as F  # noqa: N812 - the name everybody knows it
 
 from lowland import checks
 from lowland.errors import ArgumentError, LossError, UsageError
+from lowland.loss import LossFn
 from lowland.method import Method
-from lowland.probe import LossFn, Plan, Probe
+from lowland.probe import Plan, Probe
 
 if TYPE_CHECKING:
     from lowland.engine import Engine

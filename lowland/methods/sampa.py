@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from lowland import batch as batches
 from lowland import checks, vec
 from lowland.method import Method
 from lowland.probe import Plan, Probe
@@ -83,7 +82,7 @@ class SAMPa(Method):
         # NaN gives a cold start, for a caller who skips this step. The batch is a copy: loaders may refill the same
         # buffers, and the next step would silently see other examples.
         grad_y = vec.keep_if(vec.finite(at_y.grad), at_y.grad)
-        engine.memory.update(grad_y=grad_y, batch=batches.copy(batch))
+        engine.memory.update(grad_y=grad_y, batch=engine.batches.copy(batch))
         return at_y.loss, vec.lerp(tilde.grad, at_y.grad, self.lam)
 
     def fallback(self, memory: dict[str, Any]) -> dict[str, Any]:
