@@ -52,7 +52,7 @@ class Replicas:
         self.bytes = 0
         self._params = params
         self.norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
-        self._unsynced = self._passed = False
+        self._unsynced = False
 
     def check(self, what: Mapping[str, Any], names: Sequence[str], mirrors: Sequence[dist.ProcessGroup]) -> None:
         """Refuse ranks that were made differently.
@@ -76,12 +76,14 @@ class Replicas:
         Raises:
             UsageError: Inside DDP's ``no_sync``, where a step could not be averaged.
         """
-        self._unsynced = self._passed = False
+        self._unsynced = False
         if self.ddp is not None and not self.ddp.require_backward_grad_sync:
             raise UsageError(
                 "engine.backward(batch) must not run inside no_sync(), because what it adds to .grad is averaged over "
                 "the ranks already; leave no_sync() out, also where gradients are accumulated"
             )
+        if self.ddp is not None and self.ddp.will_sync_module_buffers():  # type: ignore[no-untyped-call]
+            self.ddp._sync_buffers()  # type: ignore[no-untyped-call]
 
     @contextmanager
     def passing(self, sync: bool, whole: bool) -> Iterator[None]:
@@ -92,11 +94,10 @@ class Replicas:
             if self.ddp is not None:
                 if not (sync and whole):
                     stack.enter_context(self.ddp.no_sync())
-                # Before a step's first pass DDP may copy buffers from rank 0; later that would undo what ranks have
-                # seen, which is averaged in the end.
+                # A step begins with a copy of rank 0's buffers; later that would undo what ranks have seen, which is
+                # averaged in the end.
                 stack.callback(setattr, self.ddp, "broadcast_buffers", self.ddp.broadcast_buffers)
-                self.ddp.broadcast_buffers = self.ddp.broadcast_buffers and not self._passed
-            self._passed = True
+                self.ddp.broadcast_buffers = False
             yield
 
     def total(self, sums: Tensor, sync: bool) -> tuple[Tensor, int]:
