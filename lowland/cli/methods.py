@@ -143,8 +143,9 @@ def _defaults(kind: type[Method]) -> dict[str, str]:
 
 
 def _fields(kind: type[Method]) -> str:
-    """The fields in a line; the round ball goes without saying."""
-    told = {name: value for name, value in _defaults(kind).items() if (name, value) != ("geometry", "l2")}
+    """The fields in a line; the round ball and the mean over the ranks go without saying."""
+    usual = {("geometry", "l2"), ("ascent_gradient", "mean")}
+    told = {name: value for name, value in _defaults(kind).items() if (name, value) not in usual}
     return ", ".join(f"{name}={value}" for name, value in told.items())
 
 

@@ -22,6 +22,7 @@ class AdaSAM(SAM):
     Args:
         rho: Radius, >= 0, in parameter norm; see :class:`SAM`.
         geometry: How the gradient becomes a displacement; see :class:`SAM`.
+        ascent_gradient: "mean" over the ranks, or each rank's own ("local"); see :class:`SAM`.
 
     Cost: 2 gradients per step, one after the other; 1 P of memory beside the optimizer's moments; 2 all-reduces of P
     under data parallelism.

@@ -11,8 +11,8 @@ from torch import Tensor
 from lowland import batch as batches
 from lowland import checks
 from lowland.errors import ArgumentError, BatchError
-from lowland.method import Method
-from lowland.probe import Plan, Probe
+from lowland.methods.climbing import Climbing
+from lowland.probe import Plan
 from lowland.schedule import Schedule
 from lowland.vec import Vec
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AUSAM(Method):
+class AUSAM(Climbing):
     """Both gradients of SAM are taken on a drawn part of the batch; sensitive examples are drawn more often.
 
     ::
@@ -36,6 +36,7 @@ class AUSAM(Method):
     Args:
         rho: Radius, >= 0, in parameter norm.
         geometry: How the gradient becomes a displacement.
+        ascent_gradient: "mean" over the ranks, or each rank's own ("local"); see :class:`SAM`.
         alpha: Share of the batch that is drawn, in (0, 1]; rounded down, at least one.
         fmin: Chance weight of the least sensitive example, > 0.
         fmax: Chance weight of the most sensitive one after the ramp, >= fmin.
@@ -102,9 +103,9 @@ class AUSAM(Method):
         if count < whole:
             chosen = self._draw(engine, index, count, t)
             drawn, index = batches.take(batch, chosen), index[chosen]
-        here = yield Probe(drawn)
+        here = yield self.probe(drawn)
         loss, before = here.loss, self.per_example(here)
-        up = Probe(drawn, at=self.ascent(engine, here.grad))
+        up = self.probe(drawn, at=self.ascent(engine, here.grad))
         del here
         there = yield up
         self._score(engine.memory, index, (self.per_example(there) - before).abs())

@@ -48,6 +48,7 @@ class MicroSAM(Method):
     m: int = 4
     needs_batch: ClassVar[bool] = True
     whole_gradient: ClassVar[bool] = False
+    synchronized: ClassVar[bool] = False
 
     def check(self) -> None:
         """See :meth:`lowland.method.Method.check`."""

@@ -63,6 +63,7 @@ class SLSAM(Method):
     alpha_p: float = 1e-3
     p_min: float = 1e-3
     whole_gradient: ClassVar[bool] = False
+    synchronized: ClassVar[bool] = False
 
     def check(self) -> None:
         """See :meth:`lowland.method.Method.check`."""

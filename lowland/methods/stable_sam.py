@@ -56,6 +56,11 @@ class Renormalized(Wrapper):
                 "inner must ask for the whole batch's gradient at the weights, which gives the length, but "
                 f"{self.inner.kind} does not; wrap SAM, LookSAM or another that does"
             )
+        if not self.inner.synchronized:
+            raise ArgumentError(
+                "inner must average its gradients over the ranks, because the length is that of the mean gradient, but "
+                f"is {self.inner!r}, whose ranks have gradients of their own; leave ascent_gradient at 'mean'"
+            )
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.method.Method.plan`."""
@@ -89,7 +94,14 @@ StableSAM = Renormalized
 
 def _is_plain(probe: Probe, batch: Any) -> bool:
     """Whether the probe asks for the plain gradient of the step."""
-    return probe.batch is batch and probe.at is None and probe.grad and probe.wrt is None and probe.loss_fn is None
+    return (
+        probe.batch is batch
+        and probe.at is None
+        and probe.grad
+        and probe.sync
+        and probe.wrt is None
+        and probe.loss_fn is None
+    )
 
 
 def _to(size: Tensor, v: Vec) -> Vec:

@@ -127,7 +127,7 @@ def test_what_is_no_method_is_refused(inner):
 def test_it_has_no_radius_of_its_own():
     with pytest.raises(TypeError, match="rho"):
         Renormalized(rho=0.1)
-    assert repr(Renormalized()) == "Renormalized(inner=SAM(rho=0.05, geometry=L2(select=None)))"
+    assert repr(Renormalized()) == "Renormalized(inner=SAM(rho=0.05, geometry=L2(select=None), ascent_gradient='mean'))"
 
 
 class Elsewhere(lowland.Method):
