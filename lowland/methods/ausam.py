@@ -45,7 +45,8 @@ class AUSAM(Climbing):
         examples: N, the size of the training set. It must be given before training.
 
     Cost: 2 * alpha gradients per step, one after the other, so 1 with the default; 1 P of memory and 2 numbers per
-    training example; 2 all-reduces of P under data parallelism.
+    training example; 2 all-reduces of P under data parallelism, 1 with
+    ``ascent_gradient="local"``.
 
     Differs: As the release, no weights make up for the unequal chances. All scores equal give equal chances, where
     the release divides zero by zero. Batches must carry the examples' positions, as ``(inputs, targets, index)`` or

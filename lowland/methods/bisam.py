@@ -44,7 +44,8 @@ class BiSAM(Climbing):
         alpha: Steepness of tanh, > 0; for Q with "tanh" only.
         phi: "tanh" or "log"; for Q only.
 
-    Cost: 2 gradients per step, one after the other; 1 P of memory; 2 all-reduces of P under data parallelism.
+    Cost: 2 gradients per step, one after the other; 1 P of memory; 2 all-reduces of P under data parallelism, 1 with
+    ``ascent_gradient="local"``.
 
     Differs: The release leaves out the constant factor 1/mu, which does not change the direction. Weight decay is the
     base optimizer's.

@@ -39,12 +39,14 @@ class ESAM(Climbing):
 
     Cost: 1 + gamma gradients per step, one after the other, and 1 forward pass; the first gradient is for a share beta
     of the tensors; 1 P of memory, 2 P in the forward pass; 2 all-reduces of P under data parallelism, the first
-    of the kept tensors.
+    of the kept tensors; 1 with ``ascent_gradient="local"``.
 
     Differs: Masks by tensor are the release's, masks by element the paper's. The release keeps the examples strictly
     above the threshold, one fewer than the paper; here it is the paper's number. The release updates BatchNorm
     statistics in all three passes, here the first one does. With gamma = 1 the forward pass is left out. With
-    dropout, the two losses of an example are under two masks, unless ``rng="shared"``.
+    dropout, the two losses of an example are under two masks, unless ``rng="shared"``. Under data parallelism each
+    device takes the most sensitive of its own examples, as the release does; there each also perturbs by its own
+    gradient: ``ascent_gradient="local"``.
 
     Invariants: beta = gamma = 1 is SAM; with gamma < 1 exactly floor(gamma * |B|) examples are descended on.
 

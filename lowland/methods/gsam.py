@@ -27,9 +27,10 @@ class GSAM(Climbing):
         alpha: Weight of the orthogonal part, >= 0; 0 is SAM.
 
     Cost: 2 gradients per step, one after the other; 2 P of memory during the second pass (saved weights and g); 2
-    all-reduces of P under data parallelism.
+    all-reduces of P under data parallelism, 1 with ``ascent_gradient="local"``.
 
-    Differs: Nothing in the rule. A constant radius is allowed.
+    Differs: Nothing in the rule. A constant radius is allowed. Under data parallelism the mean gradient perturbs; both
+    releases perturb each rank by its own, decompose there, and average what comes out: ``ascent_gradient="local"``.
 
     Invariants: alpha = 0 is SAM; d - g_s is orthogonal to g_s; rho = 0 is the base optimizer.
 

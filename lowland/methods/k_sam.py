@@ -29,7 +29,8 @@ class KSAM(Climbing):
         k: A number in (0, 1] is a share of the batch, an integer >= 1 a count.
 
     Cost: 2k/B gradients per step, one after the other, and 1 forward pass of the whole batch; 1 P of memory; 2
-    all-reduces of P under data parallelism. With k = 1/3 that is about the price of plain training.
+    all-reduces of P under data parallelism, 1 with ``ascent_gradient="local"``. With k = 1/3 that is about the price of
+    plain training.
 
     Differs: No code is released; the rule is the abstract's, k's default ours. The loss function must return one loss
     per example. Under data parallelism each device takes the largest of its own examples.

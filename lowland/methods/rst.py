@@ -26,7 +26,7 @@ class RST(Climbing):
         s: Probability of a SAM step, in [0, 1].
 
     Cost: 1 + s gradients per step on average, one after the other; 1 P of memory in a SAM step; 1 + s all-reduces of P
-    under data parallelism.
+    under data parallelism, 1 with ``ascent_gradient="local"``.
 
     Differs: Nothing in the rule. The draw comes from the engine's own random numbers, so it is the same on every rank
     and after a resume.

@@ -22,13 +22,15 @@ class SAM(Climbing):
         rho: Radius, >= 0, in parameter norm; 0.05 is usual.
         geometry: ``L2()`` is SAM; ``Adaptive()`` is ASAM.
         ascent_gradient: Which gradient perturbs under data parallelism: "mean", the average over all ranks, or "local",
-            each rank's own, which saves an all-reduce.
+            each rank's own, which saves an all-reduce: the step is then carried out on each rank's part of the batch
+            alone, and what comes out is averaged. On one process both are the same.
 
     Cost: 2 gradients per step, one after the other; 1 P of memory (the saved weights); 2 all-reduces of P
-    under data parallelism.
+    under data parallelism, 1 with ``ascent_gradient="local"``.
 
     Differs: From the JAX release in that weight decay belongs to the base optimizer, at the unperturbed
-    weights, and in that a zero gradient gives a zero perturbation instead of NaN.
+    weights, in that a zero gradient gives a zero perturbation instead of NaN, and in that the mean gradient over the
+    ranks perturbs all of them; there, and in Composer's SAM, each perturbs by its own: ``ascent_gradient="local"``.
 
     Invariants: rho = 0 is the base optimizer; a loss that is scaled by c > 0 has the same perturbation; on a quadratic
     with Hessian A, ``d - g = rho * A g / ||g||``.

@@ -52,7 +52,7 @@ class SAMON(Climbing):
 
     Cost: 2 gradients per step, one after the other, the first of them for the perturbed parameters only; 1 P of memory
     (all weights are saved, though few move); 2 all-reduces of P under data parallelism, of which the first needs only
-    the perturbed part.
+    the perturbed part; 1 with ``ascent_gradient="local"``.
 
     Differs: The release finds the layers by "norm" and "bn" in their names, which misses some and catches others; here
     it is their type: BatchNorm, LayerNorm, GroupNorm, InstanceNorm, RMSNorm and what is derived from them. A model

@@ -29,7 +29,8 @@ class Renormalized(Wrapper):
 
     Args:
         inner: The method to rescale. Each of its steps must ask for the whole batch's gradient at the weights, as SAM
-            does and SAMPa does not. It has the radius: ``Renormalized(inner=SAM(rho=0.1))``.
+            does and SAMPa does not, and with ``ascent_gradient="mean"``: the plain gradient is the mean over the
+            ranks. It has the radius: ``Renormalized(inner=SAM(rho=0.1))``.
 
     Cost: The inner method's gradients, memory and all-reduces: for SAM 2 gradients per step, 1 P of memory and 2
     all-reduces of P.
