@@ -15,8 +15,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import on_ranks
-from reference import ausam, bisam, drive, esam, geometry, gsam, k_sam, rst, sam, sam_on, wsam
+from reference import ausam, bisam, drive, esam, geometry, gsam, k_sam, micro_sam, rst, sam, sam_on, wsam
 from reference.follow import BASES, PROBLEM, schedule
+from reference.model import concatenate
 from reference.normalized import Normalized
 from reference.sampling import Indexed
 from torch import nn
@@ -134,6 +135,15 @@ def test_on_a_mesh_of_probes_and_data(key: str, wrapper: str) -> None:
 def test_each_copy_of_a_sharded_model_by_its_own_gradient(key: str) -> None:
     """HSDP: ``fully_shard`` inside groups of two, whose mean gradient perturbs the group's copy."""
     check(on_ranks(4, trained, key, "fsdp", (2, 2), ("replicate", "shard")), by_hand(key, 4, together=2))
+
+
+@pytest.mark.parametrize("wrapper", ["ddp", "own"])
+def test_of_sam_it_is_msam_with_a_part_for_each_rank(wrapper: str) -> None:
+    w, base = PROBLEM.weights(1), copy.deepcopy(BASES["momentum"][0])
+    twin = micro_sam.MicroSAM(PROBLEM, w, base, rho=0.2, m=2)
+    for step, lr in enumerate(schedule(STEPS, 0.2)):
+        twin.step(concatenate(*shares(step, 2, PROBLEM)), lr)
+    check(on_ranks(2, trained, "sam", wrapper, (2,), ("data" if wrapper == "ddp" else "replicate",)), twin.w)
 
 
 def test_under_fully_shard_all_ranks_count_as_one() -> None:

@@ -84,8 +84,8 @@ class Renormalized(Wrapper):
                 del ask, asked
         if size is None:
             raise UsageError(
-                "Renormalized needs an inner method that asks for the whole batch's gradient at the weights, but "
-                f"{self.inner.kind} did not; use it without Renormalized"
+                "Renormalized needs an inner method that asks for the whole batch's gradient at the weights, averaged "
+                f"over the ranks, but {self.inner.kind} did not; use it without Renormalized"
             )
         return loss, vec.together(lambda v: _to(size, v), d)
 
