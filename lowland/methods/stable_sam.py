@@ -60,7 +60,7 @@ class Renormalized(Wrapper):
         if not self.inner.synchronized:
             raise ArgumentError(
                 "inner must average its gradients over the ranks, because the length is that of the mean gradient, but "
-                f"is {self.inner!r}, whose ranks have gradients of their own; leave ascent_gradient at 'mean'"
+                f"{self.inner!r} does not, or not all of them; leave ascent_gradient at 'mean'"
             )
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
