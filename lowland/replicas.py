@@ -49,6 +49,7 @@ class Replicas:
         self.apart = self.own + ([self.ddp.process_group] if self.ddp is not None else [])
         others = shards.groups(params)
         self.groups = self.apart + [g for g in others if g not in self.apart]
+        self._copies = shards.copies(params)
         self.bytes = 0
         self._params = params
         self.norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
@@ -87,7 +88,17 @@ class Replicas:
 
     @contextmanager
     def passing(self, sync: bool, whole: bool) -> Iterator[None]:
-        """One forward and backward, of which DDP averages a synchronized gradient of all parameters itself."""
+        """One forward and backward, of which DDP averages a synchronized gradient of all parameters itself.
+
+        Raises:
+            UsageError: A gradient of one copy of the model is asked for where ``fully_shard`` averages over the copies.
+        """
+        if self._copies and not sync:
+            raise UsageError(
+                "fully_shard must not average over the copies of the model where each is to have a gradient of its own "
+                f"(mSAM, ascent_gradient='local'), but its mesh holds {self._copies} copies; give it the mesh of one "
+                'copy, and the engine that of the copies: Engine(…, mesh=mesh["replicate"])'
+            )
         self._reshard()
         with ExitStack() as stack:
             stack.callback(self._reshard)

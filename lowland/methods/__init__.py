@@ -97,8 +97,8 @@ def make(text: str, *, fill: Callable[[str], Mapping[str, Any]] | None = None, *
     Example:
         >>> make("sampa:lam=0").lam
         0
-        >>> make("stable-sam:inner=sam:rho=0.1").inner
-        SAM(rho=0.1, geometry=L2(select=None))
+        >>> make("stable-sam:inner=sam:rho=0.1").inner.rho
+        0.1
     """
     key, _, rest = text.partition(":")
     if key not in METHODS:

@@ -35,7 +35,7 @@ class AESAM(Method):
         total: T, the steps of the whole training, >= 1. It must be given before training.
 
     Cost: 1 to 2 gradients per step, about 1.5 with the defaults; 1 P of memory in a SAM step; as many all-reduces of P
-    under data parallelism.
+    under data parallelism. The mean gradient perturbs: its norm decides, and all ranks must decide alike.
 
     Differs: No code is released; the rule is read from two summaries of the paper, and l1 and l2 are what they say.
     The norm is read one step late, so that no step waits for the device: a step decides by the gradient of the step

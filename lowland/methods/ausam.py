@@ -11,8 +11,8 @@ from torch import Tensor
 from lowland import batch as batches
 from lowland import checks
 from lowland.errors import ArgumentError, BatchError
-from lowland.method import Method
-from lowland.probe import Plan, Probe
+from lowland.methods.climbing import Climbing
+from lowland.probe import Plan
 from lowland.schedule import Schedule
 from lowland.vec import Vec
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AUSAM(Method):
+class AUSAM(Climbing):
     """Both gradients of SAM are taken on a drawn part of the batch; sensitive examples are drawn more often.
 
     ::
@@ -36,6 +36,7 @@ class AUSAM(Method):
     Args:
         rho: Radius, >= 0, in parameter norm.
         geometry: How the gradient becomes a displacement.
+        ascent_gradient: "mean" over the ranks, or each rank's own ("local"); see :class:`SAM`.
         alpha: Share of the batch that is drawn, in (0, 1]; rounded down, at least one.
         fmin: Chance weight of the least sensitive example, > 0.
         fmax: Chance weight of the most sensitive one after the ramp, >= fmin.
@@ -44,7 +45,8 @@ class AUSAM(Method):
         examples: N, the size of the training set. It must be given before training.
 
     Cost: 2 * alpha gradients per step, one after the other, so 1 with the default; 1 P of memory and 2 numbers per
-    training example; 2 all-reduces of P under data parallelism.
+    training example; 2 all-reduces of P under data parallelism, 1 with
+    ``ascent_gradient="local"``.
 
     Differs: As the release, no weights make up for the unequal chances. All scores equal give equal chances, where
     the release divides zero by zero. Batches must carry the examples' positions, as ``(inputs, targets, index)`` or
@@ -102,9 +104,9 @@ class AUSAM(Method):
         if count < whole:
             chosen = self._draw(engine, index, count, t)
             drawn, index = engine.batches.take(batch, chosen), index[chosen]
-        here = yield Probe(drawn)
+        here = yield self.probe(drawn)
         loss, before = here.loss, self.per_example(here)
-        up = Probe(drawn, at=self.ascent(engine, here.grad))
+        up = self.probe(drawn, at=self.ascent(engine, here.grad))
         del here
         there = yield up
         self._score(engine.memory, index, (self.per_example(there) - before).abs())

@@ -32,7 +32,8 @@ class FriendlySAM(Method):
         lmb: How slowly the mean moves, in [0, 1].
 
     Cost: 2 gradients per step, one after the other; 1 P of resident memory (the mean), 4 P at most (the old mean
-    is kept until the step is done); 2 all-reduces of P under data parallelism.
+    is kept until the step is done); 2 all-reduces of P under data parallelism. The mean gradient perturbs: the running
+    mean must be the same on every rank.
 
     Differs: The released code's form, which removes the old mean; the paper removes the new one. For sigma = 1 the
     directions are the same, because g - m' = lmb * (g - m). With an Adam-type base nothing changes: the mean is the

@@ -32,7 +32,7 @@ class MomentumSAM(Method):
         geometry: How v becomes a displacement.
 
     Cost: 1 gradient per step; 1 P of memory (the saved weights), 2 P while the direction is made; 1 all-reduce of P
-    under data parallelism.
+    under data parallelism. Every rank is perturbed alike: the momentum is the mean gradient's.
 
     Differs: The release keeps the displaced weights live between steps, which needs no memory, and recomputes
     BatchNorm statistics before evaluation; here weights never stay displaced, at 1 P, and statistics are those of the

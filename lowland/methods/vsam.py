@@ -49,7 +49,8 @@ class VSAM(Method):
         warmup: Steps of full SAM before the first window, >= 0.
 
     Cost: 1 + s/K gradients per step, about 1.2 to 1.5; 1 P of resident memory, 3 P during a refresh's second pass;
-    1 + s/K all-reduces of P under data parallelism.
+    1 + s/K all-reduces of P under data parallelism. The mean gradient perturbs: psf and the norms that steer s must be
+    the same on every rank.
 
     Differs: The norms that steer s are read one refresh late, so that no step waits for the device; the
     release lets the rest of the first window pass without any SAM step after warm-up, here the first window
