@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lowland import batch as batches
-from lowland import checks, lookahead, state, vec
+from lowland import checks, collectives, lookahead, state, vec
 from lowland.errors import ArgumentError, UsageError
 from lowland.executors.base import Executor, Work
 from lowland.executors.counted import Cost, Counted
 from lowland.executors.local import Pass
 from lowland.executors.mesh import Mesh, along
 from lowland.geometry import Geometry, Radii
-from lowland.lagged import Lagged
+from lowland.lagged import Lagged, read
 from lowland.method import Method
 from lowland.parameters import Parameters
 from lowland.probe import LossFn, Probe, Reading, conversation
@@ -111,7 +111,7 @@ class Engine:
         self.memory: dict[str, Any] = method.init([p.detach() for p in self.params])
         self.vector_keys = state.vector_keys(self.memory, self.params)
         self.table_keys = [k for k, v in self.memory.items() if isinstance(v, Tensor)]
-        self._under_way = False
+        self._under_way, self._ranks = False, list(dict.fromkeys([*groups.values(), *replicas.groups]))
         method.meet(self)
         if groups or replicas.groups:
             replicas.check({"method": method, "rng": rng, "seed": seed}, self.names, list(groups.values()))
@@ -226,6 +226,10 @@ class Engine:
         """Send device scalars to the host; get those sent under ``name`` the last time, None the first time."""
         return self.lagged.swap(name, tensor)
 
+    def now(self, tensor: Tensor) -> Any:
+        """A small tensor's values, the first rank's on several, where all must call it; the host waits for them."""
+        return read(collectives.first(tensor, self._ranks))
+
     def radii(self, rho: float | Schedule, geometry: Geometry) -> Radii:
         """The radius for every parameter: a number where all share it, else one each, 0 for excluded ones."""
         value = rho.at(self.step, self.optimizer.param_groups[0]["lr"]) if isinstance(rho, Schedule) else rho
@@ -239,9 +243,7 @@ class Engine:
             raise UsageError("a step is already under way; finish or leave the loop over engine.passes() first")
         self._parameters.check_unchanged(self.optimizer)
         before = dict(self.memory), dict(self.lagged.waiting), self.rng.getstate()
-        held = [p.grad for p in self.params]
-        done = False
-        self._under_way = True
+        held, done, self._under_way = [p.grad for p in self.params], False, True
         try:
             for p in self.params:
                 p.grad = None
