@@ -91,7 +91,7 @@ def lose_by(engine: lowland.Engine, loss: Any) -> None:
 
 
 def calls_of_step(text: str, step: int, dtype: torch.dtype = torch.float64) -> int:
-    """How many passes a step takes; weights are drawn otherwise in another precision, and some methods choose by them."""
+    """How many passes a step takes; the weights depend on the precision, and some methods choose by them."""
     wire = Wire(0, lambda loss: loss)
     engine = engine_of(text, model_for(text, dtype=dtype), loss=wire)
     train(engine, step)
