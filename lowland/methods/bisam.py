@@ -46,7 +46,7 @@ class BiSAM(Method):
     Cost: 2 gradients per step, one after the other; 1 P of memory; 2 all-reduces of P under data parallelism.
 
     Differs: The release leaves out the constant factor 1/mu, which does not change the direction. Weight decay is the
-    base optimizer's.
+    base optimizer's. The default phi is "tanh"; the default of the release's training script is "log".
 
     Invariants: With the training loss as surrogate it is SAM; rho = 0 is the base optimizer.
 

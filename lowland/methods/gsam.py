@@ -28,7 +28,9 @@ class GSAM(Method):
     Cost: 2 gradients per step, one after the other; 2 P of memory during the second pass (saved weights and g); 2
     all-reduces of P under data parallelism.
 
-    Differs: Nothing in the rule. A constant radius is allowed.
+    Differs: Nothing in the rule on one device. A constant radius is allowed. ``schedule.follow_lr`` keeps the radius
+    between its two ends where the learning rate leaves the given range; the releases extrapolate. Under data
+    parallelism both releases perturb every worker by its own gradient; here all are perturbed by the mean gradient.
 
     Invariants: alpha = 0 is SAM; d - g_s is orthogonal to g_s; rho = 0 is the base optimizer.
 

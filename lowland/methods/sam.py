@@ -25,8 +25,12 @@ class SAM(Method):
     Cost: 2 gradients per step, one after the other; 1 P of memory (the saved weights); 2 all-reduces of P
     under data parallelism.
 
-    Differs: From the JAX release in that weight decay belongs to the base optimizer, at the unperturbed
-    weights, and in that a zero gradient gives a zero perturbation instead of NaN.
+    Differs: In the JAX release (google-research/sam) weight decay is part of the loss, and a zero gradient gives NaN;
+    here weight decay belongs to the base optimizer, at the unperturbed weights, and a zero gradient gives a zero
+    perturbation. Under data parallelism the JAX release and composer perturb every worker by its own gradient; here, as
+    in davda54's code under DDP, all are perturbed by the mean gradient (``MicroSAM(m=1)`` under DDP perturbs every
+    worker by its own). Where parameter groups have radii of their own, the norm leaves out the groups of radius 0;
+    davda54's code counts them.
 
     Invariants: rho = 0 is the base optimizer; a loss that is scaled by c > 0 has the same perturbation; on a quadratic
     with Hessian A, ``d - g = rho * A g / ||g||``.
