@@ -47,7 +47,7 @@ class AESAM(Method):
 
     Invariants: c = -inf is SAM, c = inf the base optimizer; the choices are the same on every rank and after a resume.
 
-    Use: To spend SAM's second gradient where the landscape is steep. Not where its length is set by something else,
+    Use: To spend SAM's second gradient where the gradient is long. Not where its length is set by something else,
     such as a loss whose scale drifts.
 
     Reference: Jiang, Yang, Zhang, Kwok: An Adaptive Policy to Employ Sharpness-Aware Minimization. ICLR 2023,
