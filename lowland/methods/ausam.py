@@ -40,7 +40,7 @@ class AUSAM(Climbing):
         alpha: Share of the batch that is drawn, in (0, 1]; rounded down, at least one.
         fmin: Chance weight of the least sensitive example, > 0.
         fmax: Chance weight of the most sensitive one after the ramp, >= fmin.
-        ramp: Steps during which the weights grow apart, >= 0; the release takes 30 epochs.
+        ramp: Steps during which f rises to fmax, >= 0; the release takes 30 epochs.
         warmup: Steps on the whole batch at the start, >= 0, to fill the scores; the release takes 1 epoch.
         examples: N, the size of the training set. It must be given before training.
 
@@ -48,7 +48,8 @@ class AUSAM(Climbing):
     training example; 2 all-reduces of P under data parallelism, 1 with
     ``ascent_gradient="local"``.
 
-    Differs: As the release, no weights make up for the unequal chances. All scores equal give equal chances, where
+    Differs: As the release, no weights make up for the unequal chances. f rises in every step of the ramp; in the
+    release it rises once per epoch. All scores equal give equal chances, where
     the release divides zero by zero. Batches must carry the examples' positions, as ``(inputs, targets, index)`` or
     under the key ``"index"``; integers that stand there and are something else are not noticed. BatchNorm statistics
     are those of the drawn part. With dropout, scores compare losses under two masks, unless ``rng="shared"``.

@@ -49,7 +49,7 @@ class BiSAM(Climbing):
     ``ascent_gradient="local"``.
 
     Differs: The release leaves out the constant factor 1/mu, which does not change the direction. Weight decay is the
-    base optimizer's.
+    base optimizer's. The default phi is "tanh"; the default of the release's training script is "log".
 
     Invariants: With the training loss as surrogate it is SAM; rho = 0 is the base optimizer.
 

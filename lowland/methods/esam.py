@@ -44,9 +44,10 @@ class ESAM(Climbing):
     Differs: Masks by tensor are the release's, masks by element the paper's. The release keeps the examples strictly
     above the threshold, one fewer than the paper; here it is the paper's number. The release updates BatchNorm
     statistics in all three passes, here the first one does. With gamma = 1 the forward pass is left out. With
-    dropout, the two losses of an example are under two masks, unless ``rng="shared"``. Under data parallelism each
-    device takes the most sensitive of its own examples, as the release does; there each also perturbs by its own
-    gradient: ``ascent_gradient="local"``.
+    dropout, the two losses of an example are under two masks, unless ``rng="shared"``. The release's first step
+    differentiates and perturbs all tensors; here the first step is masked as all others are. The release adds 1e-7 to
+    the norm, here it is 1e-12. Under data parallelism each device takes the most sensitive of its own examples, as the
+    release does; there each also perturbs by its own gradient: ``ascent_gradient="local"``.
 
     Invariants: beta = gamma = 1 is SAM; with gamma < 1 exactly floor(gamma * |B|) examples are descended on.
 

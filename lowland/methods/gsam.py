@@ -29,8 +29,10 @@ class GSAM(Climbing):
     Cost: 2 gradients per step, one after the other; 2 P of memory during the second pass (saved weights and g); 2
     all-reduces of P under data parallelism, 1 with ``ascent_gradient="local"``.
 
-    Differs: Nothing in the rule. A constant radius is allowed. Under data parallelism the mean gradient perturbs; both
-    releases perturb each rank by its own, decompose there, and average what comes out: ``ascent_gradient="local"``.
+    Differs: Nothing in the rule on one device. A constant radius is allowed. ``schedule.follow_lr`` keeps the radius
+    between its two ends where the learning rate leaves the given range; the releases extrapolate. Under data
+    parallelism the mean gradient perturbs; both releases perturb each rank by its own, decompose there, and average
+    what comes out: ``ascent_gradient="local"``.
 
     Invariants: alpha = 0 is SAM; d - g_s is orthogonal to g_s; rho = 0 is the base optimizer.
 

@@ -28,9 +28,11 @@ class SAM(Climbing):
     Cost: 2 gradients per step, one after the other; 1 P of memory (the saved weights); 2 all-reduces of P
     under data parallelism, 1 with ``ascent_gradient="local"``.
 
-    Differs: From the JAX release in that weight decay belongs to the base optimizer, at the unperturbed
-    weights, in that a zero gradient gives a zero perturbation instead of NaN, and in that the mean gradient over the
-    ranks perturbs all of them; there, and in Composer's SAM, each perturbs by its own: ``ascent_gradient="local"``.
+    Differs: In the JAX release (google-research/sam) weight decay is part of the loss, and a zero gradient gives NaN;
+    here weight decay belongs to the base optimizer, at the unperturbed weights, and a zero gradient gives a zero
+    perturbation. Under data parallelism the mean gradient over the ranks perturbs all of them, as in davda54's code
+    under DDP; the JAX release and composer perturb each rank by its own: ``ascent_gradient="local"``. Where parameter
+    groups have radii of their own, the norm leaves out the groups of radius 0; davda54's code counts them.
 
     Invariants: rho = 0 is the base optimizer; a loss that is scaled by c > 0 has the same perturbation; on a quadratic
     with Hessian A, ``d - g = rho * A g / ||g||``.

@@ -56,8 +56,8 @@ class SAMON(Climbing):
 
     Differs: The release finds the layers by "norm" and "bn" in their names, which misses some and catches others; here
     it is their type: BatchNorm, LayerNorm, GroupNorm, InstanceNorm, RMSNorm and what is derived from them. A model
-    without any is refused. The first pass differentiates only what is perturbed. No radius is published for all
-    cases; the default is ours.
+    without any is refused. The first pass differentiates only what is perturbed. The default radius of 0.5 is the
+    release's. The release updates BatchNorm statistics in both passes; here the first one does.
 
     Invariants: With all tensors selected it is SAM; rho = 0 is the base optimizer.
 

@@ -36,7 +36,8 @@ class Renormalized(Wrapper):
     all-reduces of P.
 
     Differs: The paper's experiments perturb by ``rho * g`` without dividing by the norm; here the inner method decides,
-    and SAM divides. A zero direction stays zero.
+    and SAM divides. The release has both forms: its ``sam`` is ``Renormalized(inner=SAM())``, its ``usam`` the paper's.
+    A zero direction stays zero.
 
     Invariants: ``||d|| = ||g||`` and d is parallel to the inner method's direction; ``Plain`` stays as it is.
 

@@ -29,10 +29,10 @@ class WSAM(Climbing):
     Cost: 2 gradients per step, one after the other; 2 P of memory during the second pass (saved weights and g); 2
     all-reduces of P under data parallelism, 1 with ``ascent_gradient="local"``.
 
-    Differs: This is the coupled form. The decoupled one steps with g and then moves the weights by
-    ``-lr * a * (g_s - g)`` past the optimizer; that is no single gradient, so clipping, scaling and momentum could not
-    be the optimizer's own, and it is left out. For SGD without momentum the two are the same. Under data parallelism
-    the release perturbs each rank by its own gradient: ``ascent_gradient="local"``.
+    Differs: This is the coupled form; the release's default is the decoupled one. That one steps with g and then moves
+    the weights by ``-lr * a * (g_s - g)`` past the optimizer; that is no single gradient, so clipping, scaling and
+    momentum could not be the optimizer's own, and it is left out. For SGD without momentum the two are the same. Under
+    data parallelism the release perturbs each rank by its own gradient: ``ascent_gradient="local"``.
 
     Invariants: gamma = 0.5 is SAM; gamma = 0 and rho = 0 are the base optimizer.
 
