@@ -14,6 +14,7 @@ import pytest
 
 from official.files import FOLDER, deviation, names, recorded
 from official.follow import Follower
+from official.table import linked
 from official.two_ranks import DESCRIBED
 
 SINGLE = [name for name in names() if recorded(name).ranks == 1]
@@ -71,3 +72,10 @@ def test_every_file_is_followed_and_has_its_provenance() -> None:
     provenance = (FOLDER / "README.md").read_text("utf-8").split("## Provenance")[1]
     rows = {name: (source, expect) for name, source, expect in ROW.findall(provenance)}
     assert rows == {name: (recorded(name).meta["source"], recorded(name).meta["expect"]) for name in names()}
+
+
+def test_the_docs_name_every_run_and_its_release() -> None:
+    page = (FOLDER.parents[1] / "docs" / "released.md").read_text("utf-8")
+    for name in names():
+        row = next(line for line in page.splitlines() if line.startswith("| `") and f"`{name}`" in line)
+        assert f" {linked(recorded(name).meta['source'])} |" in row
