@@ -36,9 +36,9 @@ class Follower:
         self.buffers: list[Array] = []
         self._record()
 
-    def go(self, steps: int | None = None) -> Follower:
-        """Take the run's steps, or only the first of them."""
-        for step in range(steps or self.run.steps):
+    def go(self) -> Follower:
+        """Take the run's steps."""
+        for step in range(self.run.steps):
             self._step(step)
         return self
 
