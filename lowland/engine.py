@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.loss import _Loss
 from torch.optim import Optimizer
 
-from lowland import checks, collectives, lookahead, plans, state, vec
+from lowland import checks, collectives, lookahead, plans, state
 from lowland.batch import Batches
 from lowland.cutting import Cutter
 from lowland.errors import ArgumentError, UsageError
@@ -100,7 +99,6 @@ class Engine:
     ) -> None:
         if not isinstance(method, Method):
             raise ArgumentError(f"method must be a Method, but is {method!r}; pass a value such as SAM(rho=0.05)")
-        _check_arguments(loss_fn, scaler, seed, executor)
         if not isinstance(model, nn.Module):
             raise ArgumentError(f"model must be a torch.nn.Module, but is a {type(model).__name__}; pass the model")
         if micro_batch is not None:
@@ -126,8 +124,6 @@ class Engine:
         self.table_keys = [k for k, v in self.memory.items() if isinstance(v, Tensor)]
         self.under_way, self._ranks = False, list(dict.fromkeys([*groups.values(), *replicas.groups]))
         method.meet(self)
-        for geometry in state.geometries(method):
-            self._parameters.check_select(geometry, self.optimizer)
         if groups or replicas.groups:
             replicas.check({"method": method, "rng": rng, "seed": seed}, self.names, list(groups.values()))
 
@@ -208,22 +204,18 @@ class Engine:
 
     # What plans use
 
-    def lookahead(self, grad: Vec, *, raw: bool = False, reached: Sequence[bool] | None = None) -> Vec:
+    def lookahead(self, grad: Vec, *, raw: bool = False) -> Vec:
         """The base optimizer's next step for this gradient, not taken: a displacement from the weights.
 
         Args:
             grad: One tensor per parameter.
             raw: Leave out momentum, weight decay and preconditioning: ``-lr * grad``.
-            reached: Which parameters have that gradient; None means all. The others, whose ``.grad`` would be None,
-                and parameters that were frozen since, stay where they are.
         """
-        moves = (lookahead.raw if raw else lookahead.displacement)(self.optimizer, self.params, grad)
-        active = [r and p.requires_grad for r, p in zip(reached or [True] * len(grad), self.params, strict=True)]
-        return moves if all(active) else vec.mask(moves, active)
+        return (lookahead.raw if raw else lookahead.displacement)(self.optimizer, self.params, grad)
 
-    def ahead(self, grad: Vec, *, raw: bool = False, reached: Sequence[bool] | None = None) -> Vec | Callable[[], Vec]:
+    def ahead(self, grad: Vec, *, raw: bool = False) -> Vec | Callable[[], Vec]:
         """:meth:`lookahead` for one of several probes asked together: if arithmetic, left to whoever answers it."""
-        later = partial(self.lookahead, grad, raw=raw, reached=reached)
+        later = partial(self.lookahead, grad, raw=raw)
         # A copy of the optimizer that takes a step may fail, or talk to all ranks, so all must let it.
         return later if raw or lookahead.closed(self.optimizer) else later()
 
@@ -266,26 +258,3 @@ class Engine:
             StateError: It was taken with another method or other parameters, or is incomplete.
         """
         state.load(self, state_dict)
-
-
-def _check_arguments(loss_fn: Any, scaler: Any, seed: Any, executor: Any) -> None:
-    if loss_fn is not None and not callable(loss_fn):
-        raise ArgumentError(
-            f"loss_fn must be a function (model, batch) -> loss, or None, but is {loss_fn!r}; write "
-            'lambda model, batch: cross_entropy(model(batch[0]), batch[1], reduction="none")'
-        )
-    if isinstance(loss_fn, _Loss):
-        raise ArgumentError(
-            f"loss_fn must take (model, batch), but is {type(loss_fn).__name__}(), which takes (outputs, targets); "
-            "write lambda model, batch: criterion(model(batch[0]), batch[1])"
-        )
-    if scaler is not None and not all(hasattr(scaler, name) for name in ("scale", "is_enabled")):
-        raise ArgumentError(
-            f'scaler must be a torch.amp.GradScaler or None, but is {scaler!r}; pass torch.amp.GradScaler("cuda")'
-        )
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ArgumentError(f"seed must be an integer, but is {seed!r}; seed=0 is the default")
-    if executor is not None and not isinstance(executor, Executor):
-        raise ArgumentError(
-            f"executor must be an Executor or None, but is {executor!r}; pass an object such as Batched(width=2)"
-        )

@@ -4,8 +4,7 @@
 
     LowlandError
     ├── ArgumentError (ValueError)       an argument breaks its rule
-    │   ├── UnknownNameError             a name that is not in a registry; the nearest one is suggested
-    │   └── UnnamedFieldError (TypeError)  a value without the name of its field
+    │   └── UnknownNameError             a name that is not in a registry; the nearest one is suggested
     ├── BatchError (ValueError)          a batch that cannot be measured, cut or used
     ├── LossError (ValueError)           a loss function that returns something unusable
     ├── ParameterError (ValueError)      parameters that model, optimizer and method do not agree on
@@ -41,10 +40,6 @@ class UnknownNameError(ArgumentError):
         near = difflib.get_close_matches(name.casefold().replace("_", "-"), plain, n=1, cutoff=0.5)
         hint = f"did you mean {plain[near[0]]!r}? " if near else ""
         super().__init__(f"unknown {kind} {name!r}: {hint}known are {', '.join(choices)}")
-
-
-class UnnamedFieldError(ArgumentError, TypeError):
-    """A value without the name of its field."""
 
 
 class BatchError(LowlandError, ValueError):

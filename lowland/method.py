@@ -6,13 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lowland import checks
-from lowland.errors import ArgumentError, LossError, UnnamedFieldError
+from lowland.errors import ArgumentError, LossError
 from lowland.geometry import L2, Geometry
 from lowland.probe import Plan, Reading
 from lowland.schedule import Schedule
@@ -44,15 +44,6 @@ class Method(ABC):
     needs_batch: ClassVar[bool] = False
     whole_gradient: ClassVar[bool] = True
     synchronized: ClassVar[bool] = True
-
-    def __new__(cls, *values: Any, **fields: Any) -> Self:
-        """Refuse values without a name, in whose order nobody should have to trust."""
-        if values:
-            shown = ", ".join(map(repr, values))
-            raise UnnamedFieldError(
-                f"{cls.__name__} takes fields by name, but got {shown} without one; write {cls.__name__}(rho=0.05)"
-            )
-        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         if not isinstance(self.rho, Schedule):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,49 +43,21 @@ class Parameters:
         _check_owned(named, trainable, optimizer)
         place = {id(p): k for k, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self.group = [place[id(p)] for p in self.vec]
-        self._groups = [list(group["params"]) for group in optimizer.param_groups]
+        self.group_sizes = _sizes(optimizer)
         self._owners = [model.get_submodule(n.rpartition(".")[0]) for n in trainable]
-        self._places = [(m._parameters, n.rpartition(".")[2]) for m, n in zip(self._owners, trainable, strict=True)]
-        self._model, self._gathered = model, any(map(is_sharded, self.vec))
         self._selected: dict[Geometry, list[bool]] = {}
 
-    def check_unchanged(self, optimizer: Optimizer, step: int) -> None:
-        """Refuse to go on if parameters were added, unfrozen or replaced since.
-
-        Args:
-            optimizer: The base optimizer.
-            step: Number of the step; at powers of two the whole model is looked through, at others known places.
+    def check_unchanged(self, optimizer: Optimizer) -> None:
+        """Refuse to go on if parameters were added or unfrozen since.
 
         Raises:
             ParameterError: They were.
         """
-        groups = [group["params"] for group in optimizer.param_groups]
-        same = len(groups) == len(self._groups) and all(
-            len(a) == len(b) and all(map(operator.is_, a, b)) for a, b in zip(groups, self._groups, strict=True)
-        )
-        if not same or any(p.requires_grad for p in self.frozen):
+        if _sizes(optimizer) != self.group_sizes or any(p.requires_grad for p in self.frozen):
             raise ParameterError(
                 "the trainable parameters must stay those the engine was made with, but a parameter was added "
-                "or unfrozen since, or replaced in the optimizer; make a new Engine from the same method, model and "
-                "optimizer"
+                "or unfrozen since; make a new Engine from the same method, model and optimizer"
             )
-        if self._gathered:  # fully_shard itself exchanges shards for full parameters, and back
-            return
-        gone = [n for n, p, (d, key) in zip(self.names, self.vec, self._places, strict=True) if d.get(key) is not p]
-        if not gone and step & (step - 1) == 0:
-            known = {id(p) for p in self._model.parameters()}
-            gone = [n for n, p in zip(self.names, self.vec, strict=True) if id(p) not in known]
-        if gone:
-            raise ParameterError(
-                f"the model's parameters must stay those the engine was made with, but {_some(gone)} no longer the "
-                "model's, as after load_state_dict(assign=True), a parametrization, or an exchange of a layer; make a "
-                "new Engine, and a new optimizer, of what the model has now"
-            )
-
-    @property
-    def frozen_midway(self) -> list[bool]:
-        """Which parameters were trainable when the engine was made, and are not now."""
-        return [not p.requires_grad for p in self.vec]
 
     def radii(self, value: float, geometry: Geometry, optimizer: Optimizer) -> Radii:
         """The radius for every parameter: a number where all share it, else one each, 0 for excluded ones.
@@ -101,25 +72,9 @@ class Parameters:
         chosen = [value if own or g.get("rho") is None else g["rho"] for g in optimizer.param_groups]
         for k, radius in enumerate(chosen):
             checks.at_least(f'param_groups[{k}]["rho"]', radius, 0, "rho=0 leaves the group unperturbed")
-        frozen = self.frozen_midway
-        if geometry.select is None and all(c == value for c in chosen) and not any(frozen):
+        if geometry.select is None and all(c == value for c in chosen):
             return value
-        selected = self.select(geometry)
-        return [chosen[k] if s and not f else 0.0 for k, s, f in zip(self.group, selected, frozen, strict=True)]
-
-    def check_select(self, geometry: Geometry, optimizer: Optimizer) -> None:
-        """Refuse a predicate that leaves nothing to perturb.
-
-        Raises:
-            ParameterError: It accepts no parameter, or only those of groups whose own radius is 0.
-        """
-        radii = self.radii(1.0, geometry, optimizer)
-        some = any(group.get("rho") != 0 for group in optimizer.param_groups)
-        if geometry.select is not None and some and isinstance(radii, list) and not any(radii):
-            raise ParameterError(
-                f"select must accept at least one trainable parameter, but rejects all {len(self.vec)} that have a "
-                f"radius, such as {self.names[0]}, which would be plain training; mend it, or use rho=0"
-            )
+        return [chosen[k] if s else 0.0 for k, s in zip(self.group, self.select(geometry), strict=True)]
 
     def select(self, geometry: Geometry) -> list[bool]:
         """Which parameters a geometry's predicate accepts; asked once for every geometry."""
@@ -132,6 +87,10 @@ class Parameters:
         return self._selected[geometry]
 
 
+def _sizes(optimizer: Optimizer) -> list[int]:
+    return [len(group["params"]) for group in optimizer.param_groups]
+
+
 def _check_kinds(trainable: dict[str, Any], allow_low_precision: bool) -> None:
     if not trainable:
         raise ParameterError(
@@ -142,16 +101,6 @@ def _check_kinds(trainable: dict[str, Any], allow_low_precision: bool) -> None:
         if isinstance(p, UninitializedParameter):
             raise ParameterError(
                 f"parameters must have a shape, but {name} is uninitialized; run one batch through the model first"
-            )
-        if hasattr(p, "grad_sample"):
-            raise ParameterError(
-                f"parameters must have one gradient, but {name} has a grad_sample, one for each example, as Opacus "
-                "gives it, whose optimizer does not read .grad; train with the bare model and optimizer"
-            )
-        if is_sharded(p) and p.device.type != p.device_mesh.device_type:
-            raise ParameterError(
-                f"shards must be on their mesh's device, but {name} is on {p.device.type} and its mesh on "
-                f"{p.device_mesh.device_type}, as with CPUOffloadPolicy; shard the model without offloading"
             )
         if not p.is_floating_point():
             raise ParameterError(

@@ -15,7 +15,6 @@ from lowland import vec
 from lowland.batch import Parts
 from lowland.errors import StateError
 from lowland.executors.counted import Cost
-from lowland.geometry import Geometry
 from lowland.vec import Vec
 
 PARTS = "lowland.Parts"  # the key under which they are saved
@@ -32,18 +31,6 @@ def vector_keys(memory: dict[str, Any], params: Vec) -> frozenset[str]:
         for k, v in memory.items()
         if isinstance(v, list) and all(isinstance(t, Tensor) for t in v) and [t.shape for t in v] == shapes
     )
-
-
-def geometries(method: Any) -> list[Geometry]:
-    """The geometries of a method and of those inside it."""
-    found = []
-    for field in dataclasses.fields(method):
-        value = getattr(method, field.name)
-        if isinstance(value, Geometry):
-            found.append(value)
-        elif field.init and hasattr(value, "geometry") and dataclasses.is_dataclass(value):
-            found += geometries(value)
-    return found
 
 
 def keep_if(engine: Engine, finite: Tensor, before: dict[str, Any]) -> None:

@@ -114,7 +114,7 @@ def _gathered(model: nn.Module) -> set[int]:
     return found
 
 
-def inspect(work: Work, probe: Probe, loss: Tensor, before: Sequence[int] | None, *, fresh: bool) -> None:
+def inspect(work: Work, probe: Probe, loss: Tensor, before: Sequence[int] | None) -> None:
     """Look at what a loss reaches, in an engine's first step, and at what forward has done to the weights.
 
     Args:
@@ -122,18 +122,12 @@ def inspect(work: Work, probe: Probe, loss: Tensor, before: Sequence[int] | None
         probe: What the pass is for.
         loss: Its loss, with its graph.
         before: Versions of the weights before a displaced forward that reports; None for other passes.
-        fresh: Whether it is the first loss of its pass, so that no parameter may have a gradient yet.
 
     Raises:
         ParameterError: The loss reaches trainable parameters that are not the engine's.
-        UsageError: That forward has written weights, or has run backward.
+        UsageError: That forward has written weights.
     """
     if work.first:
-        if fresh and any(p.grad is not None for p in work.params):
-            raise UsageError(
-                "loss_fn must return the loss and leave backward to the engine, but parameters have gradients before "
-                "it; take loss.backward() out of the loss function"
-            )
         work.suspects += strangers(loss, work.params, work.model, probe.loss_fn or work.loss_fn)
     if probe.wrt is not None and work.reentrant is None:
         work.reentrant = reentrant(loss)

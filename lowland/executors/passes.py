@@ -172,8 +172,7 @@ class Pass:
                 "loss_fn must return a loss that depends on the model's trainable parameters, but the loss "
                 "needs no gradient; compute it from the model's output without detach() or no_grad()"
             )
-        fresh = self._loss is None and self._sums is None
-        inspect(self.work, self.probe, loss, self._versions, fresh=fresh)
+        inspect(self.work, self.probe, loss, self._versions)
         if self.work.scaler is not None:
             loss = self.work.scaler.scale(loss)
         work = self.work

@@ -100,10 +100,6 @@ def make(text: str, *, fill: Callable[[str], Mapping[str, Any]] | None = None, *
         >>> make("stable-sam:inner=sam:rho=0.1").inner.rho
         0.1
     """
-    if not isinstance(text, str):
-        raise ArgumentError(
-            f"make needs a method as text, such as 'sam:rho=0.1', but got {text!r}; a Method is ready as it is"
-        )
     key, _, rest = text.partition(":")
     if key not in METHODS:
         raise UnknownNameError("method", key, METHODS)

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from lowland.errors import ParameterError
 from lowland.methods.sam import SAM
-
-if TYPE_CHECKING:
-    from lowland.engine import Engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +31,6 @@ class AdaSAM(SAM):
     with ``lr * (1 - b1^t) / sqrt(1 - b2^t)`` at step t and a vanishing eps the two are the same. The command line
     trains it with Adam(amsgrad=True) at a learning rate of its own and says so.
 
-    Requires: Adam and AdamW without ``amsgrad=True`` are refused.
-
     Invariants: rho = 0 is the base optimizer; on another base it is SAM.
 
     Use: For models that are trained with Adam anyway, such as transformers. On SGD's home ground it mostly shows the
@@ -46,12 +39,3 @@ class AdaSAM(SAM):
     Reference: Sun, Shen, Chen, Ding, Tao: AdaSAM: Boosting Sharpness-Aware Minimization with Adaptive Learning Rate
     and Momentum for Training Deep Neural Networks. 2023, arXiv 2303.00565.
     """
-
-    def meet(self, engine: Engine) -> None:
-        """See :meth:`lowland.method.Method.meet`."""
-        for group in engine.optimizer.param_groups:
-            if group.get("amsgrad") is False:
-                raise ParameterError(
-                    f"AdaSAM needs Adam with amsgrad=True, but the optimizer is {type(engine.optimizer).__name__} with "
-                    "amsgrad=False, under which it is SAM; pass torch.optim.Adam(…, amsgrad=True), or use SAM()"
-                )

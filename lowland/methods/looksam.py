@@ -77,12 +77,7 @@ class LookSAM(Method):
             # A parameter that this batch did not use keeps what is known of it.
             engine.memory["g_v"] = [n if r else o for n, o, r in zip(found, old, engine.reached, strict=True)]
             return here.loss, there.grad
-        g_v = engine.memory["g_v"]
-        active = [p.requires_grad for p in engine.params]
-        if not all(active):  # what is known of parameters that were frozen since does not count
-            g_v = vec.mask(g_v, active)
-            g_v = self._each(lambda v, _: vec.scale(v, vec.inverse(vec.norm(v))), g_v, g_v)
-        return here.loss, self._each(self._reuse, here.grad, g_v)
+        return here.loss, self._each(self._reuse, here.grad, engine.memory["g_v"])
 
     def _reuse(self, g: Vec, g_v: Vec) -> Vec:
         # In place: the reading's gradient is the plan's own, and a step in between should cost next to nothing.
