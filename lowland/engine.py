@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
-import random
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lowland import batch as batches
-from lowland import checks, lookahead, state, vec
+from lowland import checks, doors, lookahead, state, vec
 from lowland.errors import ArgumentError, UsageError
 from lowland.executors.base import Executor, Work
 from lowland.executors.counted import Cost, Counted
@@ -45,9 +45,11 @@ class Engine:
 
     Args:
         method: The method, such as ``SAM(rho=0.05)``.
-        model: The model. All its trainable parameters must be in the optimizer.
-        optimizer: The base optimizer; never wrapped, never written to. A parameter group's ``"rho"``
-            overrides the method's; 0 leaves the group unperturbed.
+        model: The model, or several modules as a list, tuple or dict, such as an encoder and a criterion with weights;
+            ``loss_fn`` gets what is passed here. All trainable parameters must be in an optimizer.
+        optimizer: The base optimizer, or several; never wrapped, never written to. A parameter group's ``"rho"``
+            overrides the method's; 0 leaves the group unperturbed. Schedules that follow the learning rate follow
+            that of the first group of the first optimizer.
         loss_fn: ``(model, batch) -> loss`` of shape ``(B,)``, one per example, or ``()``, their mean. It may be
             None where the caller runs forward and backward: see :meth:`passes`.
         mesh: A ``DeviceMesh`` over whose groups the probes of a step are divided, such as ``mesh["probe"]``; over a
@@ -66,6 +68,7 @@ class Engine:
         step: Completed calls of :meth:`backward` (accumulating n times is n steps).
         memory: The method's checkpointed state.
         rng: The method's own random numbers, the same on every rank.
+        optimizers: The base optimizers.
         params: The trainable parameters.
         names: Their names.
 
@@ -77,8 +80,8 @@ class Engine:
     def __init__(
         self,
         method: Method,
-        model: nn.Module,
-        optimizer: Optimizer,
+        model: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module],
+        optimizer: Optimizer | Sequence[Optimizer],
         loss_fn: LossFn | None = None,
         *,
         mesh: Any = None,
@@ -89,16 +92,19 @@ class Engine:
         seed: int = 0,
         allow_low_precision: bool = False,
     ) -> None:
-        if not isinstance(method, Method):
-            raise ArgumentError(f"method must be a Method, but is {method!r}; pass a value such as SAM(rho=0.05)")
-        if not isinstance(model, nn.Module):
-            raise ArgumentError(f"model must be a torch.nn.Module, but is a {type(model).__name__}; pass the model")
+        doors.check_method(method)
+        doors.check_loss_fn(loss_fn)
+        doors.check_scaler(scaler)
+        doors.check_flag("allow_low_precision", allow_low_precision)
+        if executor is not None and not isinstance(executor, Executor):
+            raise ArgumentError(f"executor must be an Executor, but is {executor!r}; pass a value such as Batched()")
         if micro_batch is not None:
             checks.whole("micro_batch", micro_batch, 1, "None sets no limit")
         checks.one_of("rng", rng, ("free", "shared"))
+        loss_fn, model = doors.bound(loss_fn, model), doors.one_module(model)
         self.method, self.model, self.loss_fn = method, model, loss_fn
-        self.optimizer = lookahead.unwrap(optimizer)
-        self._parameters = Parameters(model, self.optimizer, allow_low_precision=allow_low_precision)
+        self.optimizers = doors.all_optimizers(optimizer)
+        self._parameters = Parameters(model, self.optimizers, allow_low_precision=allow_low_precision)
         self.params, self.names = self._parameters.vec, self._parameters.names
         groups = along(mesh) if mesh is not None else {"probe": executor.group} if isinstance(executor, Mesh) else {}
         executor = Mesh(groups["probe"], executor) if "probe" in groups and mesh is not None else executor
@@ -107,14 +113,29 @@ class Engine:
         self.work = Work(
             model, self.params, loss_fn=loss_fn, scaler=scaler, micro_batch=micro_batch, rng=rng, replicas=replicas
         )
-        self.lagged, self.rng, self.step = Lagged(), random.Random(seed), 0
+        self.lagged, self.rng, self.step = Lagged(), doors.generator(seed), 0
         self.memory: dict[str, Any] = method.init([p.detach() for p in self.params])
         self.vector_keys = state.vector_keys(self.memory, self.params)
         self.table_keys = [k for k, v in self.memory.items() if isinstance(v, Tensor)]
         self._under_way = False
+        doors.check_chosen(method, self.selected, self._parameters.group_radii)
         method.meet(self)
         if groups or replicas.groups:
             replicas.check({"method": method, "rng": rng, "seed": seed}, self.names, list(groups.values()))
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The base optimizer, where there is one.
+
+        Raises:
+            UsageError: There are several.
+        """
+        if len(self.optimizers) > 1:
+            raise UsageError(
+                f"engine.optimizer is the only optimizer, but this engine has {len(self.optimizers)}; use "
+                "engine.optimizers"
+            )
+        return self.optimizers[0]
 
     @property
     def width(self) -> int:
@@ -194,24 +215,29 @@ class Engine:
 
     # What plans use
 
-    def lookahead(self, grad: Vec, *, raw: bool = False) -> Vec:
+    def lookahead(self, grad: Vec, *, raw: bool = False, among: Sequence[bool] | None = None) -> Vec:
         """The base optimizer's next step for this gradient, not taken: a displacement from the weights.
 
         Args:
             grad: One tensor per parameter.
             raw: Leave out momentum, weight decay and preconditioning: ``-lr * grad``.
+            among: Which parameters the gradient has reached; the others stay where they are, as the optimizer leaves
+                them, and so do frozen ones.
         """
-        return (lookahead.raw if raw else lookahead.displacement)(self.optimizer, self.params, grad)
+        ask = lookahead.raw if raw else lookahead.displacement
+        return lookahead.each(ask, self.optimizers, self.params, grad, self._parameters.trained(among))
 
-    def ahead(self, grad: Vec, *, raw: bool = False) -> Vec | Callable[[], Vec]:
+    def ahead(
+        self, grad: Vec, *, raw: bool = False, among: Sequence[bool] | None = None
+    ) -> Vec | Callable[[], Vec]:
         """:meth:`lookahead` for one of several probes asked together: if arithmetic, left to whoever answers it."""
-        later = partial(self.lookahead, grad, raw=raw)
+        later = partial(self.lookahead, grad, raw=raw, among=among)
         # A copy of the optimizer that takes a step may fail, or talk to all ranks, so all must let it.
-        return later if raw or lookahead.closed(self.optimizer) else later()
+        return later if raw or all(map(lookahead.closed, self.optimizers)) else later()
 
     def momentum(self) -> Vec:
         """The base optimizer's buffer: SGD's momentum, Adam's mean; zero where there is none yet."""
-        return lookahead.momentum(self.optimizer, self.params)
+        return lookahead.each(lambda o, p, _: lookahead.momentum(o, p), self.optimizers, self.params, self.params)
 
     def selected(self, geometry: Geometry) -> list[bool]:
         """Which parameters a geometry accepts, whatever radius their groups give them."""
@@ -222,14 +248,19 @@ class Engine:
         """Which parameters the passes of this step have reached so far."""
         return self.work.reached
 
+    @property
+    def trained(self) -> list[bool]:
+        """Which parameters are trained in this step: all but those frozen since the engine was made."""
+        return self._parameters.trained(None) or [True] * len(self.params)
+
     def later(self, name: str, tensor: Tensor) -> Any:
         """Send device scalars to the host; get those sent under ``name`` the last time, None the first time."""
         return self.lagged.swap(name, tensor)
 
     def radii(self, rho: float | Schedule, geometry: Geometry) -> Radii:
         """The radius for every parameter: a number where all share it, else one each, 0 for excluded ones."""
-        value = rho.at(self.step, self.optimizer.param_groups[0]["lr"]) if isinstance(rho, Schedule) else rho
-        return self._parameters.radii(value, geometry, self.optimizer)
+        value = rho.at(self.step, self.optimizers[0].param_groups[0]["lr"]) if isinstance(rho, Schedule) else rho
+        return self._parameters.radii(value, geometry)
 
     # The step itself
 
@@ -237,7 +268,7 @@ class Engine:
         """Run the plan for whoever answers its probes; on any exception, leave all as it was."""
         if self._under_way:
             raise UsageError("a step is already under way; finish or leave the loop over engine.passes() first")
-        self._parameters.check_unchanged(self.optimizer)
+        self._parameters.check_unchanged(self.step, self.work.replicas.fsdp)
         before = dict(self.memory), dict(self.lagged.waiting), self.rng.getstate()
         held = [p.grad for p in self.params]
         done = False
@@ -262,6 +293,17 @@ class Engine:
         self.executor.end()
         self.step += 1
         return loss
+
+    def taken_back(self) -> Callable[[], None]:
+        """A function that puts memory, lagged values, random numbers, counter and cost back to what they are now."""
+        memory, waiting, rng = dict(self.memory), dict(self.lagged.waiting), self.rng.getstate()
+        step, cost = self.step, dataclasses.replace(self.cost)
+
+        def back() -> None:
+            self.memory, self.lagged.waiting, self.step, self.executor.cost = memory, waiting, step, cost
+            self.rng.setstate(rng)
+
+        return back
 
     def _fill(self, held: list[Tensor | None], grad: Vec, before: dict[str, Any]) -> None:
         """Put the step's gradient where the optimizer looks for it."""

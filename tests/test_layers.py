@@ -23,7 +23,7 @@ LAYERS = {
     "probe geometry schedule lagged": "1",
     "method methods": "2a",
     "executors modes collectives replicas": "2b",
-    "parameters lookahead state stats engine closure": "3",
+    "parameters owners doors lookahead state stats engine closure": "3",
     "": "front",  # lowland/__init__.py: the names users import
     "sharpness distributed": "4",
     "lab": "5",
