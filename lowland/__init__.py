@@ -7,11 +7,14 @@ optimizer, clipping, scaling and schedules stay as they are.
 from __future__ import annotations
 
 from lowland import schedule
+from lowland.batch import Parts
 from lowland.closure import ClosureOptimizer
+from lowland.cutting import Cutter, Slices
 from lowland.engine import Engine
 from lowland.errors import LowlandError
 from lowland.executors import Batched, Cost, Counted, Executor, Local, Mesh
 from lowland.geometry import L2, Adaptive, Geometry, Layerwise
+from lowland.loss import Loss
 from lowland.method import Method
 from lowland.methods import METHODS
 from lowland.methods.adasam import AdaSAM
@@ -67,6 +70,7 @@ __all__ = [
     "ClosureOptimizer",
     "Cost",
     "Counted",
+    "Cutter",
     "Engine",
     "Executor",
     "FriendlySAM",
@@ -75,17 +79,20 @@ __all__ = [
     "Layerwise",
     "Local",
     "LookSAM",
+    "Loss",
     "LowlandError",
     "Mesh",
     "Method",
     "MicroSAM",
     "MomentumSAM",
+    "Parts",
     "Plain",
     "Plan",
     "Probe",
     "Reading",
     "Renormalized",
     "SAMPa",
+    "Slices",
     "StableSAM",
     "Switch",
     "refresh_stats",

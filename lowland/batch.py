@@ -1,49 +1,193 @@
-"""A batch is any pytree (nested tuples, lists, dicts) of tensors that share dimension 0."""
+"""Batches: their size, parts of them, and copies; how one is cut is a :class:`lowland.cutting.Cutter`'s affair."""
 
 from __future__ import annotations
 
+import copy as copying
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from lowland.cutting import Cutter, Slices, rebuilt
 from lowland.errors import ArgumentError, BatchError
 
 
-def size(batch: Any) -> int:
-    """The number of examples: the length of dimension 0 that all tensors share.
+class Parts(Sequence[Any]):
+    """One step's batch in parts that cannot be concatenated, because they are ragged or padded differently.
+
+    ``engine.backward(Parts([first, second]))`` is the method on all examples together, run part after part: one
+    perturbation, one step of schedules and cycles. Calling ``engine.backward`` once per part instead perturbs each part
+    by its own gradient. The loss function must say what it sums: it returns one loss per example, or a ``Loss``.
+
+    Args:
+        parts: The parts, at least one; each is a batch as the loss function takes it, of any size.
 
     Raises:
-        BatchError: The batch is empty, holds something that is no tensor, or its tensors disagree.
+        BatchError: There is no part, or a part is itself a ``Parts``.
     """
-    leaves = [t for t in pytree.tree_leaves(batch) if t is not None]
-    if leaves and all(isinstance(t, Tensor) and t.dim() and len(t) == len(leaves[0]) != 0 for t in leaves):
-        return len(leaves[0])  # by far the most frequent, so it is quick
-    sizes: dict[str, int] = {}
-    for path, leaf in pytree.tree_flatten_with_path(batch)[0]:
-        name = "batch" + pytree.keystr(path)
-        if leaf is None:
-            continue
-        if not isinstance(leaf, Tensor):
+
+    def __init__(self, parts: Iterable[Any]) -> None:
+        self._parts = tuple(parts)
+        if not self._parts or any(isinstance(part, Parts) for part in self._parts):
             raise BatchError(
-                f"a batch must be tensors in tuples, lists or dicts, but {name} is a {type(leaf).__name__}; "
-                "pass only tensors, such as dict(batch) or torch.as_tensor(value)"
+                f"Parts must hold at least one batch, and no Parts, but holds {len(self._parts)} entries of types "
+                f"{sorted({type(part).__name__ for part in self._parts})}; pass a flat list of batches"
             )
-        if leaf.dim() == 0:
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._parts)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._parts[index]
+
+    def __repr__(self) -> str:
+        return f"Parts({list(self._parts)!r})"
+
+
+pytree.register_pytree_node(
+    Parts, lambda p: (list(p), None), lambda parts, _: Parts(parts), serialized_type_name="lowland.Parts"
+)
+
+
+class Batches:
+    """What the methods and executors of one engine do with batches.
+
+    Args:
+        cutter: Knows the size of a batch and takes examples from it.
+
+    Raises:
+        ArgumentError: ``cutter`` lacks one of the two methods.
+    """
+
+    def __init__(self, cutter: Cutter | None = None) -> None:
+        if cutter is not None and (isinstance(cutter, type) or not isinstance(cutter, Cutter)):
+            raise ArgumentError(
+                f"cut must have the methods size(batch) and take(batch, index), but is {cutter!r}; pass an object such "
+                "as Slices(dim=1)"
+            )
+        self.cutter = cutter or Slices()
+
+    def size(self, batch: Any) -> int:
+        """The number of examples, at least one.
+
+        Raises:
+            BatchError: There are none, or the cutter does not know the batch.
+        """
+        if isinstance(batch, Parts):
+            return sum(map(self.size, batch))
+        size = self.cutter.size(batch)
+        if size < 1:
+            raise BatchError(f"a batch must hold at least one example, but has {size}; skip empty batches")
+        return size
+
+    def known_size(self, batch: Any) -> int | None:
+        """The number of examples, or None where the cutter does not know the batch, which then cannot be cut.
+
+        Raises:
+            BatchError: The batch is certainly empty.
+        """
+        try:
+            return self.size(batch)
+        except BatchError as error:
+            if "has 0" in str(error):
+                raise
+            return None
+
+    def take(self, batch: Any, index: Tensor | slice) -> Any:
+        """The examples that ``index`` names, in its order.
+
+        Raises:
+            BatchError: The batch cannot be cut so; a batch in parts has no common order of examples.
+        """
+        if isinstance(batch, Parts):
             raise BatchError(
-                f"every tensor of a batch needs dimension 0 for the examples, but {name} has shape (); "
-                "keep constants out of the batch"
+                "methods that choose examples by their index need one batch, but were given Parts, which may be padded "
+                "differently; pass one batch, or use a method that takes all examples"
             )
-        sizes[name] = leaf.shape[0]
-    if not sizes:
-        raise BatchError(f"a batch must hold at least one tensor, but is {batch!r}; pass inputs and targets")
-    if len(set(sizes.values())) > 1:
-        listed = ", ".join(f"{name} has {n}" for name, n in sizes.items())
-        raise BatchError(f"all tensors of a batch must share dimension 0, but {listed}; cut them alike")
-    raise BatchError("a batch must hold at least one example, but has 0; skip empty batches")
+        return self.cutter.take(batch, index)
+
+    def head(self, batch: Any, count: int) -> Any:
+        """The first ``count`` examples."""
+        return batch if count >= self.size(batch) else self._runs(batch, [0, count])[0]
+
+    def chunk(self, batch: Any, count: int) -> list[Any]:
+        """Exactly ``min(count, B)`` runs of examples whose sizes differ by at most one.
+
+        ``torch.chunk`` would cut 9 examples into 3 parts when asked for 4. A cut may go through one of ``Parts``.
+        """
+        size = self.size(batch)
+        count = min(count, size)
+        if count == 1:
+            return [batch]
+        return self._runs(batch, [size // count * i + min(i, size % count) for i in range(count + 1)])
+
+    def split(self, batch: Any, most: int | None) -> list[Any]:
+        """What runs in one forward pass each: the parts of ``Parts``, none of more than ``most`` examples."""
+        if isinstance(batch, Parts):
+            return [piece for part in batch for piece in self.split(part, most)]
+        if most is None or self.in_one(batch, most):
+            return [batch]
+        size = self.size(batch)
+        return self._runs(batch, [*range(0, size, most), size])
+
+    def in_one(self, batch: Any, most: int | None) -> bool:
+        """Whether :meth:`split` leaves it as it is."""
+        return not isinstance(batch, Parts) and (most is None or self.size(batch) <= most)
+
+    def copy(self, batch: Any) -> Any:
+        """A batch that shares no memory with this one.
+
+        Raises:
+            BatchError: An object in it cannot be copied.
+        """
+        if isinstance(batch, Parts):
+            return Parts(map(self.copy, batch))
+        return _copy(batch)
+
+    def _runs(self, batch: Any, ends: Sequence[int]) -> list[Any]:
+        """Runs of examples between consecutive ``ends``."""
+        if not isinstance(batch, Parts):
+            return [self.cutter.take(batch, slice(start, end)) for start, end in pairwise(ends)]
+        edges = [0, *accumulate(map(self.size, batch))]
+        places = list(zip(batch, edges, edges[1:], strict=False))
+        runs = []
+        for start, end in pairwise(ends):
+            run = [
+                part if start <= a and b <= end else self.cutter.take(part, slice(max(start - a, 0), min(end, b) - a))
+                for part, a, b in places
+                if a < end and start < b
+            ]
+            runs.append(run[0] if len(run) == 1 else Parts(run))
+        return runs
+
+
+def _copy(batch: Any) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.detach().clone()
+    if batch is None or isinstance(batch, str | bytes | int | float | complex):
+        return batch
+    if isinstance(batch, tuple | list):
+        return rebuilt(batch, [_copy(entry) for entry in batch])
+    if isinstance(batch, dict):
+        return rebuilt(batch, [_copy(entry) for entry in batch.values()])
+    try:
+        return copying.deepcopy(batch)
+    except Exception as error:
+        raise BatchError(
+            f"a batch that is kept for the next step must be copied, but a {type(batch).__name__} in it fails "
+            f"({error}); give it __deepcopy__, or pass tensors in tuples, lists or dicts"
+        ) from error
+
+
+_default = Batches()
+size, take, copy, chunk, split = _default.size, _default.take, _default.copy, _default.chunk, _default.split
 
 
 def part(share: float, count: int) -> int:
@@ -54,21 +198,6 @@ def part(share: float, count: int) -> int:
         (3, 1, 29)
     """
     return max(1, math.floor(share * count + 1e-9))  # 0.29 * 100 is 28.999…
-
-
-def take(batch: Any, index: Tensor | slice) -> Any:
-    """The examples that ``index`` names, in its order.
-
-    Raises:
-        BatchError: The examples and a tensor ``index`` are on different devices: one would wait for the other.
-    """
-    for t in pytree.tree_leaves(batch):
-        if t is not None and isinstance(index, Tensor) and t.device != index.device:
-            raise BatchError(
-                f"a batch that is cut must be on the device of its losses, {index.device}, but is on {t.device}; "
-                "move it there before engine.backward(batch), not inside loss_fn"
-            )
-    return pytree.tree_map(lambda t: None if t is None else t[index], batch)
 
 
 def indices(batch: Any, user: str) -> Tensor:
@@ -97,24 +226,6 @@ def indices(batch: Any, user: str) -> Tensor:
     return found.long()  # bytes would be taken for a mask
 
 
-def copy(batch: Any) -> Any:
-    """A batch that shares no memory with this one."""
-    return pytree.tree_map(lambda t: None if t is None else t.clone(), batch)
-
-
-def chunk(batch: Any, count: int) -> list[Any]:
-    """Exactly ``min(count, B)`` parts whose sizes differ by at most one.
-
-    ``torch.chunk`` would cut 9 examples into 3 parts when asked for 4.
-    """
-    return _cut(batch, lambda t: torch.tensor_split(t, min(count, size(batch))))
-
-
-def split(batch: Any, most: int) -> list[Any]:
-    """Parts of at most ``most`` examples; only the last one may be smaller."""
-    return _cut(batch, lambda t: torch.split(t, most))
-
-
 def stack(batches: Sequence[Any]) -> Any:
     """Batches of equal shapes under one new dimension 0.
 
@@ -125,11 +236,3 @@ def stack(batches: Sequence[Any]) -> Any:
     if not shapes or any(s != shapes[0] for s in shapes):
         raise ArgumentError(f"batches must have equal shapes to be stacked, but are {shapes}; run them apart")
     return pytree.tree_map(lambda *ts: None if ts[0] is None else torch.stack(ts), *batches)
-
-
-def _cut(batch: Any, cut: Callable[[Tensor], Sequence[Tensor]]) -> list[Any]:
-    size(batch)  # refuses ragged batches before they are cut into parts that do not belong together
-    leaves, spec = pytree.tree_flatten(batch)
-    parts = [None if leaf is None else cut(leaf) for leaf in leaves]
-    count = next(len(p) for p in parts if p is not None)
-    return [pytree.tree_unflatten([None if p is None else p[i] for p in parts], spec) for i in range(count)]

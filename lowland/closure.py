@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lowland import doors
+from lowland import doors, state
 from lowland.engine import Engine
 from lowland.errors import UsageError
 
@@ -122,12 +122,12 @@ class ClosureOptimizer(Optimizer):
             self._check_idle()
             return self.base.step()
         earlier = [p.grad for p in self.engine.params]
-        before = self.engine.taken_back()
+        back = state.kept(self.engine)
         try:
             first = self._run(closure, earlier)
             self.base.step()
         except BaseException:
-            before()
+            back()
             for p, g in zip(self.engine.params, earlier, strict=True):
                 p.grad = g
             raise

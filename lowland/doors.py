@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Callable, Mapping
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from lowland import lookahead
-from lowland.errors import ArgumentError, LossError, ParameterError, UsageError
+from lowland.errors import ArgumentError, ParameterError, UsageError
 from lowland.method import Method
+
+if TYPE_CHECKING:
+    from lowland.engine import Engine
 
 
 def one_module(model: Any) -> nn.Module:
@@ -48,11 +53,13 @@ def all_optimizers(optimizer: Any) -> list[Optimizer]:
     """
     given = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
     found = [lookahead.unwrap(o) for o in given]
-    if not found or len(set(map(id, found))) < len(found):
+    if not found:
         raise ParameterError(
-            f"optimizer must be a torch.optim.Optimizer or several different ones, but is {optimizer!r}; pass each "
-            "optimizer once"
+            f"optimizer must be a torch.optim.Optimizer, but is a {type(optimizer).__name__} without any; pass the "
+            "optimizer that holds the model's parameters"
         )
+    if len(set(map(id, found))) < len(found):
+        raise ParameterError("optimizer must hold different optimizers, but one is there twice; pass each once")
     return found
 
 
@@ -66,7 +73,7 @@ def bound(loss_fn: Callable[[Any, Any], Any] | None, model: Any) -> Callable[[An
 def check_method(method: Any) -> None:
     """Refuse what is no method, with the way to make one."""
     if isinstance(method, type) and issubclass(method, Method):
-        raise ArgumentError(f"method must be a Method, but is the class itself; make a value of it: {method.__name__}()")
+        raise ArgumentError(f"method must be a Method, but is the class; pass a value such as {method.__name__}()")
     if not isinstance(method, Method):
         raise ArgumentError(f"method must be a Method, but is {method!r}; pass a value such as SAM(rho=0.05)")
 
@@ -172,14 +179,16 @@ def check_chosen(method: Method, selected: Callable[[Any], list[bool]], group_ra
         )
 
 
-def foreign_backward(grads: list[Any]) -> None:
-    """Refuse gradients that are there before the engine's own backward.
-
-    Raises:
-        LossError: ``loss_fn`` has called backward itself.
-    """
-    if any(g is not None for g in grads):
-        raise LossError(
-            "loss_fn must only compute the loss, but a parameter has a gradient before the engine's backward; leave "
-            "loss.backward() out of loss_fn and return the loss"
-        )
+@contextmanager
+def to_the_end(engine: Engine) -> Iterator[None]:
+    """Warn where a loop over passes is left before its end, which takes the step back."""
+    try:
+        yield
+    except GeneratorExit:
+        if engine.under_way:  # an exception inside a pass has ended the step already, and says enough
+            warnings.warn(
+                "the loop over engine.passes() was left before its end, so the step was taken back and .grad is as "
+                "before; run all passes, without break",
+                stacklevel=3,
+            )
+        raise

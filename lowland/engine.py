@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import operator
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lowland import batch as batches
-from lowland import checks, doors, lookahead, state, vec
+from lowland import checks, doors, lookahead, plans, state
+from lowland.batch import Batches
+from lowland.cutting import Cutter
 from lowland.errors import ArgumentError, UsageError
 from lowland.executors.base import Executor, Work
 from lowland.executors.counted import Cost, Counted
@@ -22,14 +20,13 @@ from lowland.executors.local import Pass
 from lowland.executors.mesh import Mesh, along
 from lowland.geometry import Geometry, Radii
 from lowland.lagged import Lagged
+from lowland.loss import LossFn
 from lowland.method import Method
 from lowland.parameters import Parameters
-from lowland.probe import LossFn, Probe, Reading, conversation
 from lowland.replicas import Replicas
 from lowland.schedule import Schedule
+from lowland.step import drive
 from lowland.vec import Vec
-
-Drive = Generator[tuple[Probe, ...], tuple[Reading, ...], Tensor]
 
 
 class Engine:
@@ -50,8 +47,9 @@ class Engine:
         optimizer: The base optimizer, or several; never wrapped, never written to. A parameter group's ``"rho"``
             overrides the method's; 0 leaves the group unperturbed. Schedules that follow the learning rate follow
             that of the first group of the first optimizer.
-        loss_fn: ``(model, batch) -> loss`` of shape ``(B,)``, one per example, or ``()``, their mean. It may be
-            None where the caller runs forward and backward: see :meth:`passes`.
+        loss_fn: ``(model, batch) -> loss``: of shape ``(B,)``, one per example; of shape ``()``, their mean, which is
+            never cut; or a :class:`lowland.Loss`, a sum and what it is divided by, which is combined exactly over parts
+            and ranks. It may be None where the caller runs forward and backward: see :meth:`passes`.
         mesh: A ``DeviceMesh`` over whose groups the probes of a step are divided, such as ``mesh["probe"]``; over a
             dimension named "replicate" the engine averages gradients, where no wrapper of the model does.
         executor: Where probes are answered; by default one after the other, here.
@@ -60,12 +58,20 @@ class Engine:
             were (SAMPa starts cold), while a method's own step counts go on.
         micro_batch: Most examples in one forward pass; larger batches are cut and summed: the
             same step, unless examples see each other, as in BatchNorm.
+        cut: How batches are cut, by ``micro_batch`` and by methods that choose or divide examples: a
+            :class:`lowland.Cutter`. By default ``Slices()``: tensors along dimension 0.
         rng: "free" lets every pass draw its own dropout mask; "shared" is one for all passes on the same examples.
         seed: Seed of the method's own random decisions.
         allow_low_precision: Accept bf16 or fp16 parameters, whose perturbation is mostly lost in rounding.
 
     Attributes:
-        step: Completed calls of :meth:`backward` (accumulating n times is n steps).
+        step: Completed calls of :meth:`backward`. Schedules, cycles and warm-ups count these: accumulating n times is n
+            steps, but one call on ``Parts`` of n is one.
+        loss: The loss of the last step, detached, shape ``()``, as its method reports it; None before the first. With a
+            ``Loss`` it is that over all ranks, else this rank's.
+        aux: What the loss function returned in ``Loss(…, aux=…)`` in the pass that reports, detached, so that training
+            accuracy needs no further forward: a list if that was run in several parts; None if there was none, or
+            if another group of a probe mesh ran it.
         memory: The method's checkpointed state.
         rng: The method's own random numbers, the same on every rank.
         optimizers: The base optimizers.
@@ -88,6 +94,7 @@ class Engine:
         executor: Executor | None = None,
         scaler: Any = None,
         micro_batch: int | None = None,
+        cut: Cutter | None = None,
         rng: str = "free",
         seed: int = 0,
         allow_low_precision: bool = False,
@@ -101,24 +108,28 @@ class Engine:
         if micro_batch is not None:
             checks.whole("micro_batch", micro_batch, 1, "None sets no limit")
         checks.one_of("rng", rng, ("free", "shared"))
-        loss_fn, model = doors.bound(loss_fn, model), doors.one_module(model)
+        self.bound = partial(doors.bound, model=model)  # what loss functions of methods go through, too
+        loss_fn, model = self.bound(loss_fn), doors.one_module(model)
         self.method, self.model, self.loss_fn = method, model, loss_fn
         self.optimizers = doors.all_optimizers(optimizer)
-        self._parameters = Parameters(model, self.optimizers, allow_low_precision=allow_low_precision)
-        self.params, self.names = self._parameters.vec, self._parameters.names
+        self.parameters = Parameters(model, self.optimizers, allow_low_precision=allow_low_precision)
+        self.params, self.names = self.parameters.vec, self.parameters.names
         groups = along(mesh) if mesh is not None else {"probe": executor.group} if isinstance(executor, Mesh) else {}
         executor = Mesh(groups["probe"], executor) if "probe" in groups and mesh is not None else executor
+        self.batches = Batches(cut)
         self.executor = executor if isinstance(executor, Counted) else Counted(executor)
+        self.executor.batches = self.batches
         replicas = Replicas(model, self.params, groups.get("replicate"))
-        self.work = Work(
-            model, self.params, loss_fn=loss_fn, scaler=scaler, micro_batch=micro_batch, rng=rng, replicas=replicas
-        )
+        options = {"scaler": scaler, "micro_batch": micro_batch, "rng": rng, "replicas": replicas}
+        self.work = Work(model, self.params, loss_fn=loss_fn, batches=self.batches, **options)
+        self.loss: Tensor | None = None
+        self.aux: Any = None
         self.lagged, self.rng, self.step = Lagged(), doors.generator(seed), 0
-        self.memory: dict[str, Any] = method.init([p.detach() for p in self.params])
+        self.memory = plans.memory(method.kind, method.init([p.detach() for p in self.params]))
         self.vector_keys = state.vector_keys(self.memory, self.params)
         self.table_keys = [k for k, v in self.memory.items() if isinstance(v, Tensor)]
-        self._under_way = False
-        doors.check_chosen(method, self.selected, self._parameters.group_radii)
+        self.under_way = False
+        doors.check_chosen(method, self.selected, self.parameters.group_radii)
         method.meet(self)
         if groups or replicas.groups:
             replicas.check({"method": method, "rng": rng, "seed": seed}, self.names, list(groups.values()))
@@ -155,23 +166,27 @@ class Engine:
         Weights are bit-identical before and after. If anything is raised inside, ``.grad``, memory and step
         counter are as before, too.
 
+        Gradients of a large batch are accumulated in one of two ways. One call on ``Parts([first, second])``, or with
+        ``micro_batch``, perturbs all examples together: the step of the large batch. One call for each part perturbs
+        each by its own gradient and adds the results, which for ``SAM`` is mSAM; schedules and cycles count each call.
+
         Args:
-            batch: A pytree of tensors that share dimension 0.
+            batch: Any object that the loss function takes. Only methods that cut, keep or choose examples look inside:
+                see ``cut``.
 
         Returns:
             The mean training loss, detached, shape ``()``.
 
         Raises:
-            BatchError: The batch is empty, or its tensors disagree.
-            LossError: The loss function returns something unusable.
+            BatchError: The batch is empty, or must be cut and cannot be.
+            LossError: The loss function returns something unusable, or a mean where the batch is cut.
         """
-        batches.size(batch)
-        with closing(self._drive(batch)) as drive:
-            asked = next(drive)
+        with closing(drive(self, batch)) as step:
+            asked = next(step)
             while True:
                 try:
                     # Readings are handed over without a name here, so that a plan can free them.
-                    asked = drive.send(self.executor.run(self.work, asked))
+                    asked = step.send(self.executor.run(self.work, asked))
                 except StopIteration as done:
                     return done.value  # type: ignore[no-any-return]
 
@@ -188,28 +203,24 @@ class Engine:
             batch: What the passes hand out as ``p.batch``; may be None for methods that need no batch.
 
         Yields:
-            One pass for every probe, in order. Leaving the loop early takes the step back.
+            One pass for every probe, in order. Leaving the loop early takes the step back and warns, because then there
+            is no gradient to train with.
 
         Raises:
             UsageError: The method needs the batch, or micro-batches were asked for, which only
                 :meth:`backward` can cut.
         """
-        if batch is not None:
-            batches.size(batch)
-        elif self.method.needs_batch:
-            raise UsageError(
-                f"{self.method.kind} keeps or cuts batches, which a closure hides; "
-                "call engine.backward(batch) or engine.passes(batch)"
-            )
         if self.work.micro_batch is not None:
-            raise UsageError("micro_batch cuts what backward(batch) runs; with passes, cut the batch yourself")
-        with closing(self._drive(batch)) as drive:
-            asked = next(drive)
+            raise UsageError(
+                "micro_batch cuts what backward(batch) runs; with passes, pass Parts([…]) and loop over p.parts()"
+            )
+        with closing(drive(self, batch)) as step, doors.to_the_end(self):
+            asked = next(step)
             while True:
                 if any(probe.loss_fn is not None for probe in asked):
                     raise UsageError(f"{self.method.kind} asks for another loss; call engine.backward(batch)")
                 try:
-                    asked = drive.send((yield from self.executor.passes(self.work, asked, drive.close)))
+                    asked = step.send((yield from self.executor.passes(self.work, asked, step.close)))
                 except StopIteration:
                     return
 
@@ -225,7 +236,7 @@ class Engine:
                 them, and so do frozen ones.
         """
         ask = lookahead.raw if raw else lookahead.displacement
-        return lookahead.each(ask, self.optimizers, self.params, grad, self._parameters.trained(among))
+        return lookahead.each(ask, self.optimizers, self.params, grad, self.parameters.trained(among))
 
     def ahead(
         self, grad: Vec, *, raw: bool = False, among: Sequence[bool] | None = None
@@ -241,7 +252,7 @@ class Engine:
 
     def selected(self, geometry: Geometry) -> list[bool]:
         """Which parameters a geometry accepts, whatever radius their groups give them."""
-        return self._parameters.select(geometry)
+        return self.parameters.select(geometry)
 
     @property
     def reached(self) -> list[bool]:
@@ -251,7 +262,7 @@ class Engine:
     @property
     def trained(self) -> list[bool]:
         """Which parameters are trained in this step: all but those frozen since the engine was made."""
-        return self._parameters.trained(None) or [True] * len(self.params)
+        return self.parameters.trained(None) or [True] * len(self.params)
 
     def later(self, name: str, tensor: Tensor) -> Any:
         """Send device scalars to the host; get those sent under ``name`` the last time, None the first time."""
@@ -260,70 +271,7 @@ class Engine:
     def radii(self, rho: float | Schedule, geometry: Geometry) -> Radii:
         """The radius for every parameter: a number where all share it, else one each, 0 for excluded ones."""
         value = rho.at(self.step, self.optimizers[0].param_groups[0]["lr"]) if isinstance(rho, Schedule) else rho
-        return self._parameters.radii(value, geometry)
-
-    # The step itself
-
-    def _drive(self, batch: Any) -> Drive:
-        """Run the plan for whoever answers its probes; on any exception, leave all as it was."""
-        if self._under_way:
-            raise UsageError("a step is already under way; finish or leave the loop over engine.passes() first")
-        self._parameters.check_unchanged(self.step, self.work.replicas.fsdp)
-        before = dict(self.memory), dict(self.lagged.waiting), self.rng.getstate()
-        held = [p.grad for p in self.params]
-        done = False
-        self._under_way = True
-        try:
-            for p in self.params:
-                p.grad = None
-            self.work.begin(self.step)
-            self.executor.begin(batch)
-            loss, grad = yield from conversation(self.method.plan(self, batch))
-            if self.work.replicas.groups:
-                grad = self.work.replicas.conclude(self.work, grad, self.later)
-            self._fill(held, grad, before[0])
-            done = True
-        finally:
-            self._under_way = False
-            if not done:
-                self.memory, self.lagged.waiting = before[0], before[1]
-                self.rng.setstate(before[2])
-                for p, h in zip(self.params, held, strict=True):
-                    p.grad = h
-        self.executor.end()
-        self.step += 1
-        return loss
-
-    def taken_back(self) -> Callable[[], None]:
-        """A function that puts memory, lagged values, random numbers, counter and cost back to what they are now."""
-        memory, waiting, rng = dict(self.memory), dict(self.lagged.waiting), self.rng.getstate()
-        step, cost = self.step, dataclasses.replace(self.cost)
-
-        def back() -> None:
-            self.memory, self.lagged.waiting, self.step, self.executor.cost = memory, waiting, step, cost
-            self.rng.setstate(rng)
-
-        return back
-
-    def _fill(self, held: list[Tensor | None], grad: Vec, before: dict[str, Any]) -> None:
-        """Put the step's gradient where the optimizer looks for it."""
-        scale = self.work.scale()
-        if scale is not None and self.work.finite is not None:
-            finite = self.work.finite
-            # NaN reaches every parameter, so that the scaler sees it and skips the step.
-            grad = vec.scale(grad, torch.where(finite, scale, torch.full_like(scale, float("nan"))))
-            state.keep_if(self, finite, before)
-        # The caller clips and unscales .grad in place, which must not reach a vector in memory.
-        for key in self.vector_keys:
-            if any(map(operator.is_, grad, self.memory[key])):
-                grad = [g.clone() if g is t else g for g, t in zip(grad, self.memory[key], strict=True)]
-        for p, h, g, reached in zip(self.params, held, grad, self.work.reached, strict=True):
-            if not reached:
-                p.grad = h
-            elif h is None:
-                p.grad = g
-            else:
-                p.grad = h.add_(g)
+        return self.parameters.radii(value, geometry)
 
     # Checkpoints
 

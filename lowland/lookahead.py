@@ -28,16 +28,17 @@ def unwrap(optimizer: Any) -> Optimizer:
     Raises:
         ParameterError: There is none inside.
     """
-    current, seen = optimizer, set()
+    current, last, seen = optimizer, optimizer, set()
     while not isinstance(current, Optimizer) or _wraps(current):
         seen.add(id(current))
         inside = (getattr(current, key, None) for key in INSIDE)
         current = next((inner for inner in inside if inner is not None and id(inner) not in seen), None)
-        if current is None or isinstance(current, list | tuple):
+        if current is None:
             raise ParameterError(
-                f"optimizer must be a torch.optim.Optimizer, but is a {type(optimizer).__name__}; "
+                f"optimizer must be a torch.optim.Optimizer, but is a {type(last).__name__}; "
                 "pass the optimizer that holds the model's parameters"
             )
+        last = current
     return current
 
 

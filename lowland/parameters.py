@@ -65,8 +65,8 @@ class Parameters:
         """
         if not _same_groups(self._optimizers, self._grouped) or any(p.requires_grad for p in self.frozen):
             raise ParameterError(
-                "the trainable parameters must stay those the engine was made with, but a parameter was added, "
-                "replaced or unfrozen since; make a new Engine from the same method, model and optimizer"
+                "the trainable parameters must stay those the engine was made with, but a parameter was "
+                "exchanged, added or unfrozen since; make a new Engine from the same method, model and optimizer"
             )
         if step & (step - 1) == 0 or not owners.in_place(self._places):
             self._check_model(sharded)

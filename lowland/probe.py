@@ -6,18 +6,17 @@ A method's plan *yields* a :class:`Probe`, or a tuple of probes that do not depe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
 from lowland.errors import UsageError
+from lowland.loss import LossFn
 from lowland.vec import Vec
-
-LossFn: TypeAlias = Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,7 +28,7 @@ class Probe:
     was made from is not touched.
 
     Args:
-        batch: The examples: a pytree of tensors sharing dimension 0.
+        batch: The examples, as the loss function takes them.
         at: Displacement from the current weights, one tensor per parameter; None stands for none. It may be a function
             that computes it, for probes asked together: only whoever answers this one calls it, and not before. Such
             a function must do nothing but that: on a mesh it is called on some ranks only, so it must not draw
@@ -40,6 +39,8 @@ class Probe:
         loss_fn: Another loss than the training loss.
         wrt: Which parameters to differentiate, one bool each; None means all. The others' backward work is
             saved and their entries in the reading are zero.
+        cut: Whether ``batch`` is a part of the step's batch, of which a mean alone says nothing exact. None lets the
+            engine decide: a batch that is neither the step's nor one in memory is a part.
     """
 
     batch: Any
@@ -49,6 +50,8 @@ class Probe:
     stats: bool | None = None
     loss_fn: LossFn | None = None
     wrt: Sequence[bool] | None = None
+    cut: bool | None = None
+    other: bool = field(default=False, init=False)  # whether it is another batch than the step's, cut or kept
 
     def __post_init__(self) -> None:
         # Statistics are decided now, because `at` is spent by the time anyone else could look.
@@ -68,6 +71,12 @@ class Probe:
             raise UsageError("at must be a displacement, or a function that returns one, but it returned None")
         return list(found)
 
+    def compare(self, batch: Any, kept: Iterable[Any]) -> None:
+        """Note whether this batch is the step's ``batch``, one of those ``kept`` in memory, or else a part."""
+        object.__setattr__(self, "other", self.batch is not batch)
+        if self.cut is None:
+            object.__setattr__(self, "cut", self.other and not any(self.batch is whole for whole in kept))
+
     def drop(self) -> None:
         """Forget the displacement, because this probe is answered elsewhere: its memory is free."""
         if self.at is not None:
@@ -85,21 +94,39 @@ class Reading(NamedTuple):
         loss: Mean loss, shape ``()``, detached.
         grad: Gradient of the mean loss, one tensor per parameter; zero where backward did not reach a
             parameter; None where the probe asked for losses only.
-        losses: One loss per example, shape ``(B,)``, detached; None where the loss function returns a mean.
+        losses: One loss per example, shape ``(B,)``, detached; None where the loss function returns a mean or a sum.
+        divisor: What the loss is divided by: the number of examples, or the count of a ``Loss``, shape ``()``; None
+            where the loss function returns a mean.
+        aux: What the loss function returned besides: a list with one entry for each part if the pass ran in several.
+        reached: Which parameters backward has reached; None stands for all.
     """
 
     loss: Tensor
     grad: Vec | None
     losses: Tensor | None
+    divisor: Tensor | float | None = None
+    aux: Any = None
+    reached: list[bool] | None = None
 
 
 Ask: TypeAlias = "Probe | tuple[Probe, ...]"
 Plan: TypeAlias = Generator[Ask, Any, tuple[Tensor, Vec]]
 
 
+def _kinds(ask: Any) -> str:
+    if isinstance(ask, tuple | list):
+        return f"a {type(ask).__name__} of {', '.join(type(part).__name__ for part in ask) or 'nothing'}"
+    return f"a {type(ask).__name__}"
+
+
 def conversation(plan: Plan) -> Generator[tuple[Probe, ...], tuple[Reading, ...], tuple[Tensor, Vec]]:
     """Let a plan ask for one probe or several; whoever answers always sees tuples."""
     answer: Any = None
+    if not isinstance(plan, Generator):
+        raise UsageError(
+            f"plan must be a generator, which yields probes and returns (loss, gradient), but is a "
+            f"{type(plan).__name__}; ask for at least one reading: here = yield Probe(batch)"
+        )
     with closing(plan):
         while True:
             try:
@@ -109,6 +136,13 @@ def conversation(plan: Plan) -> Generator[tuple[Probe, ...], tuple[Reading, ...]
                 result: tuple[Tensor, Vec] = done.value
                 return result
             answer = None  # frees the last readings before the next pass
+            if not isinstance(ask, Probe) and not (
+                isinstance(ask, tuple | list) and ask and all(isinstance(probe, Probe) for probe in ask)
+            ):
+                raise UsageError(
+                    f"plan must yield a Probe or a tuple of Probes, but yielded {_kinds(ask)}; ask for loss and "
+                    "gradient on a batch: here = yield Probe(batch)"
+                )
             alone = isinstance(ask, Probe)
             readings = yield (ask,) if isinstance(ask, Probe) else tuple(ask)
             answer = readings[0] if alone else readings

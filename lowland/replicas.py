@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lowland import collectives, shards, vec
 from lowland.errors import ParameterError, UsageError
+from lowland.loss import divisor
 from lowland.vec import Vec
 
 if TYPE_CHECKING:
@@ -98,6 +99,11 @@ class Replicas:
             self._passed = True
             yield
 
+    def total(self, sums: Tensor, sync: bool) -> tuple[Tensor, int]:
+        """Sums over the ranks over which a gradient is averaged, by a wrapper or by the engine, and their number."""
+        groups = self.groups if sync else [g for g in self.groups if g not in self.apart]
+        return collectives.total(sums, groups) if groups else sums, math.prod(map(dist.get_world_size, groups))
+
     def part(self, last: bool) -> Any:
         """Backward of a part of a pass: DDP averages with the last one what all have summed up."""
         return nullcontext() if last or self.ddp is None else self.ddp.no_sync()
@@ -124,12 +130,17 @@ class Replicas:
             grads = [f if g is not None else None for f, g in zip(filled, grads, strict=True)]
         return grads
 
-    def conclude(self, work: Work, grad: Vec, later: Callable[[str, Tensor], Any]) -> Vec:
-        """The step's gradient, averaged where it is not yet, once all ranks agree on what has happened.
+    def conclude(
+        self, work: Work, loss: Tensor, grad: Vec, count: Tensor | None, later: Callable[[str, Tensor], Any]
+    ) -> tuple[Tensor, Vec]:
+        """The step's loss and gradient, averaged where they are not yet, once all ranks agree on what has happened.
 
         Args:
             work: What the step has met on this rank; it becomes finite only if it was so on all.
+            loss: What the plan returned.
             grad: What the plan returned; averaged once if gradients of a single rank are in it.
+            count: What this rank's unsynchronized losses are divided by, which is its weight in the average; None
+                where all ranks weigh the same.
             later: Sends a number off and gives the last one, so that nobody waits.
 
         Raises:
@@ -137,23 +148,28 @@ class Replicas:
         """
         if self._unsynced and self.apart:
             grad = vec.clone(grad)  # it may be a vector in memory
+            if count is not None:
+                both = collectives.total(torch.stack([loss.to(count.dtype) * count, count]), self.apart)
+                whole, ranks = divisor(*both), math.prod(map(dist.get_world_size, self.apart))
+                vec.scale_(grad, (count * ranks / whole).to(grad[0].dtype))
+                loss = (both[0] / whole).to(loss.dtype)
             self.bytes += collectives.average_(grad, self.apart)
         lost = torch.zeros((), device=work.device) if work.finite is None else ~work.finite
         mark = collectives.mark(work.reached)
-        stats, count = self._stats(), math.prod(map(dist.get_world_size, self.groups))
+        stats, ranks = self._stats(), math.prod(map(dist.get_world_size, self.groups))
         marks = torch.full((1,), float(mark), dtype=torch.float64, device=work.device)
         parts = [*(b.reshape(-1).double() for b in stats), lost.reshape(1).double(), marks]
         sums = torch.split(collectives.total(torch.cat(parts), self.groups), [p.numel() for p in parts])
         for b, there in zip(stats, sums, strict=False):
-            b.copy_((there / count).view(b.shape))
+            b.copy_((there / ranks).view(b.shape))
         if work.finite is not None:
             work.finite = sums[-2][0] == 0
-        if later("replicas", sums[-1][0] - count * mark) not in (None, 0):
+        if later("replicas", sums[-1][0] - ranks * mark) not in (None, 0):
             raise ParameterError(
                 f"all ranks must reach the same parameters, but in the step before, rank {dist.get_rank()} reached "
                 "others than the mean of all; let the forward use the same layers on every rank"
             )
-        return grad
+        return loss, grad
 
     def _stats(self) -> list[Tensor]:
         """Running means and variances of the layers in training mode, which saw other examples on every rank."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 import random
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,9 +13,12 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lowland import vec
+from lowland.batch import Parts
 from lowland.errors import StateError
 from lowland.executors.counted import Cost
 from lowland.vec import Vec
+
+PARTS = "lowland.Parts"  # the key under which they are saved
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
@@ -46,6 +50,19 @@ def keep_if(engine: Engine, finite: Tensor, before: dict[str, Any]) -> None:
             engine.memory[key] = vec.where(finite, engine.memory[key], safe[key])
 
 
+def kept(engine: Engine) -> Callable[[], None]:
+    """A function that puts an engine back to what it is now, after steps that turn out not to count."""
+    memory, waiting, rng = dict(engine.memory), dict(engine.lagged.waiting), engine.rng.getstate()
+    step, cost, loss, aux = engine.step, dataclasses.replace(engine.cost), engine.loss, engine.aux
+
+    def back() -> None:
+        engine.memory, engine.lagged.waiting, engine.step = memory, waiting, step
+        engine.executor.cost, engine.loss, engine.aux = cost, loss, aux
+        engine.rng.setstate(rng)
+
+    return back
+
+
 def save(engine: Engine) -> dict[str, Any]:
     """Vectors by parameter name, all other memory as it is."""
     vectors = {k: engine.memory[k] for k in engine.vector_keys}
@@ -54,7 +71,7 @@ def save(engine: Engine) -> dict[str, Any]:
         "parameters": _shapes(engine),
         "step": engine.step,
         "vectors": {k: dict(zip(engine.names, v, strict=True)) for k, v in vectors.items()},
-        "values": {k: _loadable(k, v) for k, v in engine.memory.items() if k not in vectors},
+        "values": {k: _loadable(k, _plain(v)) for k, v in engine.memory.items() if k not in vectors},
         "rng": engine.rng.getstate(),
         "lagged": engine.lagged.state_dict(),
         "cost": dataclasses.asdict(engine.cost),
@@ -99,6 +116,11 @@ def load(engine: Engine, state_dict: dict[str, Any]) -> None:
     engine.lagged.load_state_dict(lagged)
     engine.executor.cost = cost
     engine.step = step
+
+
+def _plain(value: Any) -> Any:
+    """Parts as a dict of one entry, which any version of torch reads back with ``weights_only=True``."""
+    return {PARTS: list(value)} if isinstance(value, Parts) else value
 
 
 def _loadable(key: str, value: Any) -> Any:
@@ -147,6 +169,8 @@ def _vector(engine: Engine, saved: dict[str, Tensor]) -> Vec:
 
 def _copied(engine: Engine, value: Any) -> Any:
     device = engine.params[0].device
+    if type(value) is dict and list(value) == [PARTS]:
+        value = Parts(value[PARTS])
     return pytree.tree_map(lambda t: t.to(device, copy=True) if isinstance(t, Tensor) else t, value)
 
 

@@ -25,7 +25,7 @@ TREES = {
     "dict": lambda x, y: {"x": x, "y": y},
     "ordered": lambda x, y: OrderedDict(x=x, y=y),
     "named": lambda x, y: Pair(x, y),
-    "nested": lambda x, y: ({"x": [x, (x,)]}, y),
+    "nested": lambda x, y: ({"x": (x, (x,))}, y),
     "none": lambda x, y: (x, None, y),
 }
 every_tree = pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
@@ -99,11 +99,13 @@ REFUSED = {
     "none": (None, r"at least one tensor.*pass inputs and targets"),
     "tuple": ((), r"at least one tensor.*pass inputs and targets"),
     "empty": (torch.zeros(0, 3), r"at least one example.*has 0.*skip empty"),
-    "scalar": ((torch.ones(3), torch.tensor(1.0)), r"batch\[1\] has shape \(\).*keep constants out"),
     "ragged": ((torch.ones(3, 2), torch.ones(2)), r"share dimension 0.*batch\[0\] has 3, batch\[1\] has 2.*cut"),
     "dict": ({"x": torch.ones(3), "y": torch.ones(4)}, r"batch\['x'\] has 3, batch\['y'\] has 4"),
-    "number": ((torch.ones(3), 5), r"batch\[1\] is a int.*only tensors"),
-    "text": ({"x": torch.ones(3), "id": "a"}, r"batch\['id'\] is a str.*only tensors"),
+    "object": ((torch.ones(3), object()), r"batch\[1\] is a object.*only tensors.*Engine\(…, cut=…\)"),
+    "constants": ((torch.tensor(1.0), 5, "a"), r"at least one tensor"),
+    "short list": ({"x": torch.ones(3), "id": ["a", "b"]}, r"batch\['id'\] has 2 entries for 3 examples"),
+    "two readings": ({"x": torch.ones(2), "y": [torch.ones(2)] * 2}, r"batch\['y'\] can be read in both ways.*tuple"),
+    "images": ([torch.ones(3, 4, 4)] * 8, r"batch has several readings.*pass a tuple"),
 }
 
 

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
 import torch
-from closures import BASES, Setup, assert_equal, batch, loss_fn
+from closures import BASES, Setup, assert_equal, batch, loss_fn, network
 from torch import nn
 
-from lowland import ARSAM, SAM, VSAM, LookSAM, MicroSAM, Plain, SAMPa
+from lowland import ARSAM, SAM, VSAM, ClosureOptimizer, Engine, LookSAM, MicroSAM, Plain, SAMPa
 from lowland.errors import LowlandError, UsageError
 
 METHODS = {
@@ -72,14 +73,104 @@ def test_schedulers_attach_to_either_without_warnings(of_closure):
     assert_equal(setup.weights(), twin.weights())
 
 
-def test_without_a_closure_it_is_the_base_step():
-    setup, twin = Setup(), Setup()
-    for s in (setup, twin):
-        loss_fn(s.model, batch(0)).backward()
-    assert setup.optimizer.step() is None
-    twin.base.step()
-    assert_equal(setup.weights(), twin.weights())
+def test_without_a_closure_it_is_refused_unless_every_learning_rate_is_0():
+    setup = Setup()
+    loss_fn(setup.model, batch(0)).backward()
+    before = setup.weights()
+    for lr in (0.1, torch.tensor(0.1)):
+        setup.base.param_groups[0]["lr"] = lr
+        with pytest.raises(UsageError, match=r"needs the closure, .* call optimizer\.step\(closure\), or engine\.back"):
+            setup.optimizer.step()
+    assert_equal(setup.weights(), before)
+    for lr in (0.0, torch.tensor(0.0)):  # as torch's distributed checkpoints do it to fill the state
+        setup.base.param_groups[0]["lr"] = lr
+        assert setup.optimizer.step(closure=None) is None
+    assert_equal(setup.weights(), before)
+    assert len(setup.base.state) == 6
     assert setup.engine.step == 0
+
+
+class Tripping(torch.optim.SGD):
+    """Its step fails while ``trip`` is set."""
+
+    trip = False
+
+    def step(self, closure=None):
+        if self.trip:
+            raise RuntimeError("tripped")
+        return super().step(closure)
+
+
+def test_a_base_step_that_raises_takes_engine_and_gradients_back():
+    setup = Setup(LookSAM(k=2), base=lambda params: Tripping(params, lr=0.1, momentum=0.9))
+    setup.optimizer.step(setup.closure(0))
+    marks = [torch.full_like(p, 7.0) for p in setup.engine.params]
+    for p, mark in zip(setup.engine.params, marks, strict=True):
+        p.grad = mark.clone()
+    state, before = copy.deepcopy(setup.engine.state_dict()), setup.weights()
+    setup.base.trip = True
+    with pytest.raises(RuntimeError, match="tripped"):
+        setup.optimizer.step(setup.closure(1))
+    after = setup.engine.state_dict()
+    assert (after["step"], after["values"], after["rng"]) == (1, state["values"], state["rng"])
+    assert after["cost"] == state["cost"]
+    for key, vector in state["vectors"].items():
+        assert all(torch.equal(vector[n], after["vectors"][key][n]) for n in vector)
+    assert all(torch.equal(p.grad, m) for p, m in zip(setup.engine.params, marks, strict=True))
+    found = dict(zip(setup.model.state_dict(), before, strict=True))
+    assert all(torch.equal(p, found[n]) for n, p in setup.model.named_parameters())
+
+
+def test_an_optimizer_that_calls_the_closure_itself_is_refused_with_the_form_that_works():
+    with pytest.raises(UsageError, match=r"LBFGS\.step calls it itself; .*LBFGS\.step\(closure\) .* engine\.backward"):
+        Setup(base=lambda params: torch.optim.LBFGS(params))
+
+
+def test_several_optimizers_are_refused():
+    model = network()
+    engine = Engine(SAM(), model, [torch.optim.SGD([p], lr=0.1) for p in model.parameters()], loss_fn)
+    with pytest.raises(UsageError, match=r"one optimizer, but this one has 6; call engine\.backward"):
+        ClosureOptimizer(engine)
+
+
+def test_lbfgs_with_a_closure_that_calls_the_engine_is_lbfgs_on_sam_gradients():
+    torch.manual_seed(0)
+    x, y = torch.randn(12, 3, dtype=torch.float64), torch.randn(12, 1, dtype=torch.float64)
+    models = [torch.nn.Linear(3, 1).double() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    a, b = (torch.optim.LBFGS(m.parameters(), lr=0.3, max_iter=4) for m in models)
+
+    def mse(model, batch):
+        return (model(batch[0]) - batch[1]).square().mean()
+
+    engine = Engine(SAM(rho=0.1), models[0], a, mse)
+
+    def closure():
+        a.zero_grad()
+        return engine.backward((x, y))
+
+    def by_hand():
+        weights = list(models[1].parameters())
+        loss = mse(models[1], (x, y))
+        g = torch.autograd.grad(loss, weights)
+        size = sum(t.square().sum() for t in g).sqrt()
+        with torch.no_grad():
+            saved = [w.clone() for w in weights]
+            for w, t in zip(weights, g, strict=True):
+                w += 0.1 * t / size
+        up = torch.autograd.grad(mse(models[1], (x, y)), weights)
+        with torch.no_grad():
+            for w, t, s in zip(weights, up, saved, strict=True):
+                w.copy_(s)
+                w.grad = t
+        return loss.detach()
+
+    for _ in range(3):
+        a.step(closure)
+        b.step(by_hand)
+    for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)  # rounding, amplified by the curvature estimate
+    assert engine.step > 3
 
 
 def test_the_closure_runs_with_gradients_even_under_no_grad():

@@ -19,11 +19,11 @@ MODULES = {
 }
 # The rows of docs/architecture.md: a module belongs to the entry that names it or its folder.
 LAYERS = {
-    "vec shards batch errors checks": "0",
-    "probe geometry schedule lagged": "1",
+    "vec shards errors checks": "0",
+    "batch cutting loss probe geometry schedule lagged": "1",
     "method methods": "2a",
     "executors modes collectives replicas": "2b",
-    "parameters owners doors lookahead state stats engine closure": "3",
+    "parameters owners doors lookahead plans state stats step engine closure": "3",
     "": "front",  # lowland/__init__.py: the names users import
     "sharpness distributed": "4",
     "lab": "5",
@@ -128,6 +128,8 @@ OWN = {
     "lowland.methods.looksam": {"vec.add_"},  # a reading's gradient, which is the plan's own
     "lowland.lookahead": {"vec.add_", "vec.scale_"},  # a displacement that it has just made
     "lowland.executors.batched": {"vec.div_"},  # gradients, by the loss scale
+    "lowland.methods.micro_sam": {"vec.add_", "vec.scale_"},  # the sum that it has just made
+    "lowland.replicas": {"vec.scale_"},  # a copy of what the plan returned
 }
 
 
@@ -138,7 +140,7 @@ def test_weights_move_in_one_place(module: str) -> None:
     changed = {ast.unparse(n.args[0]) for n in ast.walk(tree(module)) if isinstance(n, ast.Call) and n.args
                and ast.unparse(n.func) in OWN.get(module, set())}  # fmt: skip
     assert not [name for name in changed if "param" in name], "its own vectors, not the weights"
-    assert not moves or module == "lowland.executors.local", "only `displaced` moves weights"
+    assert not moves or module == "lowland.executors.passes", "only `displaced` moves weights"
     targets = [
         t
         for n in ast.walk(tree(module))

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowland.batch import Batches
 from lowland.errors import UsageError
+from lowland.loss import LossFn
 from lowland.modes import SharedRNG, seeds
-from lowland.probe import LossFn, Probe, Reading
+from lowland.probe import Probe, Reading
 from lowland.replicas import Replicas
 from lowland.vec import Vec
 
@@ -23,11 +25,12 @@ class Work:
         model: The model; its weights move only inside a pass.
         params: Its trainable parameters.
         device: Where they are.
-        loss_fn: The training loss, ``(model, batch) -> (B,) or ()``; None where the caller runs forward.
+        loss_fn: The training loss, ``(model, batch) -> (B,), () or Loss``; None where the caller runs forward.
         scaler: A GradScaler or None.
         micro_batch: Most examples in one forward pass; None means no limit.
         rng: Rewinds random numbers between the passes of a step; None lets them run free.
         replicas: The ranks that divide a batch with this one.
+        batches: Knows how batches are cut.
         reached: Which parameters any backward pass of this step has reached.
         step: Number of the step.
         asked: How often it has asked for several probes together.
@@ -44,6 +47,7 @@ class Work:
         micro_batch: int | None,
         rng: str,
         replicas: Replicas | None = None,
+        batches: Batches | None = None,
     ) -> None:
         self.model = model
         self.params = params
@@ -53,6 +57,7 @@ class Work:
         self.micro_batch = micro_batch
         self.rng = SharedRNG(self.device) if rng == "shared" else None
         self.replicas = replicas or Replicas(model, params)
+        self.batches = batches or Batches()
         self.begin()
 
     def begin(self, step: int = 0) -> None:

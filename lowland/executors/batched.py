@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from lowland import batch as batches
 from lowland import checks, modes, vec
 from lowland.errors import LossError, LowlandError, UsageError
 from lowland.executors.base import Executor, Work
-from lowland.executors.local import Local, Pass, _mean, whole
-from lowland.probe import LossFn, Probe, Reading
+from lowland.executors.local import Local, Pass, whole
+from lowland.executors.stacked import Places, StackedLoss, tracks
+from lowland.probe import Probe, Reading
 from lowland.vec import Vec
 
 # What torch says of a function that vmap cannot run; the other half of its errors is as without vmap.
@@ -92,7 +93,7 @@ def _alike(work: Work, probes: tuple[Probe, ...]) -> bool:
     shape = _shape(batch)
     if shape is None or any(_shape(p.batch) != shape for p in probes[1:]):
         return False
-    return work.micro_batch is None or batches.size(batch) <= work.micro_batch
+    return all(work.batches.in_one(p.batch, work.micro_batch) for p in probes)
 
 
 def _shape(batch: Any) -> Any:
@@ -113,13 +114,8 @@ def _vmappable(work: Work) -> bool:
     modules = list(work.model.modules())
     return not any(m._backward_hooks or m._backward_pre_hooks for m in modules) and all(
         type(m).forward is _BatchNorm.forward and "forward" not in vars(m) and m.num_batches_tracked is not None
-        for m in filter(_tracks, modules)
+        for m in filter(tracks, modules)
     )
-
-
-def _tracks(m: nn.Module) -> TypeGuard[_NormBase]:
-    """Whether a module is a normalization layer whose forward updates running statistics."""
-    return isinstance(m, _NormBase) and m.training and m.track_running_stats
 
 
 def _answer(work: Work, probes: tuple[Probe, ...]) -> list[Reading]:
@@ -127,20 +123,31 @@ def _answer(work: Work, probes: tuple[Probe, ...]) -> list[Reading]:
     assert loss_fn is not None
     with torch.no_grad():
         stacked = _displaced(work.params, probes)
-        loss = _Loss(work.model, loss_fn)
-        places = _Places(loss, work.params, stacked)
+        loss = StackedLoss(work.model, loss_fn, work.batches.known_size)
+        places = Places(loss, work.params, stacked)
         batch = batches.stack([p.batch for p in probes])
     with _explained():
-        means, losses = _forward(work, loss, places, batch)
-        found = _backward(work, means.sum(), stacked)
+        found = _forward(work, loss, places, batch)
+        vectors = _backward(work, found["mean"].sum(), stacked)
     with torch.no_grad():
-        grads = _apart(work, found, len(probes))
+        grads = _apart(work, vectors, len(probes))
         places.settle([i for i, p in enumerate(probes) if p.stats])
-    work.reached = [True] * len(work.params)
+    work.reached = [p.requires_grad for p in work.params]
+    if not all(work.reached):  # frozen since the engine was made
+        grads = [vec.mask(grad, work.reached) for grad in grads]
     # Copies: a reading that is kept must not keep those of the others.
-    mean = [t.clone() for t in means.detach()]
-    each = [None] * len(probes) if losses is None else [t.clone() for t in losses.detach()]
-    return [Reading(*answer) for answer in zip(mean, grads, each, strict=True)]
+    found = {name: t.detach() for name, t in found.items()}
+    return [
+        Reading(
+            found["mean"][i].clone(),
+            grad,
+            found["losses"][i].clone() if "losses" in found else None,
+            found["count"][i].clone() if "count" in found else loss.count,
+            loss.aux(found, i),
+            work.reached,
+        )
+        for i, grad in enumerate(grads)
+    ]
 
 
 def _displaced(params: Vec, probes: tuple[Probe, ...]) -> Vec:
@@ -155,32 +162,17 @@ def _displaced(params: Vec, probes: tuple[Probe, ...]) -> Vec:
     return [s.requires_grad_() for s in stacked]
 
 
-class _Loss(nn.Module):
-    """A loss as a module whose parameters are the model's, so that all of them can be exchanged for one call."""
-
-    def __init__(self, model: nn.Module, loss_fn: LossFn) -> None:
-        super().__init__()
-        self.model = model
-        self.compute = [loss_fn]  # in a list, lest a loss that is a module counts as a part of this one
-
-    def forward(self, batch: Any) -> tuple[Tensor, ...]:
-        """The mean loss, and with it the losses of the examples where there are any."""
-        loss = self.compute[0](self.model, batch)
-        mean = _mean(loss, batch)
-        return (mean, loss) if loss.dim() == 1 else (mean,)
-
-
-def _forward(work: Work, loss: _Loss, places: _Places, batch: Any) -> tuple[Tensor, Tensor | None]:
-    """Mean losses, shape ``(probes,)``, and those of the examples, shape ``(probes, B)``."""
+def _forward(work: Work, loss: StackedLoss, places: Places, batch: Any) -> dict[str, Tensor]:
+    """What :class:`StackedLoss` gives, of all probes, stacked: mean losses have the shape ``(probes,)``."""
     versions = {name: b._version for name, b in places.buffers.items()}
     leaves, spec = pytree.tree_flatten(batch)
 
-    def one(own: dict[str, Tensor], tensors: list[Tensor]) -> tuple[Tensor, ...]:
+    def one(own: dict[str, Tensor], tensors: list[Tensor]) -> dict[str, Tensor]:
         """The losses of one probe, at its own weights and on its own examples."""
         rest = iter(tensors)
         example = pytree.tree_unflatten([None if t is None else next(rest) for t in leaves], spec)
         values = places.buffers | places.counts | own
-        answer: tuple[Tensor, ...] = torch.func.functional_call(loss, values, (example,), tie_weights=False)
+        answer: dict[str, Tensor] = torch.func.functional_call(loss, values, (example,), tie_weights=False)
         for name, b in places.buffers.items():
             if values[name] is not b or b._version != versions[name]:
                 raise UsageError(
@@ -194,10 +186,10 @@ def _forward(work: Work, loss: _Loss, places: _Places, batch: Any) -> tuple[Tens
     try:
         with kernels, torch.enable_grad():
             run = torch.func.vmap(one, randomness="different" if work.rng is None else "same")
-            found = run(places.own, [t for t in leaves if t is not None])
+            found: dict[str, Tensor] = run(places.own, [t for t in leaves if t is not None])
     finally:
         torch.clear_autocast_cache()  # its copies of weights are of no use to anyone else
-    return found[0], found[1] if len(found) > 1 else None
+    return found
 
 
 def _backward(work: Work, loss: Tensor, stacked: Vec) -> Vec:
@@ -229,55 +221,6 @@ def _apart(work: Work, found: Vec, count: int) -> list[Vec]:
         if scale is not None:
             vec.div_(grad, scale)
     return grads
-
-
-class _Places:
-    """What takes the place of the model's tensors for one call.
-
-    Running statistics start from zero there. Since an update is ``new = keep * old + rest``, they end up as what is
-    to be added to statistics multiplied by all ``keep``: exact, also for a layer that is called repeatedly.
-
-    Attributes:
-        own: Of every probe its own: weights, and running statistics, stacked.
-        counts: How often each BatchNorm is called: one for all probes, because a cumulative average reads it.
-        buffers: All others. They are exchanged for themselves, so that a forward which assigns a new one cannot leave
-            it in the model.
-    """
-
-    def __init__(self, loss: _Loss, params: Vec, stacked: Vec) -> None:
-        self.own: dict[str, Tensor] = {}
-        self.counts: dict[str, Tensor] = {}
-        self.buffers: dict[str, Tensor] = {}
-        self.norms: list[tuple[str, Any]] = []
-        found, count = dict(zip(params, stacked, strict=True)), len(stacked[0])
-        # Every place once: functional_call's own search for tied tensors takes a module that is used twice for two, and
-        # would leave its tensors in the model.
-        for name, m in loss.named_modules():
-            weights = m.named_parameters(name, recurse=False, remove_duplicate=False)
-            self.own |= {key: found[p] for key, p in weights if p in found}
-            self.buffers |= dict(m.named_buffers(name, recurse=False, remove_duplicate=False))
-            if _tracks(m):
-                self.norms.append((name, m))
-                for key in ("running_mean", "running_var"):
-                    zero = torch.zeros_like(self.buffers.pop(f"{name}.{key}"))
-                    self.own[f"{name}.{key}"] = torch.stack([zero] * count)
-                key = f"{name}.num_batches_tracked"
-                self.counts[key] = torch.zeros_like(self.buffers.pop(key))
-
-    def settle(self, updated: list[int]) -> None:
-        """Bring the model's running statistics up to date with these probes, in this order."""
-        for i in updated:
-            for name, m in self.norms:
-                calls = self.counts[f"{name}.num_batches_tracked"]
-                for key in ("running_mean", "running_var"):
-                    buffer = getattr(m, key)
-                    n = calls.to(buffer.dtype)
-                    keep, rest = (1.0 - (m.momentum or 0.0)) ** n, self.own[f"{name}.{key}"][i]
-                    if m.momentum is None:  # the average over all calls so far
-                        share = n / (m.num_batches_tracked + n).clamp_min(1)
-                        keep, rest = 1 - share, rest * share
-                    buffer.mul_(keep).add_(rest)
-                m.num_batches_tracked.add_(calls)
 
 
 @contextmanager

@@ -7,8 +7,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
-from lowland import batch as batches
-from lowland.errors import BatchError
+from lowland.batch import Batches
 from lowland.executors.base import Executor, Work
 from lowland.executors.local import Local
 from lowland.probe import Probe, Reading
@@ -50,13 +49,15 @@ class Counted(Executor):
 
     Args:
         inner: The executor that answers; a :class:`Local` by default.
+        batches: Knows the sizes of batches.
 
     Attributes:
         cost: The sums so far.
     """
 
-    def __init__(self, inner: Executor | None = None) -> None:
+    def __init__(self, inner: Executor | None = None, batches: Batches | None = None) -> None:
         self.inner = inner or Local()
+        self.batches = batches or Batches()
         self.width = self.inner.width
         self.cost = Cost()
         self._whole = 1
@@ -66,14 +67,14 @@ class Counted(Executor):
 
     def begin(self, batch: Any) -> None:
         """A step on ``batch`` begins: its size is the unit in which gradients are counted."""
-        self._whole = _examples(batch)
+        self._whole = self._examples(batch)
         self._unsynced = False
         self.inner.begin(batch)
 
     def count(self, probes: tuple[Probe, ...]) -> None:
         """Add probes that are asked together."""
         cost = self.cost
-        sizes = [_examples(p.batch) for p in probes]
+        sizes = [self._examples(p.batch) for p in probes]
         cost.probes += len(probes)
         cost.examples += sum(sizes)
         cost.forwards += sum(sizes) / self._whole
@@ -110,13 +111,10 @@ class Counted(Executor):
         self._work = work
         return (yield from self.inner.passes(work, probes, on_error))
 
+    def _examples(self, batch: Any) -> int:
+        """The number of examples; a batch of unknown size, which nobody can cut, counts as a whole one."""
+        return self.batches.known_size(batch) or 1
+
 
 def _share(probe: Probe) -> float:
     return 1.0 if probe.wrt is None else sum(probe.wrt) / len(probe.wrt)
-
-
-def _examples(batch: Any) -> int:
-    try:
-        return batches.size(batch)
-    except BatchError:  # passes() without a batch: the caller's forward is taken as one whole batch
-        return 1

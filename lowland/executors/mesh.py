@@ -12,7 +12,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from lowland import batch as batches
 from lowland import collectives, modes
 from lowland.errors import ArgumentError, BatchError, ParameterError, UsageError
 from lowland.executors.base import Executor, Work
@@ -146,8 +145,7 @@ class Mesh(Executor):
                 probe.drop()
         before = RunningStats(work, wave)
         alone = work.replicas.ddp is None and not work.replicas.sharded and not work.replicas.own
-        size = _count(own.batch)
-        if early and own.grad and alone and (work.micro_batch is None or size <= work.micro_batch):
+        if early and own.grad and alone and work.batches.in_one(own.batch, work.micro_batch):
             exchange.arm(work.scale(), len(wave))
 
         def share(reading: Reading, readings: list[Reading]) -> None:
@@ -164,8 +162,11 @@ class Mesh(Executor):
         exchange, grad = self._exchanging(work.params), own.grad
         if grad is not None:
             exchange.give(grad, len(wave))
-        room = max(_count(p.batch) for p in wave)
-        losses = own.loss.new_zeros(room) if own.losses is None else own.losses
+        sizes = [work.batches.known_size(p.batch) for p in wave]
+        each = own.losses is not None and None not in sizes
+        room = max(n or 0 for n in sizes)
+        losses = own.losses if own.losses is not None and each else own.loss.new_zeros(room)
+        count = torch.as_tensor(own.divisor or 0.0, dtype=torch.float64, device=own.loss.device)
         finite = torch.ones_like(own.loss) if work.finite is None else work.finite.to(own.loss.dtype)
         mark = 0 if any(p.wrt is not None for p in wave) else collectives.mark(work.reached)
         small = torch.cat(
@@ -174,6 +175,7 @@ class Mesh(Executor):
                 finite.reshape(1).double(),
                 self._sum.to(own.loss.device).reshape(1),
                 *(own.loss.new_full((1,), n, dtype=torch.float64) for n in (mark, exchange.given, exchange.taken)),
+                count.reshape(1),
                 torch.nn.functional.pad(losses.double(), (0, room - len(losses))),
                 before.given(self.rank),
             ]
@@ -186,14 +188,24 @@ class Mesh(Executor):
         self._compare(rows)
         if work.finite is not None:
             work.finite = rows[:, 1].min() > 0
-        before.settle(rows[:, 6 + room :], self.rank)
+        before.settle(rows[:, 7 + room :], self.rank)
         found = []
-        for i, probe in enumerate(wave):
-            each = None if own.losses is None else rows[i, 6 : 6 + _count(probe.batch)].to(own.losses.dtype)
+        for i in range(len(wave)):
             if i == self.rank and len(wave) > 1:
-                found.append(Reading(own.loss, own.grad, own.losses))
-            else:
-                found.append(Reading(rows[i, 0].to(own.loss.dtype), None if vectors is None else vectors[i], each))
+                found.append(Reading(own.loss, own.grad, losses if each else None, own.divisor, own.aux, own.reached))
+                continue
+            known = rows[i, 7 : 7 + (sizes[i] or 0)].to(own.loss.dtype) if each else None
+            by: Tensor | float | None = rows[i, 6] if isinstance(own.divisor, Tensor) else sizes[i]
+            found.append(
+                Reading(
+                    rows[i, 0].to(own.loss.dtype),
+                    None if vectors is None else vectors[i],
+                    known,
+                    None if own.divisor is None else by,
+                    own.aux if len(wave) == 1 else None,
+                    own.reached,  # all groups reach the same, see _compare
+                )
+            )
         return found
 
     def _exchanging(self, params: Vec) -> Exchange:
@@ -227,10 +239,6 @@ class Mesh(Executor):
                     "all groups of a mesh must reach the same parameters, but in the step before, groups "
                     f"{self.rank} and {rank} reached different ones; let the forward use the same layers on every rank"
                 )
-
-
-def _count(batch: Any) -> int:
-    return 0 if batch is None else batches.size(batch)
 
 
 def along(mesh: Any) -> dict[str, dist.ProcessGroup]:

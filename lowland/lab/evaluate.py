@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everybody knows it by
 
-from lowland.probe import LossFn
+from lowland.loss import LossFn
 
 
 class Score(NamedTuple):

@@ -65,8 +65,8 @@ class AsyncSAM(Method):
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.method.Method.plan`."""
-        count = batches.part(self.share, batches.size(batch))
-        ask = Probe(batches.take(batch, slice(0, count)), stats=False)
+        count = batches.part(self.share, engine.batches.size(batch))
+        ask = Probe(engine.batches.head(batch, count), stats=False)
         if self.tau == 0:
             ascent = yield ask
             there = yield Probe(batch, at=self.ascent(engine, ascent.grad), stats=True)

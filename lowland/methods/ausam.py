@@ -96,12 +96,12 @@ class AUSAM(Method):
         """See :meth:`lowland.method.Method.plan`."""
         index, t = self._positions(batch, engine), engine.memory["t"]
         engine.memory["t"] = t + 1
-        whole = batches.size(batch)
+        whole = engine.batches.size(batch)
         count = whole if t < self.warmup else batches.part(self.alpha, whole)
         drawn = batch
         if count < whole:
             chosen = self._draw(engine, index, count, t)
-            drawn, index = batches.take(batch, chosen), index[chosen]
+            drawn, index = engine.batches.take(batch, chosen), index[chosen]
         here = yield Probe(drawn)
         loss, before = here.loss, self.per_example(here)
         up = Probe(drawn, at=self.ascent(engine, here.grad))

@@ -13,8 +13,9 @@ from torch.nn import functional as F  # noqa: N812 - the name everybody knows it
 
 from lowland import checks
 from lowland.errors import ArgumentError, LossError, UsageError
+from lowland.loss import LossFn
 from lowland.method import Method
-from lowland.probe import LossFn, Plan, Probe
+from lowland.probe import Plan, Probe
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
@@ -83,7 +84,7 @@ class BiSAM(Method):
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.method.Method.plan`."""
-        loss_fn = self.surrogate or self._built_in(engine.loss_fn)
+        loss_fn = engine.bound(self.surrogate) or self._built_in(engine.loss_fn)
         here = yield Probe(batch, loss_fn=loss_fn)
         up = Probe(batch, at=self.ascent(engine, here.grad))
         del here

@@ -82,8 +82,8 @@ class ESAM(Method):
         del here
         if self.gamma < 1:
             look = yield Probe(batch, at=e, grad=False)
-            count = batches.part(self.gamma, batches.size(batch))
-            hard = batches.take(batch, torch.topk(self.per_example(look) - before, count).indices)
+            count = batches.part(self.gamma, engine.batches.size(batch))
+            hard = engine.batches.take(batch, torch.topk(self.per_example(look) - before, count).indices)
         up = Probe(hard, at=e)
         del e
         there = yield up

@@ -58,9 +58,9 @@ class KSAM(Method):
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.method.Method.plan`."""
         look = yield Probe(batch, grad=False)
-        losses, whole = self.per_example(look), batches.size(batch)
+        losses, whole = self.per_example(look), engine.batches.size(batch)
         count = batches.part(self.k, whole) if isinstance(self.k, float) else min(self.k, whole)
-        hard = batch if count == whole else batches.take(batch, torch.topk(losses, count).indices)
+        hard = batch if count == whole else engine.batches.take(batch, torch.topk(losses, count).indices)
         here = yield Probe(hard, stats=False)
         up = Probe(hard, at=self.ascent(engine, here.grad))
         del here

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import Tensor
 
-from lowland import batch as batches
 from lowland import checks, vec
 from lowland.method import Method
-from lowland.probe import Plan, Probe
+from lowland.probe import Plan, Probe, Reading
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
@@ -55,18 +55,31 @@ class MicroSAM(Method):
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.method.Method.plan`."""
-        shards, whole = batches.chunk(batch, self.m), batches.size(batch)
+        shards, size = engine.batches.chunk(batch, self.m), engine.batches.size(batch)
         loss: Any = 0.0
+        seen: Any = 0.0
         total = vec.zeros(engine.params)
         for start in range(0, len(shards), engine.width):
             wave = shards[start : start + engine.width]
-            shares = [batches.size(shard) / whole for shard in wave]
             here = yield tuple(Probe(s, sync=False) for s in wave)
-            loss = loss + sum(share * h.loss for share, h in zip(shares, here, strict=True))
+            weights = [_weight(h, size) for h in here]
+            seen = seen + sum(weights)
+            loss = loss + sum(weight * h.loss for weight, h in zip(weights, here, strict=True))
             up = tuple(Probe(s, at=self.climb(engine, h.grad), sync=False) for s, h in zip(wave, here, strict=True))
             del here  # gradients are freed as soon as they are used: they would pile up over the micro-batches
             there = yield up
-            for share, grad in zip(shares, [t.grad for t in there], strict=True):
-                total = vec.add(total, grad, share)
+            for weight, grad in zip(weights, [t.grad for t in there], strict=True):
+                vec.add_(total, grad, weight)
             del there, grad
+        if isinstance(seen, Tensor):  # a Loss counts what only the forward pass knows
+            seen = torch.where(seen == 0, 1, seen)
+            vec.scale_(total, 1 / seen)
+            loss = loss / seen
         return torch.as_tensor(loss), total
+
+
+def _weight(reading: Reading, size: int) -> float | Tensor:
+    """What a micro-batch weighs: its share of the examples, or a multiple of what its ``Loss`` counts."""
+    if isinstance(reading.divisor, Tensor):
+        return (reading.divisor / size).to(reading.loss.dtype)
+    return 1.0 if reading.divisor is None else reading.divisor / size

@@ -14,7 +14,8 @@ from lowland import checks
 from lowland.errors import ArgumentError
 from lowland.executors import Local, Work
 from lowland.geometry import L2
-from lowland.probe import LossFn, Probe
+from lowland.loss import LossFn
+from lowland.probe import Probe
 from lowland.vec import Vec
 
 

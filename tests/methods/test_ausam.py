@@ -216,7 +216,7 @@ def mean(model, batch):
 def test_a_mean_loss_is_refused_through_backward_and_passes(alpha):
     model = net()
     engine = lowland.Engine(AUSAM(examples=EXAMPLES, alpha=alpha), model, sgd(model), mean)
-    with pytest.raises(LossError, match=r'AUSAM chooses examples by their losses.*reduction="none"'):
+    with pytest.raises(LossError, match=r'(AUSAM chooses|a mean, shape .*for a part).*reduction="none"'):
         engine.backward(tensors())
     with pytest.raises(LossError, match='reduction="none"'):  # noqa: PT012 - the pass ends, then the plan looks
         for p in engine.passes(tensors()):

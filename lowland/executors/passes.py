@@ -1,0 +1,295 @@
+"""One forward and backward pass at a displaced point, and what it leaves behind: nothing but its reading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from lowland import vec
+from lowland.errors import LossError, ParameterError, UsageError
+from lowland.executors.base import Work
+from lowland.loss import Loss, Terms, divisor, terms
+from lowland.modes import compiled, frozen_stats, only
+from lowland.probe import Probe, Reading
+from lowland.vec import Vec
+
+
+def whole(params: Vec, at: Vec) -> None:
+    """Refuse a displacement that does not fit the parameters, or was spent."""
+    if len(at) != len(params):
+        raise UsageError(
+            f"a displacement must have one tensor for each of {len(params)} parameters, but has {len(at)}; "
+            "a Probe is asked once, so yield a new Probe"
+        )
+
+
+@contextmanager
+def displaced(params: Vec, at: Vec) -> Iterator[None]:
+    """Move the weights by ``at`` and bring back a saved copy, bit for bit, whatever is raised inside.
+
+    The list ``at`` is emptied once the weights have moved. Subtracting instead of copying would leave rounding
+    behind, different on ranks that moved differently.
+    """
+    whole(params, at)
+    with torch.no_grad():
+        saved = vec.clone(params)
+        try:
+            vec.add_(params, at)
+            at.clear()
+            torch.clear_autocast_cache()
+            with torch.enable_grad():
+                yield
+        finally:
+            vec.copy_(params, saved)
+            # Autocast keeps low-precision copies of weights and would not notice that they moved.
+            torch.clear_autocast_cache()
+
+
+class Pass:
+    """One forward and backward at a probe's point, as a context; afterwards ``reading`` holds the answer."""
+
+    def __init__(self, work: Work, probe: Probe, on_error: Callable[[], None] | None = None) -> None:
+        self.work = work
+        self.probe = probe
+        self._on_error = on_error
+        self.reading: Reading | None = None
+        self._stack = ExitStack()
+        self._loss: Tensor | None = None
+        self._losses: list[Tensor] = []
+        self._aux: list[Any] = []
+        self._count: Tensor | float | None = None
+        self._piece: Any = None  # of what parts() gives, the part at hand
+        self._several, self._left = False, 0  # whether there are several parts, and how many come after this one
+        self._size: int | None = None  # the number of all their examples
+        self._sums: Tensor | None = None  # total and count of the parts so far, shape (2,)
+        self._unit: Tensor | None = None  # what earlier parts were divided by
+        self.sparse = True  # False where the caller's backward must find all parameters as they are
+        self._reached: list[bool] | None = None  # which parameters backward has reached; None: all
+        self._inputs: list[Tensor] | None = None  # what a compiled model's loss is differentiated for; None: all
+
+    @property
+    def batch(self) -> Any:
+        """The examples of this pass."""
+        return self.probe.batch
+
+    def __enter__(self) -> Pass:
+        """Move the weights, freeze statistics and parameters, rewind random numbers, as the probe asks."""
+        work, probe = self.work, self.probe
+        with ExitStack() as stack:
+            if probe.at is not None:
+                stack.enter_context(displaced(work.params, probe.spend()))
+            if work.replicas.groups:
+                stack.enter_context(work.replicas.passing(probe.sync, probe.wrt is None))
+            if not probe.stats:
+                stack.enter_context(frozen_stats(work.model))
+            if probe.wrt is not None and not work.replicas.sharded:  # fully_shard's backward is for all parameters
+                if not self.sparse or compiled(work.model):
+                    chosen = zip(work.params, probe.wrt, strict=True)
+                    self._inputs = [p for p, wanted in chosen if wanted and p.requires_grad]
+                else:
+                    stack.enter_context(only(work.params, probe.wrt))
+            if work.rng is not None:
+                work.rng.rewind()
+            stack.enter_context(torch.set_grad_enabled(probe.grad))
+            self._stack = stack.pop_all()
+        return self
+
+    @property
+    def reports(self) -> bool:
+        """Whether this pass belongs to the step's loss: it is at the point whose loss and statistics are reported."""
+        return bool(self.probe.stats)
+
+    def parts(self) -> Iterator[Any]:
+        """What runs in one forward pass each, for a batch in ``Parts`` or one that ``micro_batch`` cuts.
+
+        ::
+
+            for p in engine.passes(batch):
+                with p:
+                    for part in p.parts():
+                        p.backward(loss_fn(model, part))
+
+        Yields:
+            The parts; the whole batch where there is one. Data-parallel wrappers average gradients with the last.
+        """
+        work, batch = self.work, self.batch
+        pieces = work.batches.split(batch, work.micro_batch) if batch is not None else [None]
+        self._size = work.batches.known_size(batch) if len(pieces) > 1 else None
+        for number, piece in enumerate(pieces, 1):
+            self._piece, self._left, self._several = piece, len(pieces) - number, len(pieces) > 1
+            with work.replicas.part(last=self._left == 0):
+                yield piece
+
+    def backward(self, loss: Tensor | Loss, share: float | None = None, part: Any = None) -> None:
+        """Take the loss of this pass, run backward, and keep the gradient.
+
+        Args:
+            loss: One loss per example, ``(B,)``, their mean, ``()``, or a ``Loss``. A mean of a part of a batch is
+                refused, because its weight is not known.
+            share: The weight of this loss among several of this pass, where the caller cuts the batch and knows it.
+            part: The examples of this loss, where the caller cuts the batch; else the whole batch, or the part that
+                :meth:`parts` has given.
+
+        Raises:
+            LossError: The loss has another shape, does not depend on any parameter, or is a mean that was cut.
+        """
+        if self._loss is None and self._sums is None and any([p.grad is not None for p in self.work.params]):
+            raise LossError(
+                "loss_fn must only compute the loss, but a gradient was there before the engine's backward; leave "
+                "loss.backward() out of it and return the loss"
+            )
+        batch = part if part is not None else self._piece if self._several else self.batch
+        read = terms(loss, None if batch is None else self.work.batches.known_size(batch))
+        if share is None and (self._several or self.probe.cut) and read.count is None:
+            raise LossError(
+                "loss_fn must return what a part of a batch weighs, too, but returned a mean, shape (), for a part; "
+                'return one loss per example, reduction="none", or lowland.Loss(total, count)'
+            )
+        if read.losses is not None:
+            self._losses.append(read.losses.detach())
+        if read.aux is not None:
+            self._aux.append(read.aux)
+        if share is None and (read.total is not None or (self._several and self._size is None)):
+            self._sum(read)
+            return
+        if share is None and self._several:
+            share = len(read.losses) / self._size  # type: ignore[arg-type, operator]
+        if self.probe.grad:
+            self._differentiate(read.mean if share is None else read.mean * share)
+        mean = read.mean.detach() if share is None else read.mean.detach() * share
+        self._loss = mean if self._loss is None else self._loss + mean
+        if read.losses is not None:
+            self._count = len(read.losses) + (self._count or 0.0)
+
+    def _sum(self, read: Terms) -> None:
+        """Backward of a sum whose divisor, that of all parts and ranks, is known with the last part alone.
+
+        Earlier parts are divided by the first part's count, which keeps gradients of usual size, and scaled before the
+        last one. Where ``fully_shard`` averages every part over ranks, they are not divided: counts differ by rank.
+        """
+        work, grad = self.work, self.probe.grad
+        total = read.losses.sum() if read.total is None else read.total  # type: ignore[union-attr]
+        count = read.count if isinstance(read.count, Tensor) else total.new_tensor(read.count).double()
+        own = torch.stack([total.detach().to(count.dtype), count])
+        self._sums = own if self._sums is None else self._sums + own
+        if self._left and self._unit is None:
+            self._unit = torch.ones_like(count) if work.replicas.sharded else divisor(*own)
+        if self._left:
+            if grad:
+                self._differentiate(total / self._unit.to(total.dtype))  # type: ignore[union-attr]
+            return
+        sums, ranks = work.replicas.total(self._sums, self.probe.sync)
+        whole = divisor(*sums)
+        if grad:
+            earlier = [p.grad for p in work.params if p.grad is not None]
+            if self._unit is not None and earlier:
+                vec.scale_(earlier, (self._unit * ranks / whole).to(earlier[0].dtype))
+            self._differentiate(total / (whole / ranks).to(total.dtype))
+        self._loss, self._count = (sums[0] / whole).to(total.dtype), sums[1]
+
+    def _differentiate(self, loss: Tensor) -> None:
+        if not loss.requires_grad or self._inputs == []:
+            if self.probe.wrt is not None and not all(self.probe.wrt):
+                return  # the loss may well not depend on the few parameters that are asked for: zeros
+            raise LossError(
+                "loss_fn must return a loss that depends on the model's trainable parameters, but the loss "
+                "needs no gradient; compute it from the model's output without detach() or no_grad()"
+            )
+        if self.work.scaler is not None:
+            loss = self.work.scaler.scale(loss)
+        loss.backward(inputs=self._inputs)  # type: ignore[no-untyped-call]
+
+    def answer(self) -> Reading:
+        """The reading, given away: this pass does not keep its memory.
+
+        Raises:
+            UsageError: The pass was not run.
+        """
+        reading, self.reading = self.reading, None
+        if reading is None:
+            raise UsageError("a pass was not run; write: for p in engine.passes(batch): with p: …")
+        return reading
+
+    def adopt(self, loss: Tensor, batch: Any = None) -> None:
+        """Take the loss of a forward and backward that the caller has run, on this pass's batch and on all of it.
+
+        For frameworks whose training step runs backward itself. The gradient must be in ``.grad`` at the end of the
+        pass, as ``loss.backward()`` leaves it, without a GradScaler's scale unless the engine has that scaler.
+
+        Args:
+            loss: The mean loss, a tensor of any shape whose mean it is.
+            batch: The examples it was run on: ``p.batch``. It may be left out where the pass is for the very batch
+                that the step was given; methods that keep or cut batches hand out others.
+
+        Raises:
+            LossError: The loss is no tensor.
+            UsageError: The pass is for another batch than the caller says.
+        """
+        if not isinstance(loss, Tensor):
+            raise LossError(f"adopt needs the loss as a tensor, but got a {type(loss).__name__}; pass the loss itself")
+        if batch is None if self.probe.other else batch is not None and batch is not self.batch:
+            raise UsageError(
+                "this pass is for other examples than the step's batch, which the method has kept or cut, so the loss "
+                "of the step's batch would be wrong; run the model on p.batch and say so: p.adopt(loss, batch=p.batch)"
+            )
+        self._loss = loss.detach().mean()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the gradients and restore the weights."""
+        params = self.work.params
+        try:
+            grads = [p.grad for p in params]
+            for p in params:
+                p.grad = None
+            if self.probe.wrt is not None:  # a caller's own backward may have done more than was asked
+                grads = [g if wanted else None for g, wanted in zip(grads, self.probe.wrt, strict=True)]
+        finally:
+            self._stack.close()  # whatever interrupts the lines above, the weights come back
+        failed = True
+        try:
+            if kind is None:
+                self.reading = self._read(grads)
+                failed = False
+        finally:
+            if failed and self._on_error is not None:
+                self._on_error()
+
+    def _read(self, grads: list[Tensor | None]) -> Reading:
+        if self._loss is None:
+            raise UsageError("a pass ended without a loss; call p.backward(loss) inside `with p:`")
+        if self.work.scaler is not None and not self.probe.grad:
+            self.work.check(torch.isfinite(self._loss))  # what is decided by this loss would be wrong
+        if self._left:
+            raise UsageError("a pass ended before its last part; run the loop over p.parts() to its end")
+        losses = torch.cat(self._losses) if self._losses else None
+        aux = self._aux[0] if self._aux and not self._several else self._aux or None
+        grad = self._taken(grads) if self.probe.grad else None
+        return Reading(self._loss, grad, losses, self._count, aux, self._reached)
+
+    def _taken(self, grads: list[Tensor | None]) -> Vec:
+        work = self.work
+        if work.replicas.groups:
+            grads = work.replicas.taken(grads, self.probe.sync, self.probe.wrt)
+        strided = torch.strided
+        if all(g is not None and g.layout is strided for g in grads):  # by far the most frequent, so it is quick
+            work.reached, taken = [True] * len(grads), cast(Vec, grads)
+        else:
+            if any(g is not None and g.layout is not strided for g in grads):
+                raise ParameterError(
+                    "gradients must be dense, but a parameter's gradient is sparse; make its module with sparse=False"
+                )
+            self._reached = [g is not None for g in grads]
+            work.reached = [r or g for r, g in zip(work.reached, self._reached, strict=True)]
+            taken = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, work.params, strict=True)]
+        scale = work.scale()
+        if scale is not None:
+            work.check(vec.finite(taken))
+            vec.div_(taken, scale)
+        return taken

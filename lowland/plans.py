@@ -1,0 +1,124 @@
+"""What a plan must return and leave in memory; a method of one's own that does otherwise is refused at once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lowland.errors import UsageError
+from lowland.vec import Vec
+
+
+def result(kind: str, value: Any, params: Vec) -> tuple[Tensor, Vec]:
+    """The loss and the gradient that a plan has returned.
+
+    Args:
+        kind: The method's name.
+        value: What it returned.
+        params: The parameters, one for each tensor of the gradient.
+
+    Raises:
+        UsageError: It is not a pair of a loss of shape ``()`` and one tensor per parameter, in its shape and dtype.
+    """
+    if not isinstance(value, tuple) or len(value) != 2:
+        shown = "nothing" if value is None else f"a {type(value).__name__} of {_size(value)}"
+        raise UsageError(
+            f"plan must return a tuple (loss, gradient), but that of {kind} returned {shown}; end it with "
+            "return here.loss, here.grad"
+        )
+    loss, grad = value
+    if not isinstance(loss, Tensor) or loss.dim() != 0:
+        raise UsageError(
+            f"plan must return a loss of shape () first, but that of {kind} returned {_shown(loss)}; return "
+            "(loss, gradient) with the loss of a reading, such as here.loss"
+        )
+    if not isinstance(grad, Sequence) or isinstance(grad, str) or len(grad) != len(params):
+        raise UsageError(
+            f"plan must return one tensor for each of {len(params)} parameters, but that of {kind} returned "
+            f"{_shown(grad)}; return a vector such as here.grad"
+        )
+    for i, (g, p) in enumerate(zip(grad, params, strict=True)):
+        if not isinstance(g, Tensor) or g.shape != p.shape or g.dtype != p.dtype or g.device != p.device:
+            raise UsageError(
+                f"plan must return tensors like the parameters, but that of {kind} returned {_shown(g)} for parameter "
+                f"{i}, which is {_shown(p)}; compute with lowland.vec, which keeps shapes"
+            )
+    return loss, grad if isinstance(grad, list) else list(grad)
+
+
+def memory(kind: str, value: Any) -> dict[str, Any]:
+    """The memory that a method's ``init`` has made.
+
+    Raises:
+        UsageError: It is no dict with names for keys.
+    """
+    if type(value) is not dict or not all(isinstance(key, str) for key in value):
+        raise UsageError(
+            f"init must return a dict from names to values, but that of {kind} returned {_shown(value)}; return {{}} "
+            "where nothing is kept"
+        )
+    return value
+
+
+def same_keys(kind: str, before: Collection[str], after: Mapping[str, Any]) -> None:
+    """Refuse a plan that has added an entry to memory or taken one away.
+
+    Raises:
+        UsageError: It did, so that a checkpoint could not be loaded.
+    """
+    if len(before) != len(after) or any(key not in before for key in after):
+        changed = sorted(set(before) ^ set(after))
+        raise UsageError(
+            f"memory must have the entries that init made, but the plan of {kind} has added or removed {changed}, so "
+            f"a checkpoint could not be loaded; let init return them: {{{changed[0]!r}: None}}"
+        )
+
+
+class Watch:
+    """Whether a plan changes vectors of memory in place, which a step that is taken back could not undo.
+
+    Args:
+        memory: A method's memory as a step begins.
+    """
+
+    def __init__(self, memory: Mapping[str, Any]) -> None:
+        self._before = {key: [(t, t._version, t.shape) for t in _tensors(value)] for key, value in memory.items()}
+
+    def check(self, kind: str, memory: Mapping[str, Any], vectors: Collection[str]) -> None:
+        """Compare memory as the step ends.
+
+        Args:
+            kind: The method's name.
+            memory: Its memory now.
+            vectors: The entries that were vectors at first.
+
+        Raises:
+            UsageError: A tensor was changed in place, or a vector has become something else.
+        """
+        for key, tensors in self._before.items():
+            if any(t._version != version for t, version, _ in tensors):
+                raise UsageError(
+                    f"memory must be replaced, not changed in place, but the plan of {kind} has changed {key!r}; "
+                    f"write engine.memory[{key!r}] = a new vector, such as vec.lerp(old, new, 0.1)"
+                )
+            if key in vectors and [t.shape for t in _tensors(memory[key])] != [shape for _, _, shape in tensors]:
+                raise UsageError(
+                    f"a vector in memory must keep its shapes, but the plan of {kind} has put {_shown(memory[key])} "
+                    f"into {key!r}; replace it by one tensor per parameter"
+                )
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [t for t in (value if isinstance(value, list | tuple) else [value]) if isinstance(t, Tensor)]
+
+
+def _size(value: Any) -> str:
+    return f"{len(value)} entries" if hasattr(value, "__len__") and not isinstance(value, Tensor) else "one value"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
+    return f"a {type(value).__name__} of {_size(value)}"

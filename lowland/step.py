@@ -1,0 +1,108 @@
+"""One step of an engine: its plan is run for whoever answers the probes, and its gradient put where it belongs."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Generator
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lowland import plans, state, vec
+from lowland.errors import UsageError
+from lowland.probe import Plan, Probe, Reading, conversation
+from lowland.vec import Vec
+
+if TYPE_CHECKING:
+    from lowland.engine import Engine
+
+Drive: TypeAlias = Generator[tuple[Probe, ...], tuple[Reading, ...], Tensor]
+
+
+def drive(engine: Engine, batch: Any) -> Drive:
+    """Run the plan for whoever answers its probes; on any exception, leave all as it was."""
+    if engine.under_way:
+        raise UsageError("a step is already under way; finish or leave the loop over engine.passes() first")
+    if batch is None and engine.method.needs_batch:
+        raise UsageError(
+            f"{engine.method.kind} keeps or cuts batches, which a closure hides; "
+            "call engine.backward(batch) or engine.passes(batch)"
+        )
+    engine.parameters.check_unchanged(engine.step, engine.work.replicas.fsdp)
+    before = dict(engine.memory), dict(engine.lagged.waiting), engine.rng.getstate()
+    held = [p.grad for p in engine.params]
+    done = False
+    engine.under_way = True
+    try:
+        for p in engine.params:
+            p.grad = None
+        engine.work.begin(engine.step)
+        engine.executor.begin(batch)
+        watch = plans.Watch(engine.memory) if engine.step < 2 else None
+        result, count, aux = yield from _converse(engine, engine.method.plan(engine, batch), batch)
+        loss, grad = plans.result(engine.method.kind, result, engine.params)
+        plans.same_keys(engine.method.kind, before[0], engine.memory)
+        if watch is not None:
+            watch.check(engine.method.kind, engine.memory, engine.vector_keys)
+        if engine.work.replicas.groups:
+            loss, grad = engine.work.replicas.conclude(engine.work, loss, grad, count, engine.later)
+        _fill(engine, held, grad, before[0])
+        done = True
+    finally:
+        engine.under_way = False
+        if not done:
+            engine.memory, engine.lagged.waiting = before[0], before[1]
+            engine.rng.setstate(before[2])
+            for p, h in zip(engine.params, held, strict=True):
+                p.grad = h
+    engine.executor.end()
+    engine.step += 1
+    engine.loss, engine.aux = loss, aux[0] if len(aux) == 1 else aux or None
+    return loss
+
+
+def _converse(
+    engine: Engine, plan: Plan, batch: Any
+) -> Generator[tuple[Probe, ...], tuple[Reading, ...], tuple[Any, Tensor | None, list[Any]]]:
+    """What the plan returns; the count of losses that only this rank has seen; aux of the passes that report."""
+    kept, aux, count = list(engine.memory.values()), [], None
+    with closing(conversation(plan)) as talk:
+        try:
+            asked = next(talk)
+            while True:
+                for probe in asked:
+                    probe.compare(batch, kept)
+                readings: tuple[Reading, ...] | None = yield asked
+                assert readings is not None
+                for probe, reading in zip(asked, readings, strict=True):
+                    if probe.stats and reading.aux is not None:
+                        aux.append(reading.aux)
+                    if probe.stats and not probe.sync and isinstance(reading.divisor, Tensor):
+                        count = reading.divisor if count is None else count + reading.divisor
+                del probe, reading
+                asked, readings = talk.send(readings), None
+        except StopIteration as done:
+            return done.value, count, aux
+
+
+def _fill(engine: Engine, held: list[Tensor | None], grad: Vec, before: dict[str, Any]) -> None:
+    """Put the step's gradient where the optimizer looks for it."""
+    scale = engine.work.scale()
+    if scale is not None and engine.work.finite is not None:
+        finite = engine.work.finite
+        # NaN reaches every parameter, so that the scaler sees it and skips the step.
+        grad = vec.scale(grad, torch.where(finite, scale, torch.full_like(scale, float("nan"))))
+        state.keep_if(engine, finite, before)
+    # The caller clips and unscales .grad in place, which must not reach a vector in memory.
+    for key in engine.vector_keys:
+        if any(map(operator.is_, grad, engine.memory[key])):
+            grad = [g.clone() if g is t else g for g, t in zip(grad, engine.memory[key], strict=True)]
+    for p, h, g, reached in zip(engine.params, held, grad, engine.work.reached, strict=True):
+        if not reached:
+            p.grad = h
+        elif h is None:
+            p.grad = g
+        else:
+            p.grad = h.add_(g)
