@@ -238,9 +238,7 @@ class Engine:
         ask = lookahead.raw if raw else lookahead.displacement
         return lookahead.each(ask, self.optimizers, self.params, grad, self.parameters.trained(among))
 
-    def ahead(
-        self, grad: Vec, *, raw: bool = False, among: Sequence[bool] | None = None
-    ) -> Vec | Callable[[], Vec]:
+    def ahead(self, grad: Vec, *, raw: bool = False, among: Sequence[bool] | None = None) -> Vec | Callable[[], Vec]:
         """:meth:`lookahead` for one of several probes asked together: if arithmetic, left to whoever answers it."""
         later = partial(self.lookahead, grad, raw=raw, among=among)
         # A copy of the optimizer that takes a step may fail, or talk to all ranks, so all must let it.
@@ -279,10 +277,15 @@ class Engine:
         """All that a resume needs beside model and optimizer; safe for ``torch.load(weights_only=True)``."""
         return state.save(self)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
         """Go on where :meth:`state_dict` was taken. Nothing changes unless all of it fits.
 
+        Args:
+            state_dict: What :meth:`state_dict` gave.
+            strict: False lets an engine with more parameters take over memory by name; new ones start afresh.
+
         Raises:
-            StateError: It was taken with another method or other parameters, or is incomplete.
+            StateError: It was taken with another method or other parameters, or is incomplete; or ``strict`` is False
+                and parameters are missing here, or the method keeps a number per parameter.
         """
-        state.load(self, state_dict)
+        state.load(self, state_dict, strict)

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from lowland.engine import Engine
 
 
+class PositionalError(ArgumentError, TypeError):
+    """A field without its name; a TypeError, too, as Python itself would raise."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """One sharpness-aware method: a value that prints, compares, sweeps and goes to JSON.
@@ -46,7 +50,7 @@ class Method(ABC):
         """Refuse fields without a name, before the dataclass does so in fewer words."""
         if args:
             first = next((f.name for f in fields(cls) if f.init), "rho")
-            raise ArgumentError(
+            raise PositionalError(
                 f"{cls.__name__} takes its fields by name, but got {args[0]!r} without one; write "
                 f"{cls.__name__}({first}={args[0]!r})"
             )

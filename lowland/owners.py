@@ -35,4 +35,4 @@ def _add(found: dict[tuple[int, str], Place], held: Any, key: str) -> None:
 
 def in_place(known: Sequence[Place]) -> bool:
     """Whether all of them are where they were."""
-    return all([held.get(key) is value for held, key, value in known])  # a list is quicker than a generator here
+    return all(held.get(key) is value for held, key, value in known)

@@ -30,9 +30,7 @@ class Parameters:
         ParameterError: Model and optimizers disagree, or the parameters cannot be perturbed reliably.
     """
 
-    def __init__(
-        self, model: nn.Module, optimizers: Sequence[Optimizer], *, allow_low_precision: bool = False
-    ) -> None:
+    def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer], *, allow_low_precision: bool = False) -> None:
         named = dict(model.named_parameters())
         trainable = {n: p for n, p in named.items() if p.requires_grad}
         self.frozen = [p for p in named.values() if not p.requires_grad]

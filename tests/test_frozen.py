@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import lowland
-from lowland import SAM, Batched, Engine, L2, Layerwise, SAMPa
+from lowland import L2, SAM, Batched, Engine, Layerwise, SAMPa
 from lowland.errors import ParameterError
 from lowland.methods import METHODS, make
 
@@ -121,7 +121,7 @@ TEXTS = {
     "looksam": "looksam:k=3",
     "looksam-tensor": "looksam:k=3,decomposition=tensor",
     "layerwise": "sam:geometry=layerwise",
-    "k-sam": "k-sam:share_ascent=1,share_descent=1",
+    "k-sam": "k-sam:k=4",
     "esam": "esam",
     "sl-sam": "sl-sam:s=0.7",
     "micro-sam": "micro-sam:m=4",
@@ -146,10 +146,7 @@ class Seen:
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_what_is_frozen_midway_is_not_perturbed_and_keeps_weights_and_grad(text):
-    try:
-        method = make(text)
-    except Exception as error:  # noqa: BLE001
-        pytest.fail(str(error))
+    method = make(text)
     engine, model, optimizer = engine_of(method)
     seen = None
     engine.work.loss_fn = lambda m, b: (seen or loss_fn)(m, b)
@@ -171,7 +168,7 @@ def test_what_is_frozen_midway_is_not_perturbed_and_keeps_weights_and_grad(text)
         optimizer.zero_grad()
         model[0].bias.grad = mark
         if text in ("sam", "momentum-sam", "async-sam:share=1", "friendly-sam", "wsam"):
-            assert max(seen.rest) == pytest.approx(method.rho, rel=1e-12)  # the norm is that of the others alone
+            assert max(seen.rest) == pytest.approx(method.rho, rel=1e-10)  # the norm is that of the others alone
     assert all(torch.equal(p, w) for p, w in zip(model[0].parameters(), weights, strict=True))
 
 
@@ -289,7 +286,8 @@ def test_sampa_s_preview_leaves_what_the_last_batch_did_not_reach(make_optimizer
             o.step()
             o.zero_grad()
         for p, q in zip(model.parameters(), params, strict=True):
-            torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-13)
+            # A preview is a difference of weights, whose rounding RMSprop's small roots enlarge.
+            torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11)
 
 
 def test_layerwise_and_l2_radii_of_frozen_tensors_are_zero():

@@ -201,7 +201,8 @@ def _backward(work: Work, loss: Tensor, stacked: Vec) -> Vec:
         )
     if work.scaler is not None:
         loss = work.scaler.scale(loss)
-    found = torch.autograd.grad(loss, [*stacked, *work.params], allow_unused=True)
+    trained = [p for p in work.params if p.requires_grad]
+    found = torch.autograd.grad(loss, [*stacked, *trained], allow_unused=True)
     if any(g is not None for g in found[len(stacked) :]):
         raise UsageError(
             "loss_fn must take parameters from the model it is given, at every call anew, but uses some that it, or a "

@@ -138,7 +138,7 @@ class Pass:
         Raises:
             LossError: The loss has another shape, does not depend on any parameter, or is a mean that was cut.
         """
-        if self._loss is None and self._sums is None and any([p.grad is not None for p in self.work.params]):
+        if self._loss is None and self._sums is None and any(p.grad is not None for p in self.work.params):
             raise LossError(
                 "loss_fn must only compute the loss, but a gradient was there before the engine's backward; leave "
                 "loss.backward() out of it and return the loss"

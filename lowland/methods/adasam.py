@@ -49,6 +49,6 @@ class AdaSAM(SAM):
         for optimizer in engine.optimizers:
             if any(group.get("amsgrad") is False for group in optimizer.param_groups):
                 raise UsageError(
-                    f"AdaSAM needs the maximum of AMSGrad, but the {type(optimizer).__name__} at hand has amsgrad=False; "
+                    f"AdaSAM needs the maximum of AMSGrad, but the {type(optimizer).__name__} has amsgrad=False; "
                     "give torch.optim.Adam(..., amsgrad=True), or use SAM"
                 )

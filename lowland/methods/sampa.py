@@ -70,16 +70,22 @@ class SAMPa(Method):
         """See :meth:`lowland.method.Method.init`."""
         return {"grad_y": vec.zeros(params), "batch": None, "missed": []}
 
+    def meet(self, engine: Engine) -> None:
+        """See :meth:`lowland.method.Method.meet`."""
+        if self.lookahead == "base":
+            engine.ahead(vec.zeros(engine.params))  # an optimizer whose steps cannot be previewed fails here
+
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.method.Method.plan`."""
         grad_y, held = engine.memory["grad_y"], engine.memory["batch"]
         cold = held is None
         missed = set(engine.memory["missed"])
         among = [n not in missed for n in engine.names] if missed else None
+        raw = self.lookahead == "raw"
         # No names for the displacements: the executor frees them as it goes.
         tilde, at_y = yield (
             Probe(batch if cold else held, at=None if cold else self.climb(engine, grad_y), stats=False),
-            Probe(batch, at=None if cold else engine.ahead(grad_y, raw=self.lookahead == "raw", among=among), stats=True),
+            Probe(batch, at=None if cold else engine.ahead(grad_y, raw=raw, among=among), stats=True),
         )
         # NaN gives a cold start, for a caller who skips this step. The batch is a copy: loaders may refill the same
         # buffers, and the next step would silently see other examples.
