@@ -110,7 +110,7 @@ def check_loss_fn(loss_fn: Any) -> None:
 
 def check_scaler(scaler: Any) -> None:
     """Refuse what is no GradScaler."""
-    if scaler is not None and not all(callable(getattr(scaler, k, None)) for k in ("scale", "is_enabled", "unscale_")):
+    if scaler is not None and not all(callable(getattr(scaler, k, None)) for k in ("scale", "is_enabled")):
         raise ArgumentError(
             f"scaler must be a torch.amp.GradScaler or None, but is {scaler!r}; pass the scaler itself, whose "
             "step(optimizer) the training calls"
