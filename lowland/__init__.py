@@ -41,6 +41,7 @@ from lowland.methods.stable_sam import Renormalized, StableSAM
 from lowland.methods.switch import Switch
 from lowland.methods.vsam import ARSAM, VSAM
 from lowland.methods.wsam import WSAM
+from lowland.modes import displaced
 from lowland.probe import Plan, Probe, Reading
 from lowland.stats import refresh_stats
 
@@ -95,6 +96,7 @@ __all__ = [
     "Slices",
     "StableSAM",
     "Switch",
+    "displaced",
     "refresh_stats",
     "schedule",
 ]

@@ -46,6 +46,14 @@ def total(x: Tensor, groups: Sequence[dist.ProcessGroup]) -> Tensor:
     return x
 
 
+def first(x: Tensor, groups: Sequence[dist.ProcessGroup]) -> Tensor:
+    """A small tensor as the first rank of all groups has it."""
+    x = x.clone() if groups else x
+    for group in groups:
+        dist.broadcast(x, dist.get_global_rank(group, 0), group=group)
+    return x
+
+
 def agree(what: Mapping[str, Any], groups: Sequence[dist.ProcessGroup]) -> None:
     """Refuse to go on if ranks differ, before a collective of one of them waits for what never comes.
 

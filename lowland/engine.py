@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lowland import checks, doors, lookahead, plans, state
+from lowland import checks, collectives, doors, lookahead, plans, state
 from lowland.batch import Batches
 from lowland.cutting import Cutter
 from lowland.errors import ArgumentError, UsageError
@@ -19,7 +19,7 @@ from lowland.executors.counted import Cost, Counted
 from lowland.executors.local import Pass
 from lowland.executors.mesh import Mesh, along
 from lowland.geometry import Geometry, Radii
-from lowland.lagged import Lagged
+from lowland.lagged import Lagged, read
 from lowland.loss import LossFn
 from lowland.method import Method
 from lowland.parameters import Parameters
@@ -128,7 +128,7 @@ class Engine:
         self.memory = plans.memory(method.kind, method.init([p.detach() for p in self.params]))
         self.vector_keys = state.vector_keys(self.memory, self.params)
         self.table_keys = [k for k, v in self.memory.items() if isinstance(v, Tensor)]
-        self.under_way = False
+        self.under_way, self._ranks = False, list(dict.fromkeys([*groups.values(), *replicas.groups]))
         doors.check_chosen(method, self.selected, self.parameters.group_radii)
         method.meet(self)
         if groups or replicas.groups:
@@ -265,6 +265,10 @@ class Engine:
     def later(self, name: str, tensor: Tensor) -> Any:
         """Send device scalars to the host; get those sent under ``name`` the last time, None the first time."""
         return self.lagged.swap(name, tensor)
+
+    def now(self, tensor: Tensor) -> Any:
+        """A small tensor's values, the first rank's on several, where all must call it; the host waits for them."""
+        return read(collectives.first(tensor, self._ranks))
 
     def radii(self, rho: float | Schedule, geometry: Geometry) -> Radii:
         """The radius for every parameter: a number where all share it, else one each, 0 for excluded ones."""

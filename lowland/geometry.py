@@ -66,7 +66,8 @@ class Adaptive(Geometry):
         eta: What is added to ``|w|``, >= 0, so that small weights move too.
         select: See :class:`Geometry`.
 
-    Differs: The released code uses T only for tensors named "weight" and T = 1 for others; here all alike.
+    Differs: The released code uses T only for tensors named "weight" and T = 1 for others; here all alike. davda54's
+    adaptive SAM has eta = 0; the default here is the release's 0.01.
 
     Reference: Kwon, Kim, Park, Choi: ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant
     Learning of Deep Neural Networks. ICML 2021, arXiv 2102.11600.

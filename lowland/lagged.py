@@ -1,20 +1,23 @@
 """Device scalars read on the host one call later.
 
-The only place in the core that reads a device value. What a step reads was computed at least one step ago and its
-copy was started then, so that nothing waits; and the lag is fixed, so that all ranks decide alike. Only checks of
-replicas, which are made outside of steps, wait for what they :func:`read`.
+The only place in the core that reads a device value. What :class:`Lagged` returns was computed at least one step ago
+and its copy was started then, so that nothing waits; and the lag is fixed, so that all ranks decide alike. Two readers
+wait for the device: ``Engine.now``, for a method whose rule needs a number of this step, and checks of replicas, which
+are made outside of steps.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+Sent: TypeAlias = tuple[Tensor, Any]  # the copy on the host, and the device's event after which it is complete
+
 
 def read(tensor: Tensor) -> Any:
-    """The values of a host tensor: a number, or a list of numbers."""
+    """The values of a tensor: a number, or a list of numbers. It waits for the device that the tensor is on."""
     return tensor.tolist()
 
 
@@ -22,7 +25,7 @@ class Lagged:
     """Values on their way to the host, by name."""
 
     def __init__(self) -> None:
-        self.waiting: dict[str, tuple[Tensor, torch.cuda.Event | None]] = {}
+        self.waiting: dict[str, Sent] = {}
 
     def swap(self, name: str, tensor: Tensor) -> Any:
         """Send ``tensor`` off under ``name``; return what was sent the last time, None the first time."""
@@ -35,24 +38,27 @@ class Lagged:
         for _, event in self.waiting.values():
             if event is not None:
                 event.synchronize()
-        return {name: tensor.clone() for name, (tensor, _) in self.waiting.items()}
+        return {name: tensor.to("cpu", copy=True) for name, (tensor, _) in self.waiting.items()}
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
         """Put back what :meth:`state_dict` gave."""
         self.waiting = {name: (tensor.clone(), None) for name, tensor in state_dict.items()}
 
 
-def _send(tensor: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    if not tensor.is_cuda:
+def _send(tensor: Tensor) -> Sent:
+    """Start the copy to the host, and mark where in the device's stream it ends."""
+    module: Any = getattr(torch, tensor.device.type, None)  # torch.cuda, torch.xpu
+    if tensor.device.type == "cpu" or not hasattr(module, "current_stream"):  # without streams, it is read in place
         return tensor.clone(), None
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     host.copy_(tensor, non_blocking=True)
-    event: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()
+    event = module.Event()
+    # The copy is in the stream of the tensor's device, which need not be the current device.
+    event.record(module.current_stream(tensor.device))
     return host, event
 
 
-def _arrived(sent: tuple[Tensor, torch.cuda.Event | None]) -> Any:
+def _arrived(sent: Sent) -> Any:
     tensor, event = sent
     if event is not None:
         event.synchronize()

@@ -39,12 +39,15 @@ class Method(ABC):
         needs_batch: Whether the method keeps or cuts batches, which a closure hides.
         whole_gradient: Whether every step asks for the whole batch's gradient at the weights. False on methods
             that do not, so that wrappers which need it can refuse them.
+        synchronized: Whether all gradients that the method asks for are of all parameters and averaged over the
+            ranks. False on methods with probes that say ``sync=False`` or ``wrt``.
     """
 
     rho: float | Schedule = 0.05
     geometry: Geometry = L2()  # noqa: RUF009 - frozen, so it can be shared
     needs_batch: ClassVar[bool] = False
     whole_gradient: ClassVar[bool] = True
+    synchronized: ClassVar[bool] = True
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Refuse fields without a name, before the dataclass does so in fewer words."""

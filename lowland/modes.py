@@ -10,34 +10,69 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from lowland import vec
-
 # In training mode these forwards use the batch's statistics and, without the flag, touch no buffer.
 _HEEDS_FLAG = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
-@contextmanager
-def frozen_stats(model: nn.Module) -> Iterator[None]:
-    """Leave running statistics as they are, though layers in training mode still use the batch's own.
+_traceless = 0  # passes under way that leave no trace; of the process, since backward may recompute in another thread
 
-    Covers all BatchNorm and InstanceNorm layers and their subclasses: running mean, running variance and
-    ``num_batches_tracked``. Torch's own BatchNorm is told not to track, which costs nothing; layers with a forward
-    of their own get their buffers back by copy, after backward has read them.
+
+def displaced() -> bool:
+    """Whether the pass under way must leave no trace, because another one reports the step's loss and statistics.
+
+    lowland puts buffers and tensors in attributes back by itself. State of another kind, such as a Python counter or an
+    object outside of the model, is updated once per step with it::
+
+        def forward(self, x):
+            if not lowland.displaced():
+                self.calls += 1
+
+    It is true in SAM's second pass and in the first of SAMPa's two; false in the pass that reports, even if that one is
+    displaced as in SAMPa and Momentum-SAM, and outside of steps.
     """
-    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
-    told = [m for m in norms if type(m).forward in _HEEDS_FLAG and "forward" not in vars(m)]
-    buffers = [b for m in norms if m not in set(told) for b in m.buffers(recurse=False)]
-    saved = vec.clone(buffers)
+    return _traceless > 0
+
+
+@contextmanager
+def traceless() -> Iterator[None]:
+    """A pass that must leave no trace."""
+    global _traceless
+    _traceless += 1
     try:
-        for m in told:
-            m.track_running_stats = False
         yield
     finally:
-        for m in told:
-            m.track_running_stats = True
-        with torch.no_grad():
-            for buffer, before in zip(buffers, saved, strict=True):
-                buffer.copy_(before)
+        _traceless -= 1
+
+
+def heeds_flag(m: nn.Module) -> bool:
+    """Whether it is a layer that, told not to track statistics, uses the batch's own and touches no buffer."""
+    return isinstance(m, _NormBase) and type(m).forward in _HEEDS_FLAG and "forward" not in vars(m)
+
+
+def captured(model: nn.Module) -> set[nn.Module]:
+    """The modules at or below one with a forward of its instance's own, such as a captured CUDA graph.
+
+    Wrappers that keep what they wrap, as ``functools.wraps`` does, are none.
+    """
+    tops = [m for m in model.modules() if "forward" in vars(m) and not hasattr(vars(m)["forward"], "__wrapped__")]
+    return {part for m in tops for part in m.modules()}
+
+
+@contextmanager
+def frozen_stats(model: nn.Module) -> Iterator[None]:
+    """Leave running statistics as they are, though BatchNorm in training mode still uses the batch's own.
+
+    Torch's own BatchNorm is told not to track, which costs nothing; all else that forward writes is put back by
+    :class:`lowland.executors.buffers.Buffers`.
+    """
+    norms = [m for m in model.modules() if heeds_flag(m) and m.training and m.track_running_stats]
+    try:
+        for m in norms:
+            m.track_running_stats = False  # type: ignore[assignment]
+        yield
+    finally:
+        for m in norms:
+            m.track_running_stats = True  # type: ignore[assignment]
 
 
 @contextmanager

@@ -49,10 +49,11 @@ class Replicas:
         self.apart = self.own + ([self.ddp.process_group] if self.ddp is not None else [])
         others = shards.groups(params)
         self.groups = self.apart + [g for g in others if g not in self.apart]
+        self._copies = shards.copies(params)
         self.bytes = 0
         self._params = params
         self.norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
-        self._unsynced = self._passed = False
+        self._unsynced = False
 
     def check(self, what: Mapping[str, Any], names: Sequence[str], mirrors: Sequence[dist.ProcessGroup]) -> None:
         """Refuse ranks that were made differently.
@@ -76,27 +77,38 @@ class Replicas:
         Raises:
             UsageError: Inside DDP's ``no_sync``, where a step could not be averaged.
         """
-        self._unsynced = self._passed = False
+        self._unsynced = False
         if self.ddp is not None and not self.ddp.require_backward_grad_sync:
             raise UsageError(
                 "engine.backward(batch) must not run inside no_sync(), because what it adds to .grad is averaged over "
                 "the ranks already; leave no_sync() out, also where gradients are accumulated"
             )
+        if self.ddp is not None and self.ddp.will_sync_module_buffers():  # type: ignore[no-untyped-call]
+            self.ddp._sync_buffers()  # type: ignore[no-untyped-call]
 
     @contextmanager
     def passing(self, sync: bool, whole: bool) -> Iterator[None]:
-        """One forward and backward, of which DDP averages a synchronized gradient of all parameters itself."""
+        """One forward and backward, of which DDP averages a synchronized gradient of all parameters itself.
+
+        Raises:
+            UsageError: A gradient of one copy of the model is asked for where ``fully_shard`` averages over the copies.
+        """
+        if self._copies and not sync:
+            raise UsageError(
+                "fully_shard must not average over the copies of the model where each is to have a gradient of its own "
+                f"(mSAM, ascent_gradient='local'), but its mesh holds {self._copies} copies; give it the mesh of one "
+                'copy, and the engine that of the copies: Engine(…, mesh=mesh["replicate"])'
+            )
         self._reshard()
         with ExitStack() as stack:
             stack.callback(self._reshard)
             if self.ddp is not None:
                 if not (sync and whole):
                     stack.enter_context(self.ddp.no_sync())
-                # Before a step's first pass DDP may copy buffers from rank 0; later that would undo what ranks have
-                # seen, which is averaged in the end.
+                # A step begins with a copy of rank 0's buffers; later that would undo what ranks have seen, which is
+                # averaged in the end.
                 stack.callback(setattr, self.ddp, "broadcast_buffers", self.ddp.broadcast_buffers)
-                self.ddp.broadcast_buffers = self.ddp.broadcast_buffers and not self._passed
-            self._passed = True
+                self.ddp.broadcast_buffers = False
             yield
 
     def total(self, sums: Tensor, sync: bool) -> tuple[Tensor, int]:

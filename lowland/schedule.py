@@ -116,7 +116,9 @@ def cosine(start: float, end: float, steps: int) -> Cosine:
 
 
 def follow_lr(high: float, low: float, *, lr_high: float, lr_low: float = 0.0) -> FollowLR:
-    """A radius proportional to the learning rate: ``high`` at ``lr_high``, ``low`` at ``lr_low``.
+    """A radius that is linear in the learning rate: ``high`` at ``lr_high``, ``low`` at ``lr_low``.
+
+    Differs: Above ``lr_high`` it stays ``high``, below ``lr_low`` it stays ``low``; GSAM's releases extrapolate.
 
     Reference: Zhuang et al.: Surrogate Gap Minimization Improves Sharpness-Aware Training (GSAM).
     ICLR 2022, arXiv 2203.08065.

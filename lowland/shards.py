@@ -93,6 +93,16 @@ def groups(v: Sequence[Tensor]) -> list[dist.ProcessGroup]:
     return found
 
 
+def copies(v: Sequence[Tensor]) -> int:
+    """How many copies of the whole vector a mesh of ``fully_shard`` holds, which averages over them; 0 for one."""
+    for mesh in _meshes(v):
+        held = [t.placements for t in v if is_sharded(t) and t.device_mesh == mesh]  # type: ignore[attr-defined]
+        for dim in range(mesh.ndim):
+            if mesh.size(dim) > 1 and all(placed[dim].is_replicate() for placed in held):
+                return int(mesh.size(dim))
+    return 0
+
+
 def _meshes(v: Sequence[Tensor]) -> list[Any]:
     meshes: list[Any] = []
     for t in v:

@@ -59,6 +59,7 @@ def drive(engine: Engine, batch: Any) -> Drive:
                 p.grad = h
     engine.executor.end()
     engine.step += 1
+    engine.work.first = False
     engine.loss, engine.aux = loss, aux[0] if len(aux) == 1 else aux or None
     return loss
 

@@ -35,6 +35,7 @@ EXTRA = [
     "esam:mask=element",
     "bisam:phi=log",
     "async-sam:tau=0",
+    "ae-sam:total=6,lag=1",
     "late:start=2,inner=sampa",
     "late:start=1,inner=stable-sam:inner=looksam:k=2",
 ]
@@ -50,6 +51,7 @@ ALL = [*TEXTS.values(), *EXTRA, *SWITCHES]
 
 every = pytest.mark.parametrize("text", ALL)
 SAMPA = [text for text in ALL if "sampa" in text]  # what goes back to a cold start
+WAITING = [TEXTS["ae-sam"]]  # what reads a number of this step from the device, once a step, and waits for it
 PARTIAL = ("ausam", "sl-sam", "k-sam", "esam")  # what descends on a part of the batch or of the tensors
 
 
@@ -88,13 +90,13 @@ def lose_by(engine: lowland.Engine, loss: Any) -> None:
     engine.loss_fn = engine.work.loss_fn = loss
 
 
-def calls_of_step(text: str, step: int) -> int:
-    """How many passes a step takes."""
+def calls_of_step(text: str, step: int, dtype: torch.dtype = torch.float64) -> int:
+    """How many passes a step takes; the weights depend on the precision, and some methods choose by them."""
     wire = Wire(0, lambda loss: loss)
-    engine = engine_of(text, loss=wire)
+    engine = engine_of(text, model_for(text, dtype=dtype), loss=wire)
     train(engine, step)
     before = wire.calls
-    engine.backward(batch(step))
+    engine.backward(batch(step, dtype=dtype))
     return wire.calls - before
 
 

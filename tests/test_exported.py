@@ -63,6 +63,7 @@ EXPORTED = [
     "Slices",
     "StableSAM",
     "Switch",
+    "displaced",
     "refresh_stats",
     "schedule",
 ]

@@ -129,6 +129,7 @@ OWN = {
     "lowland.lookahead": {"vec.add_", "vec.scale_"},  # a displacement that it has just made
     "lowland.executors.batched": {"vec.div_"},  # gradients, by the loss scale
     "lowland.methods.micro_sam": {"vec.add_", "vec.scale_"},  # the sum that it has just made
+    "lowland.executors.passes": {"vec.div_", "vec.scale_"},  # gradients, by scales
     "lowland.replicas": {"vec.scale_"},  # a copy of what the plan returned
 }
 
@@ -140,7 +141,7 @@ def test_weights_move_in_one_place(module: str) -> None:
     changed = {ast.unparse(n.args[0]) for n in ast.walk(tree(module)) if isinstance(n, ast.Call) and n.args
                and ast.unparse(n.func) in OWN.get(module, set())}  # fmt: skip
     assert not [name for name in changed if "param" in name], "its own vectors, not the weights"
-    assert not moves or module == "lowland.executors.passes", "only `displaced` moves weights"
+    assert not moves or module == "lowland.executors.displacement", "only `displaced` moves weights"
     targets = [
         t
         for n in ast.walk(tree(module))

@@ -28,8 +28,6 @@ NORMS = {
     "batch1d": lambda: nn.BatchNorm1d(3),
     "batch2d": lambda: nn.BatchNorm2d(3),
     "cumulative": lambda: nn.BatchNorm1d(3, momentum=None),
-    "instance": lambda: nn.InstanceNorm2d(3, track_running_stats=True, affine=True),
-    "synced": lambda: Synced(3),
     "no affine": lambda: nn.BatchNorm1d(3, affine=False),
 }
 every_norm = pytest.mark.parametrize("make", NORMS.values(), ids=NORMS)

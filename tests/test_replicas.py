@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 STEPS = 20
 FLAT = 1e-10
+LOCAL = "gsam:ascent_gradient=local"
 
 
 def parts(step: int, count: int, dtype: torch.dtype) -> list[Any]:
@@ -95,7 +96,9 @@ def test_every_method_on_two_ranks(text: str, wrapper: str) -> None:
     check(on_ranks(2, trained, text, wrapper, (2,), kinds, torch.float64), expected, FLAT)
 
 
-@pytest.mark.parametrize("text", ["plain", "sam", "micro-sam", "looksam:k=3", "sl-sam:s=0.4,alpha_p=0.01", "esam"])
+@pytest.mark.parametrize(
+    "text", ["plain", "sam", LOCAL, "micro-sam", "looksam:k=3", "sl-sam:s=0.4,alpha_p=0.01", "esam"]
+)
 @pytest.mark.parametrize("wrapper", ["ddp", "ddp-views", "own", "fsdp"])
 def test_in_single_precision(text: str, wrapper: str) -> None:
     together = [[0, 1]] if wrapper == "fsdp" else None
@@ -104,7 +107,7 @@ def test_in_single_precision(text: str, wrapper: str) -> None:
     check(on_ranks(2, trained, text, wrapper, (2,), kinds, torch.float32), expected, 1e-6)
 
 
-@pytest.mark.parametrize("text", ["sam", "sampa", "micro-sam", "sl-sam:s=0.4,alpha_p=0.01", "esam", "k-sam"])
+@pytest.mark.parametrize("text", ["sam", LOCAL, "sampa", "micro-sam", "sl-sam:s=0.4,alpha_p=0.01", "esam", "k-sam"])
 @pytest.mark.parametrize("wrapper", ["ddp", "own", "fsdp"])
 def test_tied_frozen_and_unused_parameters(text: str, wrapper: str) -> None:
     together = [[0, 1]] if wrapper == "fsdp" else None
@@ -112,7 +115,7 @@ def test_tied_frozen_and_unused_parameters(text: str, wrapper: str) -> None:
     check(on_ranks(2, trained, text, wrapper, (2,), {"odd": True}, torch.float64), expected, FLAT)
 
 
-@pytest.mark.parametrize("text", ["sam", "micro-sam", "sampa", "k-sam"])
+@pytest.mark.parametrize("text", ["sam", LOCAL, "micro-sam", "sampa", "k-sam"])
 def test_shard_groups_perturb_for_themselves(text: str) -> None:
     """HSDP: fully_shard inside a group of two, the engine averages over the two groups."""
     expected = by_hand(text, 4, {"norm": True}, torch.float64, [[0, 1], [2, 3]])

@@ -20,6 +20,7 @@ from lowland.errors import UnknownNameError
 from lowland.lab.costs import REQUIRED, Costs, measure, specimen
 from lowland.method import Method
 from lowland.methods import GEOMETRIES, METHODS, spell
+from lowland.methods.climbing import Climbing
 
 NOTE = (
     "The cheapest first. Costs are counted while a tiny model trains, not typed in. Gradients per step: all of them, "
@@ -143,8 +144,9 @@ def _defaults(kind: type[Method]) -> dict[str, str]:
 
 
 def _fields(kind: type[Method]) -> str:
-    """The fields in a line; the round ball goes without saying."""
-    told = {name: value for name, value in _defaults(kind).items() if (name, value) != ("geometry", "l2")}
+    """The fields in a line; the round ball and the mean over the ranks go without saying."""
+    usual = {("geometry", "l2"), ("ascent_gradient", "mean")}
+    told = {name: value for name, value in _defaults(kind).items() if (name, value) not in usual}
     return ", ".join(f"{name}={value}" for name, value in told.items())
 
 
@@ -163,9 +165,17 @@ def _measured(key: str) -> str:
     return (
         f"{gradients(costs)} gradients per step in total, {costs.sequential:.2f} one after another with devices to "
         f"spare; {costs.resident:.1f} P of memory kept from step to step, {costs.peak:.1f} P at most beyond plain "
-        f"training; {costs.reduces:.2f} all-reduces of P under data parallelism. Counted while a tiny model trained"
-        f"{given}; P is the size of the parameters."
+        f"training; {costs.reduces:.2f} all-reduces of P under data parallelism{_apart(key)}. Counted while a tiny "
+        f"model trained{given}; P is the size of the parameters."
     )
+
+
+def _apart(key: str) -> str:
+    """What all-reduces come to where each rank perturbs by its own gradient; nothing for a method that cannot."""
+    method = specimen(key)
+    if not isinstance(method, Climbing):
+        return ""
+    return f", {measure(dataclasses.replace(method, ascent_gradient='local')).reduces:.2f} with ascent_gradient=local"
 
 
 def _heading(text: str) -> list[Text]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from lowland.batch import Batches
 from lowland.errors import UsageError
+from lowland.executors.buffers import Buffers
+from lowland.executors.guards import Ownership, Suspect, dismiss
 from lowland.loss import LossFn
 from lowland.modes import SharedRNG, seeds
 from lowland.probe import Probe, Reading
@@ -31,6 +33,11 @@ class Work:
         rng: Rewinds random numbers between the passes of a step; None lets them run free.
         replicas: The ranks that divide a batch with this one.
         batches: Knows how batches are cut.
+        buffers: What forward writes beside the weights.
+        ownership: Whether gradients must be copied.
+        suspects: Tensors beside the parameters that the losses of this step have reached.
+        first: Whether no step has been completed yet, so that what the loss reaches is looked at.
+        reentrant: Whether the model checkpoints reentrantly; None before that was looked at.
         reached: Which parameters any backward pass of this step has reached.
         step: Number of the step.
         asked: How often it has asked for several probes together.
@@ -58,6 +65,11 @@ class Work:
         self.rng = SharedRNG(self.device) if rng == "shared" else None
         self.replicas = replicas or Replicas(model, params)
         self.batches = batches or Batches()
+        self.buffers = Buffers(model, loss_fn)
+        self.ownership = Ownership(model, self.device)
+        self.first = True
+        self.suspects: list[Suspect] = []
+        self.reentrant: bool | None = None
         self.begin()
 
     def begin(self, step: int = 0) -> None:
@@ -65,9 +77,11 @@ class Work:
         self.step = step
         self.reached = [False] * len(self.params)
         self.finite: Tensor | None = None
+        self.suspects = []
         self.asked = 0
         self._shared: int | None = None
         self.replicas.begin()
+        self.buffers.begin()
         if self.rng is not None:
             self.rng.begin()
 
@@ -84,6 +98,17 @@ class Work:
         if self._shared is None:
             self._shared = seeds(1, self.step)[0]
         return [self._shared] * count
+
+    def dismiss(self) -> None:
+        """The losses so far are gone: refuse trainable tensors that they have reached and that are still there."""
+        suspects, self.suspects = self.suspects, []
+        dismiss(suspects, self.loss_fn)
+
+    def named(self, places: Sequence[int]) -> str:
+        """The names of some parameters, for a message."""
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        shown = [names.get(id(self.params[i]), f"parameter {i}") for i in places[:3]]
+        return ", ".join(shown) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
 
     def check(self, finite: Tensor) -> None:
         """The step is finite only if this pass is, too."""

@@ -7,7 +7,8 @@ from collections.abc import Callable, Generator, Iterator
 from lowland import modes
 from lowland.errors import UsageError
 from lowland.executors.base import Executor, Work
-from lowland.executors.passes import Pass, displaced, whole
+from lowland.executors.displacement import displaced, whole
+from lowland.executors.passes import Pass
 from lowland.probe import Probe, Reading
 
 __all__ = ["Local", "Pass", "alone", "displaced", "whole"]
@@ -53,4 +54,6 @@ def _answer(work: Work, probe: Probe) -> Reading:
     with Pass(work, probe) as p:
         for part in p.parts():
             p.backward(loss_fn(work.model, part))
+    if work.suspects:
+        work.dismiss()
     return p.answer()

@@ -151,6 +151,11 @@ class Mesh(Executor):
         def share(reading: Reading, readings: list[Reading]) -> None:
             readings += self._gather(work, wave, reading, before)
 
+        if self.width > 1 and work.buffers.written:
+            raise UsageError(
+                "on a probe mesh, forward must not write buffers beside running statistics, because the groups would "
+                f"drift apart, but writes {', '.join(work.buffers.written[:3])}; use data parallelism in place of mesh="
+            )
         try:
             # Where probes differ in size, ranks would draw differently many random numbers and drift apart.
             with modes.branch(work.device, seeds[number]) if seeds else nullcontext():

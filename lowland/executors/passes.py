@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, cast
 
@@ -13,41 +13,12 @@ from torch import Tensor
 from lowland import vec
 from lowland.errors import LossError, ParameterError, UsageError
 from lowland.executors.base import Work
+from lowland.executors.displacement import displaced, forget_derived, put_back
+from lowland.executors.guards import fused, inspect, moved, strangers, versions
 from lowland.loss import Loss, Terms, divisor, terms
-from lowland.modes import compiled, frozen_stats, only
+from lowland.modes import compiled, frozen_stats, only, traceless
 from lowland.probe import Probe, Reading
 from lowland.vec import Vec
-
-
-def whole(params: Vec, at: Vec) -> None:
-    """Refuse a displacement that does not fit the parameters, or was spent."""
-    if len(at) != len(params):
-        raise UsageError(
-            f"a displacement must have one tensor for each of {len(params)} parameters, but has {len(at)}; "
-            "a Probe is asked once, so yield a new Probe"
-        )
-
-
-@contextmanager
-def displaced(params: Vec, at: Vec) -> Iterator[None]:
-    """Move the weights by ``at`` and bring back a saved copy, bit for bit, whatever is raised inside.
-
-    The list ``at`` is emptied once the weights have moved. Subtracting instead of copying would leave rounding
-    behind, different on ranks that moved differently.
-    """
-    whole(params, at)
-    with torch.no_grad():
-        saved = vec.clone(params)
-        try:
-            vec.add_(params, at)
-            at.clear()
-            torch.clear_autocast_cache()
-            with torch.enable_grad():
-                yield
-        finally:
-            vec.copy_(params, saved)
-            # Autocast keeps low-precision copies of weights and would not notice that they moved.
-            torch.clear_autocast_cache()
 
 
 class Pass:
@@ -68,6 +39,8 @@ class Pass:
         self._size: int | None = None  # the number of all their examples
         self._sums: Tensor | None = None  # total and count of the parts so far, shape (2,)
         self._unit: Tensor | None = None  # what earlier parts were divided by
+        self._displaced = False
+        self._versions: list[int] | None = None  # of the weights, before a displaced forward that reports
         self.sparse = True  # False where the caller's backward must find all parameters as they are
         self._reached: list[bool] | None = None  # which parameters backward has reached; None: all
         self._inputs: list[Tensor] | None = None  # what a compiled model's loss is differentiated for; None: all
@@ -81,21 +54,27 @@ class Pass:
         """Move the weights, freeze statistics and parameters, rewind random numbers, as the probe asks."""
         work, probe = self.work, self.probe
         with ExitStack() as stack:
+            stack.enter_context(work.buffers.passing(probe))
+            self._displaced = probe.at is not None
+            stack.callback(forget_derived)
             if probe.at is not None:
                 stack.enter_context(displaced(work.params, probe.spend()))
             if work.replicas.groups:
                 stack.enter_context(work.replicas.passing(probe.sync, probe.wrt is None))
+            forget_derived()
             if not probe.stats:
                 stack.enter_context(frozen_stats(work.model))
+                stack.enter_context(traceless())
             if probe.wrt is not None and not work.replicas.sharded:  # fully_shard's backward is for all parameters
                 if not self.sparse or compiled(work.model):
                     chosen = zip(work.params, probe.wrt, strict=True)
                     self._inputs = [p for p, wanted in chosen if wanted and p.requires_grad]
-                else:
+                elif work.reentrant is False:  # else the whole backward runs, and the rest of it is dropped
                     stack.enter_context(only(work.params, probe.wrt))
             if work.rng is not None:
                 work.rng.rewind()
             stack.enter_context(torch.set_grad_enabled(probe.grad))
+            self._versions = versions(work.params) if self._displaced and probe.stats else None
             self._stack = stack.pop_all()
         return self
 
@@ -200,9 +179,21 @@ class Pass:
                 "loss_fn must return a loss that depends on the model's trainable parameters, but the loss "
                 "needs no gradient; compute it from the model's output without detach() or no_grad()"
             )
+        inspect(self.work, self.probe, loss, self._versions)
         if self.work.scaler is not None:
             loss = self.work.scaler.scale(loss)
+        work = self.work
+        hooked = work.first and any(p._post_accumulate_grad_hooks for p in work.params)
+        saved = vec.clone(work.params) if hooked and not self._displaced else None
+        before = versions(work.params)
         loss.backward(inputs=self._inputs)  # type: ignore[no-untyped-call]
+        if changed := moved(before, work.params):
+            if saved is not None:
+                put_back(work.params, saved)
+            raise fused(work.named(changed))
+        if self._left and work.ownership.needed:  # the next part's backward would overwrite what this one has left
+            for p in work.params:
+                p.grad = None if p.grad is None else p.grad.clone()
 
     def answer(self) -> Reading:
         """The reading, given away: this pass does not keep its memory.
@@ -237,6 +228,8 @@ class Pass:
                 "this pass is for other examples than the step's batch, which the method has kept or cut, so the loss "
                 "of the step's batch would be wrong; run the model on p.batch and say so: p.adopt(loss, batch=p.batch)"
             )
+        if self.work.first and loss.requires_grad:
+            strangers(loss, self.work.params, self.work.model, self.work.loss_fn)
         self._loss = loss.detach().mean()
 
     def __exit__(
@@ -269,6 +262,9 @@ class Pass:
         if self._left:
             raise UsageError("a pass ended before its last part; run the loop over p.parts() to its end")
         losses = torch.cat(self._losses) if self._losses else None
+        if self.work.ownership.needed:
+            self._loss = self._loss.clone()
+            losses = None if losses is None else losses.clone()
         aux = self._aux[0] if self._aux and not self._several else self._aux or None
         grad = self._taken(grads) if self.probe.grad else None
         return Reading(self._loss, grad, losses, self._count, aux, self._reached)
@@ -277,6 +273,7 @@ class Pass:
         work = self.work
         if work.replicas.groups:
             grads = work.replicas.taken(grads, self.probe.sync, self.probe.wrt)
+        grads = work.ownership.own(grads, check=work.step < 2)
         strided = torch.strided
         if all(g is not None and g.layout is strided for g in grads):  # by far the most frequent, so it is quick
             work.reached, taken = [True] * len(grads), cast(Vec, grads)

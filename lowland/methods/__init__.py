@@ -97,8 +97,8 @@ def make(text: str, *, fill: Callable[[str], Mapping[str, Any]] | None = None, *
     Example:
         >>> make("sampa:lam=0").lam
         0
-        >>> make("stable-sam:inner=sam:rho=0.1").inner
-        SAM(rho=0.1, geometry=L2(select=None))
+        >>> make("stable-sam:inner=sam:rho=0.1").inner.rho
+        0.1
     """
     if not isinstance(text, str):
         raise ArgumentError(f'text must be a string such as "sam:rho=0.05", but is {text!r}; a method is used as it is')

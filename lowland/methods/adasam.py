@@ -27,9 +27,10 @@ class AdaSAM(SAM):
     Args:
         rho: Radius, >= 0, in parameter norm; see :class:`SAM`.
         geometry: How the gradient becomes a displacement; see :class:`SAM`.
+        ascent_gradient: "mean" over the ranks, or each rank's own ("local"); see :class:`SAM`.
 
     Cost: 2 gradients per step, one after the other; 1 P of memory beside the optimizer's moments; 2 all-reduces of P
-    under data parallelism.
+    under data parallelism, 1 with ``ascent_gradient="local"``.
 
     Differs: torch's Adam corrects the bias of both moments and adds eps to the root, which the paper's form does not;
     with ``lr * (1 - b1^t) / sqrt(1 - b2^t)`` at step t and a vanishing eps the two are the same. The command line

@@ -33,17 +33,22 @@ class AESAM(Method):
         l1: The threshold c at the end of training, in standard deviations; -inf is always SAM, inf never.
         l2: The threshold c at its start.
         total: T, the steps of the whole training, >= 1. It must be given before training.
+        lag: 0 decides by the norm of this step; the host waits for its first gradient to be computed. 1 decides by the
+            norm of the step before, and nothing waits. That norm says next to nothing about this step's gradient, so
+            lag=1 is :class:`RST` with a share of SAM steps that moves with the threshold.
 
     Cost: 1 to 2 gradients per step, about 1.5 with the defaults; 1 P of memory in a SAM step; as many all-reduces of P
-    under data parallelism.
+    under data parallelism. The mean gradient perturbs: its norm decides, and all ranks must decide alike. With lag=0
+    the host reads one number from the device in every step, which on a GPU costs the head start that the host has over
+    it; several ranks broadcast this number first.
 
     Differs: No code is released; the rule is read from two summaries of the paper, and l1 and l2 are what they say.
-    The norm is read one step late, so that no step waits for the device: a step decides by the gradient of the step
-    before. The mean starts at the first norm and the variance at zero; while it is zero, q counts as the mean.
+    The mean starts at the first norm and the variance at zero; while the variance is zero, q counts as the mean. A norm
+    that is not finite, or above 1e75, changes neither mean nor variance and counts as the mean.
 
     Invariants: c = -inf is SAM, c = inf the base optimizer; the choices are the same on every rank and after a resume.
 
-    Use: To spend SAM's second gradient where the landscape is steep. Not where its length is set by something else,
+    Use: To spend SAM's second gradient where the gradient is long. Not where its length is set by something else,
     such as a loss whose scale drifts.
 
     Reference: Jiang, Yang, Zhang, Kwok: An Adaptive Policy to Employ Sharpness-Aware Minimization. ICLR 2023,
@@ -54,6 +59,7 @@ class AESAM(Method):
     l1: float = -1.0
     l2: float = 1.0
     total: int | None = None
+    lag: int = 0
 
     def check(self) -> None:
         """See :meth:`lowland.method.Method.check`."""
@@ -66,6 +72,10 @@ class AESAM(Method):
             )
         if self.total is not None:
             checks.whole("total", self.total, 1, "give the steps of the whole training")
+        if type(self.lag) is not int or self.lag not in (0, 1):
+            raise ArgumentError(
+                f"lag must be 0 or 1, but is {self.lag!r}; 0 decides by the norm of this step, 1 by the one before"
+            )
 
     def init(self, params: Vec) -> dict[str, Any]:
         """See :meth:`lowland.method.Method.init`."""
@@ -79,7 +89,8 @@ class AESAM(Method):
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.method.Method.plan`."""
         here = yield Probe(batch)
-        known = engine.later("square", vec.dot(here.grad, here.grad).reshape(1))
+        size = vec.norm(here.grad).reshape(1)
+        known = engine.now(size) if self.lag == 0 else engine.later("size", size)
         if not self._stands_out(engine.memory, None if known is None else known[0]):
             return here.loss, here.grad
         loss, up = here.loss, Probe(batch, at=self.ascent(engine, here.grad))
@@ -87,14 +98,15 @@ class AESAM(Method):
         there = yield up
         return loss, there.grad
 
-    def _stands_out(self, memory: dict[str, Any], q: float | None) -> bool:
+    def _stands_out(self, memory: dict[str, Any], size: float | None) -> bool:
         t, mean, var = memory["t"], memory["mean"], memory["var"]
         memory["t"] = t + 1
         z = 0.0
-        # An overflow under a loss scaler measures nothing; beyond 1e150 a square of q would be the next one.
-        if q is not None and abs(q) < 1e150:
+        # An overflow under a loss scaler measures nothing; beyond 1e75 the square of q would be the next one.
+        if size is not None and size < 1e75:
+            q = size * size  # here, in double precision
             first = mean is None
-            mean = q if first else self.delta * mean + (1 - self.delta) * q
+            mean = q if first else q + self.delta * (mean - q)  # exactly the mean where q is
             var = 0.0 if first else self.delta * var + (1 - self.delta) * (q - mean) ** 2
             memory.update(mean=mean, var=var)
             z = (q - mean) / math.sqrt(var) if var > 0 else 0.0

@@ -17,13 +17,16 @@ class ASAM(SAM):
 
     Args:
         rho: Radius, >= 0, in weights relative to their size; about ten times that of :class:`SAM`.
-        geometry: ``Adaptive(eta)``; its eta keeps small weights moving.
+        geometry: ``Adaptive(eta)``; its eta, 0.01 by default, keeps small weights moving.
+        ascent_gradient: "mean" over the ranks, or each rank's own ("local"); see :class:`SAM`.
 
     Cost: 2 gradients per step, one after the other; 1 P of memory in the second pass, 3 P while the perturbation
-    is made; 2 all-reduces of P under data parallelism.
+    is made; 2 all-reduces of P under data parallelism, 1 with ``ascent_gradient="local"``.
 
     Differs: The released code uses T for tensors named "weight" and 1 for others; here all are treated alike, because
-    a name says nothing about what a tensor does.
+    a name says nothing about what a tensor does. The default eta of 0.01 is the release's; davda54's adaptive SAM has
+    no eta, which is ``Adaptive(eta=0)``. The release updates BatchNorm statistics in both passes; here the first one
+    does.
 
     Invariants: With one constant T it is SAM at another radius; rho = 0 is the base optimizer.
 

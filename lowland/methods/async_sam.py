@@ -33,7 +33,8 @@ class AsyncSAM(Method):
         tau: Age of the ascent gradient in steps: 1, or 0 to compute it first, at the price of waiting.
 
     Cost: 1 + share gradients per step, of which 1 after the other (tau=0: 1 + share); 1 P of resident memory, 3 P at
-    most; 2 all-reduces of P under data parallelism, the ascent's beside the descent's.
+    most; 2 all-reduces of P under data parallelism, the ascent's beside the descent's. The mean gradient perturbs: a is
+    kept, and must be the same on every rank.
 
     Differs: The rule is read from summaries of the paper. Which examples are in A is not said; here the first ones of
     each batch. On the first step nothing is displaced. BatchNorm statistics come from the displaced pass

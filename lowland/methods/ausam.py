@@ -11,8 +11,8 @@ from torch import Tensor
 from lowland import batch as batches
 from lowland import checks
 from lowland.errors import ArgumentError, BatchError
-from lowland.method import Method
-from lowland.probe import Plan, Probe
+from lowland.methods.climbing import Climbing
+from lowland.probe import Plan
 from lowland.schedule import Schedule
 from lowland.vec import Vec
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AUSAM(Method):
+class AUSAM(Climbing):
     """Both gradients of SAM are taken on a drawn part of the batch; sensitive examples are drawn more often.
 
     ::
@@ -36,17 +36,20 @@ class AUSAM(Method):
     Args:
         rho: Radius, >= 0, in parameter norm.
         geometry: How the gradient becomes a displacement.
+        ascent_gradient: "mean" over the ranks, or each rank's own ("local"); see :class:`SAM`.
         alpha: Share of the batch that is drawn, in (0, 1]; rounded down, at least one.
         fmin: Chance weight of the least sensitive example, > 0.
         fmax: Chance weight of the most sensitive one after the ramp, >= fmin.
-        ramp: Steps during which the weights grow apart, >= 0; the release takes 30 epochs.
+        ramp: Steps during which f rises to fmax, >= 0; the release takes 30 epochs.
         warmup: Steps on the whole batch at the start, >= 0, to fill the scores; the release takes 1 epoch.
         examples: N, the size of the training set. It must be given before training.
 
     Cost: 2 * alpha gradients per step, one after the other, so 1 with the default; 1 P of memory and 2 numbers per
-    training example; 2 all-reduces of P under data parallelism.
+    training example; 2 all-reduces of P under data parallelism, 1 with
+    ``ascent_gradient="local"``.
 
-    Differs: As the release, no weights make up for the unequal chances. All scores equal give equal chances, where
+    Differs: As the release, no weights make up for the unequal chances. f rises in every step of the ramp; in the
+    release it rises once per epoch. All scores equal give equal chances, where
     the release divides zero by zero. Batches must carry the examples' positions, as ``(inputs, targets, index)`` or
     under the key ``"index"``; integers that stand there and are something else are not noticed. BatchNorm statistics
     are those of the drawn part. With dropout, scores compare losses under two masks, unless ``rng="shared"``.
@@ -102,9 +105,9 @@ class AUSAM(Method):
         if count < whole:
             chosen = self._draw(engine, index, count, t)
             drawn, index = engine.batches.take(batch, chosen), index[chosen]
-        here = yield Probe(drawn)
+        here = yield self.probe(drawn)
         loss, before = here.loss, self.per_example(here)
-        up = Probe(drawn, at=self.ascent(engine, here.grad))
+        up = self.probe(drawn, at=self.ascent(engine, here.grad))
         del here
         there = yield up
         self._score(engine.memory, index, (self.per_example(there) - before).abs())

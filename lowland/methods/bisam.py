@@ -14,8 +14,8 @@ from torch.nn import functional as F  # noqa: N812 - the name everybody knows it
 from lowland import checks
 from lowland.errors import ArgumentError, LossError, UsageError
 from lowland.loss import LossFn
-from lowland.method import Method
-from lowland.probe import Plan, Probe
+from lowland.methods.climbing import Climbing
+from lowland.probe import Plan
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
@@ -24,7 +24,7 @@ GAMMA = math.log(math.e - 1)  # so that phi(0) = 0, the value at which a class i
 
 
 @dataclass(frozen=True, kw_only=True)
-class BiSAM(Method):
+class BiSAM(Climbing):
     """Bilevel SAM: the perturbation raises a bound on the number of errors, the descent lowers the training loss.
 
     ::
@@ -37,6 +37,7 @@ class BiSAM(Method):
     Args:
         rho: Radius, >= 0, in parameter norm.
         geometry: How q becomes a displacement.
+        ascent_gradient: "mean" over the ranks, or each rank's own ("local"); see :class:`SAM`.
         surrogate: ``(model, batch) -> losses`` of shape (B,) or (), another ascent loss than Q. None is Q, on the
             logits that the training loss gets from the model, and on targets from ``batch[1]`` or
             ``batch["targets"]``, which must be the true classes.
@@ -44,10 +45,11 @@ class BiSAM(Method):
         alpha: Steepness of tanh, > 0; for Q with "tanh" only.
         phi: "tanh" or "log"; for Q only.
 
-    Cost: 2 gradients per step, one after the other; 1 P of memory; 2 all-reduces of P under data parallelism.
+    Cost: 2 gradients per step, one after the other; 1 P of memory; 2 all-reduces of P under data parallelism, 1 with
+    ``ascent_gradient="local"``.
 
     Differs: The release leaves out the constant factor 1/mu, which does not change the direction. Weight decay is the
-    base optimizer's.
+    base optimizer's. The default phi is "tanh"; the default of the release's training script is "log".
 
     Invariants: With the training loss as surrogate it is SAM; rho = 0 is the base optimizer.
 
@@ -85,8 +87,8 @@ class BiSAM(Method):
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.method.Method.plan`."""
         loss_fn = engine.bound(self.surrogate) or self._built_in(engine.loss_fn)
-        here = yield Probe(batch, loss_fn=loss_fn)
-        up = Probe(batch, at=self.ascent(engine, here.grad))
+        here = yield self.probe(batch, loss_fn=loss_fn)
+        up = self.probe(batch, at=self.ascent(engine, here.grad))
         del here
         there = yield up
         return there.loss, there.grad

@@ -10,7 +10,7 @@ import torch
 from lowland import batch as batches
 from lowland import checks, shards, vec
 from lowland.errors import ArgumentError
-from lowland.method import Method
+from lowland.methods.climbing import Climbing
 from lowland.probe import Plan, Probe
 from lowland.vec import Vec
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ESAM(Method):
+class ESAM(Climbing):
     """Efficient SAM: a random part of the weights is perturbed, and only the examples that suffer most count.
 
     ::
@@ -31,6 +31,7 @@ class ESAM(Method):
     Args:
         rho: Radius, >= 0, in parameter norm.
         geometry: How the gradient becomes a displacement, before the factor 1/beta.
+        ascent_gradient: "mean" over the ranks, or each rank's own ("local"); see :class:`SAM`.
         beta: Share of the tensors (or weights) that are perturbed, in (0, 1].
         gamma: Share of the examples of the second pass, in (0, 1]; rounded down, at least one.
         mask: "tensor" draws tensors before the first pass, which then differentiates those alone, the norm taken over
@@ -38,12 +39,15 @@ class ESAM(Method):
 
     Cost: 1 + gamma gradients per step, one after the other, and 1 forward pass; the first gradient is for a share beta
     of the tensors; 1 P of memory, 2 P in the forward pass; 2 all-reduces of P under data parallelism, the first
-    of the kept tensors.
+    of the kept tensors; 1 with ``ascent_gradient="local"``.
 
     Differs: Masks by tensor are the release's, masks by element the paper's. The release keeps the examples strictly
     above the threshold, one fewer than the paper; here it is the paper's number. The release updates BatchNorm
     statistics in all three passes, here the first one does. With gamma = 1 the forward pass is left out. With
-    dropout, the two losses of an example are under two masks, unless ``rng="shared"``.
+    dropout, the two losses of an example are under two masks, unless ``rng="shared"``. The release's first step
+    differentiates and perturbs all tensors; here the first step is masked as all others are. The release adds 1e-7 to
+    the norm, here it is 1e-12. Under data parallelism each device takes the most sensitive of its own examples, as the
+    release does; there each also perturbs by its own gradient: ``ascent_gradient="local"``.
 
     Invariants: beta = gamma = 1 is SAM; with gamma < 1 exactly floor(gamma * |B|) examples are descended on.
 
@@ -59,6 +63,11 @@ class ESAM(Method):
     mask: Literal["tensor", "element"] = "tensor"
     needs_batch: ClassVar[bool] = True
     whole_gradient: ClassVar[bool] = False
+
+    @property
+    def synchronized(self) -> bool:  # type: ignore[override]
+        """With the mean over the ranks, where the first gradient is of all tensors."""
+        return super().synchronized and (self.mask == "element" or self.beta == 1)
 
     def check(self) -> None:
         """See :meth:`lowland.method.Method.check`."""
@@ -76,7 +85,7 @@ class ESAM(Method):
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.method.Method.plan`."""
-        here = yield Probe(batch, wrt=self._tensors(engine))
+        here = yield self.probe(batch, wrt=self._tensors(engine))
         e, loss = self._displacement(engine, here.grad), here.loss
         before, hard = self.per_example(here) if self.gamma < 1 else here.loss, batch
         del here
@@ -84,7 +93,7 @@ class ESAM(Method):
             look = yield Probe(batch, at=e, grad=False)
             count = batches.part(self.gamma, engine.batches.size(batch))
             hard = engine.batches.take(batch, torch.topk(self.per_example(look) - before, count).indices)
-        up = Probe(hard, at=e)
+        up = self.probe(hard, at=e)
         del e
         there = yield up
         return loss, there.grad

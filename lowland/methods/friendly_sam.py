@@ -32,12 +32,15 @@ class FriendlySAM(Method):
         lmb: How slowly the mean moves, in [0, 1].
 
     Cost: 2 gradients per step, one after the other; 1 P of resident memory (the mean), 4 P at most (the old mean
-    is kept until the step is done); 2 all-reduces of P under data parallelism.
+    is kept until the step is done); 2 all-reduces of P under data parallelism. The mean gradient perturbs: the running
+    mean must be the same on every rank.
 
     Differs: The released code's form, which removes the old mean; the paper removes the new one. For sigma = 1 the
     directions are the same, because g - m' = lmb * (g - m). With an Adam-type base nothing changes: the mean is the
     method's own, of plain gradients, not Adam's. A parameter that a batch does not
-    use keeps its mean and is not perturbed.
+    use keeps its mean and is not perturbed. A tensor whose mean is exactly zero counts as one without a mean, so that
+    its next mean is its gradient; in the release it has a mean of zeros, which moves by (1 - lmb) * g. The default
+    lmb = 0.9 is that of the release's class; its training script's default is 0.95, and its run script passes 0.6.
 
     Invariants: sigma = 0 is SAM; the first step is a SAM step; rho = 0 is the base optimizer.
 

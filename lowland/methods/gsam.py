@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lowland import checks, vec
-from lowland.method import Method
-from lowland.probe import Plan, Probe
+from lowland.methods.climbing import Climbing
+from lowland.probe import Plan
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
 
 
 @dataclass(frozen=True, kw_only=True)
-class GSAM(Method):
+class GSAM(Climbing):
     """SAM's gradient, less the part of the plain gradient orthogonal to it: it lowers the perturbed loss and the gap.
 
     ``d = g_s - alpha * (g - proj_{g_s} g)`` with ``g_s = g(w + rho * g/||g||)``
@@ -23,12 +23,16 @@ class GSAM(Method):
         rho: Radius, >= 0, in parameter norm. The paper lets it follow the learning rate:
             ``GSAM(rho=schedule.follow_lr(0.05, 0.0, lr_high=0.1))``, as the command line's recipes do.
         geometry: How the gradient becomes a displacement.
+        ascent_gradient: "mean" over the ranks, or each rank's own ("local"); see :class:`SAM`.
         alpha: Weight of the orthogonal part, >= 0; 0 is SAM.
 
     Cost: 2 gradients per step, one after the other; 2 P of memory during the second pass (saved weights and g); 2
-    all-reduces of P under data parallelism.
+    all-reduces of P under data parallelism, 1 with ``ascent_gradient="local"``.
 
-    Differs: Nothing in the rule. A constant radius is allowed.
+    Differs: Nothing in the rule on one device. A constant radius is allowed. ``schedule.follow_lr`` keeps the radius
+    between its two ends where the learning rate leaves the given range; the releases extrapolate. Under data
+    parallelism the mean gradient perturbs; both releases perturb each rank by its own, decompose there, and average
+    what comes out: ``ascent_gradient="local"``.
 
     Invariants: alpha = 0 is SAM; d - g_s is orthogonal to g_s; rho = 0 is the base optimizer.
 
@@ -47,8 +51,8 @@ class GSAM(Method):
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.method.Method.plan`."""
-        here = yield Probe(batch)
-        there = yield Probe(batch, at=self.ascent(engine, here.grad))
+        here = yield self.probe(batch)
+        there = yield self.probe(batch, at=self.ascent(engine, here.grad))
         loss, rest = here.loss, vec.together(vec.reject, here.grad, there.grad)
         del here  # before another vector is made
         return loss, vec.add(there.grad, rest, -self.alpha)

@@ -9,7 +9,7 @@ import torch
 
 from lowland import batch as batches
 from lowland import checks
-from lowland.method import Method
+from lowland.methods.climbing import Climbing
 from lowland.probe import Plan, Probe
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KSAM(Method):
+class KSAM(Climbing):
     """Both gradients of SAM are taken on the k examples of the batch with the largest losses.
 
     ``S = the k largest of losses(w; B)``, ``d = g(w + rho * g/||g||; S)`` with ``g = g(w; S)``
@@ -25,10 +25,12 @@ class KSAM(Method):
     Args:
         rho: Radius, >= 0, in parameter norm.
         geometry: How the gradient becomes a displacement.
+        ascent_gradient: "mean" over the ranks, or each rank's own ("local"); see :class:`SAM`.
         k: A number in (0, 1] is a share of the batch, an integer >= 1 a count.
 
     Cost: 2k/B gradients per step, one after the other, and 1 forward pass of the whole batch; 1 P of memory; 2
-    all-reduces of P under data parallelism. With k = 1/3 that is about the price of plain training.
+    all-reduces of P under data parallelism, 1 with ``ascent_gradient="local"``. With k = 1/3 that is about the price of
+    plain training.
 
     Differs: No code is released; the rule is the abstract's, k's default ours. The loss function must return one loss
     per example. Under data parallelism each device takes the largest of its own examples.
@@ -61,8 +63,8 @@ class KSAM(Method):
         losses, whole = self.per_example(look), engine.batches.size(batch)
         count = batches.part(self.k, whole) if isinstance(self.k, float) else min(self.k, whole)
         hard = batch if count == whole else engine.batches.take(batch, torch.topk(losses, count).indices)
-        here = yield Probe(hard, stats=False)
-        up = Probe(hard, at=self.ascent(engine, here.grad))
+        here = yield self.probe(hard, stats=False)
+        up = self.probe(hard, at=self.ascent(engine, here.grad))
         del here
         there = yield up
         return look.loss, there.grad

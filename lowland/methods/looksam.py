@@ -35,7 +35,8 @@ class LookSAM(Method):
         decomposition: "global" splits along the gradient as a whole; "tensor" splits each tensor on its own.
 
     Cost: 1 + 1/k gradients per step; 1 P of resident memory, 3 P during a SAM step's second pass; 1 + 1/k
-    all-reduces of P under data parallelism.
+    all-reduces of P under data parallelism. The mean gradient perturbs: g_v is kept, and must be the same on every
+    rank.
 
     Differs: No official code exists; the rule is read from the paper's summaries and independent
     implementations. Where g_s is parallel to g up to rounding, g_v is set to zero: it would be rounding noise,

@@ -27,8 +27,8 @@ class MicroSAM(Method):
         geometry: How each micro-batch's gradient becomes a displacement.
         m: Number of micro-batches, >= 1; 1 is SAM. A batch of fewer examples is cut into single ones.
 
-    Cost: 2 gradients per step, in 2 passes per micro-batch on one device; 2 P of memory; with unsynchronized
-    ascent 1 all-reduce of P under data parallelism.
+    Cost: 2 gradients per step, in 2 passes per micro-batch on one device; 2 P of memory; 1 all-reduce of P
+    under data parallelism, because each rank perturbs by its own micro-batches' gradients.
 
     Differs: m is the number of micro-batches, as in the paper; Foret et al. call m their size. BatchNorm
     sees micro-batches, so its statistics are updated m times a step, as in gradient accumulation.
@@ -48,6 +48,7 @@ class MicroSAM(Method):
     m: int = 4
     needs_batch: ClassVar[bool] = True
     whole_gradient: ClassVar[bool] = False
+    synchronized: ClassVar[bool] = False
 
     def check(self) -> None:
         """See :meth:`lowland.method.Method.check`."""

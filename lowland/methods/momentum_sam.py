@@ -27,17 +27,18 @@ class MomentumSAM(Method):
 
     Args:
         rho: Radius, >= 0, in parameter norm. The release takes 3 for CIFAR-100 and 0.3 for ImageNet; the momentum is a
-            blunt direction, so a larger radius than SAM's does no harm. For transformers 0 during warm-up:
-            ``rho=schedule.linear(...)``.
+            blunt direction, so a larger radius than SAM's does no harm. For vision transformers the release takes 0
+            before epoch 8 and 10 from then on: ``Late(inner=MomentumSAM(rho=10), start=…)``, in steps.
         geometry: How v becomes a displacement.
 
     Cost: 1 gradient per step; 1 P of memory (the saved weights), 2 P while the direction is made; 1 all-reduce of P
-    under data parallelism.
+    under data parallelism. Every rank is perturbed alike: the momentum is the mean gradient's.
 
     Differs: The release keeps the displaced weights live between steps, which needs no memory, and recomputes
     BatchNorm statistics before evaluation; here weights never stay displaced, at 1 P, and statistics are those of the
     displaced pass (``refresh_stats`` recomputes them). The release differentiates the L2 penalty at the displaced
-    weights; here weight decay is the base optimizer's.
+    weights; here weight decay is the base optimizer's. The release's AdamW decays the weights after Adam's move,
+    torch's AdamW before it.
 
     Invariants: The first step is the base optimizer's; rho = 0 is the base optimizer; the efficient form of the paper
     has the same trajectory.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lowland import checks
-from lowland.method import Method
+from lowland.methods.climbing import Climbing
 from lowland.methods.plain import Plain
 from lowland.methods.sam import SAM
 from lowland.probe import Plan
@@ -16,16 +16,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RST(Method):
+class RST(Climbing):
     """Randomized sharpness-aware training: each step is a SAM step with probability s, else a plain one.
 
     Args:
         rho: Radius, >= 0, in parameter norm.
         geometry: How the gradient becomes a displacement.
+        ascent_gradient: "mean" over the ranks, or each rank's own ("local"); see :class:`SAM`.
         s: Probability of a SAM step, in [0, 1].
 
     Cost: 1 + s gradients per step on average, one after the other; 1 P of memory in a SAM step; 1 + s all-reduces of P
-    under data parallelism.
+    under data parallelism, 1 with ``ascent_gradient="local"``.
 
     Differs: Nothing in the rule. The draw comes from the engine's own random numbers, so it is the same on every rank
     and after a resume.
@@ -47,5 +48,8 @@ class RST(Method):
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.method.Method.plan`."""
         sharp = engine.rng.random() < self.s
-        method = SAM(rho=self.rho, geometry=self.geometry) if sharp else Plain()
+        method = self._sam() if sharp else Plain()
         return (yield from method.plan(engine, batch))
+
+    def _sam(self) -> SAM:
+        return SAM(rho=self.rho, geometry=self.geometry, ascent_gradient=self.ascent_gradient)

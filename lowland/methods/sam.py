@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lowland.method import Method
-from lowland.probe import Plan, Probe
+from lowland.methods.climbing import Climbing
+from lowland.probe import Plan
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
 
 
 @dataclass(frozen=True, kw_only=True)
-class SAM(Method):
+class SAM(Climbing):
     """The gradient at the worst nearby point instead of the gradient here.
 
     ``e = rho * g(w) / ||g(w)||``, ``d = g(w + e)``
@@ -21,12 +21,18 @@ class SAM(Method):
     Args:
         rho: Radius, >= 0, in parameter norm; 0.05 is usual.
         geometry: ``L2()`` is SAM; ``Adaptive()`` is ASAM.
+        ascent_gradient: Which gradient perturbs under data parallelism: "mean", the average over all ranks, or "local",
+            each rank's own, which saves an all-reduce: the step is then carried out on each rank's part of the batch
+            alone, and what comes out is averaged. On one process both are the same.
 
     Cost: 2 gradients per step, one after the other; 1 P of memory (the saved weights); 2 all-reduces of P
-    under data parallelism.
+    under data parallelism, 1 with ``ascent_gradient="local"``.
 
-    Differs: From the JAX release in that weight decay belongs to the base optimizer, at the unperturbed
-    weights, and in that a zero gradient gives a zero perturbation instead of NaN.
+    Differs: In the JAX release (google-research/sam) weight decay is part of the loss, and a zero gradient gives NaN;
+    here weight decay belongs to the base optimizer, at the unperturbed weights, and a zero gradient gives a zero
+    perturbation. Under data parallelism the mean gradient over the ranks perturbs all of them, as in davda54's code
+    under DDP; the JAX release and composer perturb each rank by its own: ``ascent_gradient="local"``. Where parameter
+    groups have radii of their own, the norm leaves out the groups of radius 0; davda54's code counts them.
 
     Invariants: rho = 0 is the base optimizer; a loss that is scaled by c > 0 has the same perturbation; on a quadratic
     with Hessian A, ``d - g = rho * A g / ||g||``.
@@ -41,8 +47,8 @@ class SAM(Method):
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.method.Method.plan`."""
-        here = yield Probe(batch)
-        loss, up = here.loss, Probe(batch, at=self.ascent(engine, here.grad))
+        here = yield self.probe(batch)
+        loss, up = here.loss, self.probe(batch, at=self.ascent(engine, here.grad))
         del here  # frees the first gradient before the second pass: the saved weights are all that is kept
         there = yield up
         return loss, there.grad

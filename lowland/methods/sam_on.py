@@ -11,8 +11,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lowland.errors import ArgumentError, ParameterError
 from lowland.geometry import Geometry, Select
-from lowland.method import Method
-from lowland.probe import Plan, Probe
+from lowland.methods.climbing import Climbing
+from lowland.probe import Plan
 from lowland.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Normalization:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SAMON(Method):
+class SAMON(Climbing):
     """SAM-ON: only the scales and offsets of normalization layers are perturbed.
 
     ``e = rho * g_n / ||g_n||`` with ``g_n`` the gradient of the normalization layers' parameters and zero elsewhere,
@@ -46,17 +46,18 @@ class SAMON(Method):
     Args:
         rho: Radius, >= 0, in the norm of the perturbed parameters; larger than SAM's, because they are few.
         geometry: How g_n becomes a displacement; without a ``select`` of its own.
+        ascent_gradient: "mean" over the ranks, or each rank's own ("local"); see :class:`SAM`.
         extra: A predicate ``(module, name, parameter) -> bool`` that adds parameters to perturb, such as those of
             normalization layers of one's own that subclass none of torch's; None adds none.
 
     Cost: 2 gradients per step, one after the other, the first of them for the perturbed parameters only; 1 P of memory
     (all weights are saved, though few move); 2 all-reduces of P under data parallelism, of which the first needs only
-    the perturbed part.
+    the perturbed part; 1 with ``ascent_gradient="local"``.
 
     Differs: The release finds the layers by "norm" and "bn" in their names, which misses some and catches others; here
     it is their type: BatchNorm, LayerNorm, GroupNorm, InstanceNorm, RMSNorm and what is derived from them. A model
-    without any is refused. The first pass differentiates only what is perturbed. No radius is published for all
-    cases; the default is ours.
+    without any is refused. The first pass differentiates only what is perturbed. The default radius of 0.5 is the
+    release's. The release updates BatchNorm statistics in both passes; here the first one does.
 
     Invariants: With all tensors selected it is SAM; rho = 0 is the base optimizer.
 
@@ -70,6 +71,7 @@ class SAMON(Method):
     rho: float | Schedule = 0.5
     extra: Select | None = None
     whole_gradient: ClassVar[bool] = False
+    synchronized: ClassVar[bool] = False
 
     def check(self) -> None:
         """See :meth:`lowland.method.Method.check`."""
@@ -93,10 +95,10 @@ class SAMON(Method):
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.method.Method.plan`."""
-        here = yield Probe(batch, wrt=self._chosen(engine))
+        here = yield self.probe(batch, wrt=self._chosen(engine))
         ball = self._ball()
         e = ball.ascent(engine.params, here.grad, engine.radii(self.rho, ball))
-        loss, up = here.loss, Probe(batch, at=e)
+        loss, up = here.loss, self.probe(batch, at=e)
         del here, e
         there = yield up
         return loss, there.grad

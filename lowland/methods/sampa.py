@@ -36,7 +36,8 @@ class SAMPa(Method):
             preconditioning; "raw" takes ``y' = x - lr * g(y)``.
 
     Cost: 2 gradients per step, at once; 1 P and a batch of resident memory, 3 P during the passes on one
-    device; one exchange of P between two device groups.
+    device; one exchange of P between two device groups. Under data parallelism the mean gradient perturbs: g(y) is
+    kept, and must be the same on every rank.
 
     Differs: The release previews momentum and weight decay for SGD alone, drops weight decay until a momentum
     buffer exists, and uses the raw step for other optimizers; "base" is right for all. The release recovers

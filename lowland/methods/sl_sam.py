@@ -41,10 +41,13 @@ class SLSAM(Method):
 
     Cost: 2 gradients per step, one after the other, both for a share of about s of the tensors, which saves that part
     of the backward work; 1 P of memory (all weights are saved); 2 all-reduces of the drawn part under data parallelism.
+    The mean gradient perturbs: its lengths set the probabilities, which must be the same on every rank.
 
     Differs: The gradients' lengths are read one step late, so that no step waits for the device: a step's probabilities
-    know all steps but the last one. A draw that the backward pass does not reach is drawn anew. With a compiled
-    model and behind a closure all gradients are computed and the others thrown away.
+    know all steps but the last one. Probabilities are scaled to their sum by a division by the sum of those still below
+    1, which the release raises to 1e-5 where it is smaller; here it stays as it is. A draw that the backward pass does
+    not reach is drawn anew. With a compiled model and behind a closure all gradients are computed and the others thrown
+    away.
 
     Invariants: A step that draws all tensors is a SAM step; probabilities lie in [1e-8, 1] and sum to s times the
     number of tensors; tensors that are not drawn keep weights, momentum and ``.grad``, as long as this
@@ -63,6 +66,7 @@ class SLSAM(Method):
     alpha_p: float = 1e-3
     p_min: float = 1e-3
     whole_gradient: ClassVar[bool] = False
+    synchronized: ClassVar[bool] = False
 
     def check(self) -> None:
         """See :meth:`lowland.method.Method.check`."""

@@ -29,13 +29,15 @@ class Renormalized(Wrapper):
 
     Args:
         inner: The method to rescale. Each of its steps must ask for the whole batch's gradient at the weights, as SAM
-            does and SAMPa does not. It has the radius: ``Renormalized(inner=SAM(rho=0.1))``.
+            does and SAMPa does not, and with ``ascent_gradient="mean"``: the plain gradient is the mean over the
+            ranks. It has the radius: ``Renormalized(inner=SAM(rho=0.1))``.
 
     Cost: The inner method's gradients, memory and all-reduces: for SAM 2 gradients per step, 1 P of memory and 2
     all-reduces of P.
 
     Differs: The paper's experiments perturb by ``rho * g`` without dividing by the norm; here the inner method decides,
-    and SAM divides. A zero direction stays zero.
+    and SAM divides. The release has both forms: its ``sam`` is ``Renormalized(inner=SAM())``, its ``usam`` the paper's.
+    A zero direction stays zero.
 
     Invariants: ``||d|| = ||g||`` and d is parallel to the inner method's direction; ``Plain`` stays as it is.
 
@@ -55,6 +57,11 @@ class Renormalized(Wrapper):
             raise ArgumentError(
                 "inner must ask for the whole batch's gradient at the weights, which gives the length, but "
                 f"{self.inner.kind} does not; wrap SAM, LookSAM or another that does"
+            )
+        if not self.inner.synchronized:
+            raise ArgumentError(
+                "inner must average its gradients over the ranks, because the length is that of the mean gradient, but "
+                f"{self.inner!r} does not, or not all of them; leave ascent_gradient at 'mean'"
             )
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
@@ -78,8 +85,8 @@ class Renormalized(Wrapper):
                 del ask, asked
         if size is None:
             raise UsageError(
-                "Renormalized needs an inner method that asks for the whole batch's gradient at the weights, but "
-                f"{self.inner.kind} did not; use it without Renormalized"
+                "Renormalized needs an inner method that asks for the whole batch's gradient at the weights, averaged "
+                f"over the ranks, but {self.inner.kind} did not; use it without Renormalized"
             )
         return loss, vec.together(lambda v: _to(size, v), d)
 
@@ -89,7 +96,14 @@ StableSAM = Renormalized
 
 def _is_plain(probe: Probe, batch: Any) -> bool:
     """Whether the probe asks for the plain gradient of the step."""
-    return probe.batch is batch and probe.at is None and probe.grad and probe.wrt is None and probe.loss_fn is None
+    return (
+        probe.batch is batch
+        and probe.at is None
+        and probe.grad
+        and probe.sync
+        and probe.wrt is None
+        and probe.loss_fn is None
+    )
 
 
 def _to(size: Tensor, v: Vec) -> Vec:

@@ -66,6 +66,11 @@ class Switch(Wrapper):
         """Where both do."""
         return self.inner.whole_gradient and self.otherwise.whole_gradient
 
+    @property
+    def synchronized(self) -> bool:  # type: ignore[override]
+        """Where both are."""
+        return self.inner.synchronized and self.otherwise.synchronized
+
     def init(self, params: Vec) -> dict[str, Any]:
         """See :meth:`lowland.method.Method.init`."""
         return {f"{name}.{k}": v for name, method in self._parts() for k, v in method.init(params).items()}

@@ -49,11 +49,15 @@ class VSAM(Method):
         warmup: Steps of full SAM before the first window, >= 0.
 
     Cost: 1 + s/K gradients per step, about 1.2 to 1.5; 1 P of resident memory, 3 P during a refresh's second pass;
-    1 + s/K all-reduces of P under data parallelism.
+    1 + s/K all-reduces of P under data parallelism. The mean gradient perturbs: psf and the norms that steer s must be
+    the same on every rank.
 
     Differs: The norms that steer s are read one refresh late, so that no step waits for the device; the
     release lets the rest of the first window pass without any SAM step after warm-up, here the first window
-    starts at once; histories start empty instead of with zeros; blocks use the population variance.
+    starts at once; histories start empty instead of with zeros; blocks use the population variance. Where the number
+    of norms is no multiple of the blocks, the release leaves out the remainder, the largest norms; here the first
+    blocks hold one norm more. For every beta a refreshed psf is reused in 6 steps; in the release rounding decides,
+    which gives 7 at beta = 0.3, 0.6 and 0.9, and none at beta = 1.
 
     Invariants: ``g + psf = g_s`` at a refresh; window = 1 and a warm-up without end are SAM; beta = 0 reuses nothing,
     so that a step is either SAM's or the base optimizer's; each complete window has exactly ``floor(s)`` refreshes,

@@ -43,6 +43,11 @@ class Wrapper(Method):
         """As the inner method."""
         return self.inner.whole_gradient
 
+    @property
+    def synchronized(self) -> bool:  # type: ignore[override]
+        """As the inner method."""
+        return self.inner.synchronized
+
     def init(self, params: Vec) -> dict[str, Any]:
         """See :meth:`lowland.method.Method.init`."""
         return self.inner.init(params)

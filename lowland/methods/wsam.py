@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from lowland import checks, vec
 from lowland.errors import ArgumentError
-from lowland.method import Method
-from lowland.probe import Plan, Probe
+from lowland.methods.climbing import Climbing
+from lowland.probe import Plan
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
 
 
 @dataclass(frozen=True, kw_only=True)
-class WSAM(Method):
+class WSAM(Climbing):
     """The gradient of the loss plus a weight times that of the sharpness, the rise of the loss within the ball.
 
     ``d = (1 - a) * g + a * g_s`` with ``a = gamma / (1 - gamma)`` and ``g_s = g(w + rho * g/||g||)``
@@ -23,14 +23,16 @@ class WSAM(Method):
     Args:
         rho: Radius, >= 0, in parameter norm.
         geometry: How the gradient becomes a displacement.
+        ascent_gradient: "mean" over the ranks, or each rank's own ("local"); see :class:`SAM`.
         gamma: Weight of the sharpness, in [0, 1): 0 is the base optimizer, 0.5 is SAM, 0.9 counts it nine times.
 
     Cost: 2 gradients per step, one after the other; 2 P of memory during the second pass (saved weights and g); 2
-    all-reduces of P under data parallelism.
+    all-reduces of P under data parallelism, 1 with ``ascent_gradient="local"``.
 
-    Differs: This is the coupled form. The decoupled one steps with g and then moves the weights by
-    ``-lr * a * (g_s - g)`` past the optimizer; that is no single gradient, so clipping, scaling and momentum could not
-    be the optimizer's own, and it is left out. For SGD without momentum the two are the same.
+    Differs: This is the coupled form; the release's default is the decoupled one. That one steps with g and then moves
+    the weights by ``-lr * a * (g_s - g)`` past the optimizer; that is no single gradient, so clipping, scaling and
+    momentum could not be the optimizer's own, and it is left out. For SGD without momentum the two are the same. Under
+    data parallelism the release perturbs each rank by its own gradient: ``ascent_gradient="local"``.
 
     Invariants: gamma = 0.5 is SAM; gamma = 0 and rho = 0 are the base optimizer.
 
@@ -51,6 +53,6 @@ class WSAM(Method):
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.method.Method.plan`."""
-        here = yield Probe(batch)
-        there = yield Probe(batch, at=self.ascent(engine, here.grad))
+        here = yield self.probe(batch)
+        there = yield self.probe(batch, at=self.ascent(engine, here.grad))
         return here.loss, vec.lerp(here.grad, there.grad, self.gamma / (1 - self.gamma))

@@ -18,7 +18,9 @@ from lowland.probe import Probe
 
 def work_on(model, loss=loss_fn, *, scaler=None, micro_batch=None) -> Work:
     params = [p for p in model.parameters() if p.requires_grad]
-    return Work(model, params, loss_fn=loss, scaler=scaler, micro_batch=micro_batch, rng="free")
+    work = Work(model, params, loss_fn=loss, scaler=scaler, micro_batch=micro_batch, rng="free")
+    work.reentrant = False  # as after the first step, which looks for reentrant checkpoints
+    return work
 
 
 def ask(work, wrt=None, at=None, data=None, **kinds):

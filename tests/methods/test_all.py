@@ -261,3 +261,18 @@ def test_whole_gradient_says_what_every_step_asks_for(text: str) -> None:
         engine.optimizer.step()
         engine.optimizer.zero_grad()
     assert all(asked) == engine.method.whole_gradient or text == "esam:mask=element"  # which asks for it all the same
+
+
+@pytest.mark.parametrize(
+    "text", [*ALL, *(f"{key}:ascent_gradient=local" for key in ("sam", "rst", "late:start=2,inner=sam"))]
+)
+def test_synchronized_says_what_all_gradients_are(text: str) -> None:
+    asked: list[bool] = []
+
+    class Watching(lowland.Local):
+        def run(self, work: Any, probes: tuple[lowland.Probe, ...]) -> tuple[lowland.Reading, ...]:
+            asked.extend(p.sync and p.wrt is None for p in probes if p.grad)
+            return super().run(work, probes)
+
+    train(engine := engine_of(text, executor=Watching()), 6)
+    assert all(asked) == engine.method.synchronized

@@ -8,7 +8,7 @@ from typing import Any
 import problems
 import pytest
 import torch
-from conformance import SAMPA, calls_of_step, engine_of, every, method_of, model_for, spoil, vectors_of
+from conformance import SAMPA, WAITING, calls_of_step, engine_of, every, method_of, model_for, spoil, vectors_of
 from problems import batch, loss_fn, net, same, sgd, train, weights
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
@@ -40,7 +40,7 @@ def test_a_power_of_two_loss_scale_changes_nothing(text: str, scale: float) -> N
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 def test_an_overflow_in_any_pass_skips_the_step_and_leaves_memory(text: str, value: float) -> None:
     for step in (0, 3):
-        for nth in range(1, calls_of_step(text, step) + 1):
+        for nth in range(1, calls_of_step(text, step, dtype=torch.float32) + 1):
             model = model_for(text, dtype=torch.float32)
             scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=10**6)
             engine = lowland.Engine(method_of(text), model, sgd(model), loss_fn, scaler=scaler)
@@ -67,8 +67,10 @@ def test_an_overflow_in_any_pass_skips_the_step_and_leaves_memory(text: str, val
 @every
 @pytest.mark.parametrize(("base", "scaled"), [(sgd, False), (problems.adamw, True)])
 def test_no_host_synchronization(text: str, base: Any, scaled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Fake tensors have no values: .item(), bool() and tolist() raise. Only lagged.read may look.
+    # Fake tensors have no values: .item(), bool() and tolist() raise. Only what is read late may be looked at.
     monkeypatch.setattr(lagged, "read", lambda tensor: [0.5] * tensor.numel())
+    waited: list[torch.Tensor] = []
+    monkeypatch.setattr(lowland.Engine, "now", lambda _, t: waited.append(t) or [0.5] * t.numel())
     with FakeTensorMode():
         model = problems.Net(norm=True, odd=True)
         options = {"scaler": Scaler()} if scaled else {}
@@ -79,6 +81,8 @@ def test_no_host_synchronization(text: str, base: Any, scaled: bool, monkeypatch
             for p in engine.params:  # the optimizer's own step is not what is tested
                 p.grad = None
         assert engine.step == 4
+    assert len(waited) == (4 if text in WAITING else 0), "WAITING lists the methods that wait for the device"
+    assert all(t.numel() == 1 for t in waited)
 
 
 class Scaler:

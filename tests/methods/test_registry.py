@@ -142,8 +142,8 @@ def test_defaults_can_be_given_by_key_also_for_inner_methods():
     [
         ("lookam", "unknown method 'lookam': did you mean 'looksam'.*known are adasam, ae-sam, arsam"),
         ("", "unknown method ''.*known are"),
-        ("sam:rh=0.1", "unknown field of sam 'rh': did you mean 'rho'.*known are geometry, rho"),
-        ("sam:lam=0.1", "unknown field of sam 'lam'.*known are geometry, rho"),
+        ("sam:rh=0.1", "unknown field of sam 'rh': did you mean 'rho'.*known are ascent_gradient, geometry, rho"),
+        ("sam:lam=0.1", "unknown field of sam 'lam'.*known are ascent_gradient, geometry, rho"),
         ("sam:needs_batch=True", "unknown field of sam 'needs_batch'"),
         ("late:rho=0.1", "unknown field of late 'rho'.*known are inner, start, total"),
         ("late:inner=looksm", "unknown method 'looksm': did you mean 'looksam'"),

@@ -118,6 +118,20 @@ def test_what_has_such_a_method_inside_is_refused_too(inner):
         Renormalized(inner=inner)
 
 
+@pytest.mark.parametrize(
+    "inner",
+    [
+        SAM(ascent_gradient="local"),
+        Late(inner=GSAM(ascent_gradient="local"), start=3),
+        Switch(inner=SAM(), otherwise=RST(ascent_gradient="local")),
+    ],
+    ids=["sam", "late", "switch"],
+)
+def test_the_length_of_a_gradient_that_each_rank_has_its_own_of_is_refused(inner):
+    with pytest.raises(ArgumentError, match=r"inner must average its gradients over the ranks.*leave ascent_gradient"):
+        Renormalized(inner=inner)
+
+
 @pytest.mark.parametrize("inner", [None, "sam", SAM], ids=str)
 def test_what_is_no_method_is_refused(inner):
     with pytest.raises(ArgumentError, match=r"inner must be a Method, but is .*; pass a value such as SAM"):
@@ -127,7 +141,23 @@ def test_what_is_no_method_is_refused(inner):
 def test_it_has_no_radius_of_its_own():
     with pytest.raises(TypeError, match="rho"):
         Renormalized(rho=0.1)
-    assert repr(Renormalized()) == "Renormalized(inner=SAM(rho=0.05, geometry=L2(select=None)))"
+    assert repr(Renormalized()) == "Renormalized(inner=SAM(rho=0.05, geometry=L2(select=None), ascent_gradient='mean'))"
+
+
+class Apart(lowland.Method):
+    """A user's method that keeps its gradient from being averaged and does not say so."""
+
+    def plan(self, engine, batch):
+        here = yield lowland.Probe(batch, sync=False)
+        return here.loss, here.grad
+
+
+def test_a_gradient_of_one_rank_has_not_the_length():
+    run = Run(PROBLEM, PROBLEM.weights(1), Renormalized(inner=Apart()))
+    with pytest.raises(
+        UsageError, match=r"Renormalized needs an inner method that asks for .* averaged over the ranks"
+    ):
+        run.step(PROBLEM.batch(0), 0.1)
 
 
 class Elsewhere(lowland.Method):

@@ -200,6 +200,13 @@ def test_it_needs_its_batch_where_one_part_does(needy, name):
 
 
 @pytest.mark.parametrize("name", ["inner", "otherwise"])
+def test_it_averages_all_gradients_where_both_parts_do(name):
+    method = Switch(**{"inner": SAM(), "otherwise": Plain(), name: SAM(ascent_gradient="local")})
+    assert not method.synchronized
+    assert Switch().synchronized
+
+
+@pytest.mark.parametrize("name", ["inner", "otherwise"])
 def test_what_a_part_refuses_is_refused_when_the_engine_is_made(name):
     with pytest.raises(ArgumentError, match="start must be given before training"):
         Run(PROBLEM, PROBLEM.weights(1), Switch(**{name: Late()}))

@@ -49,6 +49,7 @@ PAIRS = {
     "sl-sam-all": pair(SLSAM, sl_sam.SLSAM, rho=0.1, s=1),
     "ae-sam": pair(AESAM, ae_sam.AESAM, rho=0.1, total=12),
     "ae-sam-quick": pair(AESAM, ae_sam.AESAM, rho=0.1, total=7, delta=0.5, l1=-2.0, l2=0.2),
+    "ae-sam-lagged": pair(AESAM, ae_sam.AESAM, rho=0.1, total=12, lag=1),
     "ae-sam-never": pair(AESAM, ae_sam.AESAM, rho=0.1, total=12, l1=math.inf, l2=math.inf),
     "async-sam": pair(AsyncSAM, async_sam.AsyncSAM, rho=0.1),
     "async-sam-whole": pair(AsyncSAM, async_sam.AsyncSAM, rho=0.1, share=1),
@@ -120,7 +121,9 @@ def test_sl_sam_s_probabilities_follow_for_long(seed, base_key):
     assert len({tuple(draw) for draw in twin.draws}) > 4
 
 
-@pytest.mark.parametrize("fields", [{}, {"delta": 0.7, "l1": -0.5, "l2": 0.5}, {"delta": 0.0}, {"delta": 1.0}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"delta": 0.7, "l1": -0.5, "l2": 0.5}, {"delta": 0.0}, {"delta": 1.0}, {"lag": 1}]
+)
 @pytest.mark.parametrize("base_key", ["momentum", "adamw"])
 def test_ae_sam_s_choices_follow_for_long(fields, base_key):
     fields = {"rho": 0.1, "total": 60, **fields}

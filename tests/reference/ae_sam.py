@@ -10,33 +10,38 @@ from reference.vectors import Weights, dot
 
 
 class AESAM(Twin):
-    """The policy of the paper (ICLR 2023, arXiv 2304.14647), every norm read one step late.
+    """The policy of the paper (ICLR 2023, arXiv 2304.14647): SAM where this step's gradient is long for its time.
 
-    SAM where `q = ||g||^2` stands `c_t` standard deviations or more above its running mean, `c_t` going from l2 at
-    the start to l1 at the end. Without a variance nothing stands out: the deviation is zero.
+        mean <- delta * mean + (1 - delta) * q,   var <- delta * var + (1 - delta) * (q - mean)^2,   q = ||g||^2
+        SAM  where  q >= mean + c_t * sqrt(var),  c_t from l2 at the start to l1 at the end
+
+    It starts at the first norm, with a variance of zero; without a variance nothing stands out: the deviation is zero.
+    With `lag = 1`, which is not the paper's, every norm is known one step late.
     """
 
-    def setup(self, total: int, delta: float = 0.9, l1: float = -1.0, l2: float = 1.0) -> None:
-        self.total, self.delta, self.l1, self.l2 = total, delta, l1, l2
+    def setup(self, total: int, delta: float = 0.9, l1: float = -1.0, l2: float = 1.0, lag: int = 0) -> None:
+        self.total, self.delta, self.l1, self.l2, self.lag = total, delta, l1, l2, lag
         self.mean, self.var, self.t = 0.0, 0.0, 0
         self.measured: list[float] = []
         self.choices: list[bool] = []
+        self.deviations: list[float] = []
 
     def direction(self, batch: Batch) -> tuple[float, Weights]:
-        self.choices.append(self.deviation() >= self.threshold())
-        self.t += 1
         g = self.gradient(batch)
         self.measured.append(dot(g, g))
+        self.deviations.append(self.deviation(self.measured[: len(self.measured) - self.lag]))
+        self.choices.append(self.deviations[-1] >= self.threshold())
+        self.t += 1
         if self.choices[-1]:
             return self.loss(batch), self.gradient(batch, at=self.ascent(g))
         return self.loss(batch), g
 
-    def deviation(self) -> float:
-        """How many standard deviations the norm of the step before lies above the mean; it counts in both."""
-        if not self.measured:
+    def deviation(self, known: list[float]) -> float:
+        """How many standard deviations the last known norm lies above the mean; it counts in both."""
+        if not known:
             return 0.0
-        q = self.measured[-1]
-        if len(self.measured) == 1:
+        q = known[-1]
+        if len(known) == 1:
             self.mean = q
             return 0.0
         self.mean = self.delta * self.mean + (1.0 - self.delta) * q

@@ -1,0 +1,56 @@
+"""Weights moved for one pass, and brought back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.nn.utils import parametrize
+
+from lowland import vec
+from lowland.errors import UsageError
+from lowland.vec import Vec
+
+
+def whole(params: Vec, at: Vec) -> None:
+    """Refuse a displacement that does not fit the parameters, or was spent."""
+    if len(at) != len(params):
+        raise UsageError(
+            f"a displacement must have one tensor for each of {len(params)} parameters, but has {len(at)}; "
+            "a Probe is asked once, so yield a new Probe"
+        )
+
+
+@torch.no_grad()
+def put_back(params: Vec, saved: Vec) -> None:
+    """Overwrite the weights with a saved copy, bit for bit, at the same addresses."""
+    vec.copy_(params, saved)
+
+
+@contextmanager
+def displaced(params: Vec, at: Vec) -> Iterator[None]:
+    """Move the weights by ``at`` and bring back a saved copy, bit for bit, whatever is raised inside.
+
+    The list ``at`` is emptied once the weights have moved. Subtracting instead of copying would leave rounding
+    behind, different on ranks that moved differently.
+    """
+    whole(params, at)
+    with torch.no_grad():
+        saved = vec.clone(params)
+        try:
+            vec.add_(params, at)
+            at.clear()
+            torch.clear_autocast_cache()
+            with torch.enable_grad():
+                yield
+        finally:
+            put_back(params, saved)
+            # Autocast keeps low-precision copies of weights and would not notice that they moved.
+            torch.clear_autocast_cache()
+
+
+def forget_derived() -> None:
+    """Drop what ``parametrize.cached()`` keeps: weights that were derived from weights elsewhere, and their graph."""
+    if parametrize._cache_enabled:
+        parametrize._cache = {}

@@ -1,0 +1,202 @@
+"""What a pass must not meet: unseen tensors that collect gradients, weights that move, overwritten gradients."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lowland import modes
+from lowland.errors import ParameterError, UsageError
+from lowland.executors.buffers import modules_of
+from lowland.shards import ORDINARY
+from lowland.vec import Vec
+
+if TYPE_CHECKING:
+    from lowland.executors.base import Work
+    from lowland.probe import Probe
+
+Suspect: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None]"  # a tensor, and its gradient before
+
+
+def graph(loss: Tensor) -> list[Any]:
+    """All nodes of a loss's graph."""
+    waiting, seen = [loss.grad_fn], {loss.grad_fn}
+    while waiting:
+        node = waiting.pop()
+        for parent, _ in node.next_functions if node is not None else ():
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                waiting.append(parent)
+    return [node for node in seen if node is not None]
+
+
+def reentrant(loss: Tensor) -> bool:
+    """Whether a loss goes through reentrant checkpointing, whose backward needs an input that requires a gradient."""
+    return any(type(node).__name__ == "CheckpointFunctionBackward" for node in graph(loss))
+
+
+def strangers(
+    loss: Tensor, params: Sequence[Tensor], model: nn.Module, loss_fn: Callable[..., Any] | None
+) -> list[Suspect]:
+    """Refuse a loss that reaches trainable parameters which are not the engine's.
+
+    Their gradients would be those of all passes, added up, at points that the method chose for other tensors.
+
+    Args:
+        loss: The loss, with its graph.
+        params: The engine's parameters, and what stands for them.
+        model: The model, for what ``fully_shard`` gathers.
+        loss_fn: The loss function, for names.
+
+    Returns:
+        Tensors that are no parameters: what the loss has made for itself, such as inputs that require a gradient, goes
+        with its graph; see :func:`dismiss` for those that stay.
+
+    Raises:
+        ParameterError: It does.
+    """
+    known = {id(p) for p in params} | _gathered(model)
+    leaves = [node.variable for node in graph(loss) if hasattr(node, "variable")]
+    if isinstance(loss, Tensor) and loss.grad_fn is None:
+        leaves = [loss]
+    others = [t for t in leaves if id(t) not in known]
+    if any(isinstance(t, nn.Parameter) for t in others):
+        raise _refusal(others, loss_fn)
+    return [(weakref.ref(t), None if t.grad is None else t.grad.clone()) for t in others]
+
+
+def dismiss(suspects: Sequence[Suspect], loss_fn: Callable[..., Any] | None) -> None:
+    """Refuse tensors that a loss has reached and that outlive its graph; their ``.grad`` goes back.
+
+    Raises:
+        ParameterError: There are such tensors.
+    """
+    if not any(ref() is not None for ref, _ in suspects):
+        return
+    gc.collect()
+    kept = [(t, grad) for ref, grad in suspects if (t := ref()) is not None]
+    for t, grad in kept:
+        t.grad = grad
+    if kept:
+        raise _refusal([t for t, _ in kept], loss_fn)
+
+
+def _refusal(strangers: Sequence[Tensor], loss_fn: Callable[..., Any] | None) -> ParameterError:
+    names = {
+        id(p): f"{place}.{name}".removesuffix(".")
+        for place, m in modules_of(loss_fn).items()
+        for name, p in m.named_parameters()
+    }
+    shown = ", ".join(names.get(id(t), f"a tensor of shape {tuple(t.shape)}") for t in strangers[:3])
+    more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
+    return ParameterError(
+        f"every trainable tensor that the loss reaches must be the engine's, but {shown}{more} "
+        f"{'is' if len(strangers) == 1 else 'are'} not: passes would add their gradients up; give the module to the "
+        "engine, Engine(method, [model, head], optimizer, loss_fn), freeze it, or detach it"
+    )
+
+
+def _gathered(model: nn.Module) -> set[int]:
+    """The full parameters that ``fully_shard`` puts in place of the shards during a pass."""
+    found: set[int] = set()
+    for m in model.modules():
+        state = m._get_fsdp_state() if hasattr(m, "_get_fsdp_state") else None  # type: ignore[operator]
+        group = getattr(state, "_fsdp_param_group", None)
+        for p in getattr(group, "fsdp_params", ()):
+            found.add(id(getattr(p, "_unsharded_param", None)))
+        if state is not None:
+            found |= {id(p) for part in m.modules() for p in part._parameters.values()}
+    return found
+
+
+def inspect(work: Work, probe: Probe, loss: Tensor, before: Sequence[int] | None) -> None:
+    """Look at what a loss reaches, in an engine's first step, and at what forward has done to the weights.
+
+    Args:
+        work: The work of the engine.
+        probe: What the pass is for.
+        loss: Its loss, with its graph.
+        before: Versions of the weights before a displaced forward that reports; None for other passes.
+
+    Raises:
+        ParameterError: The loss reaches trainable parameters that are not the engine's.
+        UsageError: That forward has written weights.
+    """
+    if work.first:
+        work.suspects += strangers(loss, work.params, work.model, probe.loss_fn or work.loss_fn)
+    if probe.wrt is not None and work.reentrant is None:
+        work.reentrant = reentrant(loss)
+    if before is not None and (changed := moved(before, work.params)):
+        raise UsageError(
+            "forward must not write weights for a method whose reporting pass is displaced, but writes "
+            f"{work.named(changed)}, as Embedding(max_norm=…) does, and what it writes would be undone; use a method "
+            "that visits the weights, such as SAM, or renormalize after optimizer.step()"
+        )
+
+
+def versions(params: Vec) -> list[int]:
+    """How often each parameter has been written in place."""
+    return [p._version for p in params]
+
+
+def moved(before: Sequence[int], params: Vec) -> list[int]:
+    """The places of the parameters that were written since."""
+    return [i for i, (v, p) in enumerate(zip(before, params, strict=True)) if p._version != v]
+
+
+def fused(names: str) -> UsageError:
+    """The refusal of weights that change while backward runs."""
+    return UsageError(
+        f"weights must stay where they are while backward runs, but {names} changed, as by an optimizer fused into "
+        "backward (register_post_accumulate_grad_hook); step the optimizer after engine.backward(batch)"
+    )
+
+
+class Ownership:
+    """Whether gradients must be copied, because somebody else will overwrite their memory.
+
+    ``torch.cuda.make_graphed_callables`` and CUDA graphs of ``torch.compile`` give gradients in buffers that the next
+    backward fills anew.
+
+    Args:
+        model: The model.
+        device: Where it is.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        graphs = device.type == "cuda" and modes.compiled(model)
+        self.needed = graphs or bool(modes.captured(model))
+        self._last: list[tuple[weakref.ref[Tensor], int]] = []
+
+    def own(self, grads: list[Tensor | None], *, check: bool) -> list[Tensor | None]:
+        """The gradients, copied where that is needed.
+
+        Args:
+            grads: What backward has left.
+            check: Look whether they lie where those of an earlier pass lie; for the first steps.
+
+        Raises:
+            UsageError: They do, and the earlier ones are still in use.
+        """
+        if self.needed:
+            return [None if g is None else g.clone() for g in grads]
+        if not check:
+            self._last.clear()
+            return grads
+        strided = [g for g in grads if g is not None and type(g) in ORDINARY and g.layout is torch.strided]
+        places = [g.untyped_storage().data_ptr() for g in strided]
+        alive = [entry for entry in self._last if entry[0]() is not None]
+        if {place for _, place in alive if place} & set(places):
+            self.needed = True
+            raise UsageError(
+                "gradients of different passes must lie in memory of their own, but backward has overwritten those of "
+                "an earlier pass, as CUDA graphs do; the step is taken back, and from now on gradients are copied: "
+                "call backward again"
+            )
+        self._last = alive + [(weakref.ref(g), place) for g, place in zip(strided, places, strict=True)]
+        return grads

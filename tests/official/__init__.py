@@ -1,0 +1,1 @@
+"""lowland beside trajectories that released code computed: see README.md in this folder."""

@@ -1,0 +1,65 @@
+"""From the description in a file to lowland's method, which is made to choose what the release chose by chance."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from lowland import Engine, Method, Switch, schedule
+from lowland.geometry import Adaptive
+from lowland.methods import METHODS
+from official.files import Recorded
+
+GEOMETRIES = {"Adaptive(eta=0)": Adaptive(eta=0), "Adaptive(eta=0.01)": Adaptive(eta=0.01)}
+NO_FIELDS = ("key", "every", "offset", "group_rho", "warmup_epochs", "ramp_epochs", "steps_per_epoch")
+
+
+def method_of(run: Recorded) -> Method:
+    """The method of a run; what it draws is what the release drew."""
+    method, arrays = described(run.meta["method"]), run.arrays
+    if run.key == "ausam":
+        return altered(method, _draw=lambda self, engine, index, count, t: torch.from_numpy(arrays["drawn"][t, :count]))
+    if run.key == "sl-sam":
+        return altered(method, _draw=lambda self, engine, p: arrays["active"][engine.step].tolist())
+    if run.key == "vsam":
+        return altered(method, _due=lambda self, engine: bool(arrays["refresh"][engine.step]))
+    return method
+
+
+def script(run: Recorded, engine: Engine) -> None:
+    """Put the release's random numbers in the place of the engine's, where a method asks the engine for them."""
+    if run.key == "rst":
+        numbers = run.arrays["uniforms"].tolist()
+    elif run.key == "esam":  # a tensor is kept where the number is below beta
+        numbers = (~run.arrays["kept"]).astype(float).ravel().tolist()
+    else:
+        return
+    engine.rng = random.Random(0)
+    engine.rng.random = iter(numbers).__next__  # type: ignore[method-assign]
+
+
+def described(told: dict[str, Any]) -> Method:
+    """The method that ``meta.method`` of a file tells of."""
+    given = {name: value for name, value in told.items() if name not in NO_FIELDS}
+    if told["key"] == "switch":
+        return Switch(when=schedule.every(told["every"], told["offset"]), inner=METHODS["sam"](**given))
+    if "geometry" in told:
+        given["geometry"] = GEOMETRIES[told["geometry"]]
+    if "inner" in told:
+        given["inner"] = described(told["inner"])
+    if isinstance(told.get("rho"), dict):
+        given["rho"] = schedule.follow_lr(**told["rho"]["follow_lr"])
+    if told["key"] == "ausam":
+        epoch = told["steps_per_epoch"]
+        given |= {"warmup": told["warmup_epochs"] * epoch, "ramp": told["ramp_epochs"] * epoch}
+    return METHODS[told["key"]](**given)
+
+
+def altered(method: Method, **hooks: Callable[..., Any]) -> Method:
+    """The method with some of its own functions replaced."""
+    kind = type(method)
+    return type(kind.__name__, (kind,), hooks)(**{f.name: getattr(method, f.name) for f in fields(method) if f.init})
