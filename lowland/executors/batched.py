@@ -144,7 +144,7 @@ def _answer(work: Work, probes: tuple[Probe, ...]) -> list[Reading]:
             found["losses"][i].clone() if "losses" in found else None,
             found["count"][i].clone() if "count" in found else loss.count,
             loss.aux(found, i),
-            work.reached,
+            None if all(work.reached) else work.reached,
         )
         for i, grad in enumerate(grads)
     ]
