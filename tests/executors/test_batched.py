@@ -49,7 +49,7 @@ def trained(executor: Any, text: str, model: Any, steps: int = 20, *, each: Any 
 
 
 def assert_close(found: Any, expected: Any, close: float) -> None:
-    if isinstance(found, list) and isinstance(found[0], Reading):  # to Batched all parameters count as reached
+    if isinstance(found, list | tuple) and isinstance(found[0], Reading):  # to Batched all parameters count as reached
         found, expected = [r._replace(reached=None) for r in found], [r._replace(reached=None) for r in expected]
     torch.testing.assert_close(found, expected, rtol=close, atol=close)
 
