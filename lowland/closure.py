@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lowland import doors, state
 from lowland.engine import Engine
 from lowland.errors import UsageError
 
@@ -17,16 +18,25 @@ class ClosureOptimizer(Optimizer):
     """The engine's method behind torch's own ``step(closure)``.
 
     The closure does what torch documents: zero the gradients, compute the loss, call backward, return the
-    loss. It is called once for every pass of the method. ``step()`` without a closure is the base step, so
-    that checkpointing libraries and schedulers find an ordinary optimizer; parameter groups and state are the
-    base optimizer's own. Save the engine's state beside it.
+    loss. It is called once for every pass of the method. ``step()`` without a closure is refused, because it would
+    train without the method, unless every learning rate is 0: so checkpointing libraries fill an optimizer's state.
+    Parameter groups and state are the base optimizer's own. Save the engine's state beside it.
+
+    An optimizer that calls its closure itself, such as LBFGS, needs no ClosureOptimizer. Each call is one step of the
+    method::
+
+        def closure():
+            lbfgs.zero_grad()
+            return engine.backward(batch)
+
+        lbfgs.step(closure)
 
     Args:
-        engine: An engine whose method needs no batch, without a GradScaler.
+        engine: An engine whose method needs no batch, with one optimizer, without a GradScaler.
 
     Raises:
-        UsageError: The method keeps or cuts batches, which a closure hides, or the engine has a scaler, whose
-            ``step`` refuses closures.
+        UsageError: The method keeps or cuts batches, which a closure hides; the engine has several optimizers, or one
+            that calls closures itself; or it has a scaler, whose ``step`` refuses closures.
 
     Example:
         >>> import lowland
@@ -52,6 +62,12 @@ class ClosureOptimizer(Optimizer):
                 "a GradScaler refuses closures, so ClosureOptimizer needs an engine without one; call "
                 "engine.backward(batch) and scaler.step(optimizer), or train in bf16"
             )
+        if len(engine.optimizers) > 1:
+            raise UsageError(
+                f"ClosureOptimizer needs an engine with one optimizer, but this one has {len(engine.optimizers)}; call "
+                "engine.backward(batch) and the step of each of them"
+            )
+        doors.check_closure_free(engine.optimizers)
         self.engine = engine
         self.base = engine.optimizer
         super().__init__(self.base.param_groups, self.base.defaults)
@@ -99,29 +115,46 @@ class ClosureOptimizer(Optimizer):
             The loss of the first pass, detached; None without a closure.
 
         Raises:
-            UsageError: The closure returns no loss, calls no backward, or adds to earlier gradients.
+            UsageError: There is no closure though a learning rate is not 0; the closure returns no loss, calls no
+                backward, or adds to earlier gradients.
         """
         if closure is None:
+            self._check_idle()
             return self.base.step()
-        params = self.engine.params
-        earlier = [p.grad for p in params]
-        first: Any = None
+        earlier = [p.grad for p in self.engine.params]
+        back = state.kept(self.engine)
         try:
-            for p in params:
-                p.grad = None  # what the closure is bound to zero is no part of this step
-            for current in self.engine.passes():
-                current.sparse = False  # a closure's backward would fail where it reaches none of those asked for
-                with current, torch.enable_grad():
-                    marks = _marked(params, earlier) if first is None else []
-                    loss = closure()
-                    _check(loss, marks, params)
-                    current.adopt(loss)
-                first = loss.detach() if first is None else first
+            first = self._run(closure, earlier)
+            self.base.step()
         except BaseException:
-            for p, g in zip(params, earlier, strict=True):
+            back()
+            for p, g in zip(self.engine.params, earlier, strict=True):
                 p.grad = g
             raise
-        self.base.step()
+        return first
+
+    def _check_idle(self) -> None:
+        """Without a closure, let only a step pass that moves nothing: with it DCP fills a state before it loads one."""
+        lrs = [group.get("lr") for group in self.base.param_groups]
+        if any(lr is None or bool(torch.as_tensor(lr != 0).any()) for lr in lrs):
+            raise UsageError(
+                "step needs the closure, but was called without one, which would train without the method; call "
+                "optimizer.step(closure), or engine.backward(batch) and the base optimizer's step()"
+            )
+
+    def _run(self, closure: Callable[[], Any], earlier: Sequence[Tensor | None]) -> Any:
+        """All passes of the method, leaving its gradient in ``.grad``; the first one's loss."""
+        params, first = self.engine.params, None
+        for p in params:
+            p.grad = None  # what the closure is bound to zero is no part of this step
+        for current in self.engine.passes():
+            current.sparse = False  # a closure's backward would fail where it reaches none of those asked for
+            with current, torch.enable_grad():
+                marks = _marked(params, earlier) if first is None else []
+                loss = closure()
+                _check(loss, marks, params)
+                current.adopt(loss)
+            first = loss.detach() if first is None else first
         return first
 
 
