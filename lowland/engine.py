@@ -62,6 +62,8 @@ class Engine:
             :class:`lowland.Cutter`. By default ``Slices()``: tensors along dimension 0.
         rng: "free" lets every pass draw its own dropout mask; "shared" is one for all passes on the same examples.
         seed: Seed of the method's own random decisions.
+        allow_unaveraged: Accept several ranks over which nobody averages gradients, for trainings that are independent
+            or that the caller averages.
         allow_low_precision: Accept bf16 or fp16 parameters, whose perturbation is mostly lost in rounding.
 
     Attributes:
@@ -98,6 +100,7 @@ class Engine:
         rng: str = "free",
         seed: int = 0,
         allow_low_precision: bool = False,
+        allow_unaveraged: bool = False,
     ) -> None:
         doors.check_method(method)
         doors.check_loss_fn(loss_fn)
@@ -119,7 +122,10 @@ class Engine:
         self.batches = Batches(cut)
         self.executor = executor if isinstance(executor, Counted) else Counted(executor)
         self.executor.batches = self.batches
-        replicas = Replicas(model, self.params, groups.get("replicate"))
+        probes = groups.get("probe")
+        replicas = Replicas(model, self.params, groups.get("replicate"), probes=probes, unaveraged=allow_unaveraged)
+        if micro_batch is not None or not method.synchronized:
+            replicas.check_static()
         options = {"scaler": scaler, "micro_batch": micro_batch, "rng": rng, "replicas": replicas}
         self.work = Work(model, self.params, loss_fn=loss_fn, batches=self.batches, **options)
         self.loss: Tensor | None = None

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
@@ -16,6 +15,7 @@ from lowland import checks, owners
 from lowland.errors import ParameterError
 from lowland.geometry import Geometry, Radii
 from lowland.shards import is_sharded
+from lowland.wrappers import short_names
 
 
 class Parameters:
@@ -34,11 +34,7 @@ class Parameters:
         named = dict(model.named_parameters())
         trainable = {n: p for n, p in named.items() if p.requires_grad}
         self.frozen = [p for p in named.values() if not p.requires_grad]
-        # torch.compile and DataParallel prefix names; a checkpoint should not know of them.
-        outer = getattr(model, "_orig_mod", model)
-        wrapper = "module." if isinstance(outer, DataParallel | DistributedDataParallel) else ""
-        short = [n.replace("_orig_mod.", "").removeprefix(wrapper) for n in trainable]
-        self.names = short if len(set(short)) == len(short) else list(trainable)
+        self.names = short_names(model, list(trainable))  # a checkpoint should not know of wrappers
         self.vec: list[Tensor] = list(trainable.values())
         _check_kinds(trainable, allow_low_precision)
         _check_owned(named, trainable, optimizers)
@@ -159,6 +155,16 @@ def _check_kinds(trainable: dict[str, Any], allow_low_precision: bool) -> None:
         if isinstance(p, UninitializedParameter):
             raise ParameterError(
                 f"parameters must have a shape, but {name} is uninitialized; run one batch through the model first"
+            )
+        if hasattr(p, "grad_sample"):
+            raise ParameterError(
+                f"parameters must have one gradient, but {name} has a grad_sample, one for each example, as Opacus "
+                "gives it, whose optimizer does not read .grad; train with the bare model and optimizer"
+            )
+        if is_sharded(p) and p.device.type != p.device_mesh.device_type:
+            raise ParameterError(
+                f"shards must be on their mesh's device, but {name} is on {p.device.type} and its mesh on "
+                f"{p.device_mesh.device_type}, as with CPUOffloadPolicy; shard the model without offloading"
             )
         if not p.is_floating_point():
             raise ParameterError(

@@ -11,12 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.parallel import DistributedDataParallel
 
 from lowland import collectives, shards, vec
 from lowland.errors import ParameterError, UsageError
 from lowland.loss import divisor
 from lowland.vec import Vec
+from lowland.wrappers import ddps_of
 
 if TYPE_CHECKING:
     from lowland.executors.base import Work
@@ -33,6 +33,8 @@ class Replicas:
         model: The model, possibly wrapped in DistributedDataParallel or sharded by ``fully_shard``.
         params: Its trainable parameters.
         group: Ranks over which nobody else averages; the engine does it. None: there are none.
+        probes: Ranks that share out probes and have the same examples; None: there are none.
+        unaveraged: Whether there may be other ranks, over which nobody averages.
 
     Attributes:
         norms: The model's layers with running statistics.
@@ -41,12 +43,20 @@ class Replicas:
         ParameterError: A kind of wrapper that would average gradients which must stay apart.
     """
 
-    def __init__(self, model: nn.Module, params: Vec, group: dist.ProcessGroup | None = None) -> None:
-        self.ddp = ddp_of(model)
+    def __init__(
+        self,
+        model: nn.Module,
+        params: Vec,
+        group: dist.ProcessGroup | None = None,
+        *,
+        probes: dist.ProcessGroup | None = None,
+        unaveraged: bool = True,
+    ) -> None:
+        self.ddps = ddps_of(model, params)
         self.sharded = not shards.ordinary(params)
         self.fsdp = [m for m in model.modules() if self.sharded and hasattr(m, "set_requires_gradient_sync")]
         self.own = [] if group is None else [group]
-        self.apart = self.own + ([self.ddp.process_group] if self.ddp is not None else [])
+        self.apart = self.own + [ddp.process_group for ddp in self.ddps[:1]]
         others = shards.groups(params)
         self.groups = self.apart + [g for g in others if g not in self.apart]
         self._copies = shards.copies(params)
@@ -54,6 +64,23 @@ class Replicas:
         self._params = params
         self.norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
         self._unsynced = False
+        self._probes = [] if probes is None else [probes]
+        self._checked = unaveraged
+        if probes is not None:
+            self._check_synced_norms(model)
+
+    def _check_synced_norms(self, model: nn.Module) -> None:
+        """Refuse SyncBatchNorm that would mix the statistics of groups at different weights."""
+        for name, m in model.named_modules():
+            if isinstance(m, nn.SyncBatchNorm):
+                group = m.process_group
+                own = dist.get_world_size(group) == 1 or any(group is g for g in self.groups)
+                if not own:
+                    raise ParameterError(
+                        f"SyncBatchNorm must not span the groups of a probe mesh, whose weights differ, but {name} "
+                        "spans all ranks of its process group; make it with the data-parallel group: "
+                        'SyncBatchNorm.convert_sync_batchnorm(model, mesh["data"].get_group())'
+                    )
 
     def check(self, what: Mapping[str, Any], names: Sequence[str], mirrors: Sequence[dist.ProcessGroup]) -> None:
         """Refuse ranks that were made differently.
@@ -78,13 +105,20 @@ class Replicas:
             UsageError: Inside DDP's ``no_sync``, where a step could not be averaged.
         """
         self._unsynced = False
-        if self.ddp is not None and not self.ddp.require_backward_grad_sync:
+        if any(getattr(getattr(ddp, "_join_config", None), "enable", False) for ddp in self.ddps):
+            raise UsageError(
+                "engine.backward(batch) must not run inside Join, which stands in for backward passes of the model but "
+                "not for what the engine exchanges, so that ranks would wait for each other; leave Join out, and give "
+                "all ranks equally many batches, such as by DistributedSampler(drop_last=True)"
+            )
+        if any(not ddp.require_backward_grad_sync for ddp in self.ddps):
             raise UsageError(
                 "engine.backward(batch) must not run inside no_sync(), because what it adds to .grad is averaged over "
                 "the ranks already; leave no_sync() out, also where gradients are accumulated"
             )
-        if self.ddp is not None and self.ddp.will_sync_module_buffers():  # type: ignore[no-untyped-call]
-            self.ddp._sync_buffers()  # type: ignore[no-untyped-call]
+        for ddp in self.ddps:
+            if ddp.will_sync_module_buffers():  # type: ignore[no-untyped-call]
+                ddp._sync_buffers()  # type: ignore[no-untyped-call]
 
     @contextmanager
     def passing(self, sync: bool, whole: bool) -> Iterator[None]:
@@ -102,14 +136,57 @@ class Replicas:
         self._reshard()
         with ExitStack() as stack:
             stack.callback(self._reshard)
-            if self.ddp is not None:
-                if not (sync and whole):
-                    stack.enter_context(self.ddp.no_sync())
+            if not (sync and whole):
+                self.check_static()
+                stack.enter_context(self._unaveraged())
+            for ddp in self.ddps:
                 # A step begins with a copy of rank 0's buffers; later that would undo what ranks have seen, which is
                 # averaged in the end.
-                stack.callback(setattr, self.ddp, "broadcast_buffers", self.ddp.broadcast_buffers)
-                self.ddp.broadcast_buffers = False
+                stack.callback(setattr, ddp, "broadcast_buffers", ddp.broadcast_buffers)
+                ddp.broadcast_buffers = False
             yield
+
+    @contextmanager
+    def _unaveraged(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for ddp in self.ddps:
+                stack.enter_context(ddp.no_sync())
+            yield
+
+    def check_static(self) -> None:
+        """Refuse DDP with a static graph, for gradients that it does not average as it averages all others.
+
+        Raises:
+            UsageError: There is one.
+        """
+        if any(getattr(ddp, "static_graph", False) for ddp in self.ddps):
+            raise UsageError(
+                "DistributedDataParallel must not have static_graph=True where a method takes a gradient without "
+                "averaging it, or of some parameters, or a batch runs in parts, because DDP then expects every "
+                "backward alike; make it with static_graph=False"
+            )
+
+    def check_covered(self) -> None:
+        """Refuse ranks that nobody averages, when a first step is taken.
+
+        Raises:
+            UsageError: There are more ranks than those that share out examples, parameters or probes.
+        """
+        if self._checked:
+            return
+        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        together = math.prod(dist.get_world_size(g) for g in self._covered())
+        if ranks > together:
+            raise UsageError(
+                f"gradients must be averaged over all {ranks} ranks, but the model and the mesh of this engine see to "
+                f"{together}, so that ranks would train apart; wrap the model in DistributedDataParallel or shard it "
+                'by fully_shard before the engine is made, or give the engine mesh["replicate"]; for trainings that '
+                "are meant to be apart, or that you average yourself, pass Engine(…, allow_unaveraged=True)"
+            )
+        self._checked = True
+
+    def _covered(self) -> list[dist.ProcessGroup]:
+        return [*self.groups, *(g for g in self._probes if g not in self.groups)]
 
     def total(self, sums: Tensor, sync: bool) -> tuple[Tensor, int]:
         """Sums over the ranks over which a gradient is averaged, by a wrapper or by the engine, and their number."""
@@ -118,7 +195,10 @@ class Replicas:
 
     def part(self, last: bool) -> Any:
         """Backward of a part of a pass: DDP averages with the last one what all have summed up."""
-        return nullcontext() if last or self.ddp is None else self.ddp.no_sync()
+        if last or not self.ddps:
+            return nullcontext()
+        self.check_static()
+        return self._unaveraged()
 
     def taken(self, grads: list[Tensor | None], sync: bool, wrt: Sequence[bool] | None) -> list[Tensor | None]:
         """The gradients that backward left, averaged where that is left to do and safe from DDP's buckets."""
@@ -127,7 +207,7 @@ class Replicas:
                 "backward left no gradient in any sharded parameter, as after set_requires_gradient_sync(False); let "
                 "engine.backward(batch) synchronize: set_requires_gradient_sync(True)"
             )
-        if self.ddp is not None and self.ddp.gradient_as_bucket_view:
+        if any(ddp.gradient_as_bucket_view for ddp in self.ddps):
             grads = [None if g is None else g.clone() for g in grads]  # the next backward fills the buckets anew
         self._unsynced |= not sync
         groups = self.apart if wrt is not None else self.own
@@ -192,24 +272,3 @@ class Replicas:
         """Let fully_shard gather weights anew: after a forward without backward it would keep the gathered ones."""
         for m in self.fsdp:
             m.reshard()  # type: ignore[operator]
-
-
-def ddp_of(model: nn.Module) -> DistributedDataParallel | None:
-    """The wrapper that averages gradients during backward, if there is one.
-
-    Raises:
-        ParameterError: It is not the outermost one, or another kind.
-    """
-    outer = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
-    for m in model.modules():
-        if isinstance(m, DistributedDataParallel) and m is not outer:
-            raise ParameterError(
-                "model must be wrapped in DistributedDataParallel as a whole, but only a part of it is; wrap the model "
-                "itself: DistributedDataParallel(model)"
-            )
-        if type(m).__name__ == "FullyShardedDataParallel":
-            raise ParameterError(
-                "model must not be wrapped in FullyShardedDataParallel, whose flat parameters hide the tensors a "
-                "method works on; use torch.distributed.fsdp.fully_shard(model)"
-            )
-    return outer if isinstance(outer, DistributedDataParallel) else None

@@ -32,6 +32,7 @@ def drive(engine: Engine, batch: Any) -> Drive:
         )
     engine.parameters.check_unchanged(engine.step, engine.work.replicas.fsdp)
     before = dict(engine.memory), dict(engine.lagged.waiting), engine.rng.getstate()
+    engine.work.replicas.check_covered()
     held = [p.grad for p in engine.params]
     done = False
     engine.under_way = True

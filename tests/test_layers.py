@@ -19,7 +19,7 @@ MODULES = {
 }
 # The rows of docs/architecture.md: a module belongs to the entry that names it or its folder.
 LAYERS = {
-    "vec shards errors checks": "0",
+    "vec shards errors checks wrappers": "0",
     "batch cutting loss probe geometry schedule lagged": "1",
     "method methods": "2a",
     "executors modes collectives replicas": "2b",

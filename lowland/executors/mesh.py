@@ -144,7 +144,7 @@ class Mesh(Executor):
             if probe is not own:
                 probe.drop()
         before = RunningStats(work, wave)
-        alone = work.replicas.ddp is None and not work.replicas.sharded and not work.replicas.own
+        alone = not work.replicas.ddps and not work.replicas.sharded and not work.replicas.own
         if early and own.grad and alone and work.batches.in_one(own.batch, work.micro_batch):
             exchange.arm(work.scale(), len(wave))
 
