@@ -76,14 +76,15 @@ class Engine:
             if another group of a probe mesh ran it.
         memory: The method's checkpointed state.
         rng: The method's own random numbers, the same on every rank.
-        optimizers: The base optimizers.
-        params: The trainable parameters.
-        names: Their names.
+        optimizers, params, names: The base optimizers, the trainable parameters, and the parameters' names.
 
     Raises:
         ArgumentError: An argument breaks its rule.
         ParameterError: Model and optimizer disagree about parameters, or these cannot be perturbed reliably.
     """
+
+    loss: Tensor | None
+    aux: Any
 
     def __init__(
         self,
@@ -122,14 +123,12 @@ class Engine:
         self.batches = Batches(cut)
         self.executor = executor if isinstance(executor, Counted) else Counted(executor)
         self.executor.batches = self.batches
-        probes = groups.get("probe")
-        replicas = Replicas(model, self.params, groups.get("replicate"), probes=probes, unaveraged=allow_unaveraged)
+        replicas = Replicas(model, self.params, groups, unaveraged=allow_unaveraged)
         if micro_batch is not None or not method.synchronized:
             replicas.check_static()
         options = {"scaler": scaler, "micro_batch": micro_batch, "rng": rng, "replicas": replicas}
         self.work = Work(model, self.params, loss_fn=loss_fn, batches=self.batches, **options)
-        self.loss: Tensor | None = None
-        self.aux: Any = None
+        self.loss, self.aux = None, None
         self.lagged, self.rng, self.step = Lagged(), doors.generator(seed), 0
         self.memory = plans.memory(method.kind, method.init([p.detach() for p in self.params]))
         self.vector_keys = state.vector_keys(self.memory, self.params)

@@ -32,8 +32,8 @@ class Replicas:
     Args:
         model: The model, possibly wrapped in DistributedDataParallel or sharded by ``fully_shard``.
         params: Its trainable parameters.
-        group: Ranks over which nobody else averages; the engine does it. None: there are none.
-        probes: Ranks that share out probes and have the same examples; None: there are none.
+        groups: Of a mesh: "replicate", ranks over which nobody else averages, so that the engine does it; and "probe",
+            ranks that share out probes and have the same examples.
         unaveraged: Whether there may be other ranks, over which nobody averages.
 
     Attributes:
@@ -47,11 +47,11 @@ class Replicas:
         self,
         model: nn.Module,
         params: Vec,
-        group: dist.ProcessGroup | None = None,
+        groups: Mapping[str, dist.ProcessGroup] | None = None,
         *,
-        probes: dist.ProcessGroup | None = None,
         unaveraged: bool = True,
     ) -> None:
+        group, probes = (groups or {}).get("replicate"), (groups or {}).get("probe")
         self.ddps = ddps_of(model, params)
         self.sharded = not shards.ordinary(params)
         self.fsdp = [m for m in model.modules() if self.sharded and hasattr(m, "set_requires_gradient_sync")]

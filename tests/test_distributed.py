@@ -131,7 +131,7 @@ def refusals() -> dict[str, str]:
     engine = lowland.Engine(lowland.SAM(), model, sgd(model), loss_fn)
     with model.no_sync():
         found["no_sync"] = caught(lambda: engine.backward(batch(0)))
-    part = nn.Sequential(DistributedDataParallel(nn.Linear(5, 3)))
+    part = nn.Sequential(DistributedDataParallel(nn.Linear(5, 3)), nn.Linear(3, 3))
     found["part"] = caught(lambda: lowland.Engine(lowland.SAM(), part, sgd(part), loss_fn))
     mesh = init_device_mesh("cpu", (2,))
     sharded = net()
@@ -151,7 +151,7 @@ def test_refusals() -> None:
     (told, again) = on_ranks(2, refusals)
     assert told == again
     assert "UsageError: engine.backward(batch) must not run inside no_sync()" in told["no_sync"]
-    assert "ParameterError: model must be wrapped in DistributedDataParallel as a whole" in told["part"]
+    assert "ParameterError: DistributedDataParallel must hold all trainable parameters" in told["part"]
     assert "UsageError: backward left no gradient in any sharded parameter" in told["unsynced"]
     assert told["afterwards"] == "nothing"
     assert "UsageError: sharded parameters differ between the ranks" in told["equal"]

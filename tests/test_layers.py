@@ -116,7 +116,8 @@ def test_report_needs_no_torch(module: str) -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_collectives_and_foreach_have_their_place(module: str) -> None:
     text = MODULES[module].read_text(encoding="utf-8")
-    exchanging = ("lowland.shards", "lowland.collectives", "lowland.replicas", "lowland.distributed")
+    names = ("shards", "collectives", "replicas", "distributed", "wrappers")
+    exchanging = [f"lowland.{name}" for name in names]
     if module not in ("lowland.vec", *exchanging) and not module.startswith("lowland.executors"):
         assert "_foreach_" not in text, "arithmetic on vectors belongs to vec.py"
         if layer(module) in MAY_IMPORT["3"]:
