@@ -72,16 +72,6 @@ def test_schedulers_attach_to_either_without_warnings(of_closure):
     assert_equal(setup.weights(), twin.weights())
 
 
-def test_without_a_closure_it_is_the_base_step():
-    setup, twin = Setup(), Setup()
-    for s in (setup, twin):
-        loss_fn(s.model, batch(0)).backward()
-    assert setup.optimizer.step() is None
-    twin.base.step()
-    assert_equal(setup.weights(), twin.weights())
-    assert setup.engine.step == 0
-
-
 def test_the_closure_runs_with_gradients_even_under_no_grad():
     setup, twin = Setup(), Setup()
     with torch.no_grad():
