@@ -18,18 +18,40 @@ from lowland import vec
 from lowland.errors import ParameterError, UsageError
 from lowland.vec import Vec
 
+# Classes that hand their calls to an optimizer inside, and where it is. Some imitate its class, so that isinstance
+# does not tell. Optimizers that have a step of their own, such as Lookahead, are none of these.
+INSIDE = {
+    "AcceleratedOptimizer": "optimizer",  # accelerate
+    "LightningOptimizer": "_optimizer",
+    "_FabricOptimizer": "_optimizer",
+    "OptimWrapper": "opt",  # fastai
+}
+
 
 def unwrap(optimizer: Any) -> Optimizer:
-    """The torch optimizer inside wrappers that keep it as ``.optimizer``."""
-    while not isinstance(optimizer, Optimizer) or type(optimizer).__name__ == "AcceleratedOptimizer":
-        inner = getattr(optimizer, "optimizer", None)
-        if inner is None:
+    """The torch optimizer inside the wrappers of accelerate, Lightning, Fabric and fastai, and any ``.optimizer``.
+
+    Raises:
+        ParameterError: There is none.
+    """
+    seen: list[Any] = []
+    while (place := _inside(optimizer)) is not None or not isinstance(optimizer, Optimizer):
+        seen.append(optimizer)
+        try:
+            inner = getattr(optimizer, place or "optimizer", None)
+        except Exception:  # whatever a wrapper's own __getattr__ raises
+            inner = None
+        if inner is None or any(inner is other for other in seen):
             raise ParameterError(
                 f"optimizer must be a torch.optim.Optimizer, but is a {type(optimizer).__name__}; "
                 "pass the optimizer that holds the model's parameters"
             )
         optimizer = inner
     return optimizer
+
+
+def _inside(optimizer: Any) -> str | None:
+    return next((INSIDE[c.__name__] for c in type(optimizer).__mro__ if c.__name__ in INSIDE), None)
 
 
 def closed(optimizer: Optimizer) -> bool:
