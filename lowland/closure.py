@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,23 +9,21 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lowland import doors, state
 from lowland.engine import Engine
 from lowland.errors import UsageError
-from lowland.lagged import read
 
 
 class ClosureOptimizer(Optimizer):
     """The engine's method behind torch's own ``step(closure)``.
 
     The closure does what torch documents: zero the gradients, compute the loss, call backward, return the
-    loss. It is called once for every pass of the method. Parameter groups and state are the base optimizer's own, so
-    that schedulers and checkpointing libraries find an ordinary optimizer. Save the engine's state beside it.
+    loss. It is called once for every pass of the method. ``step()`` without a closure is refused, because it would
+    train without the method, unless every learning rate is 0: so checkpointing libraries fill an optimizer's state.
+    Parameter groups and state are the base optimizer's own. Save the engine's state beside it.
 
-    ``step()`` without a closure raises, for it would be plain training. Only where every learning rate is 0 it is the
-    base step: so distributed checkpoints (DCP) fill an empty state.
-
-    An optimizer that calls the closure itself, such as ``torch.optim.LBFGS``, needs no ClosureOptimizer. Its closure
-    zeroes the gradients, calls the engine and returns the loss, and every call of it is a step of the engine::
+    An optimizer that calls its closure itself, such as LBFGS, needs no ClosureOptimizer. Each call is one step of the
+    method::
 
         def closure():
             lbfgs.zero_grad()
@@ -36,11 +32,11 @@ class ClosureOptimizer(Optimizer):
         lbfgs.step(closure)
 
     Args:
-        engine: An engine whose method needs no batch, without a GradScaler.
+        engine: An engine whose method needs no batch, with one optimizer, without a GradScaler.
 
     Raises:
-        UsageError: The method keeps or cuts batches, which a closure hides; the engine has a scaler, whose
-            ``step`` refuses closures; or the base optimizer calls the closure itself.
+        UsageError: The method keeps or cuts batches, which a closure hides; the engine has several optimizers, or one
+            that calls closures itself; or it has a scaler, whose ``step`` refuses closures.
 
     Example:
         >>> import lowland
@@ -66,7 +62,12 @@ class ClosureOptimizer(Optimizer):
                 "a GradScaler refuses closures, so ClosureOptimizer needs an engine without one; call "
                 "engine.backward(batch) and scaler.step(optimizer), or train in bf16"
             )
-        _check_base(engine.optimizer)
+        if len(engine.optimizers) > 1:
+            raise UsageError(
+                f"ClosureOptimizer needs an engine with one optimizer, but this one has {len(engine.optimizers)}; call "
+                "engine.backward(batch) and the step of each of them"
+            )
+        doors.check_closure_free(engine.optimizers)
         self.engine = engine
         self.base = engine.optimizer
         super().__init__(self.base.param_groups, self.base.defaults)
@@ -105,80 +106,56 @@ class ClosureOptimizer(Optimizer):
         self.base.load_state_dict(state_dict)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of the method. If anything is raised, the engine and ``.grad`` are as before.
+        """One step of the method; without a closure, one of the base optimizer.
 
         Args:
             closure: Zeroes the gradients, computes the loss, calls backward and returns the loss.
 
         Returns:
-            The loss of the first pass, detached; what the base step returns where every learning rate is 0.
+            The loss of the first pass, detached; None without a closure.
 
         Raises:
-            UsageError: There is no closure, or it returns no loss, calls no backward, or adds to earlier gradients.
+            UsageError: There is no closure though a learning rate is not 0; the closure returns no loss, calls no
+                backward, or adds to earlier gradients.
         """
         if closure is None:
-            _check_idle(self.base)
+            self._check_idle()
             return self.base.step()
-        params = self.engine.params
-        before = _kept(self.engine)
-        earlier = [p.grad for p in params]
-        first: Any = None
+        earlier = [p.grad for p in self.engine.params]
+        back = state.kept(self.engine)
         try:
-            for p in params:
-                p.grad = None  # what the closure is bound to zero is no part of this step
-            for current in self.engine.passes():
-                current.sparse = False  # a closure's backward would fail where it reaches none of those asked for
-                with current, torch.enable_grad():
-                    marks = _marked(params, earlier) if first is None else []
-                    loss = closure()
-                    _check(loss, marks, params)
-                    current.adopt(loss)
-                first = loss.detach() if first is None else first
+            first = self._run(closure, earlier)
             self.base.step()
         except BaseException:
-            _take_back(self.engine, before)
-            for p, g in zip(params, earlier, strict=True):
+            back()
+            for p, g in zip(self.engine.params, earlier, strict=True):
                 p.grad = g
             raise
         return first
 
+    def _check_idle(self) -> None:
+        """Without a closure, let only a step pass that moves nothing: with it DCP fills a state before it loads one."""
+        lrs = [group.get("lr") for group in self.base.param_groups]
+        if any(lr is None or bool(torch.as_tensor(lr != 0).any()) for lr in lrs):
+            raise UsageError(
+                "step needs the closure, but was called without one, which would train without the method; call "
+                "optimizer.step(closure), or engine.backward(batch) and the base optimizer's step()"
+            )
 
-def _check_base(base: Optimizer) -> None:
-    """Refuse optimizers that run the closure as often as they like."""
-    name = type(base).__name__
-    wanted = [
-        p.name
-        for p in list(inspect.signature(type(base).step).parameters.values())[1:]
-        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
-    if wanted:
-        raise UsageError(
-            f"the base optimizer must step without a closure, but {name}.step needs {', '.join(wanted)}; call "
-            f"{name.lower()}.step(closure) itself, with a closure that calls {name.lower()}.zero_grad(), then "
-            "engine.backward(batch), and returns the loss of that"
-        )
-
-
-def _check_idle(base: Optimizer) -> None:
-    """Refuse a step without closure that would move weights."""
-    lrs = [group.get("lr") for group in base.param_groups]
-    if not all(read(lr.count_nonzero()) == 0 if isinstance(lr, Tensor) else lr == 0 for lr in lrs):
-        raise UsageError(
-            "step needs a closure, but was called without one, which would train without the engine's method; call "
-            "step(closure), or engine.backward(batch) and the base optimizer's step()"
-        )
-
-
-def _kept(engine: Engine) -> tuple[Any, ...]:
-    """What a step changes in an engine."""
-    memory, waiting, rng = dict(engine.memory), dict(engine.lagged.waiting), engine.rng.getstate()
-    return memory, waiting, rng, copy.copy(engine.cost), engine.step, engine.loss, engine.aux, engine.work.first
-
-
-def _take_back(engine: Engine, before: tuple[Any, ...]) -> None:
-    engine.memory, engine.lagged.waiting, rng, cost, engine.step, engine.loss, engine.aux, engine.work.first = before
-    engine.rng.setstate(rng)
-    vars(engine.cost).update(vars(cost))  # whoever holds the cost goes on reading it
+    def _run(self, closure: Callable[[], Any], earlier: Sequence[Tensor | None]) -> Any:
+        """All passes of the method, leaving its gradient in ``.grad``; the first one's loss."""
+        params, first = self.engine.params, None
+        for p in params:
+            p.grad = None  # what the closure is bound to zero is no part of this step
+        for current in self.engine.passes():
+            current.sparse = False  # a closure's backward would fail where it reaches none of those asked for
+            with current, torch.enable_grad():
+                marks = _marked(params, earlier) if first is None else []
+                loss = closure()
+                _check(loss, marks, params)
+                current.adopt(loss)
+            first = loss.detach() if first is None else first
+        return first
 
 
 def _marked(params: Sequence[Tensor], earlier: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor]]:

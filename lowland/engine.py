@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lowland import checks, collectives, lookahead, plans, state
+from lowland import checks, collectives, doors, lookahead, plans, state
 from lowland.batch import Batches
 from lowland.cutting import Cutter
 from lowland.errors import ArgumentError, UsageError
@@ -43,9 +42,11 @@ class Engine:
 
     Args:
         method: The method, such as ``SAM(rho=0.05)``.
-        model: The model. All its trainable parameters must be in the optimizer.
-        optimizer: The base optimizer; never wrapped, never written to. A parameter group's ``"rho"``
-            overrides the method's; 0 leaves the group unperturbed.
+        model: The model, or several modules as a list, tuple or dict, such as an encoder and a criterion with weights;
+            ``loss_fn`` gets what is passed here. All trainable parameters must be in an optimizer.
+        optimizer: The base optimizer, or several; never wrapped, never written to. A parameter group's ``"rho"``
+            overrides the method's; 0 leaves the group unperturbed. Schedules that follow the learning rate follow
+            that of the first group of the first optimizer.
         loss_fn: ``(model, batch) -> loss``: of shape ``(B,)``, one per example; of shape ``()``, their mean, which is
             never cut; or a :class:`lowland.Loss`, a sum and what it is divided by, which is combined exactly over parts
             and ranks. It may be None where the caller runs forward and backward: see :meth:`passes`.
@@ -73,6 +74,7 @@ class Engine:
             if another group of a probe mesh ran it.
         memory: The method's checkpointed state.
         rng: The method's own random numbers, the same on every rank.
+        optimizers: The base optimizers.
         params: The trainable parameters.
         names: Their names.
 
@@ -84,8 +86,8 @@ class Engine:
     def __init__(
         self,
         method: Method,
-        model: nn.Module,
-        optimizer: Optimizer,
+        model: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module],
+        optimizer: Optimizer | Sequence[Optimizer],
         loss_fn: LossFn | None = None,
         *,
         mesh: Any = None,
@@ -97,17 +99,21 @@ class Engine:
         seed: int = 0,
         allow_low_precision: bool = False,
     ) -> None:
-        if not isinstance(method, Method):
-            raise ArgumentError(f"method must be a Method, but is {method!r}; pass a value such as SAM(rho=0.05)")
-        if not isinstance(model, nn.Module):
-            raise ArgumentError(f"model must be a torch.nn.Module, but is a {type(model).__name__}; pass the model")
+        doors.check_method(method)
+        doors.check_loss_fn(loss_fn)
+        doors.check_scaler(scaler)
+        doors.check_flag("allow_low_precision", allow_low_precision)
+        if executor is not None and not isinstance(executor, Executor):
+            raise ArgumentError(f"executor must be an Executor, but is {executor!r}; pass a value such as Batched()")
         if micro_batch is not None:
             checks.whole("micro_batch", micro_batch, 1, "None sets no limit")
         checks.one_of("rng", rng, ("free", "shared"))
+        self.bound = partial(doors.bound, model=model)  # what loss functions of methods go through, too
+        loss_fn, model = self.bound(loss_fn), doors.one_module(model)
         self.method, self.model, self.loss_fn = method, model, loss_fn
-        self.optimizer = lookahead.unwrap(optimizer)
-        self._parameters = Parameters(model, self.optimizer, allow_low_precision=allow_low_precision)
-        self.params, self.names = self._parameters.vec, self._parameters.names
+        self.optimizers = doors.all_optimizers(optimizer)
+        self.parameters = Parameters(model, self.optimizers, allow_low_precision=allow_low_precision)
+        self.params, self.names = self.parameters.vec, self.parameters.names
         groups = along(mesh) if mesh is not None else {"probe": executor.group} if isinstance(executor, Mesh) else {}
         executor = Mesh(groups["probe"], executor) if "probe" in groups and mesh is not None else executor
         self.batches = Batches(cut)
@@ -118,14 +124,29 @@ class Engine:
         self.work = Work(model, self.params, loss_fn=loss_fn, batches=self.batches, **options)
         self.loss: Tensor | None = None
         self.aux: Any = None
-        self.lagged, self.rng, self.step = Lagged(), random.Random(seed), 0
+        self.lagged, self.rng, self.step = Lagged(), doors.generator(seed), 0
         self.memory = plans.memory(method.kind, method.init([p.detach() for p in self.params]))
         self.vector_keys = state.vector_keys(self.memory, self.params)
         self.table_keys = [k for k, v in self.memory.items() if isinstance(v, Tensor)]
         self.under_way, self._ranks = False, list(dict.fromkeys([*groups.values(), *replicas.groups]))
+        doors.check_chosen(method, self.selected, self.parameters.group_radii)
         method.meet(self)
         if groups or replicas.groups:
             replicas.check({"method": method, "rng": rng, "seed": seed}, self.names, list(groups.values()))
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The base optimizer, where there is one.
+
+        Raises:
+            UsageError: There are several.
+        """
+        if len(self.optimizers) > 1:
+            raise UsageError(
+                f"engine.optimizer is the only optimizer, but this engine has {len(self.optimizers)}; use "
+                "engine.optimizers"
+            )
+        return self.optimizers[0]
 
     @property
     def width(self) -> int:
@@ -182,7 +203,8 @@ class Engine:
             batch: What the passes hand out as ``p.batch``; may be None for methods that need no batch.
 
         Yields:
-            One pass for every probe, in order. Leaving the loop early takes the step back.
+            One pass for every probe, in order. Leaving the loop early takes the step back and warns, because then there
+            is no gradient to train with.
 
         Raises:
             UsageError: The method needs the batch, or micro-batches were asked for, which only
@@ -192,7 +214,7 @@ class Engine:
             raise UsageError(
                 "micro_batch cuts what backward(batch) runs; with passes, pass Parts([…]) and loop over p.parts()"
             )
-        with closing(drive(self, batch)) as step:
+        with closing(drive(self, batch)) as step, doors.to_the_end(self):
             asked = next(step)
             while True:
                 if any(probe.loss_fn is not None for probe in asked):
@@ -204,33 +226,41 @@ class Engine:
 
     # What plans use
 
-    def lookahead(self, grad: Vec, *, raw: bool = False) -> Vec:
+    def lookahead(self, grad: Vec, *, raw: bool = False, among: Sequence[bool] | None = None) -> Vec:
         """The base optimizer's next step for this gradient, not taken: a displacement from the weights.
 
         Args:
             grad: One tensor per parameter.
             raw: Leave out momentum, weight decay and preconditioning: ``-lr * grad``.
+            among: Which parameters the gradient has reached; the others stay where they are, as the optimizer leaves
+                them, and so do frozen ones.
         """
-        return (lookahead.raw if raw else lookahead.displacement)(self.optimizer, self.params, grad)
+        ask = lookahead.raw if raw else lookahead.displacement
+        return lookahead.each(ask, self.optimizers, self.params, grad, self.parameters.trained(among))
 
-    def ahead(self, grad: Vec, *, raw: bool = False) -> Vec | Callable[[], Vec]:
+    def ahead(self, grad: Vec, *, raw: bool = False, among: Sequence[bool] | None = None) -> Vec | Callable[[], Vec]:
         """:meth:`lookahead` for one of several probes asked together: if arithmetic, left to whoever answers it."""
-        later = partial(self.lookahead, grad, raw=raw)
+        later = partial(self.lookahead, grad, raw=raw, among=among)
         # A copy of the optimizer that takes a step may fail, or talk to all ranks, so all must let it.
-        return later if raw or lookahead.closed(self.optimizer) else later()
+        return later if raw or all(map(lookahead.closed, self.optimizers)) else later()
 
     def momentum(self) -> Vec:
         """The base optimizer's buffer: SGD's momentum, Adam's mean; zero where there is none yet."""
-        return lookahead.momentum(self.optimizer, self.params)
+        return lookahead.each(lambda o, p, _: lookahead.momentum(o, p), self.optimizers, self.params, self.params)
 
     def selected(self, geometry: Geometry) -> list[bool]:
         """Which parameters a geometry accepts, whatever radius their groups give them."""
-        return self._parameters.select(geometry)
+        return self.parameters.select(geometry)
 
     @property
     def reached(self) -> list[bool]:
         """Which parameters the passes of this step have reached so far."""
         return self.work.reached
+
+    @property
+    def trained(self) -> list[bool]:
+        """Which parameters are trained in this step: all but those frozen since the engine was made."""
+        return self.parameters.trained(None) or [True] * len(self.params)
 
     def later(self, name: str, tensor: Tensor) -> Any:
         """Send device scalars to the host; get those sent under ``name`` the last time, None the first time."""
@@ -242,8 +272,8 @@ class Engine:
 
     def radii(self, rho: float | Schedule, geometry: Geometry) -> Radii:
         """The radius for every parameter: a number where all share it, else one each, 0 for excluded ones."""
-        value = rho.at(self.step, self.optimizer.param_groups[0]["lr"]) if isinstance(rho, Schedule) else rho
-        return self._parameters.radii(value, geometry, self.optimizer)
+        value = rho.at(self.step, self.optimizers[0].param_groups[0]["lr"]) if isinstance(rho, Schedule) else rho
+        return self.parameters.radii(value, geometry)
 
     # Checkpoints
 
@@ -251,10 +281,15 @@ class Engine:
         """All that a resume needs beside model and optimizer; safe for ``torch.load(weights_only=True)``."""
         return state.save(self)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
         """Go on where :meth:`state_dict` was taken. Nothing changes unless all of it fits.
 
+        Args:
+            state_dict: What :meth:`state_dict` gave.
+            strict: False lets an engine with more parameters take over memory by name; new ones start afresh.
+
         Raises:
-            StateError: It was taken with another method or other parameters, or is incomplete.
+            StateError: It was taken with another method or other parameters, or is incomplete; or ``strict`` is False
+                and parameters are missing here, or the method keeps a number per parameter.
         """
-        state.load(self, state_dict)
+        state.load(self, state_dict, strict)

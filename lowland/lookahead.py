@@ -7,7 +7,8 @@ the optimizer: no state, no step count, no buffer.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -54,6 +55,45 @@ def _inside(optimizer: Any) -> str | None:
     return next((INSIDE[c.__name__] for c in type(optimizer).__mro__ if c.__name__ in INSIDE), None)
 
 
+def needs_closure(optimizer: Optimizer) -> bool:
+    """Whether ``step`` calls a closure itself, as LBFGS does: it has a parameter for one without a default."""
+    step = type(optimizer).step
+    try:
+        takes = list(inspect.signature(getattr(step, "__wrapped__", step)).parameters.values())[1:]
+    except (TypeError, ValueError):
+        return False
+    named = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return any(t.default is inspect.Parameter.empty and t.kind not in named for t in takes)
+
+
+def each(
+    ask: Callable[[Optimizer, Vec, Vec], Vec],
+    optimizers: Sequence[Optimizer],
+    params: Vec,
+    grad: Vec,
+    among: Sequence[bool] | None = None,
+) -> Vec:
+    """One answer for all parameters, of which every optimizer gives that for its own.
+
+    Args:
+        ask: Such as :func:`displacement`.
+        optimizers: The base optimizers; no parameter is in two of them.
+        params: The parameters.
+        grad: One tensor per parameter.
+        among: Which parameters are asked for; the others get zero, because an optimizer skips those without gradient.
+    """
+    if len(optimizers) == 1 and (among is None or all(among)):
+        return ask(optimizers[0], params, grad)
+    found: dict[int, Tensor] = {}
+    for optimizer in optimizers:
+        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        index = [i for i, p in enumerate(params) if id(p) in own and (among is None or among[i])]
+        if index:
+            answer = ask(optimizer, [params[i] for i in index], [grad[i] for i in index])
+            found.update(zip(index, answer, strict=True))
+    return [found[i] if i in found else torch.zeros_like(p) for i, p in enumerate(params)]
+
+
 def closed(optimizer: Optimizer) -> bool:
     """Whether :func:`displacement` is arithmetic alone; otherwise a copy of the optimizer takes a step."""
     return type(optimizer) in FORMS
@@ -83,7 +123,7 @@ def raw(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
 
 def momentum(optimizer: Optimizer, params: Vec) -> Vec:
     """SGD's momentum buffer, Adam's ``exp_avg``; zero where there is none yet."""
-    keys = {SGD: "momentum_buffer", Adam: "exp_avg", AdamW: "exp_avg"}
+    keys: dict[type, str] = {SGD: "momentum_buffer", Adam: "exp_avg", AdamW: "exp_avg"}
     key = keys.get(type(optimizer))
     if key is None:
         raise UsageError(
@@ -101,6 +141,11 @@ def momentum(optimizer: Optimizer, params: Vec) -> Vec:
 def dry_run(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
     """Let a copy of the optimizer take the step on copies of the parameters, and measure how far it got."""
     name = type(optimizer).__name__
+    if needs_closure(optimizer):
+        raise UsageError(
+            f"lookahead needs a step without a closure, but {name}.step calls one itself; use "
+            'SAMPa(lookahead="raw") or SGD, Adam or AdamW'
+        )
     try:
         twin, copies = _twin(optimizer, params)
         for p, g in zip(copies, grad, strict=True):

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -20,6 +20,10 @@ from lowland.vec import Vec
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
+
+
+class PositionalError(ArgumentError, TypeError):
+    """A field without its name; a TypeError, too, as Python itself would raise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,16 @@ class Method(ABC):
     needs_batch: ClassVar[bool] = False
     whole_gradient: ClassVar[bool] = True
     synchronized: ClassVar[bool] = True
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuse fields without a name, before the dataclass does so in fewer words."""
+        if args:
+            first = next((f.name for f in fields(cls) if f.init), "rho")
+            raise PositionalError(
+                f"{cls.__name__} takes its fields by name, but got {args[0]!r} without one; write "
+                f"{cls.__name__}({first}={args[0]!r})"
+            )
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         if not isinstance(self.rho, Schedule):

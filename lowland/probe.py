@@ -98,6 +98,7 @@ class Reading(NamedTuple):
         divisor: What the loss is divided by: the number of examples, or the count of a ``Loss``, shape ``()``; None
             where the loss function returns a mean.
         aux: What the loss function returned besides: a list with one entry for each part if the pass ran in several.
+        reached: Which parameters backward has reached; None stands for all.
     """
 
     loss: Tensor
@@ -105,6 +106,7 @@ class Reading(NamedTuple):
     losses: Tensor | None
     divisor: Tensor | float | None = None
     aux: Any = None
+    reached: list[bool] | None = None
 
 
 Ask: TypeAlias = "Probe | tuple[Probe, ...]"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 import random
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,6 +50,21 @@ def keep_if(engine: Engine, finite: Tensor, before: dict[str, Any]) -> None:
             engine.memory[key] = vec.where(finite, engine.memory[key], safe[key])
 
 
+def kept(engine: Engine) -> Callable[[], None]:
+    """A function that puts an engine back to what it is now, after steps that turn out not to count."""
+    memory, waiting, rng = dict(engine.memory), dict(engine.lagged.waiting), engine.rng.getstate()
+    step, loss, aux, first = engine.step, engine.loss, engine.aux, engine.work.first
+    cost = vars(engine.cost).copy()
+
+    def back() -> None:
+        engine.memory, engine.lagged.waiting, engine.step = memory, waiting, step
+        engine.loss, engine.aux, engine.work.first = loss, aux, first
+        vars(engine.cost).update(cost)  # whoever holds the cost goes on reading it
+        engine.rng.setstate(rng)
+
+    return back
+
+
 def save(engine: Engine) -> dict[str, Any]:
     """Vectors by parameter name, all other memory as it is."""
     vectors = {k: engine.memory[k] for k in engine.vector_keys}
@@ -64,7 +80,7 @@ def save(engine: Engine) -> dict[str, Any]:
     }
 
 
-def load(engine: Engine, state_dict: dict[str, Any]) -> None:
+def load(engine: Engine, state_dict: dict[str, Any], strict: bool = True) -> None:
     """Check everything, then change the engine."""
     missing = [k for k in save(engine) if k not in state_dict]
     if missing:
@@ -73,8 +89,9 @@ def load(engine: Engine, state_dict: dict[str, Any]) -> None:
             "load the engine's state, not the model's or the optimizer's"
         )
     _check_origin(engine, state_dict)
+    fresh = _more(engine, state_dict, strict)
     try:
-        vectors = {k: _vector(engine, v) for k, v in state_dict["vectors"].items()}
+        vectors = {k: _vector(engine, v, fresh.get(k)) for k, v in state_dict["vectors"].items()}
         memory = vectors | {k: _copied(engine, v) for k, v in state_dict["values"].items()}
         rng = random.Random()
         rng.setstate(_tuples(state_dict["rng"]))
@@ -129,27 +146,58 @@ def _check_origin(engine: Engine, state_dict: dict[str, Any]) -> None:
             f"state_dict must come from the same method, but comes from {state_dict['method']} and the engine "
             f"runs {name}; make the engine with {state_dict['method']} or start afresh"
         )
+
+
+def _more(engine: Engine, state_dict: dict[str, Any], strict: bool) -> dict[str, Any]:
+    """A first memory, from which parameters start that the state does not know; empty where there are none."""
     here, there = _shapes(engine), state_dict["parameters"]
-    if here != there:
+    fits = all(here.get(n) == shape for n, shape in there.items())
+    if here != there and (strict or not fits):
         changed = [n for n in {**there, **here} if here.get(n) != there.get(n)][:3]
         listed = "; ".join(
             f"{n} has shape {there.get(n, 'none')} there and {here.get(n, 'none')} here" for n in changed
         )
         raise StateError(
             f"state_dict must come from the same model, but {listed}; load it into an engine on the model it was "
-            "taken from"
+            "taken from" + (", or on one with more parameters: strict=False" if fits else "")
         )
+    if here == there:
+        return {}
+    fresh = engine.method.init([p.detach() for p in engine.params])
+    each = [k for k, v in fresh.items() if k not in engine.vector_keys and _per_parameter(v, len(engine.params))]
+    each += [k for k, v in state_dict["values"].items() if k not in each and _vector_of(v, list(there.values()))]
+    if each:
+        raise StateError(
+            f"strict=False must find memory that new parameters can join, but {engine.method.kind} keeps an entry "
+            f"per parameter in {', '.join(each)}; load it into an engine on the model it is from, or start afresh"
+        )
+    return fresh
+
+
+def _per_parameter(value: Any, count: int) -> bool:
+    if isinstance(value, dict):
+        return any(_per_parameter(v, count) for v in value.values())
+    return isinstance(value, list | tuple) and len(value) == count
+
+
+def _vector_of(value: Any, shapes: list[list[int]]) -> bool:
+    """Whether a saved value, which a method's ``init`` did not make as a vector, has become one since."""
+    return (
+        isinstance(value, list)
+        and len(value) == len(shapes)
+        and all(isinstance(t, Tensor) and list(t.shape) == shape for t, shape in zip(value, shapes, strict=True))
+    )
 
 
 def _shapes(engine: Engine) -> dict[str, list[int]]:
     return {n: list(p.shape) for n, p in zip(engine.names, engine.params, strict=True)}
 
 
-def _vector(engine: Engine, saved: dict[str, Tensor]) -> Vec:
+def _vector(engine: Engine, saved: dict[str, Tensor], fresh: Vec | None) -> Vec:
     # Copies: what the caller loaded stays the caller's.
     return [
-        saved[n].detach().to(p.device, p.dtype, copy=True).view_as(p)
-        for n, p in zip(engine.names, engine.params, strict=True)
+        saved[n].detach().to(p.device, p.dtype, copy=True).view_as(p) if fresh is None or n in saved else fresh[i]
+        for i, (n, p) in enumerate(zip(engine.names, engine.params, strict=True))
     ]
 
 

@@ -30,7 +30,7 @@ def drive(engine: Engine, batch: Any) -> Drive:
             f"{engine.method.kind} keeps or cuts batches, which a closure hides; "
             "call engine.backward(batch) or engine.passes(batch)"
         )
-    engine._parameters.check_unchanged(engine.optimizer)
+    engine.parameters.check_unchanged(engine.step, engine.work.replicas.fsdp)
     before = dict(engine.memory), dict(engine.lagged.waiting), engine.rng.getstate()
     held = [p.grad for p in engine.params]
     done = False

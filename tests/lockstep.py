@@ -11,6 +11,7 @@ from torch import nn
 
 import lowland
 from lowland.executors import Local
+from lowland.step import drive
 
 
 class Lockstep:
@@ -29,7 +30,7 @@ class Lockstep:
         self.everyone = [list(range(count))]
 
     def backward(self, batches: Sequence[Any]) -> list[torch.Tensor]:
-        drives = [e._drive(b) for e, b in zip(self.engines, batches, strict=True)]
+        drives = [drive(e, b) for e, b in zip(self.engines, batches, strict=True)]
         asked = [next(d) for d in drives]
         unsynced = False
         while True:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
@@ -70,6 +71,54 @@ def test_schedulers_attach_to_either_without_warnings(of_closure):
             other.step()
     assert setup.base.param_groups[0]["lr"] == setup.optimizer.param_groups[0]["lr"] == scheduler.get_last_lr()[0]
     assert_equal(setup.weights(), twin.weights())
+
+
+def test_without_a_closure_it_is_refused_unless_every_learning_rate_is_0():
+    setup = Setup()
+    loss_fn(setup.model, batch(0)).backward()
+    before = setup.weights()
+    for lr in (0.1, torch.tensor(0.1)):
+        setup.base.param_groups[0]["lr"] = lr
+        with pytest.raises(UsageError, match=r"needs the closure, .* call optimizer\.step\(closure\), or engine\.back"):
+            setup.optimizer.step()
+    assert_equal(setup.weights(), before)
+    for lr in (0.0, torch.tensor(0.0)):  # as torch's distributed checkpoints do it to fill the state
+        setup.base.param_groups[0]["lr"] = lr
+        assert setup.optimizer.step(closure=None) is None
+    assert_equal(setup.weights(), before)
+    assert len(setup.base.state) == 6
+    assert setup.engine.step == 0
+
+
+class Tripping(torch.optim.SGD):
+    """Its step fails while ``trip`` is set."""
+
+    trip = False
+
+    def step(self, closure=None):
+        if self.trip:
+            raise RuntimeError("tripped")
+        return super().step(closure)
+
+
+def test_a_base_step_that_raises_takes_engine_and_gradients_back():
+    setup = Setup(LookSAM(k=2), base=lambda params: Tripping(params, lr=0.1, momentum=0.9))
+    setup.optimizer.step(setup.closure(0))
+    marks = [torch.full_like(p, 7.0) for p in setup.engine.params]
+    for p, mark in zip(setup.engine.params, marks, strict=True):
+        p.grad = mark.clone()
+    state, before = copy.deepcopy(setup.engine.state_dict()), setup.weights()
+    setup.base.trip = True
+    with pytest.raises(RuntimeError, match="tripped"):
+        setup.optimizer.step(setup.closure(1))
+    after = setup.engine.state_dict()
+    assert (after["step"], after["values"], after["rng"]) == (1, state["values"], state["rng"])
+    assert after["cost"] == state["cost"]
+    for key, vector in state["vectors"].items():
+        assert all(torch.equal(vector[n], after["vectors"][key][n]) for n in vector)
+    assert all(torch.equal(p.grad, m) for p, m in zip(setup.engine.params, marks, strict=True))
+    found = dict(zip(setup.model.state_dict(), before, strict=True))
+    assert all(torch.equal(p, found[n]) for n, p in setup.model.named_parameters())
 
 
 def test_the_closure_runs_with_gradients_even_under_no_grad():

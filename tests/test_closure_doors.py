@@ -21,7 +21,7 @@ def test_a_step_without_a_closure_would_be_plain_training_and_is_refused(base):
     setup = Setup(base=base)
     setup.optimizer.step(setup.closure(0))
     before, state = setup.weights(), copy.deepcopy(setup.base.state_dict())
-    with pytest.raises(UsageError, match=r"step needs a closure.*call step\(closure\), or engine.backward\(batch\)"):
+    with pytest.raises(UsageError, match=r"step needs the closure.*call optimizer\.step\(closure\), or engine\.back"):
         setup.optimizer.step()
     assert_equal(setup.weights(), before)
     assert_equal(_tensors(state), _tensors(setup.base.state_dict()))
@@ -43,10 +43,10 @@ def test_learning_rates_of_zero_make_it_the_base_step(zero):
     assert_equal(setup.weights(), before)
     assert len(setup.base.state) == len(list(setup.model.parameters()))
     setup.base.param_groups[-1]["lr"] = torch.tensor(1e-9) if isinstance(zero, torch.Tensor) else 1e-9
-    with pytest.raises(UsageError, match="step needs a closure"):
+    with pytest.raises(UsageError, match="step needs the closure"):
         setup.optimizer.step()
     del setup.base.param_groups[-1]["lr"]  # whoever has none may well move
-    with pytest.raises(UsageError, match="step needs a closure"):
+    with pytest.raises(UsageError, match="step needs the closure"):
         setup.optimizer.step()
 
 
@@ -65,7 +65,7 @@ def test_a_scaler_that_steps_it_without_a_closure_is_refused():
     setup = Setup()
     scaler = torch.amp.GradScaler("cpu")
     scaler.scale(loss_fn(setup.model, batch(0))).backward()
-    with pytest.raises(UsageError, match="step needs a closure"):
+    with pytest.raises(UsageError, match="step needs the closure"):
         scaler.step(setup.optimizer)
 
 
@@ -137,9 +137,9 @@ class Searching(torch.optim.SGD):
 
 
 def test_optimizers_that_call_the_closure_are_refused_with_the_form_that_works():
-    with pytest.raises(UsageError, match=r"LBFGS.step needs closure; call lbfgs.step\(closure\).*engine.backward"):
+    with pytest.raises(UsageError, match=r"LBFGS.step calls it itself; .*LBFGS\.step\(closure\).*engine\.backward"):
         Setup(base=lambda params: torch.optim.LBFGS(params))
-    with pytest.raises(UsageError, match=r"Searching.step needs fn; call searching.step\(closure\) itself"):
+    with pytest.raises(UsageError, match=r"Searching\.step calls it itself"):
         Setup(base=lambda params: Searching(params, lr=0.1))
 
 
@@ -147,7 +147,7 @@ def test_a_scheduler_on_the_base_does_not_hide_what_its_step_needs():
     model = nn.Linear(3, 1)
     base = torch.optim.LBFGS(model.parameters())
     torch.optim.lr_scheduler.StepLR(base, 1)
-    with pytest.raises(UsageError, match=r"LBFGS\.step needs closure"):
+    with pytest.raises(UsageError, match=r"LBFGS\.step calls it itself"):
         ClosureOptimizer(Engine(SAM(), model, base, loss_fn))
 
 

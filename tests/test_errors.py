@@ -184,7 +184,7 @@ def test_bad_engine_arguments_are_refused(build, message):
 
 def test_something_that_is_no_optimizer_is_refused():
     with pytest.raises(
-        ParameterError, match=r"optimizer must be a torch\.optim\.Optimizer, but is a list; pass the opt"
+        ParameterError, match=r"optimizer must be a torch\.optim\.Optimizer, but is a list without any; pass the opt"
     ):
         Engine(SAM(), network(), [])
 
@@ -263,10 +263,15 @@ def test_leaving_the_loop_takes_the_step_back():
     engine = engine_of()
     engine.backward(torch.ones(2, 3))
     weights, grads = [p.detach().clone() for p in engine.params], [p.grad for p in engine.params]
-    for p in engine.passes(torch.ones(2, 3)):
-        with p:
-            p.backward(per_example(engine.model, p.batch))
-        break
+
+    def leave():
+        for p in engine.passes(torch.ones(2, 3)):
+            with p:
+                p.backward(per_example(engine.model, p.batch))
+            break
+
+    with pytest.warns(UserWarning, match="left before its end"):
+        leave()
     assert [p.grad for p in engine.params] == grads
     assert all(torch.equal(p, w) for p, w in zip(engine.params, weights, strict=True))
     engine.backward(torch.ones(2, 3))

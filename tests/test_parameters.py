@@ -27,7 +27,7 @@ def split(model: nn.Module, **second) -> torch.optim.SGD:
 
 
 def radii(model, optimizer, value=0.05, geometry=None):
-    return Parameters(model, optimizer).radii(value, geometry or L2(), optimizer)
+    return Parameters(model, [optimizer]).radii(value, geometry or L2())
 
 
 # Radii
@@ -50,9 +50,9 @@ def test_a_group_s_rho_overrides_whatever_the_optimizer_s_order():
 def test_a_group_s_rho_is_read_at_every_step():
     model = network()
     optimizer = split(model, rho=0.2)
-    parameters = Parameters(model, optimizer)
+    parameters = Parameters(model, [optimizer])
     optimizer.param_groups[1]["rho"] = 0.3
-    assert parameters.radii(0.05, L2(), optimizer) == [0.05] * 4 + [0.3] * 2
+    assert parameters.radii(0.05, L2()) == [0.05] * 4 + [0.3] * 2
 
 
 def test_adadelta_s_own_rho_is_no_radius():
@@ -82,9 +82,9 @@ def test_select_and_group_rho_go_together():
 def test_select_is_asked_once():
     model, asked = network(), []
     optimizer = sgd(model.parameters())
-    parameters, geometry = Parameters(model, optimizer), L2(select=lambda *args: bool(asked.append(1)) or True)
+    parameters, geometry = Parameters(model, [optimizer]), L2(select=lambda *args: bool(asked.append(1)) or True)
     for _ in range(3):
-        parameters.radii(0.05, geometry, optimizer)
+        parameters.radii(0.05, geometry)
     assert len(asked) == 6
 
 
@@ -121,22 +121,22 @@ def test_compiled_models_keep_plain_names():
     plain = list(dict(model.named_parameters()))
     compiled = torch.compile(model, backend="eager")
     optimizer = sgd(compiled.parameters())
-    parameters = Parameters(compiled, optimizer)
+    parameters = Parameters(compiled, [optimizer])
     assert parameters.names == plain
     only_norms = L2(select=lambda module, name, parameter: isinstance(module, nn.BatchNorm1d))
-    assert parameters.radii(1.0, only_norms, optimizer) == [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]
+    assert parameters.radii(1.0, only_norms) == [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]
 
 
 def test_compiled_submodules_keep_plain_names():
     model = network()
     plain = list(dict(model.named_parameters()))
     model[0] = torch.compile(model[0], backend="eager")
-    assert Parameters(model, sgd(model.parameters())).names == plain
+    assert Parameters(model, [sgd(model.parameters())]).names == plain
 
 
 def test_data_parallel_prefixes_are_dropped():
     model = nn.DataParallel(network())
-    assert Parameters(model, sgd(model.parameters())).names == list(dict(model.module.named_parameters()))
+    assert Parameters(model, [sgd(model.parameters())]).names == list(dict(model.module.named_parameters()))
 
 
 class Colliding(nn.Module):
@@ -155,7 +155,7 @@ class Colliding(nn.Module):
 @pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel])
 def test_names_stay_unique(wrap):
     model = wrap(Colliding())
-    assert Parameters(model, sgd(model.parameters())).names == ["weight", "module.weight"]
+    assert Parameters(model, [sgd(model.parameters())]).names == ["weight", "module.weight"]
 
 
 def test_states_of_parameters_with_almost_equal_names_are_not_mixed_up():
@@ -171,7 +171,7 @@ def test_states_of_parameters_with_almost_equal_names_are_not_mixed_up():
 def test_tied_parameters_count_once():
     model = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
     model[1].weight = model[0].weight
-    assert Parameters(model, sgd(model.parameters())).names == ["0.weight", "0.bias", "1.bias"]
+    assert Parameters(model, [sgd(model.parameters())]).names == ["0.weight", "0.bias", "1.bias"]
 
 
 def test_frozen_parameters_are_left_out_in_and_outside_the_optimizer():
@@ -179,7 +179,7 @@ def test_frozen_parameters_are_left_out_in_and_outside_the_optimizer():
         model = network()
         model[0].requires_grad_(False)
         optimizer = sgd(model.parameters() if inside else [p for p in model.parameters() if p.requires_grad])
-        assert Parameters(model, optimizer).names == ["1.weight", "1.bias", "2.weight", "2.bias"]
+        assert Parameters(model, [optimizer]).names == ["1.weight", "1.bias", "2.weight", "2.bias"]
 
 
 # The others want targets or indices, or let the first layer rest; test_all.py has the same for every method.

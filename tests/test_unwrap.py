@@ -150,6 +150,7 @@ def circle(cls, place):
 HOPELESS = {
     "none": (None, "NoneType"),
     "number": (OptimWrapper(3), "int"),
+    "object": (OptimWrapper(object()), "object"),
     "list": (OptimWrapper([sgd(network())]), "list"),
     "class": (torch.optim.SGD, "type"),
     "empty": (Box(), "Box"),

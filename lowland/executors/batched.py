@@ -132,7 +132,9 @@ def _answer(work: Work, probes: tuple[Probe, ...]) -> list[Reading]:
     with torch.no_grad():
         grads = _apart(work, vectors, len(probes))
         places.settle([i for i, p in enumerate(probes) if p.stats])
-    work.reached = [True] * len(work.params)
+    work.reached = [p.requires_grad for p in work.params]
+    if not all(work.reached):  # frozen since the engine was made
+        grads = [vec.mask(grad, work.reached) for grad in grads]
     # Copies: a reading that is kept must not keep those of the others.
     found = {name: t.detach() for name, t in found.items()}
     return [
@@ -142,6 +144,7 @@ def _answer(work: Work, probes: tuple[Probe, ...]) -> list[Reading]:
             found["losses"][i].clone() if "losses" in found else None,
             found["count"][i].clone() if "count" in found else loss.count,
             loss.aux(found, i),
+            None if all(work.reached) else work.reached,
         )
         for i, grad in enumerate(grads)
     ]
@@ -198,7 +201,8 @@ def _backward(work: Work, loss: Tensor, stacked: Vec) -> Vec:
         )
     if work.scaler is not None:
         loss = work.scaler.scale(loss)
-    found = torch.autograd.grad(loss, [*stacked, *work.params], allow_unused=True)
+    trained = [p for p in work.params if p.requires_grad]
+    found = torch.autograd.grad(loss, [*stacked, *trained], allow_unused=True)
     if any(g is not None for g in found[len(stacked) :]):
         raise UsageError(
             "loss_fn must take parameters from the model it is given, at every call anew, but uses some that it, or a "

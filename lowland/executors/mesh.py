@@ -197,7 +197,7 @@ class Mesh(Executor):
         found = []
         for i in range(len(wave)):
             if i == self.rank and len(wave) > 1:
-                found.append(Reading(own.loss, own.grad, losses if each else None, own.divisor, own.aux))
+                found.append(Reading(own.loss, own.grad, losses if each else None, own.divisor, own.aux, own.reached))
                 continue
             known = rows[i, 7 : 7 + (sizes[i] or 0)].to(own.loss.dtype) if each else None
             by: Tensor | float | None = rows[i, 6] if isinstance(own.divisor, Tensor) else sizes[i]
@@ -208,6 +208,7 @@ class Mesh(Executor):
                     known,
                     None if own.divisor is None else by,
                     own.aux if len(wave) == 1 else None,
+                    own.reached,  # all groups reach the same, see _compare
                 )
             )
         return found

@@ -42,6 +42,7 @@ class Pass:
         self._displaced = False
         self._versions: list[int] | None = None  # of the weights, before a displaced forward that reports
         self.sparse = True  # False where the caller's backward must find all parameters as they are
+        self._reached: list[bool] | None = None  # which parameters backward has reached; None: all
         self._inputs: list[Tensor] | None = None  # what a compiled model's loss is differentiated for; None: all
 
     @property
@@ -66,7 +67,8 @@ class Pass:
                 stack.enter_context(traceless())
             if probe.wrt is not None and not work.replicas.sharded:  # fully_shard's backward is for all parameters
                 if not self.sparse or compiled(work.model):
-                    self._inputs = [p for p, wanted in zip(work.params, probe.wrt, strict=True) if wanted]
+                    chosen = zip(work.params, probe.wrt, strict=True)
+                    self._inputs = [p for p, wanted in chosen if wanted and p.requires_grad]
                 elif work.reentrant is False:  # else the whole backward runs, and the rest of it is dropped
                     stack.enter_context(only(work.params, probe.wrt))
             if work.rng is not None:
@@ -115,6 +117,11 @@ class Pass:
         Raises:
             LossError: The loss has another shape, does not depend on any parameter, or is a mean that was cut.
         """
+        if self._loss is None and self._sums is None and any(p.grad is not None for p in self.work.params):
+            raise LossError(
+                "loss_fn must only compute the loss, but a gradient was there before the engine's backward; leave "
+                "loss.backward() out of it and return the loss"
+            )
         batch = part if part is not None else self._piece if self._several else self.batch
         read = terms(loss, None if batch is None else self.work.batches.known_size(batch))
         if share is None and (self._several or self.probe.cut) and read.count is None:
@@ -259,7 +266,8 @@ class Pass:
             self._loss = self._loss.clone()
             losses = None if losses is None else losses.clone()
         aux = self._aux[0] if self._aux and not self._several else self._aux or None
-        return Reading(self._loss, self._taken(grads) if self.probe.grad else None, losses, self._count, aux)
+        grad = self._taken(grads) if self.probe.grad else None
+        return Reading(self._loss, grad, losses, self._count, aux, self._reached)
 
     def _taken(self, grads: list[Tensor | None]) -> Vec:
         work = self.work
@@ -274,7 +282,8 @@ class Pass:
                 raise ParameterError(
                     "gradients must be dense, but a parameter's gradient is sparse; make its module with sparse=False"
                 )
-            work.reached = [r or g is not None for r, g in zip(work.reached, grads, strict=True)]
+            self._reached = [g is not None for g in grads]
+            work.reached = [r or g for r, g in zip(work.reached, self._reached, strict=True)]
             taken = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, work.params, strict=True)]
         scale = work.scale()
         if scale is not None:

@@ -100,6 +100,8 @@ def make(text: str, *, fill: Callable[[str], Mapping[str, Any]] | None = None, *
         >>> make("stable-sam:inner=sam:rho=0.1").inner.rho
         0.1
     """
+    if not isinstance(text, str):
+        raise ArgumentError(f'text must be a string such as "sam:rho=0.05", but is {text!r}; a method is used as it is')
     key, _, rest = text.partition(":")
     if key not in METHODS:
         raise UnknownNameError("method", key, METHODS)

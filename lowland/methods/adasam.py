@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from lowland.errors import UsageError
 from lowland.methods.sam import SAM
+
+if TYPE_CHECKING:
+    from lowland.engine import Engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +36,7 @@ class AdaSAM(SAM):
     with ``lr * (1 - b1^t) / sqrt(1 - b2^t)`` at step t and a vanishing eps the two are the same. The command line
     trains it with Adam(amsgrad=True) at a learning rate of its own and says so.
 
-    Invariants: rho = 0 is the base optimizer; on another base it is SAM.
+    Invariants: rho = 0 is the base optimizer; on SGD it is SAM; Adam and AdamW without amsgrad are refused.
 
     Use: For models that are trained with Adam anyway, such as transformers. On SGD's home ground it mostly shows the
     difference between Adam and SGD.
@@ -39,3 +44,12 @@ class AdaSAM(SAM):
     Reference: Sun, Shen, Chen, Ding, Tao: AdaSAM: Boosting Sharpness-Aware Minimization with Adaptive Learning Rate
     and Momentum for Training Deep Neural Networks. 2023, arXiv 2303.00565.
     """
+
+    def meet(self, engine: Engine) -> None:
+        """Refuse an Adam or AdamW without its AMSGrad form, which would be another method under this name."""
+        for optimizer in engine.optimizers:
+            if any(group.get("amsgrad") is False for group in optimizer.param_groups):
+                raise UsageError(
+                    f"AdaSAM needs the maximum of AMSGrad, but the {type(optimizer).__name__} has amsgrad=False; "
+                    "give torch.optim.Adam(..., amsgrad=True), or use SAM"
+                )

@@ -86,7 +86,7 @@ class BiSAM(Climbing):
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.method.Method.plan`."""
-        loss_fn = self.surrogate or self._built_in(engine.loss_fn)
+        loss_fn = engine.bound(self.surrogate) or self._built_in(engine.loss_fn)
         here = yield self.probe(batch, loss_fn=loss_fn)
         up = self.probe(batch, at=self.ascent(engine, here.grad))
         del here

@@ -77,7 +77,15 @@ class LookSAM(Method):
             # A parameter that this batch did not use keeps what is known of it.
             engine.memory["g_v"] = [n if r else o for n, o, r in zip(found, old, engine.reached, strict=True)]
             return here.loss, there.grad
-        return here.loss, self._each(self._reuse, here.grad, engine.memory["g_v"])
+        return here.loss, self._each(self._reuse, here.grad, self._kept(engine))
+
+    def _kept(self, engine: Engine) -> Vec:
+        """g_v of the parameters that are still trained, of length 1 again where others were frozen since."""
+        g_v: Vec = engine.memory["g_v"]
+        if all(engine.trained):
+            return g_v
+        g_v = vec.mask(g_v, engine.trained)
+        return g_v if self.decomposition == "tensor" else vec.scale(g_v, vec.inverse(vec.norm(g_v)))
 
     def _reuse(self, g: Vec, g_v: Vec) -> Vec:
         # In place: the reading's gradient is the plan's own, and a step in between should cost next to nothing.

@@ -69,21 +69,31 @@ class SAMPa(Method):
 
     def init(self, params: Vec) -> dict[str, Any]:
         """See :meth:`lowland.method.Method.init`."""
-        return {"grad_y": vec.zeros(params), "batch": None}
+        return {"grad_y": vec.zeros(params), "batch": None, "missed": []}
+
+    def meet(self, engine: Engine) -> None:
+        """See :meth:`lowland.method.Method.meet`."""
+        if self.lookahead == "base":
+            engine.ahead(vec.zeros(engine.params))  # an optimizer whose steps cannot be previewed fails here
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.method.Method.plan`."""
         grad_y, held = engine.memory["grad_y"], engine.memory["batch"]
         cold = held is None
+        missed = set(engine.memory["missed"])
+        among = [n not in missed for n in engine.names] if missed else None
+        raw = self.lookahead == "raw"
         # No names for the displacements: the executor frees them as it goes.
         tilde, at_y = yield (
             Probe(batch if cold else held, at=None if cold else self.climb(engine, grad_y), stats=False),
-            Probe(batch, at=None if cold else engine.ahead(grad_y, raw=self.lookahead == "raw"), stats=True),
+            Probe(batch, at=None if cold else engine.ahead(grad_y, raw=raw, among=among), stats=True),
         )
         # NaN gives a cold start, for a caller who skips this step. The batch is a copy: loaders may refill the same
         # buffers, and the next step would silently see other examples.
         grad_y = vec.keep_if(vec.finite(at_y.grad), at_y.grad)
-        engine.memory.update(grad_y=grad_y, batch=engine.batches.copy(batch))
+        # By name, and those alone that the batch did not reach: the optimizer would leave them where they are.
+        missed_now = [n for n, r in zip(engine.names, at_y.reached or (), strict=False) if not r]
+        engine.memory.update(grad_y=grad_y, missed=missed_now, batch=engine.batches.copy(batch))
         return at_y.loss, vec.lerp(tilde.grad, at_y.grad, self.lam)
 
     def fallback(self, memory: dict[str, Any]) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class SLSAM(Method):
         for n in range(DRAWS):
             if any(engine.reached):
                 break
-            active = self._draw(engine, p) if n < DRAWS - 1 else [True] * len(p)
+            active = self._draw(engine, p) if n < DRAWS - 1 else list(engine.trained)
             here = yield Probe(batch, wrt=active, stats=False)
         known = engine.later("norms", vec.norms(here.grad))
         if known is not None and before is not None and all(map(math.isfinite, known)):
@@ -99,9 +99,10 @@ class SLSAM(Method):
         return loss, there.grad
 
     def _draw(self, engine: Engine, p: Sequence[float]) -> list[bool]:
-        active = [False]
+        active, trained = [False], engine.trained
         while not any(active):
-            active = [engine.rng.random() < chance for chance in p]
+            drawn = [engine.rng.random() < chance for chance in p]
+            active = [a and t for a, t in zip(drawn, trained, strict=True)]
         return active
 
     def _moved(

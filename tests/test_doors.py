@@ -1,0 +1,191 @@
+"""Several modules and several optimizers; by hand, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lowland import L2, SAM, Engine, Plain
+from lowland.errors import ParameterError, UsageError
+from lowland.methods import make
+
+
+class Weighted(nn.Module):
+    """A criterion with a weight of its own that is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+    def forward(self, out, target):
+        return ((out - target).square().mean(1) * self.scale.exp() - self.scale).sum() / len(out)
+
+
+def encoder():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+
+
+def batch(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(6, n, generator=generator, dtype=torch.float64) for n in (3, 2))
+
+
+def pair_loss(model, batch):
+    net, criterion = model
+    return criterion(net(batch[0]), batch[1])
+
+
+def muon_and_adamw(modules):
+    every = list(dict.fromkeys(p for m in modules for p in m.parameters()))
+    return [
+        torch.optim.Muon([p for p in every if p.dim() == 2], lr=0.02, weight_decay=0.1),
+        torch.optim.AdamW([p for p in every if p.dim() != 2], lr=0.01, weight_decay=0.1),
+    ]
+
+
+def sam_by_hand(params, loss, rho):
+    """g(w + rho g/|g|), and g."""
+    g = torch.autograd.grad(loss(), params)
+    size = torch.stack([t.square().sum() for t in g]).sum().sqrt()
+    saved = [p.detach().clone() for p in params]
+    with torch.no_grad():
+        for p, t in zip(params, g, strict=True):
+            p.add_(rho * t / size)
+    up = torch.autograd.grad(loss(), params)
+    with torch.no_grad():
+        for p, s in zip(params, saved, strict=True):
+            p.copy_(s)
+    return up
+
+
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
+
+
+@needs_muon
+def test_sam_over_two_modules_and_two_optimizers_is_a_step_by_hand():
+    mine, theirs = [encoder(), Weighted()], [encoder(), Weighted()]
+    optimizers, twins = muon_and_adamw(mine), muon_and_adamw(theirs)
+    engine = Engine(SAM(rho=0.1), mine, optimizers, pair_loss)
+    assert engine.names[0] == "0.0.weight"
+    assert engine.names[-1] == "1.scale"
+    params = [p for m in theirs for p in m.parameters()]
+    for step in range(4):
+        engine.backward(batch(step))
+        for p, g in zip(params, sam_by_hand(params, lambda s=step: pair_loss(theirs, batch(s)), 0.1), strict=True):
+            p.grad = g
+        for o in optimizers + twins:
+            o.step()
+            o.zero_grad()
+    for p, q in zip(engine.params, params, strict=True):
+        # Muon orthogonalizes in bfloat16, which turns the last bit of a gradient into up to 1e-3 of its step.
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12 if p.dim() != 2 else 1e-4)
+
+
+@needs_muon
+def test_previews_are_what_both_optimizers_then_do():
+    modules = [encoder(), Weighted()]
+    optimizers = muon_and_adamw(modules)
+    engine = Engine(Plain(), modules, optimizers, pair_loss)
+    for step in range(2):
+        engine.backward(batch(step))
+        for o in optimizers:
+            o.step()
+            o.zero_grad()
+    engine.backward(batch(2))
+    found = engine.lookahead([p.grad.clone() for p in engine.params])
+    before = [p.detach().clone() for p in engine.params]
+    for o in optimizers:
+        o.step()
+    for move, p, b in zip(found, engine.params, before, strict=True):
+        torch.testing.assert_close(move, p.detach() - b, rtol=1e-12, atol=1e-15)
+
+
+def test_closed_forms_momentum_and_raw_steps_of_two_optimizers():
+    net = encoder()
+    first, second = list(net.parameters())[::2], list(net.parameters())[1::2]
+    sgd, adam = torch.optim.SGD(first, lr=0.1, momentum=0.9), torch.optim.Adam(second, lr=0.01)
+    engine = Engine(Plain(), net, [sgd, adam], lambda m, b: (m(b[0]) - b[1]).square().mean(1))
+    for step in range(2):
+        engine.backward(batch(step))
+        for o in (sgd, adam):
+            o.step()
+            o.zero_grad()
+    engine.backward(batch(2))
+    grad = [p.grad.clone() for p in engine.params]
+    raw, found = engine.lookahead(grad, raw=True), engine.lookahead(grad)
+    for i, (p, g) in enumerate(zip(engine.params, grad, strict=True)):
+        lr, state, key = (0.1, sgd.state, "momentum_buffer") if i % 2 == 0 else (0.01, adam.state, "exp_avg")
+        torch.testing.assert_close(raw[i], -lr * g, rtol=1e-14, atol=0)
+        assert torch.equal(engine.momentum()[i], state[p][key])
+    before = [p.detach().clone() for p in engine.params]
+    sgd.step()
+    adam.step()
+    for move, p, b in zip(found, engine.params, before, strict=True):
+        torch.testing.assert_close(move, p.detach() - b, rtol=1e-12, atol=1e-15)
+
+
+def test_sampa_sl_sam_and_scalers_work_with_two_optimizers():
+    for text in ("sampa", "sl-sam:s=0.6", "momentum-sam:rho=0.1", "looksam:k=2"):
+        net = encoder()
+        every = list(net.parameters())
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        optimizers = [torch.optim.SGD(every[:1], lr=0.1, momentum=0.9), torch.optim.AdamW(every[1:])]
+        engine = Engine(make(text), net, optimizers, lambda m, b: (m(b[0]) - b[1]).square().mean(1), scaler=scaler)
+        before = [p.detach().clone() for p in every]
+        for step in range(3):
+            engine.backward(batch(step))
+            for o in optimizers:
+                if any(p.grad is not None for g in o.param_groups for p in g["params"]):
+                    scaler.step(o)
+            scaler.update()
+            for o in optimizers:
+                o.zero_grad()
+        assert sum(not torch.equal(p, b) for p, b in zip(every, before, strict=True)) >= 2
+
+
+def test_a_loss_function_gets_what_was_passed_and_tied_parameters_count_once():
+    net, head = encoder(), nn.Linear(3, 4).double()
+    head.weight = net[0].weight
+    seen = []
+
+    def loss_fn(model, batch):
+        seen.append(model)
+        return (model["net"](batch[0]) + model["head"](batch[0])[:, :2]).square().mean(1)
+
+    given = {"net": net, "head": head}
+    every = list(dict.fromkeys([*net.parameters(), *head.parameters()]))
+    engine = Engine(SAM(), given, torch.optim.SGD(every, lr=0.1), loss_fn)
+    engine.backward(batch())
+    assert all(model is given for model in seen)
+    assert engine.names == ["net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias", "head.bias"]
+
+
+def test_one_optimizer_is_engine_optimizer_and_several_are_not():
+    net = encoder()
+    every = list(net.parameters())
+    one = torch.optim.SGD(every, lr=0.1)
+    assert Engine(SAM(), net, one).optimizer is one
+    assert Engine(SAM(), net, [one]).optimizers == [one]
+    engine = Engine(SAM(), net, [torch.optim.SGD(every[:2], lr=0.1), torch.optim.SGD(every[2:], lr=0.1)])
+    with pytest.raises(UsageError, match=r"this engine has 2; use engine\.optimizers"):
+        _ = engine.optimizer
+
+
+def test_a_parameter_in_two_optimizers_is_refused_by_name():
+    net = encoder()
+    every = list(net.parameters())
+    with pytest.raises(ParameterError, match=r"in one optimizer, but 2\.weight is in two; give each"):
+        Engine(SAM(), net, [torch.optim.SGD(every[:3], lr=0.1), torch.optim.SGD(every[2:], lr=0.1)])
+    one = torch.optim.SGD(every, lr=0.1)
+    with pytest.raises(ParameterError, match="one is there twice"):
+        Engine(SAM(), net, [one, one])
+
+
+def test_a_group_s_radius_is_read_from_any_optimizer():
+    net = encoder()
+    every = list(net.parameters())
+    groups = [torch.optim.SGD(every[:2], lr=0.1), torch.optim.SGD([{"params": every[2:], "rho": 0.0}], lr=0.1)]
+    engine = Engine(SAM(rho=0.05), net, groups)
+    assert engine.radii(0.05, L2()) == [0.05, 0.05, 0.0, 0.0]
