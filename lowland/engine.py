@@ -74,6 +74,7 @@ class Engine:
             if another group of a probe mesh ran it.
         memory: The method's checkpointed state.
         rng: The method's own random numbers, the same on every rank.
+        model: The model; several modules are one ``ModuleList`` or ``ModuleDict`` here, whose names they get.
         optimizers: The base optimizers.
         params: The trainable parameters.
         names: Their names.
