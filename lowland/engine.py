@@ -110,7 +110,7 @@ class Engine:
             checks.whole("micro_batch", micro_batch, 1, "None sets no limit")
         checks.one_of("rng", rng, ("free", "shared"))
         self.bound = partial(doors.bound, model=model)  # what loss functions of methods go through, too
-        loss_fn, model = self.bound(loss_fn), doors.one_module(model)
+        model, loss_fn = doors.one_module(model), self.bound(loss_fn)
         self.method, self.model, self.loss_fn = method, model, loss_fn
         self.optimizers = doors.all_optimizers(optimizer)
         self.parameters = Parameters(model, self.optimizers, allow_low_precision=allow_low_precision)

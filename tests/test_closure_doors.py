@@ -151,6 +151,13 @@ def test_a_scheduler_on_the_base_does_not_hide_what_its_step_needs():
         ClosureOptimizer(Engine(SAM(), model, base, loss_fn))
 
 
+def test_a_closure_optimizer_on_another_is_refused():
+    setup = Setup()
+    outer = Engine(SAM(), setup.model, setup.optimizer, loss_fn)
+    with pytest.raises(UsageError, match=r"a ClosureOptimizer, which .*; make the engine with the base optimizer"):
+        ClosureOptimizer(outer)
+
+
 def regression(model, batch):
     return (model(batch[0])[:, 0] - batch[1]).square()
 

@@ -273,3 +273,19 @@ def test_what_a_loss_function_writes_is_found_whether_there_is_one_module_or_sev
     for step in range(3):
         engine.backward(batch(step))
     assert criterion.calls == 3  # of 6 calls
+
+
+@pytest.mark.parametrize("kind", [list, dict], ids=["list", "dict"])
+def test_a_module_that_is_exchanged_in_the_list_is_refused_and_the_step_taken_back(kind):
+    modules = [encoder(), Weighted()]
+    given = modules if kind is list else dict(zip(["net", "criterion"], modules, strict=True))
+    every = [p for m in modules for p in m.parameters()]
+    optimizer = torch.optim.SGD(every, lr=0.1)
+    engine = Engine(SAM(), given, optimizer, lambda m, b: pair_loss(list(m.values()) if kind is dict else m, b))
+    engine.backward(batch())
+    optimizer.zero_grad()
+    given[0 if kind is list else "net"] = encoder()
+    with pytest.raises(ParameterError, match=r"model\[(0|'net')\] was exchanged, added or removed since; make a new"):
+        engine.backward(batch())
+    assert engine.step == 1
+    assert all(p.grad is None for p in every)
