@@ -68,6 +68,11 @@ class ClosureOptimizer(Optimizer):
                 "engine.backward(batch) and the step of each of them"
             )
         doors.check_closure_free(engine.optimizers)
+        if isinstance(engine.optimizer, ClosureOptimizer):
+            raise UsageError(
+                "ClosureOptimizer needs an engine on an ordinary optimizer, but its optimizer is a ClosureOptimizer, "
+                "which would run a method in a method; make the engine with the base optimizer"
+            )
         self.engine = engine
         self.base = engine.optimizer
         super().__init__(self.base.param_groups, self.base.defaults)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from lowland import lookahead
 from lowland.errors import ArgumentError, ParameterError, UsageError
+from lowland.executors.base import Executor
 from lowland.method import Method
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def one_module(model: Any) -> nn.Module:
         return model
     if not isinstance(model, list | tuple | dict):
         raise ArgumentError(f"model must be a torch.nn.Module, but is a {type(model).__name__}; {remedy}")
-    parts = model if isinstance(model, dict) else dict(enumerate(model))
+    parts = dict(_parts(model))
     if not parts:
         raise ArgumentError(f"model must hold at least one torch.nn.Module, but is {model!r}; {remedy}")
     for key, part in parts.items():
@@ -64,10 +65,29 @@ def all_optimizers(optimizer: Any) -> list[Optimizer]:
 
 
 def bound(loss_fn: Callable[[Any, Any], Any] | None, model: Any) -> Callable[[Any, Any], Any] | None:
-    """A loss function that gets what the caller passed as ``model``, where that is no module itself."""
+    """A loss function that gets what the caller passed as ``model``, where that is no module itself.
+
+    It raises a ParameterError where a module in that has been exchanged, whose parameters the engine does not know.
+    """
     if loss_fn is None or isinstance(model, nn.Module):
         return loss_fn
-    return lambda _, batch: loss_fn(model, batch)
+    known = dict(_parts(model))
+
+    def given(_: Any, batch: Any) -> Any:
+        now = dict(_parts(model))
+        changed = [key for key in {**known, **now} if known.get(key) is not now.get(key)]
+        if changed:
+            raise ParameterError(
+                f"the modules must stay those the engine was made with, but model[{changed[0]!r}] was exchanged, added "
+                "or removed since; make a new Engine from all modules"
+            )
+        return loss_fn(model, batch)
+
+    return given
+
+
+def _parts(model: Any) -> Iterable[tuple[Any, Any]]:
+    return model.items() if isinstance(model, dict) else enumerate(model)
 
 
 def check_method(method: Any) -> None:
@@ -126,6 +146,16 @@ def generator(seed: Any) -> random.Random:
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ArgumentError(f"seed must be an integer, but is {seed!r}; give a number, such as seed=0")
     return random.Random(seed)
+
+
+def check_executor(executor: Any) -> None:
+    """Refuse what is no executor.
+
+    Raises:
+        ArgumentError: It is none.
+    """
+    if executor is not None and not isinstance(executor, Executor):
+        raise ArgumentError(f"executor must be an Executor, but is {executor!r}; pass a value such as Batched()")
 
 
 def check_flag(name: str, value: Any) -> None:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from lowland import checks, collectives, doors, lookahead, plans, state
 from lowland.batch import Batches
 from lowland.cutting import Cutter
-from lowland.errors import ArgumentError, UsageError
+from lowland.errors import UsageError
 from lowland.executors.base import Executor, Work
 from lowland.executors.counted import Cost, Counted
 from lowland.executors.local import Pass
@@ -56,8 +56,8 @@ class Engine:
         scaler: A ``torch.amp.GradScaler``. ``.grad`` comes out scaled, as its ``unscale_`` and ``step`` expect. An
             overflow in any pass makes all of it NaN, so that the scaler skips the step; vectors in memory stay as they
             were (SAMPa starts cold), while a method's own step counts go on.
-        micro_batch: Most examples in one forward pass; larger batches are cut and summed: the
-            same step, unless examples see each other, as in BatchNorm.
+        micro_batch: Most examples in one forward pass; larger batches are cut and summed: the same step, unless
+            examples see each other, as in BatchNorm.
         cut: How batches are cut, by ``micro_batch`` and by methods that choose or divide examples: a
             :class:`lowland.Cutter`. By default ``Slices()``: tensors along dimension 0.
         rng: "free" lets every pass draw its own dropout mask; "shared" is one for all passes on the same examples.
@@ -76,15 +76,13 @@ class Engine:
             if another group of a probe mesh ran it.
         memory: The method's checkpointed state.
         rng: The method's own random numbers, the same on every rank.
+        model: The model; several modules are one ``ModuleList`` or ``ModuleDict`` here, whose names they get.
         optimizers, params, names: The base optimizers, the trainable parameters, and the parameters' names.
 
     Raises:
         ArgumentError: An argument breaks its rule.
         ParameterError: Model and optimizer disagree about parameters, or these cannot be perturbed reliably.
     """
-
-    loss: Tensor | None
-    aux: Any
 
     def __init__(
         self,
@@ -107,13 +105,12 @@ class Engine:
         doors.check_loss_fn(loss_fn)
         doors.check_scaler(scaler)
         doors.check_flag("allow_low_precision", allow_low_precision)
-        if executor is not None and not isinstance(executor, Executor):
-            raise ArgumentError(f"executor must be an Executor, but is {executor!r}; pass a value such as Batched()")
+        doors.check_executor(executor)
         if micro_batch is not None:
             checks.whole("micro_batch", micro_batch, 1, "None sets no limit")
         checks.one_of("rng", rng, ("free", "shared"))
         self.bound = partial(doors.bound, model=model)  # what loss functions of methods go through, too
-        loss_fn, model = self.bound(loss_fn), doors.one_module(model)
+        model, loss_fn = doors.one_module(model), self.bound(loss_fn)
         self.method, self.model, self.loss_fn = method, model, loss_fn
         self.optimizers = doors.all_optimizers(optimizer)
         self.parameters = Parameters(model, self.optimizers, allow_low_precision=allow_low_precision)
@@ -128,7 +125,8 @@ class Engine:
             replicas.check_static()
         options = {"scaler": scaler, "micro_batch": micro_batch, "rng": rng, "replicas": replicas}
         self.work = Work(model, self.params, loss_fn=loss_fn, batches=self.batches, **options)
-        self.loss, self.aux = None, None
+        self.loss: Tensor | None = None
+        self.aux: Any = None
         self.lagged, self.rng, self.step = Lagged(), doors.generator(seed), 0
         self.memory = plans.memory(method.kind, method.init([p.detach() for p in self.params]))
         self.vector_keys = state.vector_keys(self.memory, self.params)

@@ -19,37 +19,40 @@ from lowland import vec
 from lowland.errors import ParameterError, UsageError
 from lowland.vec import Vec
 
+# Classes that hand their calls to an optimizer inside, and where it is. Some imitate its class, so that isinstance
+# does not tell. Optimizers that have a step of their own, such as Lookahead, are none of these.
+INSIDE = {
+    "AcceleratedOptimizer": "optimizer",  # accelerate
+    "LightningOptimizer": "_optimizer",
+    "_FabricOptimizer": "_optimizer",
+    "OptimWrapper": "opt",  # fastai
+}
+
 
 def unwrap(optimizer: Any) -> Optimizer:
-    """The torch optimizer inside the wrappers of accelerate, Lightning, Fabric and fastai, however deep.
-
-    Some of them inherit from ``Optimizer``, or from the class of the one inside, and are known by their names.
+    """The torch optimizer inside the wrappers of accelerate, Lightning, Fabric and fastai, and any ``.optimizer``.
 
     Raises:
-        ParameterError: There is none inside.
+        ParameterError: There is none.
     """
-    current, last, seen = optimizer, optimizer, set()
-    while not isinstance(current, Optimizer) or _wraps(current):
-        seen.add(id(current))
-        inside = (getattr(current, key, None) for key in INSIDE)
-        current = next((inner for inner in inside if inner is not None and id(inner) not in seen), None)
-        if current is None:
+    seen: list[Any] = []
+    while (place := _inside(optimizer)) is not None or not isinstance(optimizer, Optimizer):
+        seen.append(optimizer)
+        try:
+            inner = getattr(optimizer, place or "optimizer", None)
+        except Exception:  # whatever a wrapper's own __getattr__ raises
+            inner = None
+        if inner is None or any(inner is other for other in seen):
             raise ParameterError(
-                f"optimizer must be a torch.optim.Optimizer, but is a {type(last).__name__}; "
+                f"optimizer must be a torch.optim.Optimizer, but is a {type(optimizer).__name__}; "
                 "pass the optimizer that holds the model's parameters"
             )
-        last = current
-    return current
+        optimizer = inner
+    return optimizer
 
 
-INSIDE = ("optimizer", "_optimizer", "opt")  # accelerate and Fabric, Lightning, fastai
-WRAPPERS = {"AcceleratedOptimizer", "LightningOptimizer", "_FabricOptimizer", "FabricOptimizer", "OptimWrapper"}
-
-
-def _wraps(optimizer: Any) -> bool:
-    """Whether its class, or one that it is made from, is a known wrapper; Fabric mixes its own into the inner class."""
-    names = {kind.__name__ for kind in type(optimizer).__mro__}
-    return bool(names & WRAPPERS) or any(n.startswith(("Lightning", "Fabric")) for n in {type(optimizer).__name__})
+def _inside(optimizer: Any) -> str | None:
+    return next((INSIDE[c.__name__] for c in type(optimizer).__mro__ if c.__name__ in INSIDE), None)
 
 
 def needs_closure(optimizer: Optimizer) -> bool:

@@ -53,11 +53,13 @@ def keep_if(engine: Engine, finite: Tensor, before: dict[str, Any]) -> None:
 def kept(engine: Engine) -> Callable[[], None]:
     """A function that puts an engine back to what it is now, after steps that turn out not to count."""
     memory, waiting, rng = dict(engine.memory), dict(engine.lagged.waiting), engine.rng.getstate()
-    step, cost, loss, aux = engine.step, dataclasses.replace(engine.cost), engine.loss, engine.aux
+    step, loss, aux, first = engine.step, engine.loss, engine.aux, engine.work.first
+    cost = vars(engine.cost).copy()
 
     def back() -> None:
         engine.memory, engine.lagged.waiting, engine.step = memory, waiting, step
-        engine.executor.cost, engine.loss, engine.aux = cost, loss, aux
+        engine.loss, engine.aux, engine.work.first = loss, aux, first
+        vars(engine.cost).update(cost)  # whoever holds the cost goes on reading it
         engine.rng.setstate(rng)
 
     return back
@@ -163,10 +165,11 @@ def _more(engine: Engine, state_dict: dict[str, Any], strict: bool) -> dict[str,
         return {}
     fresh = engine.method.init([p.detach() for p in engine.params])
     each = [k for k, v in fresh.items() if k not in engine.vector_keys and _per_parameter(v, len(engine.params))]
+    each += [k for k, v in state_dict["values"].items() if k not in each and _vector_of(v, list(there.values()))]
     if each:
         raise StateError(
-            f"strict=False must find memory that new parameters can join, but {engine.method.kind} keeps a number per "
-            f"parameter in {', '.join(each)}; load it into an engine on the model it was taken from, or start afresh"
+            f"strict=False must find memory that new parameters can join, but {engine.method.kind} keeps an entry "
+            f"per parameter in {', '.join(each)}; load it into an engine on the model it is from, or start afresh"
         )
     return fresh
 
@@ -175,6 +178,15 @@ def _per_parameter(value: Any, count: int) -> bool:
     if isinstance(value, dict):
         return any(_per_parameter(v, count) for v in value.values())
     return isinstance(value, list | tuple) and len(value) == count
+
+
+def _vector_of(value: Any, shapes: list[list[int]]) -> bool:
+    """Whether a saved value, which a method's ``init`` did not make as a vector, has become one since."""
+    return (
+        isinstance(value, list)
+        and len(value) == len(shapes)
+        and all(isinstance(t, Tensor) and list(t.shape) == shape for t, shape in zip(value, shapes, strict=True))
+    )
 
 
 def _shapes(engine: Engine) -> dict[str, list[int]]:

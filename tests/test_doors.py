@@ -1,12 +1,15 @@
-"""Several modules and several optimizers, and the wrappers of frameworks; by hand, in float64."""
+"""Several modules and several optimizers; by hand, in float64."""
 
 from __future__ import annotations
+
+import copy
+import functools
 
 import pytest
 import torch
 from torch import nn
 
-from lowland import L2, SAM, Engine, Plain, lookahead
+from lowland import L2, SAM, Engine, Plain, SAMPa
 from lowland.errors import ParameterError, UsageError
 from lowland.methods import make
 
@@ -102,6 +105,54 @@ def test_previews_are_what_both_optimizers_then_do():
         torch.testing.assert_close(move, p.detach() - b, rtol=1e-12, atol=1e-15)
 
 
+def sampa_by_hand(modules, optimizers, now, kept, rho, lam):
+    """lam g(y) + (1 - lam) g_held(w + rho g_y/|g_y|), where copies of the optimizers really step to y; and g(y)."""
+    g_y, held = kept
+    twins, twin_optimizers = copy.deepcopy((modules, optimizers))
+    params, there = ([p for m in found for p in m.parameters()] for found in (modules, twins))
+    for p, g in zip(there, g_y, strict=True):
+        p.grad = g.clone()
+    for o in twin_optimizers:
+        o.step()
+    at_y = torch.autograd.grad(pair_loss(twins, batch(now)), there)
+    size = torch.stack([g.square().sum() for g in g_y]).sum().sqrt()
+    with torch.no_grad():
+        for p, q, g in zip(there, params, g_y, strict=True):
+            p.copy_(q + rho * g / size)
+    tilde = torch.autograd.grad(pair_loss(twins, batch(held)), there)
+    return [lam * a + (1 - lam) * t for a, t in zip(at_y, tilde, strict=True)], at_y
+
+
+def sgd_and_rmsprop(modules):
+    every = [p for m in modules for p in m.parameters()]
+    sgd = torch.optim.SGD(every[1::2], lr=0.1, momentum=0.9, nesterov=True)
+    return [sgd, torch.optim.RMSprop(every[::2], lr=0.01)]
+
+
+@pytest.mark.parametrize("make", [pytest.param(muon_and_adamw, marks=needs_muon), sgd_and_rmsprop])
+def test_sampa_previews_by_steps_that_copies_of_all_optimizers_take(make):
+    modules = [encoder(), Weighted()]
+    optimizers = make(modules)
+    engine = Engine(SAMPa(rho=0.1, lam=0.3), modules, optimizers, pair_loss)
+    kept = None
+    for step in range(5):
+        if kept is not None:
+            expected, at_y = sampa_by_hand(modules, optimizers, step, kept, 0.1, 0.3)
+        else:  # a cold start takes both gradients at the weights
+            at_y = expected = torch.autograd.grad(pair_loss(modules, batch(step)), engine.params)
+        engine.backward(batch(step))
+        for p, g in zip(engine.params, expected, strict=True):
+            # Another order of summation in the norm, in float64; y itself is the very same step.
+            torch.testing.assert_close(p.grad, g, rtol=1e-11, atol=1e-13)
+        # Its own g(y), since Muon, in bfloat16, would make much of the last bit.
+        kept = engine.memory["grad_y"], step
+        for mine, hand in zip(kept[0], at_y, strict=True):
+            torch.testing.assert_close(mine, hand, rtol=1e-11, atol=1e-13)
+        for o in optimizers:
+            o.step()
+            o.zero_grad()
+
+
 def test_closed_forms_momentum_and_raw_steps_of_two_optimizers():
     net = encoder()
     first, second = list(net.parameters())[::2], list(net.parameters())[1::2]
@@ -191,62 +242,50 @@ def test_a_group_s_radius_is_read_from_any_optimizer():
     assert engine.radii(0.05, L2()) == [0.05, 0.05, 0.0, 0.0]
 
 
-# Wrappers of frameworks, as their classes are made
+class Counting(nn.Module):
+    """A criterion that counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, out, target):
+        self.calls += 1
+        return (out - target).square().mean(1)
 
 
-class Lightning:
-    """Lightning's LightningOptimizer: imitates the class of the one inside."""
+class Task:
+    """A loss function that hides its criterion deep."""
 
-    def __init__(self, optimizer):
-        self.__class__ = type("Lightning" + type(optimizer).__name__, (Lightning, type(optimizer)), {})
-        self._optimizer = optimizer
-        self.__dict__.update({k: v for k, v in vars(optimizer).items() if k in ("param_groups", "state", "defaults")})
+    def __init__(self, criterion):
+        self.parts = [{"criterion": criterion}]
 
-
-class _FabricOptimizer:
-    """Fabric's: a mix of its own class and that of the one inside, with ``.optimizer``."""
-
-    def __init__(self, optimizer):
-        self.__dict__.update({k: v for k, v in vars(optimizer).items() if k in ("param_groups", "defaults")})
-        self.__class__ = type("Fabric" + type(optimizer).__name__, (self.__class__, type(optimizer)), {})
-        self._optimizer = optimizer
-
-    @property
-    def optimizer(self):
-        return self._optimizer
+    def __call__(self, one, several, model, batch):
+        net = model if isinstance(model, nn.Module) else model[0]
+        return self.parts[0]["criterion"](net(batch[0]), batch[1])
 
 
-class AcceleratedOptimizer(torch.optim.Optimizer):
-    def __init__(self, optimizer):
-        self.optimizer = optimizer
+@pytest.mark.parametrize("several", [False, True])
+def test_what_a_loss_function_writes_is_found_whether_there_is_one_module_or_several(several):
+    net, criterion = encoder(), Counting()
+    loss_fn = functools.partial(functools.partial(Task(criterion), 1), 2)
+    engine = Engine(SAM(), [net] if several else net, torch.optim.SGD(net.parameters(), lr=0.1), loss_fn)
+    for step in range(3):
+        engine.backward(batch(step))
+    assert criterion.calls == 3  # of 6 calls
 
 
-class OptimWrapper:
-    """fastai's: ``.opt``, and every unknown name handed on."""
-
-    def __init__(self, optimizer):
-        self.opt = optimizer
-
-    def __getattr__(self, name):
-        return getattr(self.__dict__["opt"], name)
-
-
-WRAPPERS = [Lightning, _FabricOptimizer, AcceleratedOptimizer, OptimWrapper]
-
-
-@pytest.mark.parametrize("wrap", WRAPPERS)
-@pytest.mark.parametrize("outer", [lambda o: o, AcceleratedOptimizer, OptimWrapper])
-def test_the_wrappers_of_frameworks_are_seen_through(wrap, outer):
-    base = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1, momentum=0.9)
-    assert lookahead.unwrap(outer(wrap(base))) is base
-
-
-def test_cycles_and_strange_objects_are_refused():
-    class Loop:
-        pass
-
-    loop = Loop()
-    loop.optimizer = loop
-    for strange in (loop, object(), None, 3, OptimWrapper(object())):
-        with pytest.raises(ParameterError, match=r"must be a torch\.optim\.Optimizer, but is a .*; pass the optimizer"):
-            lookahead.unwrap(strange)
+@pytest.mark.parametrize("kind", [list, dict], ids=["list", "dict"])
+def test_a_module_that_is_exchanged_in_the_list_is_refused_and_the_step_taken_back(kind):
+    modules = [encoder(), Weighted()]
+    given = modules if kind is list else dict(zip(["net", "criterion"], modules, strict=True))
+    every = [p for m in modules for p in m.parameters()]
+    optimizer = torch.optim.SGD(every, lr=0.1)
+    engine = Engine(SAM(), given, optimizer, lambda m, b: pair_loss(list(m.values()) if kind is dict else m, b))
+    engine.backward(batch())
+    optimizer.zero_grad()
+    given[0 if kind is list else "net"] = encoder()
+    with pytest.raises(ParameterError, match=r"model\[(0|'net')\] was exchanged, added or removed since; make a new"):
+        engine.backward(batch())
+    assert engine.step == 1
+    assert all(p.grad is None for p in every)

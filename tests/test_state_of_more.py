@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from problems import batch, loss_fn, net, sgd, train
@@ -60,6 +62,28 @@ def test_fewer_parameters_other_shapes_and_other_methods_are_refused():
 def test_what_keeps_a_number_per_parameter_is_refused():
     old, new = engine_of(SLSAM()), engine_of(SLSAM(), more=True)
     train(old, 2)
-    with pytest.raises(StateError, match=r"SLSAM keeps a number per parameter in p; load it"):
+    with pytest.raises(StateError, match=r"SLSAM keeps an entry per parameter in p; load it"):
+        new.load_state_dict(old.state_dict(), strict=False)
+    assert new.step == 0
+
+
+@dataclass(frozen=True)
+class Late(SAM):
+    """A method of one's own whose memory becomes a vector only at the first step."""
+
+    def init(self, params):
+        return {"last": None}
+
+    def plan(self, engine, batch):
+        loss, grad = yield from super().plan(engine, batch)
+        engine.memory["last"] = [g.clone() for g in grad]
+        return loss, grad
+
+
+def test_what_has_become_a_vector_since_is_refused():
+    old, new = engine_of(Late()), engine_of(Late(), more=True)
+    new.load_state_dict(old.state_dict(), strict=False)  # there is nothing yet
+    train(old, 2)
+    with pytest.raises(StateError, match="Late keeps an entry per parameter in last; load it"):
         new.load_state_dict(old.state_dict(), strict=False)
     assert new.step == 0

@@ -167,7 +167,7 @@ def modules_of(function: Any) -> dict[str, nn.Module]:
     seen: set[int] = set()
 
     def look(value: Any, name: str, depth: int) -> None:
-        if id(value) in seen or depth > 4 or isinstance(value, type | types.ModuleType | Tensor):
+        if id(value) in seen or depth > 5 or isinstance(value, type | types.ModuleType | Tensor):
             return
         seen.add(id(value))
         if isinstance(value, nn.Module):

@@ -120,3 +120,5 @@ def test_an_interrupt_while_gradients_are_collected_still_restores_the_weights()
     with pytest.raises(KeyboardInterrupt):
         second.__exit__(None, None, None)
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+    with pytest.warns(UserWarning, match="left before its end"):
+        passes.close()
