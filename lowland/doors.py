@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import random
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from lowland import lookahead
+from lowland import checks, lookahead
 from lowland.errors import ArgumentError, ParameterError, UsageError
 from lowland.executors.base import Executor
 from lowland.method import Method
@@ -148,14 +148,20 @@ def generator(seed: Any) -> random.Random:
     return random.Random(seed)
 
 
-def check_executor(executor: Any) -> None:
-    """Refuse what is no executor.
+def check_options(scaler: Any, executor: Any, micro_batch: Any, rng: Any, flags: Mapping[str, Any]) -> None:
+    """Refuse options of an engine that are of the wrong kind.
 
     Raises:
-        ArgumentError: It is none.
+        ArgumentError: One of them is.
     """
+    check_scaler(scaler)
+    for name, value in flags.items():
+        check_flag(name, value)
     if executor is not None and not isinstance(executor, Executor):
         raise ArgumentError(f"executor must be an Executor, but is {executor!r}; pass a value such as Batched()")
+    if micro_batch is not None:
+        checks.whole("micro_batch", micro_batch, 1, "None sets no limit")
+    checks.one_of("rng", rng, ("free", "shared"))
 
 
 def check_flag(name: str, value: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lowland import checks, collectives, doors, lookahead, plans, state
+from lowland import collectives, doors, lookahead, plans, state
 from lowland.batch import Batches
 from lowland.cutting import Cutter
 from lowland.errors import UsageError
@@ -103,12 +103,8 @@ class Engine:
     ) -> None:
         doors.check_method(method)
         doors.check_loss_fn(loss_fn)
-        doors.check_scaler(scaler)
-        doors.check_flag("allow_low_precision", allow_low_precision)
-        doors.check_executor(executor)
-        if micro_batch is not None:
-            checks.whole("micro_batch", micro_batch, 1, "None sets no limit")
-        checks.one_of("rng", rng, ("free", "shared"))
+        flags = {"allow_low_precision": allow_low_precision, "allow_unaveraged": allow_unaveraged}
+        doors.check_options(scaler, executor, micro_batch, rng, flags)
         self.bound = partial(doors.bound, model=model)  # what loss functions of methods go through, too
         model, loss_fn = doors.one_module(model), self.bound(loss_fn)
         self.method, self.model, self.loss_fn = method, model, loss_fn

@@ -51,7 +51,7 @@ def good(model, batch):
         ({"model": 3}, "model must be a torch.nn.Module"),
         ({"model": {"a.b": encoder()}}, "keys of model"),
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
 def test_arguments_of_the_wrong_kind_are_refused(change, message):
     net = encoder()
