@@ -151,17 +151,18 @@ class _Reading:
 
     def cut(self, tensor: Callable[[Tensor, int], Any], entries: Callable[[list[Any]], Any]) -> Any:
         """The batch with its tensors, and its lists of one entry per example, replaced."""
+        return self._cut(self.batch, self.dim, "batch", tensor, entries)
 
-        def walk(node: Any, dim: Any, name: str) -> Any:
-            if isinstance(node, Tensor):
-                return node if node.dim() == 0 or dim is None else tensor(node, dim)
-            if name in self.examples:
-                return entries(node)
-            if _is_branch(node):
-                return rebuilt(node, [walk(e, d, f"{name}[{k!r}]") for k, e, d in _entries(node, dim)])
-            return node
-
-        return walk(self.batch, self.dim, "batch")
+    # A method, because a function that calls itself in a closure keeps itself, and the batch, alive.
+    def _cut(self, node: Any, dim: Any, name: str, tensor: Callable[..., Any], entries: Callable[..., Any]) -> Any:
+        if isinstance(node, Tensor):
+            return node if node.dim() == 0 or dim is None else tensor(node, dim)
+        if name in self.examples:
+            return entries(node)
+        if _is_branch(node):
+            parts = [self._cut(e, d, f"{name}[{k!r}]", tensor, entries) for k, e, d in _entries(node, dim)]
+            return rebuilt(node, parts)
+        return node
 
 
 def _ambiguous(name: str, what: str) -> BatchError:

@@ -116,7 +116,7 @@ def _ours(
     alone: bool = False,
 ) -> Variant:
     optimizer = _base(model)
-    engine = lowland.Engine(method, model, optimizer, loss_fn, executor=mesh)
+    engine = lowland.Engine(method, model, optimizer, loss_fn, executor=mesh, allow_unaveraged=alone or mesh is None)
 
     def step() -> None:
         optimizer.zero_grad()

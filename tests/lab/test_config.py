@@ -19,7 +19,7 @@ def test_a_method_inside_another_is_recorded_with_all_its_fields(config):
         "inner": "looksam(rho=0.05, geometry=l2, k=3, alpha=0.7, decomposition=global)", "start": 0.5, "total": 100
     }  # fmt: skip
     twice = fields(config, "late:start=1,inner=stable-sam:inner=asam")["inner"]
-    assert twice == "stable-sam(inner=asam(rho=0.5, geometry=adaptive))"
+    assert twice == "stable-sam(inner=asam(rho=0.5, geometry=adaptive, ascent_gradient=mean))"
 
 
 def test_spelled_in_another_way_it_is_the_same_run(config):

@@ -32,7 +32,8 @@ def test_a_run_learns_and_writes_its_file(config, task, tmp_path):
     first = lines(tmp_path / "a")[0]
     assert [line["kind"] for line in lines(tmp_path / "a")] == ["config", "epoch", "epoch", "end"]
     assert first["method"] == {
-        "key": "sam", "class": "SAM", "text": "sam", "fields": {"rho": 0.0007813, "geometry": "l2"}
+        "key": "sam", "class": "SAM", "text": "sam",
+        "fields": {"rho": 0.0007813, "geometry": "l2", "ascent_gradient": "mean"}
     }  # fmt: skip
     assert first["steps_per_epoch"] == 6
     assert first["budget"] == {"kind": "steps", "limit": 12}

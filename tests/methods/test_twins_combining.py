@@ -50,8 +50,8 @@ NORMALIZED = {
 }
 
 
-@pytest.mark.parametrize("base_key", BASES)
-@pytest.mark.parametrize("key", PAIRS)
+# AdaSAM wants AMSGrad, on which it follows below.
+@pytest.mark.parametrize(("key", "base_key"), [c for c in itertools.product(PAIRS, BASES) if c != ("adasam", "adamw")])
 def test_follows_its_twin(key, base_key):
     assert_follows(*PAIRS[key], base_key)
 
