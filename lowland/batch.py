@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lowland.cutting import Cutter, Slices, rebuilt
-from lowland.errors import ArgumentError, BatchError
+from lowland.errors import ArgumentError, BatchError, StateError
 
 
 class Parts(Sequence[Any]):
@@ -166,6 +166,26 @@ class Batches:
             ]
             runs.append(run[0] if len(run) == 1 else Parts(run))
         return runs
+
+
+def rejoined(held: Sequence[Any], number: int, count: int) -> Any:
+    """One of ``count`` ranks' part of batches that other ranks have held, put together and cut anew.
+
+    Raises:
+        StateError: They hold something else than tensors with a dimension for the examples.
+    """
+
+    def cut(*leaves: Any) -> Any:
+        if all(leaf is None for leaf in leaves):
+            return None
+        if not all(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves):
+            raise StateError(
+                f"a held batch must be made of tensors to be cut anew for {count} ranks, but one of {len(held)} ranks "
+                f"holds a {type(leaves[0]).__name__}; resume on {len(held)} ranks"
+            )
+        return torch.cat(leaves).tensor_split(count)[number]
+
+    return pytree.tree_map(cut, *held)
 
 
 def _copy(batch: Any) -> Any:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from lowland import checks
-from lowland.errors import ArgumentError, LossError
+from lowland.errors import ArgumentError, LossError, StateError
 from lowland.geometry import L2, Geometry
 from lowland.probe import Plan, Reading
 from lowland.schedule import Schedule
@@ -117,6 +118,28 @@ class Method(ABC):
                 'shape (B,), but returned their mean, shape (); use reduction="none" in the loss'
             )
         return reading.losses
+
+    def reshard(self, shares: Sequence[dict[str, Any]], number: int, count: int) -> dict[str, Any]:
+        """The memory of one of ``count`` ranks, from that of as many as there were; called where the number changes.
+
+        Args:
+            shares: Of every rank that there was, its entries of memory that are no vectors, in the order of the ranks.
+            number: The rank whose memory is wanted.
+            count: The number of ranks now.
+
+        Returns:
+            All entries. What is the same on all ranks, such as counts of steps, stays as it is.
+
+        Raises:
+            StateError: An entry holds tensors, which belong to a rank, and the method does not say how they are cut.
+        """
+        for key, value in shares[0].items():
+            if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value)):
+                raise StateError(
+                    f"memory {key!r} of {self.kind} belongs to one of {len(shares)} ranks and cannot be cut anew for "
+                    f"{count}; resume on {len(shares)} ranks, or let the method say how: reshard(shares, number, count)"
+                )
+        return dict(shares[0])
 
     def fallback(self, memory: dict[str, Any]) -> dict[str, Any]:
         """What the vectors in memory go back to when a step turns out non-finite: by default, as before it."""

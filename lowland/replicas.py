@@ -82,6 +82,11 @@ class Replicas:
                         'SyncBatchNorm.convert_sync_batchnorm(model, mesh["data"].get_group())'
                     )
 
+    @property
+    def share(self) -> list[list[int]]:
+        """This rank's number, and the number of ranks, in every group that shares out examples."""
+        return [[dist.get_rank(group), dist.get_world_size(group)] for group in self.groups]
+
     def check(self, what: Mapping[str, Any], names: Sequence[str], mirrors: Sequence[dist.ProcessGroup]) -> None:
         """Refuse ranks that were made differently.
 

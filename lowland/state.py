@@ -72,6 +72,7 @@ def save(engine: Engine) -> dict[str, Any]:
         "method": engine.method.kind,
         "parameters": _shapes(engine),
         "step": engine.step,
+        "share": engine.work.replicas.share,
         "vectors": {k: dict(zip(engine.names, v, strict=True)) for k, v in vectors.items()},
         "values": {k: _loadable(k, _plain(v)) for k, v in engine.memory.items() if k not in vectors},
         "rng": engine.rng.getstate(),
@@ -82,13 +83,14 @@ def save(engine: Engine) -> dict[str, Any]:
 
 def load(engine: Engine, state_dict: dict[str, Any], strict: bool = True) -> None:
     """Check everything, then change the engine."""
-    missing = [k for k in save(engine) if k not in state_dict]
+    missing = [k for k in save(engine) if k not in state_dict and k != "share"]  # which older states do not have
     if missing:
         raise StateError(
             f"state_dict must be what Engine.state_dict() gave, but lacks {', '.join(missing)}; "
             "load the engine's state, not the model's or the optimizer's"
         )
     _check_origin(engine, state_dict)
+    _check_share(engine, state_dict)
     fresh = _more(engine, state_dict, strict)
     try:
         vectors = {k: _vector(engine, v, fresh.get(k)) for k, v in state_dict["vectors"].items()}
@@ -186,6 +188,23 @@ def _vector_of(value: Any, shapes: list[list[int]]) -> bool:
         isinstance(value, list)
         and len(value) == len(shapes)
         and all(isinstance(t, Tensor) and list(t.shape) == shape for t, shape in zip(value, shapes, strict=True))
+    )
+
+
+def _check_share(engine: Engine, state_dict: dict[str, Any]) -> None:
+    """Refuse memory that belongs to another rank, such as a batch that is held, or to another number of ranks."""
+    here, there = engine.work.replicas.share, [list(pair) for pair in state_dict.get("share") or []]
+    leaves = pytree.tree_leaves(state_dict["values"])
+    if here == there or "share" not in state_dict or not any(isinstance(leaf, Tensor) for leaf in leaves):
+        return
+
+    def shown(share: list[list[int]]) -> str:
+        return " and ".join(f"rank {rank} of {size}" for rank, size in share) or "one process"
+
+    raise StateError(
+        f"state_dict of {engine.method.kind} holds what belongs to a rank, and must be loaded where it was taken, on "
+        f"{shown(there)}, but this is {shown(here)}; save a file for every rank and load each rank's own, or cut the "
+        "entries anew: values = method.reshard(values of all ranks, rank, ranks)"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain, count, islice
 from typing import Any
@@ -94,7 +94,9 @@ class Trainer:
         engine = self.engine.state_dict()
         del engine["vectors"]
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        own = {"share": self.world.share[0], "values": engine.pop("values"), "rng": torch.get_rng_state(), "cuda": cuda}
+        # On the host: where another rank unpickles it, there may be no such device.
+        values = pytree.tree_map(lambda t: t.cpu() if isinstance(t, Tensor) else t, engine.pop("values"))
+        own = {"share": self.world.share[0], "values": values, "rng": torch.get_rng_state(), "cuda": cuda}
         by_share = {each["share"]: each for each in reversed(self.world.gather(own))}
         return {
             "engine": engine,
@@ -126,8 +128,10 @@ class Trainer:
                 elif kind == "engine" and owner:
                     vectors[key][name] = t
         number, count = self.world.share
-        values = reshared([each["values"] for each in state["shares"]], number, count)
-        self.engine.load_state_dict({**state["engine"], "vectors": vectors, "values": values})
+        shares = [each["values"] for each in state["shares"]]
+        values = shares[number] if len(shares) == count else self.engine.method.reshard(shares, number, count)
+        saved = {**state["engine"], "vectors": vectors, "values": values, "share": self.engine.work.replicas.share}
+        self.engine.load_state_dict(saved)
         if number < len(state["shares"]):
             torch.set_rng_state(state["shares"][number]["rng"])
             if state["shares"][number]["cuda"] is not None and self.device.type == "cuda":
@@ -151,30 +155,6 @@ def _place(path: str, name: str) -> tuple[str, str, bool]:
         return kind, rest.removeprefix(f"{name}/"), rest.startswith(f"{name}/") and "/" not in rest[len(name) + 1 :]
     key = rest.removesuffix(f"/{name}")
     return kind, key, rest.endswith(f"/{name}")
-
-
-def reshared(shares: Sequence[dict[str, Any]], number: int, count: int) -> dict[str, Any]:
-    """A method's values for one of ``count`` shares of a batch, from those of as many as there were.
-
-    A batch that is held back is put together and cut anew. Of sums over examples, as AUSAM has them, every share gets
-    an equal part, so that none is counted twice when shares come together again.
-    """
-    if len(shares) == count:
-        return dict(shares[number])
-
-    def cut(*leaves: Any) -> Any:
-        if not isinstance(leaves[0], Tensor):
-            return leaves[0]
-        return torch.cat(leaves).tensor_split(count)[number]
-
-    found = {}
-    for key, value in shares[0].items():
-        each = [share[key] for share in shares]
-        if isinstance(value, Tensor):
-            found[key] = torch.stack(each).sum(0) / count
-        else:
-            found[key] = pytree.tree_map(cut, *each)
-    return found
 
 
 def rehearse(make: Callable[[], Trainer], loader: Loader, steps: int = REHEARSED) -> int:

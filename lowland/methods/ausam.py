@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -112,6 +113,13 @@ class AUSAM(Climbing):
         there = yield up
         self._score(engine.memory, index, (self.per_example(there) - before).abs())
         return loss, there.grad
+
+    def reshard(self, shares: Sequence[dict[str, Any]], number: int, count: int) -> dict[str, Any]:
+        """Of sums and counts every rank gets an equal part, so that none counts twice when ranks come together."""
+        tables = ("sums", "counts")
+        rest = [{k: v for k, v in share.items() if k not in tables} for share in shares]
+        each = {k: torch.stack([share[k] for share in shares]).sum(0) / count for k in tables}
+        return super().reshard(rest, number, count) | each
 
     def _positions(self, batch: Any, engine: Engine) -> Tensor:
         """Where the batch's examples stand in the table, (B,)."""

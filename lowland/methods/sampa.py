@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from lowland import batch as batches
 from lowland import checks, vec
 from lowland.method import Method
 from lowland.probe import Plan, Probe
@@ -95,6 +97,12 @@ class SAMPa(Method):
         missed_now = [n for n, r in zip(engine.names, at_y.reached or (), strict=False) if not r]
         engine.memory.update(grad_y=grad_y, missed=missed_now, batch=engine.batches.copy(batch))
         return at_y.loss, vec.lerp(tilde.grad, at_y.grad, self.lam)
+
+    def reshard(self, shares: Sequence[dict[str, Any]], number: int, count: int) -> dict[str, Any]:
+        """The batches held are put together and cut anew; see :meth:`lowland.method.Method.reshard`."""
+        rest = [{k: v for k, v in share.items() if k != "batch"} for share in shares]
+        held = [share["batch"] for share in shares]
+        return super().reshard(rest, number, count) | {"batch": batches.rejoined(held, number, count)}
 
     def fallback(self, memory: dict[str, Any]) -> dict[str, Any]:
         """A cold start: a gradient at the old y would not belong to the batch that is held now."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -86,6 +86,17 @@ class Switch(Wrapper):
         for name, method in self._parts():
             own = {k.removeprefix(f"{name}."): v for k, v in memory.items() if k.startswith(f"{name}.")}
             found |= {f"{name}.{k}": v for k, v in method.fallback(own).items()}
+        return found
+
+    def reshard(self, shares: Sequence[dict[str, Any]], number: int, count: int) -> dict[str, Any]:
+        """See :meth:`lowland.method.Method.reshard`."""
+        found: dict[str, Any] = {}
+        for name, method in self._parts():
+            own = [
+                {k.removeprefix(f"{name}."): v for k, v in share.items() if k.startswith(f"{name}.")}
+                for share in shares
+            ]
+            found |= {f"{name}.{k}": v for k, v in method.reshard(own, number, count).items()}
         return found
 
     def plan(self, engine: Engine, batch: Any) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,10 @@ class Wrapper(Method):
     def meet(self, engine: Engine) -> None:
         """See :meth:`lowland.method.Method.meet`."""
         self.inner.meet(engine)
+
+    def reshard(self, shares: Sequence[dict[str, Any]], number: int, count: int) -> dict[str, Any]:
+        """See :meth:`lowland.method.Method.reshard`."""
+        return self.inner.reshard(shares, number, count)
 
     def fallback(self, memory: dict[str, Any]) -> dict[str, Any]:
         """See :meth:`lowland.method.Method.fallback`."""
