@@ -80,7 +80,9 @@ def place(device: str) -> torch.device:
         raise ArgumentError(f"device must be cpu, cuda or auto, but is {device!r}; choose one of these")
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ArgumentError(f"device must be one that is here, but {device!r} is not; choose cpu or auto")
-    if found.type == "cuda" and several:
+    if found.type == "cuda" and several and device not in names:
+        raise ArgumentError(f"device must be cuda or auto where each rank takes a GPU, but is {device!r}; choose cuda")
+    if found.type == "cuda":
         torch.cuda.set_device(found)
     return found
 

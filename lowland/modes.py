@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from lowland.errors import ArgumentError
 
 # In training mode these forwards use the batch's statistics and, without the flag, touch no buffer.
 _HEEDS_FLAG = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
@@ -99,11 +104,14 @@ def compiled(model: nn.Module) -> bool:
 
 
 class SharedRNG:
-    """The same random numbers, hence the same dropout masks, in all passes of a step."""
+    """The same random numbers, hence the same dropout masks, in all passes of a step.
+
+    Rewound are torch's generators of the host and of the device, Python's ``random`` and NumPy's global one.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.saved: tuple[Tensor, Tensor | None] | None = None
+        self.saved: tuple[Any, ...] | None = None
 
     def begin(self) -> None:
         """A new step: its first pass draws freely."""
@@ -111,13 +119,39 @@ class SharedRNG:
 
     def rewind(self) -> None:
         """Go back to where the step's first pass began."""
-        cuda = self.device.type == "cuda"
+        module, numpy = _generators(self.device), sys.modules.get("numpy")
         if self.saved is None:
-            self.saved = torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if cuda else None
+            there = None if module is None else module.get_rng_state(self.device)
+            self.saved = torch.get_rng_state(), there, random.getstate(), numpy and numpy.random.get_state()
             return
-        torch.set_rng_state(self.saved[0])
-        if self.saved[1] is not None:
-            torch.cuda.set_rng_state(self.saved[1], self.device)
+        host, there, python, legacy = self.saved
+        torch.set_rng_state(host)
+        if module is not None:
+            module.set_rng_state(there, self.device)
+        random.setstate(python)
+        if legacy is not None and numpy is not None:
+            numpy.random.set_state(legacy)
+
+
+def _generators(device: torch.device) -> Any:
+    """The module with the random numbers of a device, such as ``torch.cuda``; None for the host.
+
+    Raises:
+        ArgumentError: This kind of device gives no access to its random numbers.
+    """
+    if device.type in ("cpu", "meta"):
+        return None
+    found: Any = getattr(torch, device.type, None)
+    if not all(hasattr(found, name) for name in ("get_rng_state", "set_rng_state")):
+        raise ArgumentError(
+            f"random numbers of a pass must be put aside on the model's device, but torch cannot do so on {device}; "
+            "train there without dropout and with rng='free', one probe at a time"
+        )
+    if device.type == "mps":  # one device, whose functions take no argument
+        return SimpleNamespace(
+            get_rng_state=lambda _: found.get_rng_state(), set_rng_state=lambda state, _: found.set_rng_state(state)
+        )
+    return found
 
 
 def seeds(count: int, *place: int) -> list[int]:
@@ -133,9 +167,15 @@ def seeds(count: int, *place: int) -> list[int]:
 @contextmanager
 def branch(device: torch.device, seed: int) -> Iterator[None]:
     """Random numbers of their own, after which the global ones go on as if none had been drawn."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    module = _generators(device)
+    host, there = torch.get_rng_state(), None if module is None else module.get_rng_state(device)
+    try:
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every device, and takes its time
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
+        if module is not None:
+            fresh = torch.Generator(device).manual_seed(seed)
+            module.set_rng_state(fresh.get_state(), device)
         yield
+    finally:
+        torch.set_rng_state(host)
+        if module is not None:
+            module.set_rng_state(there, device)

@@ -30,9 +30,9 @@ def m_sharpness(
 
     Args:
         model: The model, at the weights to be judged.
-        loss_fn: ``(model, batch) -> (B,) or ()``.
+        loss_fn: ``(model, batch) -> (B,) or Loss``; a mean, ``()``, where no batch has more than m examples.
         batches: Batches to cut; each ends with a smaller micro-batch where m does not divide it. Micro-batches
-            are weighted by their size.
+            are weighted by their size, or by what their ``Loss`` counts.
         rho: Radius of the ascent step, >= 0, in parameter norm.
         m: Examples in a micro-batch, >= 1. Sharpness grows as m falls, so compare only equal m and rho.
 
@@ -50,19 +50,34 @@ def m_sharpness(
     work = Work(model, params, loss_fn=loss_fn, scaler=None, micro_batch=None, rng="free")
     executor, geometry = Local(), L2()
     rises: list[Tensor] = []
-    sizes: list[int] = []
-    with _set_aside(model, params):
+    sizes: list[Tensor | float] = []
+    with _set_aside(model, params), _full_precision():
         for batch in batches:
             for part in batching.split(batch, m):
-                (here,) = executor.run(work, (Probe(part),))
+                (here,) = executor.run(work, (Probe(part, cut=part is not batch),))
                 at = geometry.ascent(params, here.grad or [], rho)
-                (there,) = executor.run(work, (Probe(part, at=at, grad=False),))
+                (there,) = executor.run(work, (Probe(part, at=at, grad=False, cut=part is not batch),))
                 rises.append(there.loss - here.loss)
-                sizes.append(batching.size(part))
+                sizes.append(here.divisor if isinstance(here.divisor, Tensor) else float(batching.size(part)))
     if not rises:
         raise ArgumentError("batches must hold at least one batch, but are empty; pass training examples")
-    weights = torch.tensor(sizes, dtype=rises[0].dtype, device=rises[0].device) / sum(sizes)
+    weights = torch.stack([torch.as_tensor(n, dtype=rises[0].dtype, device=rises[0].device) for n in sizes])
+    weights = weights / weights.sum()
     return (torch.stack(rises) * weights).sum()
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Without TF32, under which most of a small displacement is rounding."""
+    flags = [(torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32)]
+    flags.append((torch.backends.cudnn, torch.backends.cudnn.allow_tf32))  # type: ignore[arg-type]
+    try:
+        for backend, _ in flags:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, allowed in flags:
+            backend.allow_tf32 = allowed
 
 
 @contextmanager

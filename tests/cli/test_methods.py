@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 
 import pytest
 from rich.console import Console
@@ -8,7 +9,9 @@ from rich.console import Console
 from lowland.cli.methods import Methods, by_cost, gradients, page, paper
 from lowland.errors import UnknownNameError
 from lowland.lab.costs import Costs
+from lowland.method import Method
 from lowland.methods import METHODS
+from lowland.probe import Probe
 
 
 def shown(width: int, name: str | None = None) -> list[str]:
@@ -94,3 +97,29 @@ def test_papers_in_short():
 def test_an_unknown_name():
     with pytest.raises(UnknownNameError, match="did you mean 'sampa'"):
         shown(80, "sanpa")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bare(Method):
+    def plan(self, engine, batch):
+        here = yield Probe(batch)
+        return here.loss, here.grad
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needy(Bare):
+    """One sentence."""
+
+    size: int
+
+
+def test_methods_of_one_s_own_are_listed_with_what_there_is(monkeypatch):
+    monkeypatch.setitem(METHODS, "bare", Bare)
+    monkeypatch.setitem(METHODS, "needy", Needy)
+    for width in (80, 120):
+        lines = "\n".join(shown(width))
+        assert "bare" in lines
+        assert "needy" in lines
+        assert "no reference" in lines
+    assert "The docstring of Bare has no section Cost, Invariants, Use, Reference." in "\n".join(shown(100, "bare"))
+    assert "Not counted" in "\n".join(shown(100, "needy"))
