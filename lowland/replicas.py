@@ -113,8 +113,9 @@ class Replicas:
         if any(getattr(getattr(ddp, "_join_config", None), "enable", False) for ddp in self.ddps):
             raise UsageError(
                 "engine.backward(batch) must not run inside Join, which stands in for backward passes of the model but "
-                "not for what the engine exchanges, so that ranks would wait for each other; leave Join out, and give "
-                "all ranks equally many batches, such as by DistributedSampler(drop_last=True)"
+                "not for what the engine exchanges, so that ranks would wait for each other; leave Join out, give all "
+                "ranks equally many batches, such as by DistributedSampler(drop_last=True), and wrap a model that was "
+                "in Join anew, because DistributedDataParallel stays as it was there"
             )
         if any(not ddp.require_backward_grad_sync for ddp in self.ddps):
             raise UsageError(
