@@ -7,55 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-import lowland
+from lowland.testing.networks import CLASSES, EXAMPLES, FEATURES, Network, examples, losses, network, train
 
-FEATURES, CLASSES, EXAMPLES = 5, 3, 20
+__all__ = ["CLASSES", "EXAMPLES", "FEATURES", "train"]
 
-
-class Net(nn.Module):
-    """A small network with every kind of parameter that goes wrong: tied, frozen and unused ones."""
-
-    def __init__(self, *, norm: bool | type[nn.Module] = False, dropout: float = 0.0, odd: bool = False) -> None:
-        super().__init__()
-        self.first = nn.Linear(FEATURES, 8)
-        kind = nn.BatchNorm1d if norm is True else norm or nn.Identity
-        self.norm = kind(8)
-        self.drop = nn.Dropout(dropout)
-        self.second = nn.Linear(8, 8)
-        self.last = nn.Linear(8, CLASSES)
-        if odd:
-            self.third = nn.Linear(8, 8)
-            self.third.weight = self.second.weight  # tied
-            self.frozen = nn.Linear(8, 8).requires_grad_(False)
-            self.unused = nn.Linear(2, 2)
-        self.odd = odd
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.drop(torch.tanh(self.norm(self.first(x))))
-        x = torch.tanh(self.second(x))
-        if self.odd:
-            x = self.frozen(torch.tanh(self.third(x)))
-        return self.last(x)
-
-
-def net(seed: int = 0, dtype: torch.dtype = torch.float64, **kinds: Any) -> Net:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return Net(**kinds).to(dtype)
-
-
-def batch(seed: int = 0, size: int = 8, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs, targets, and where the examples stand in a training set of `EXAMPLES`."""
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(size, FEATURES, generator=generator, dtype=dtype)
-    targets = torch.randint(CLASSES, (size,), generator=generator)
-    return inputs, targets, (seed + torch.arange(size)) % EXAMPLES
-
-
-def loss_fn(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
-    return cross_entropy(model(batch[0]), batch[1], reduction="none")
+Net, net, batch, loss_fn = Network, network, examples, losses
 
 
 class TripError(Exception):
@@ -81,17 +38,6 @@ def sgd(model: nn.Module, **kinds: Any) -> torch.optim.Optimizer:
 
 def adamw(model: nn.Module, **kinds: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), **({"lr": 1e-2} | kinds))
-
-
-def train(engine: lowland.Engine, steps: int, start: int = 0, size: int = 8) -> None:
-    """Plain loop: step i uses batch i and a learning rate that changes."""
-    dtype = engine.params[0].dtype
-    for i in range(start, start + steps):
-        for group in engine.optimizer.param_groups:
-            group["lr"] = 0.1 / (1 + 0.1 * i)
-        engine.backward(batch(i, size, dtype))
-        engine.optimizer.step()
-        engine.optimizer.zero_grad()
 
 
 def weights(model: nn.Module) -> list[Tensor]:

@@ -25,7 +25,7 @@ LAYERS = {
     "executors modes collectives replicas": "2b",
     "parameters owners doors lookahead plans state stats step engine closure": "3",
     "": "front",  # lowland/__init__.py: the names users import
-    "sharpness distributed": "4",
+    "sharpness distributed testing": "4",
     "lab": "5",
     "report": "6a",
     "cli __main__": "6b",
