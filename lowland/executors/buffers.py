@@ -1,7 +1,9 @@
 """Tensors beside the parameters that forward or the loss writes: written once per step, by the pass that reports.
 
 They are known by identity and version, not by type: registered buffers and tensors in attributes, of the model and of
-the modules that the loss function uses. Torch's own BatchNorm is not among them: ``modes.frozen_stats`` tells it.
+the modules and objects that the loss function uses. Torch's own BatchNorm is not among them: ``modes.frozen_stats``
+tells it. ``torch.nn.functional.batch_norm`` and replayed CUDA graphs write without a new version, so small tensors are
+put back whatever their version says.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from lowland import modes
 from lowland.errors import UsageError
 from lowland.probe import Probe
+from lowland.shards import ORDINARY
 
 SMALL = 1 << 16  # entries up to which a tensor is always copied, because it may be written now and then
+LARGE = 1 << 24  # the same in the first step, for what the loss function uses, which may be a whole data set
 
 
 class Place(NamedTuple):
@@ -105,7 +109,8 @@ class Buffers:
             if not isinstance(t, Tensor):
                 kept.append(Kept(None, 0, None))
                 continue
-            copied = self._new or i in self._written or t.numel() <= SMALL
+            always = SMALL if not self._new else LARGE if place.name.startswith("loss_fn: ") else t.numel()
+            copied = (i in self._written or t.numel() <= always or place.norm) and _writable(t)
             kept.append(Kept(t, _version(t), t.detach().clone() if copied else None))
         return kept
 
@@ -116,11 +121,16 @@ class Buffers:
 
     @torch.no_grad()
     def _put(self, kept: list[Kept]) -> None:
+        unseen: list[tuple[Tensor, Tensor]] = []
         for i, (place, (tensor, version, copy)) in enumerate(zip(self._places, kept, strict=True)):
             if place.owner.get(place.key) is not tensor:
                 self._written.add(i)
                 place.owner[place.key] = tensor
-            if tensor is None or _version(tensor) == version:
+            if tensor is None:
+                continue
+            if _version(tensor) == version:
+                if copy is not None and type(tensor) in ORDINARY:
+                    unseen.append((tensor.data, copy))  # .data: whoever holds a graph need not know
                 continue
             self._written.add(i)
             if copy is None:
@@ -130,6 +140,14 @@ class Buffers:
                     "call backward again"
                 )
             tensor.detach().copy_(copy)
+        if unseen:
+            torch._foreach_copy_([t for t, _ in unseen], [c for _, c in unseen])
+
+
+def _writable(t: Tensor) -> bool:
+    """Whether it can be written in place at all: no inference tensor, and no entry stands for several."""
+    folded = t.layout is torch.strided and any(n > 1 and s == 0 for n, s in zip(t.shape, t.stride(), strict=True))
+    return not t.is_inference() and not folded
 
 
 def _version(t: Tensor | None) -> int:
@@ -148,26 +166,37 @@ def _places(model: nn.Module, loss_fn: Callable[..., Any] | None) -> list[Place]
         if m in told:
             continue
         for owner in (m._buffers, vars(m)):
-            for key, value in owner.items():
+            for key, value in list(owner.items()):
                 plain = owner is not m._buffers and (key.startswith("_") and value is None)
                 if (isinstance(value, Tensor) or value is None) and not plain and id(value) not in seen:
                     places.append(Place(owner, key, f"{name}.{key}".lstrip("."), isinstance(m, _NormBase)))
                     if value is not None:
                         seen.add(id(value))
+    for place, values in _uses(loss_fn)[1].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and id(value) not in seen:
+                places.append(Place(values, key, f"loss_fn: {place}.{key}", False))
+                seen.add(id(value))
     return places
 
 
 def modules_of(function: Any) -> dict[str, nn.Module]:
-    """The modules that a function uses, by where they were found.
+    """The modules that a function uses, by where they were found."""
+    return _uses(function)[0]
+
+
+def _uses(function: Any) -> tuple[dict[str, nn.Module], dict[str, dict[str, Any]]]:
+    """The modules that a function uses, and the dictionaries and objects' attributes, by where they were found.
 
     Looked at are the function itself, what it is bound to or partially given, its closure, its defaults, the globals
-    that its code names, and the attributes of a callable object.
+    that its code names, also in other modules of Python, and the attributes and methods of objects.
     """
     found: dict[str, nn.Module] = {}
+    kept: dict[str, dict[str, Any]] = {}
     seen: set[int] = set()
 
     def look(value: Any, name: str, depth: int) -> None:
-        if id(value) in seen or depth > 5 or isinstance(value, type | types.ModuleType | Tensor):
+        if id(value) in seen or depth > 6 or len(seen) > 5000 or isinstance(value, types.ModuleType | Tensor) or _foreign(value):
             return
         seen.add(id(value))
         if isinstance(value, nn.Module):
@@ -185,15 +214,44 @@ def modules_of(function: Any) -> dict[str, nn.Module]:
             for i, part in enumerate(value[:64]):
                 look(part, f"{name}[{i}]", depth + 1)
         elif isinstance(value, dict):
+            kept[name] = value
             for key, part in list(value.items())[:64]:
                 look(part, f"{name}[{key!r}]", depth + 1)
-        elif hasattr(value, "__dict__") and type(value).__module__.partition(".")[0] not in ("torch", "lowland"):
+        elif isinstance(value, type):
             for key, part in list(vars(value).items())[:64]:
+                part = part.__func__ if isinstance(part, classmethod | staticmethod) else part
                 look(part, f"{name}.{key}", depth + 1)
-            look(vars(type(value)).get("__call__"), name, depth + 1)
+        elif type(value).__module__ != "builtins":
+            if isinstance(getattr(value, "__dict__", None), dict):
+                kept[name] = vars(value)
+            for key, part in _attributes(value):
+                look(part, f"{name}.{key}", depth + 1)
+            for kind in type(value).__mro__:
+                look(kind, name, depth + 1)
 
     look(function, getattr(function, "__name__", type(function).__name__), 0)
-    return found
+    return found, kept
+
+
+def _foreign(value: Any) -> bool:
+    """Whether its code is torch's or Python's, which keeps no state for a loss."""
+    if isinstance(value, nn.Module | functools.partial | types.MethodType | tuple | list | dict):
+        return False
+    if isinstance(value, torch.optim.Optimizer | torch.utils.data.Dataset) or type(value).__module__[:8] == "lowland.":
+        return True  # an engine's memory changes between passes
+    owner = value if isinstance(value, type | types.FunctionType) else type(value)
+    return str(owner.__module__).partition(".")[0] in ("torch", "builtins", "numpy", "typing", "collections", "abc")
+
+
+def _attributes(value: Any) -> list[tuple[str, Any]]:
+    """What an object holds, in its dictionary and its slots."""
+    slots = [s for kind in type(value).__mro__ for s in _listed(vars(kind).get("__slots__", ()))]
+    held = [*getattr(value, "__dict__", {}).items()][:64]
+    return held + [(s, getattr(value, s)) for s in slots if s not in ("__dict__", "__weakref__") and hasattr(value, s)]
+
+
+def _listed(slots: Any) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 def _names(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
@@ -209,6 +267,8 @@ def _names(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     while codes:
         code = codes.pop()
         codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
-        for name in code.co_names:
-            if name in function.__globals__:
-                yield name, function.__globals__[name]
+        named = [(name, function.__globals__[name]) for name in code.co_names if name in function.__globals__]
+        yield from named
+        for _, value in named:  # losses.criterion(…), with `import losses`
+            if isinstance(value, types.ModuleType) and value.__name__.partition(".")[0] not in ("torch", "lowland"):
+                yield from ((name, vars(value)[name]) for name in code.co_names if name in vars(value))
