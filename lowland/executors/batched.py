@@ -16,6 +16,7 @@ from lowland import batch as batches
 from lowland import checks, modes, vec
 from lowland.errors import LossError, LowlandError, UsageError
 from lowland.executors.base import Executor, Work
+from lowland.executors.guards import strangers
 from lowland.executors.local import Local, Pass, whole
 from lowland.executors.stacked import Places, StackedLoss, tracks
 from lowland.probe import Probe, Reading
@@ -74,7 +75,10 @@ class Batched(Executor):
             with modes.branch(work.device, seeds[start]):
                 if work.rng is not None:
                     work.rng.rewind()
-                readings += _answer(work, probes[start : start + self.width])
+                with work.buffers.untouched():
+                    readings += _answer(work, probes[start : start + self.width])
+            if work.suspects:
+                work.dismiss()
         return tuple(readings)
 
     def passes(
@@ -128,6 +132,9 @@ def _answer(work: Work, probes: tuple[Probe, ...]) -> list[Reading]:
         batch = batches.stack([p.batch for p in probes])
     with _explained():
         found = _forward(work, loss, places, batch)
+        if work.first:
+            known = [*stacked, *work.params]
+            work.suspects += strangers(found["mean"], known, work.model, loss_fn)
         vectors = _backward(work, found["mean"].sum(), stacked)
     with torch.no_grad():
         grads = _apart(work, vectors, len(probes))

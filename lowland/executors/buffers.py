@@ -102,6 +102,28 @@ class Buffers:
                     self._written.add(i)
             self._put(now)
 
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """Several passes at once, which would have to write in turn: refuse tensors that are bound anew.
+
+        Raises:
+            UsageError: One is; it is bound as before.
+        """
+        before = [place.owner.get(place.key) for place in self._places]
+        bound = []
+        try:
+            yield
+        finally:
+            for place, tensor in zip(self._places, before, strict=True):
+                if place.owner.get(place.key) is not tensor:
+                    place.owner[place.key] = tensor
+                    bound.append(place.name)
+        if bound:
+            raise UsageError(
+                f"forward and loss_fn must not write tensors under Batched, but write {bound[0]}, which probes would "
+                "have to do in turn; use executor=Local()"
+            )
+
     def _now(self) -> list[Kept]:
         kept = []
         for i, place in enumerate(self._places):

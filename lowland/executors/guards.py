@@ -114,6 +114,23 @@ def _gathered(model: nn.Module) -> set[int]:
     return found
 
 
+def suspect(work: Work, loss: Tensor, loss_fn: Callable[..., Any] | None) -> None:
+    """Note what this loss reaches beside the parameters; what an earlier pass has reached, too, is nobody's own.
+
+    Raises:
+        ParameterError: The loss reaches trainable parameters that are not the engine's, or tensors of another pass.
+    """
+    found = strangers(loss, work.params, work.model, loss_fn)
+    earlier = {id(t) for ref, _ in work.suspects if (t := ref()) is not None}
+    again = [t for ref, _ in found if (t := ref()) is not None and id(t) in earlier]
+    if again:
+        for ref, grad in work.suspects:
+            if (t := ref()) is not None and any(t is other for other in again):
+                t.grad = grad
+        raise _refusal(again, loss_fn)
+    work.suspects += found
+
+
 def inspect(work: Work, probe: Probe, loss: Tensor, before: Sequence[int] | None) -> None:
     """Look at what a loss reaches, in an engine's first step, and at what forward has done to the weights.
 
@@ -128,7 +145,7 @@ def inspect(work: Work, probe: Probe, loss: Tensor, before: Sequence[int] | None
         UsageError: That forward has written weights.
     """
     if work.first:
-        work.suspects += strangers(loss, work.params, work.model, probe.loss_fn or work.loss_fn)
+        suspect(work, loss, probe.loss_fn or work.loss_fn)
     if probe.wrt is not None and work.reentrant is None:
         work.reentrant = reentrant(loss)
     if before is not None and (changed := moved(before, work.params)):

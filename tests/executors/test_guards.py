@@ -24,9 +24,9 @@ def double():
     torch.set_default_dtype(torch.float32)
 
 
-def net(*, seed: int = 1) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
+def net() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 3))
 
 
 def data(step: int = 0, size: int = 8):
@@ -98,7 +98,7 @@ def test_a_batch_that_requires_a_gradient_is_refused():
     assert x.grad is None
 
 
-@pytest.mark.parametrize("key", ["sam", "msam:m=2", "sampa", "looksam:k=2"])
+@pytest.mark.parametrize("key", ["sam", "micro-sam:m=2", "sampa", "looksam:k=2"])
 def test_inputs_that_the_loss_makes_require_a_gradient_are_fine(key):
     def penalized(m, b):
         x = b[0].detach().clone().requires_grad_()
@@ -179,7 +179,7 @@ def test_sam_visits_what_max_norm_writes_as_by_hand():
     for p, k, g in zip(model.parameters(), kept, second, strict=True):
         torch.testing.assert_close(p.detach(), k, **CLOSE)
         torch.testing.assert_close(p.grad, g, **CLOSE)
-    assert float(model[0].weight[1].norm()) == pytest.approx(1.0, abs=1e-6)
+    assert float(model[0].weight[1].detach().norm()) == pytest.approx(1.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("method", [SAMPa(rho=0.0), MomentumSAM(rho=0.0), AsyncSAM(rho=0.0)], ids=lambda m: m.kind)
@@ -205,7 +205,7 @@ def test_methods_whose_reporting_pass_is_displaced_refuse_max_norm(method):
 def test_cached_parametrizations_change_nothing(key):
     def trained(cached: bool):
         torch.manual_seed(1)
-        model = nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 6)), nn.Tanh(), nn.Linear(6, 3))
+        model = nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 6)), nn.LayerNorm(6), nn.Linear(6, 3))
         optimizer = optimizer_for(key, model)
         engine = lowland.Engine(method_for(key), model, optimizer, loss_fn)
         for step in range(5):
@@ -230,6 +230,7 @@ class Block(nn.Module):
         return checkpoint(lambda t: self.inner(self.norm(t)).tanh(), x, use_reentrant=self.reentrant)
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # checkpoint's own, under no_grad
 @pytest.mark.parametrize("method", [SAMON(rho=0.5), SLSAM(rho=0.5), ESAM(rho=0.5)], ids=lambda m: m.kind)
 def test_reentrant_checkpointing_under_wrt(method):
     def trained(reentrant: bool):
@@ -240,12 +241,14 @@ def test_reentrant_checkpointing_under_wrt(method):
         for step in range(4):
             engine.optimizer.zero_grad()
             engine.backward(data(step))
-            found += [p.grad.clone() for p in engine.params]
+            found += [None if p.grad is None else p.grad.clone() for p in engine.params]
             engine.optimizer.step()
         return found
 
     for a, b in zip(trained(True), trained(False), strict=True):
-        torch.testing.assert_close(a, b, **CLOSE)
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, **CLOSE)
 
 
 # Gradients in memory of somebody else's
