@@ -218,7 +218,13 @@ def _uses(function: Any) -> tuple[dict[str, nn.Module], dict[str, dict[str, Any]
     seen: set[int] = set()
 
     def look(value: Any, name: str, depth: int) -> None:
-        if id(value) in seen or depth > 6 or len(seen) > 5000 or isinstance(value, types.ModuleType | Tensor) or _foreign(value):
+        if (
+            id(value) in seen
+            or depth > 6
+            or len(seen) > 5000
+            or isinstance(value, types.ModuleType | Tensor)
+            or _foreign(value)
+        ):
             return
         seen.add(id(value))
         if isinstance(value, nn.Module):

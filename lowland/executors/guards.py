@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import operator
 import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -19,6 +20,8 @@ from lowland.vec import Vec
 if TYPE_CHECKING:
     from lowland.executors.base import Work
     from lowland.probe import Probe
+
+_VERSION = operator.attrgetter("_version")
 
 Suspect: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None]"  # a tensor, and its gradient before
 
@@ -158,12 +161,13 @@ def inspect(work: Work, probe: Probe, loss: Tensor, before: Sequence[int] | None
 
 def versions(params: Vec) -> list[int]:
     """How often each parameter has been written in place."""
-    return [p._version for p in params]
+    return list(map(_VERSION, params))
 
 
 def moved(before: Sequence[int], params: Vec) -> list[int]:
     """The places of the parameters that were written since."""
-    return [i for i, (v, p) in enumerate(zip(before, params, strict=True)) if p._version != v]
+    now = versions(params)
+    return [] if now == before else [i for i, (v, w) in enumerate(zip(before, now, strict=True)) if v != w]
 
 
 def fused(names: str) -> UsageError:

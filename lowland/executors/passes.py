@@ -69,7 +69,9 @@ class Pass:
                 if not self.sparse or compiled(work.model):
                     chosen = zip(work.params, probe.wrt, strict=True)
                     self._inputs = [p for p, wanted in chosen if wanted and p.requires_grad]
-                elif work.reentrant is False and not work.ownership.needed:  # else the whole backward runs, and the rest of it is dropped
+                elif (
+                    work.reentrant is False and not work.ownership.needed
+                ):  # else the whole backward runs, and the rest of it is dropped
                     stack.enter_context(only(work.params, probe.wrt))
             if work.rng is not None:
                 work.rng.rewind()

@@ -87,7 +87,9 @@ class Instance(nn.InstanceNorm1d):
     """InstanceNorm whose running statistics are read, too."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.reshape(len(x), 5, 1).expand(-1, -1, 3) * torch.arange(3.0)).mean(2) + self.running_mean
+        return (
+            super().forward(x.reshape(len(x), 5, 1).expand(-1, -1, 3) * torch.arange(3.0)).mean(2) + self.running_mean
+        )
 
 
 class Cell(nn.Module):
