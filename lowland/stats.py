@@ -78,6 +78,6 @@ def _inputs(batch: Any) -> Any:
     if isinstance(inputs, Tensor) or not isinstance(inputs, Mapping | str | bytes | tuple | list | type(None)):
         return inputs
     raise ArgumentError(
-        f"loader must give tensors of inputs, or tuples that begin with one, but gave a {type(batch).__name__}; say how "
-        'the model runs on it: refresh_stats(model, loader, forward=lambda model, batch: model(batch["inputs"]))'
+        f"loader must give tensors of inputs, or tuples that begin with one, but gave a {type(batch).__name__}; say "
+        'how it runs: refresh_stats(model, loader, forward=lambda model, batch: model(batch["inputs"]))'
     )

@@ -27,6 +27,9 @@ SMALL = 1 << 16  # entries up to which a tensor is always copied, because it may
 LARGE = 1 << 24  # the same in the first step, for what the loss function uses, which may be a whole data set
 
 
+_ABSENT = object()  # what is in a place that is not there yet
+
+
 class Place(NamedTuple):
     """Where a tensor is kept: ``owner[key]``, a module's buffers or attributes."""
 
@@ -37,9 +40,9 @@ class Place(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What was in a place: the tensor, its version, and a copy where it may be written in place."""
+    """What was in a place: the tensor, None or nothing, its version, and a copy where it may be written in place."""
 
-    tensor: Tensor | None
+    tensor: Any
     version: int
     copy: Tensor | None
 
@@ -68,18 +71,24 @@ class Buffers:
         """The names of all tensors that a pass has written, running statistics left out."""
         return [self._places[i].name for i in sorted(self._written) if not self._places[i].norm]
 
-    def begin(self) -> None:
-        """A step begins."""
-        if self._start is None and self._new:  # once more at the first step: globals may have come since
-            self._places = _places(self._model, self._loss_fn)
-        elif self._start is not None:
-            self._new = False
-        self._start, self._starts = None, {}
+    def begin(self, first: bool = True) -> None:
+        """A step begins; in the first, places are looked for, also after each pass, which may have made some."""
+        if first:
+            self._places, self._written = _places(self._model, self._loss_fn), set()
+        self._new, self._start, self._starts = first, None, {}
+
+    def _look(self, *lists: list[Kept]) -> None:
+        """Add places that a pass has made; nothing was there before."""
+        known = {(id(place.owner), place.key) for place in self._places}
+        made = [p for p in _places(self._model, self._loss_fn) if (id(p.owner), p.key) not in known]
+        self._places += made
+        for kept in {id(k): k for k in (*lists, *self._starts.values(), self._start or [])}.values():
+            kept += [Kept(_ABSENT, 0, None)] * (len(self._places) - len(kept))
 
     @contextmanager
     def passing(self, probe: Probe) -> Iterator[None]:
         """One pass; what it writes stays if it reports."""
-        if not self._places:
+        if not self._places and not self._new:
             yield
             return
         now = self._now()
@@ -88,6 +97,8 @@ class Buffers:
         if probe.stats:
             self._starts[id(probe.batch)] = now
             yield
+            if self._new:
+                self._look(now)
             self._note(now)
             return
         start = self._starts.get(id(probe.batch), self._start)
@@ -97,8 +108,11 @@ class Buffers:
         try:
             yield
         finally:
+            if self._new:
+                self._look(now, start)
+                before += [(_ABSENT, 0)] * (len(self._places) - len(before))
             for i, ((tensor, version), place) in enumerate(zip(before, self._places, strict=True)):
-                if place.owner.get(place.key) is not tensor or _version(tensor) != version:
+                if place.owner.get(place.key, _ABSENT) is not tensor or _version(tensor) != version:
                     self._written.add(i)
             self._put(now)
 
@@ -115,7 +129,7 @@ class Buffers:
             yield
         finally:
             for place, tensor in zip(self._places, before, strict=True):
-                if place.owner.get(place.key) is not tensor:
+                if place.owner.get(place.key, _ABSENT) is not tensor:
                     place.owner[place.key] = tensor
                     bound.append(place.name)
         if bound:
@@ -127,9 +141,9 @@ class Buffers:
     def _now(self) -> list[Kept]:
         kept = []
         for i, place in enumerate(self._places):
-            t = place.owner.get(place.key)
+            t = place.owner.get(place.key, _ABSENT)
             if not isinstance(t, Tensor):
-                kept.append(Kept(None, 0, None))
+                kept.append(Kept(t, 0, None))
                 continue
             always = SMALL if not self._new else LARGE if place.name.startswith("loss_fn: ") else t.numel()
             copied = (i in self._written or t.numel() <= always or place.norm) and _writable(t)
@@ -138,17 +152,20 @@ class Buffers:
 
     def _note(self, before: list[Kept]) -> None:
         for i, (kept, place) in enumerate(zip(before, self._places, strict=True)):
-            if place.owner.get(place.key) is not kept.tensor or _version(kept.tensor) != kept.version:
+            if place.owner.get(place.key, _ABSENT) is not kept.tensor or _version(kept.tensor) != kept.version:
                 self._written.add(i)
 
     @torch.no_grad()
     def _put(self, kept: list[Kept]) -> None:
         unseen: list[tuple[Tensor, Tensor]] = []
         for i, (place, (tensor, version, copy)) in enumerate(zip(self._places, kept, strict=True)):
-            if place.owner.get(place.key) is not tensor:
+            if place.owner.get(place.key, _ABSENT) is not tensor:
                 self._written.add(i)
-                place.owner[place.key] = tensor
-            if tensor is None:
+                if tensor is _ABSENT:
+                    del place.owner[place.key]
+                else:
+                    place.owner[place.key] = tensor
+            if not isinstance(tensor, Tensor):
                 continue
             if _version(tensor) == version:
                 if copy is not None and type(tensor) in ORDINARY:
@@ -172,8 +189,8 @@ def _writable(t: Tensor) -> bool:
     return not t.is_inference() and not folded
 
 
-def _version(t: Tensor | None) -> int:
-    return 0 if t is None or t.is_inference() else t._version
+def _version(t: Any) -> int:
+    return t._version if isinstance(t, Tensor) and not t.is_inference() else 0
 
 
 def _places(model: nn.Module, loss_fn: Callable[..., Any] | None) -> list[Place]:

@@ -6,7 +6,10 @@ import functools
 
 import pytest
 import torch
+import torch.distributed as dist
+from ranks import on_ranks
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrizations, spectral_norm
 
@@ -56,6 +59,16 @@ class Attribute(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         now = x.detach().mean(0)
         self.center = now if self.center is None else 0.5 * self.center + 0.5 * now
+        return x - self.center
+
+
+class Made(nn.Module):
+    """A tensor in an attribute that the first forward makes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "center"):
+            self.center = torch.zeros(5)
+        self.center = 0.5 * self.center + 0.5 * x.detach().mean(0)
         return x - self.center
 
 
@@ -130,6 +143,7 @@ MODELS = {
     "ring": around(Ring),
     "by hand": around(HandNorm),
     "attribute": around(Attribute),
+    "made": around(Made),
     "late buffer": around(LateBuffer),
     "in place": around(Cell),
     "instance": around(lambda: Instance(5, track_running_stats=True, affine=True)),
@@ -187,6 +201,10 @@ def sam_by_hand(model, batch, rho: float, loss=loss_fn, *others) -> list[Tensor]
     start = state(model, *others)
     first = grad_of(params, loss(model, batch))
     after = state(model, *others)
+    there = {(id(owner), key) for owner, key, _ in start}
+    for owner, key, _ in after:
+        if (id(owner), key) not in there:
+            del owner[key]
     put(start)
     norm = torch.cat([g.flatten() for g in first]).norm()
     kept = [p.detach().clone() for p in params]
@@ -506,3 +524,47 @@ def test_micro_batches_write_as_often_as_those_of_the_base_run():
         for part in (slice(0, 4), slice(4, 8)):
             loss_fn(twin, tuple(t[part] for t in data(i)))
     alike(state(model), state(twin))
+
+
+# Several ranks
+
+
+def spectral_on_ranks(kind: str):
+    torch.set_default_dtype(torch.float64)
+    try:
+        rank = dist.get_rank()
+        model = made(around(Ring) if kind == "probe" else MODELS["spectral"])
+        if kind == "probe":
+            mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("probe",))
+            engine = engine_for(model, MicroSAM(rho=0.5, m=2), mesh=mesh)
+            try:
+                for i in range(2):
+                    step(engine, data(i))
+            except UsageError as error:
+                return str(error)
+            return "accepted"
+        ddp = nn.parallel.DistributedDataParallel(model, broadcast_buffers=True)
+        engine = engine_for(ddp, SAM(rho=0.5))
+        for i in range(3):
+            step(engine, tuple(t[4 * rank : 4 * rank + 4] for t in data(i)))
+        return [t.detach().clone() for t in model.state_dict().values()]
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_ddp_writes_once_and_ranks_agree():
+    found = on_ranks(2, spectral_on_ranks, "ddp")
+    twin = made(MODELS["spectral"])
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
+    for i in range(3):
+        for p, g in zip(twin.parameters(), sam_by_hand(twin, data(i), 0.5), strict=True):
+            p.grad = g
+        optimizer.step()
+    for ours, theirs, expected in zip(*found, twin.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, **EXACT)
+        torch.testing.assert_close(ours, expected.detach(), **EXACT)
+
+
+def test_a_probe_mesh_refuses_what_forward_writes_by_name():
+    for answer in on_ranks(2, spectral_on_ranks, "probe"):
+        assert "1.queue" in answer or "1.pointer" in answer

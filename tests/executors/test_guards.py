@@ -115,7 +115,7 @@ def test_inputs_that_the_loss_makes_require_a_gradient_are_fine(key):
 def test_passes_and_closures_refuse_them():
     W, model = torch.randn(3, 4, requires_grad=True), net()
     engine = engine_for(model, SAM(rho=0.1), None)
-    with pytest.raises(ParameterError, match=r"shape \(3, 4\)"):
+    with pytest.raises(ParameterError, match=r"shape \(3, 4\)"):  # noqa: PT012
         for p in engine.passes(data()):
             with p:
                 p.backward((model(p.batch[0]) @ W).square().mean(1))
