@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lowland.executors.base import Work
     from lowland.probe import Probe
 
-_VERSION = operator.attrgetter("_version")
+_VERSION, _GRAD = operator.attrgetter("_version"), operator.attrgetter("grad")
 
 Suspect: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None]"  # a tensor, and its gradient before
 
@@ -157,6 +157,11 @@ def inspect(work: Work, probe: Probe, loss: Tensor, before: Sequence[int] | None
             f"{work.named(changed)}, as Embedding(max_norm=…) does, and what it writes would be undone; use a method "
             "that visits the weights, such as SAM, or renormalize after optimizer.step()"
         )
+
+
+def any_gradient(params: Vec) -> bool:
+    """Whether any parameter has a gradient now."""
+    return list(map(_GRAD, params)).count(None) < len(params)
 
 
 def versions(params: Vec) -> list[int]:

@@ -14,7 +14,7 @@ from lowland import vec
 from lowland.errors import LossError, ParameterError, UsageError
 from lowland.executors.base import Work
 from lowland.executors.displacement import displaced, forget_derived, put_back
-from lowland.executors.guards import fused, inspect, moved, suspect, versions
+from lowland.executors.guards import any_gradient, fused, inspect, moved, suspect, versions
 from lowland.loss import Loss, Terms, divisor, terms
 from lowland.modes import compiled, frozen_stats, only, traceless
 from lowland.probe import Probe, Reading
@@ -119,7 +119,7 @@ class Pass:
         Raises:
             LossError: The loss has another shape, does not depend on any parameter, or is a mean that was cut.
         """
-        if self._loss is None and self._sums is None and any(p.grad is not None for p in self.work.params):
+        if self._loss is None and self._sums is None and any_gradient(self.work.params):
             raise LossError(
                 "loss_fn must only compute the loss, but a gradient was there before the engine's backward; leave "
                 "loss.backward() out of it and return the loss"

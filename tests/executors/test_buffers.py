@@ -526,6 +526,19 @@ def test_micro_batches_write_as_often_as_those_of_the_base_run():
     alike(state(model), state(twin))
 
 
+@pytest.mark.parametrize("key", ["spectral", "ring", "by hand", "batch norm"])
+def test_compiled_models_are_as_they_are_without(key):
+    def trained(compiled: bool):
+        model = made(MODELS[key])
+        engine = engine_for(torch.compile(model, backend="aot_eager") if compiled else model, SAM(rho=0.5))
+        for i in range(3):
+            step(engine, data(i))
+        return list(model.state_dict().values())
+
+    for a, b in zip(trained(True), trained(False), strict=True):
+        torch.testing.assert_close(a, b, **EXACT)
+
+
 # Several ranks
 
 

@@ -330,3 +330,25 @@ def test_a_loss_that_calls_backward_is_refused():
         return loss
 
     refused(engine_for(net(), SAM(rho=0.1), backwards), data(), LossError, r"leave loss\.backward\(\) out")
+
+
+def test_per_example_gradients_are_refused():
+    model = net()
+    for p in model.parameters():
+        p.grad_sample = None
+    with pytest.raises(ParameterError, match="grad_sample"):
+        engine_for(model, SAM(rho=0.1)).backward(data())
+
+
+def test_batched_refuses_tensors_that_a_loss_binds_anew():
+    model, kept = net(), nn.Module()
+    kept.center = torch.zeros(3)
+
+    def loss(m, b):
+        losses = loss_fn(m, b)
+        kept.center = kept.center + losses.mean()
+        return losses
+
+    engine = engine_for(model, MicroSAM(rho=0.1, m=2), loss, executor=Batched())
+    refused(engine, data(), UsageError, "must not write tensors under Batched")
+    assert torch.equal(kept.center, torch.zeros(3))
