@@ -62,6 +62,7 @@ class Buffers:
         self._model, self._loss_fn = model, loss_fn
         self._new = True  # no step has been completed yet: all tensors are copied
         self._written: set[int] = set()
+        self._held: set[tuple[int, str]] = set()  # all that the model's modules held when the step began
         self._start: list[Kept] | None = None
         self._starts: dict[int, list[Kept]] = {}
         self._places: list[Place] = []
@@ -75,11 +76,12 @@ class Buffers:
         """A step begins; in the first, places are looked for, also after each pass, which may have made some."""
         if first:
             self._places, self._written = _places(self._model, self._loss_fn), set()
+            self._held = {(id(o), key) for m in self._model.modules() for o in (m._buffers, vars(m)) for key in o}
         self._new, self._start, self._starts = first, None, {}
 
     def _look(self, *lists: list[Kept]) -> None:
         """Add places that a pass has made; nothing was there before."""
-        known = {(id(place.owner), place.key) for place in self._places}
+        known = {(id(place.owner), place.key) for place in self._places} | self._held
         made = [p for p in _places(self._model, self._loss_fn) if (id(p.owner), p.key) not in known]
         self._places += made
         for kept in {id(k): k for k in (*lists, *self._starts.values(), self._start or [])}.values():
