@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lowland import refresh_stats
-from lowland.errors import LowlandError
+from lowland.errors import ArgumentError, LowlandError
 
 
 def network(**options) -> nn.Sequential:
@@ -57,8 +57,36 @@ def test_weights_and_their_gradients_are_left_alone():
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
-def test_models_without_statistics_pass():
-    refresh_stats(nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), nn.LayerNorm(3)), loader())
+def test_models_without_statistics_are_told():
+    model = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), nn.LayerNorm(3)).eval()
+    with pytest.warns(UserWarning, match="no layer with running statistics"):
+        refresh_stats(model, loader())
+    assert not model.training
+
+
+def test_forward_says_how_a_batch_is_run():
+    expected, data = network(), loader()
+    refresh_stats(expected, data)
+    model = network()
+    refresh_stats(model, [{"inputs": x} for x in data], forward=lambda m, b: m(b["inputs"]))
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), expected.buffers(), strict=True))
+
+
+@pytest.mark.parametrize("wrap", [lambda x: {"inputs": x}, lambda x: ({"inputs": x}, 1), lambda x: (), lambda x: "x"])
+def test_batches_that_cannot_be_guessed_ask_for_forward(wrap):
+    model = network(momentum=0.3).eval()
+    model(loader()[0])
+    before = statistics(model)
+    with pytest.raises(ArgumentError, match="forward=lambda"):
+        refresh_stats(model, [wrap(x) for x in loader()])
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), before, strict=True))
+    assert model[0].momentum == 0.3
+    assert not model.training
+
+
+def test_a_forward_that_is_no_function_is_refused():
+    with pytest.raises(ArgumentError, match="forward"):
+        refresh_stats(network(), loader(), forward="model")
 
 
 def broken(data):

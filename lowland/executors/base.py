@@ -81,7 +81,7 @@ class Work:
         self.asked = 0
         self._shared: int | None = None
         self.replicas.begin()
-        self.buffers.begin()
+        self.buffers.begin(self.first)
         if self.rng is not None:
             self.rng.begin()
 

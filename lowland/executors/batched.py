@@ -75,9 +75,10 @@ class Batched(Executor):
             with modes.branch(work.device, seeds[start]):
                 if work.rng is not None:
                     work.rng.rewind()
-                readings += _answer(work, probes[start : start + self.width])
-                if work.suspects:
-                    work.dismiss()
+                with work.buffers.untouched():
+                    readings += _answer(work, probes[start : start + self.width])
+            if work.suspects:
+                work.dismiss()
         return tuple(readings)
 
     def passes(
@@ -132,7 +133,8 @@ def _answer(work: Work, probes: tuple[Probe, ...]) -> list[Reading]:
     with _explained():
         found = _forward(work, loss, places, batch)
         if work.first:
-            work.suspects += strangers(found["mean"].sum(), [*stacked, *work.params], work.model, loss_fn)
+            known = [*stacked, *work.params]
+            work.suspects += strangers(found["mean"], known, work.model, loss_fn)
         vectors = _backward(work, found["mean"].sum(), stacked)
     with torch.no_grad():
         grads = _apart(work, vectors, len(probes))

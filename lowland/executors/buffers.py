@@ -1,13 +1,13 @@
 """Tensors beside the parameters that forward or the loss writes: written once per step, by the pass that reports.
 
 They are known by identity and version, not by type: registered buffers and tensors in attributes, of the model and of
-the modules that the loss function uses. Torch's own BatchNorm is not among them: ``modes.frozen_stats`` tells it.
+the modules and objects that the loss function uses. Torch's own BatchNorm is not among them: ``modes.frozen_stats``
+tells it. ``torch.nn.functional.batch_norm`` and replayed CUDA graphs write without a new version, so small tensors are
+put back whatever their version says.
 """
 
 from __future__ import annotations
 
-import functools
-import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -18,9 +18,15 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from lowland import modes
 from lowland.errors import UsageError
+from lowland.executors.uses import modules_of, uses
 from lowland.probe import Probe
+from lowland.shards import ORDINARY
 
 SMALL = 1 << 16  # entries up to which a tensor is always copied, because it may be written now and then
+LARGE = 1 << 24  # the same in the first step, for what the loss function uses, which may be a whole data set
+
+
+_ABSENT = object()  # what is in a place that is not there yet
 
 
 class Place(NamedTuple):
@@ -33,9 +39,9 @@ class Place(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What was in a place: the tensor, its version, and a copy where it may be written in place."""
+    """What was in a place: the tensor, None or nothing, its version, and a copy where it may be written in place."""
 
-    tensor: Tensor | None
+    tensor: Any
     version: int
     copy: Tensor | None
 
@@ -55,6 +61,7 @@ class Buffers:
         self._model, self._loss_fn = model, loss_fn
         self._new = True  # no step has been completed yet: all tensors are copied
         self._written: set[int] = set()
+        self._held: set[tuple[int, str]] = set()  # all that the model's modules held when the step began
         self._start: list[Kept] | None = None
         self._starts: dict[int, list[Kept]] = {}
         self._places: list[Place] = []
@@ -64,18 +71,25 @@ class Buffers:
         """The names of all tensors that a pass has written, running statistics left out."""
         return [self._places[i].name for i in sorted(self._written) if not self._places[i].norm]
 
-    def begin(self) -> None:
-        """A step begins."""
-        if self._start is None and self._new:  # once more at the first step: globals may have come since
-            self._places = _places(self._model, self._loss_fn)
-        elif self._start is not None:
-            self._new = False
-        self._start, self._starts = None, {}
+    def begin(self, first: bool = True) -> None:
+        """A step begins; in the first, places are looked for, also after each pass, which may have made some."""
+        if first:
+            self._places, self._written = _places(self._model, self._loss_fn), set()
+            self._held = {(id(o), key) for m in self._model.modules() for o in (m._buffers, vars(m)) for key in o}
+        self._new, self._start, self._starts = first, None, {}
+
+    def _look(self, *lists: list[Kept]) -> None:
+        """Add places that a pass has made; nothing was there before."""
+        known = {(id(place.owner), place.key) for place in self._places} | self._held
+        made = [p for p in _places(self._model, self._loss_fn) if (id(p.owner), p.key) not in known]
+        self._places += made
+        for kept in {id(k): k for k in (*lists, *self._starts.values(), self._start or [])}.values():
+            kept += [Kept(_ABSENT, 0, None)] * (len(self._places) - len(kept))
 
     @contextmanager
     def passing(self, probe: Probe) -> Iterator[None]:
         """One pass; what it writes stays if it reports."""
-        if not self._places:
+        if not self._places and not self._new:
             yield
             return
         now = self._now()
@@ -84,6 +98,8 @@ class Buffers:
         if probe.stats:
             self._starts[id(probe.batch)] = now
             yield
+            if self._new:
+                self._look(now)
             self._note(now)
             return
         start = self._starts.get(id(probe.batch), self._start)
@@ -93,34 +109,68 @@ class Buffers:
         try:
             yield
         finally:
+            if self._new:
+                self._look(now, start)
+                before += [(_ABSENT, 0)] * (len(self._places) - len(before))
             for i, ((tensor, version), place) in enumerate(zip(before, self._places, strict=True)):
-                if place.owner.get(place.key) is not tensor or _version(tensor) != version:
+                if place.owner.get(place.key, _ABSENT) is not tensor or _version(tensor) != version:
                     self._written.add(i)
             self._put(now)
+
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """Several passes at once, which would have to write in turn: refuse tensors that are bound anew.
+
+        Raises:
+            UsageError: One is; it is bound as before.
+        """
+        before = [place.owner.get(place.key) for place in self._places]
+        bound = []
+        try:
+            yield
+        finally:
+            for place, tensor in zip(self._places, before, strict=True):
+                if place.owner.get(place.key, _ABSENT) is not tensor:
+                    place.owner[place.key] = tensor
+                    bound.append(place.name)
+        if bound:
+            raise UsageError(
+                f"forward and loss_fn must not write tensors under Batched, but write {bound[0]}, which probes would "
+                "have to do in turn; use executor=Local()"
+            )
 
     def _now(self) -> list[Kept]:
         kept = []
         for i, place in enumerate(self._places):
-            t = place.owner.get(place.key)
+            t = place.owner.get(place.key, _ABSENT)
             if not isinstance(t, Tensor):
-                kept.append(Kept(None, 0, None))
+                kept.append(Kept(t, 0, None))
                 continue
-            copied = self._new or i in self._written or t.numel() <= SMALL
+            always = SMALL if not self._new else LARGE if place.name.startswith("loss_fn: ") else t.numel()
+            copied = (i in self._written or t.numel() <= always or place.norm) and _writable(t)
             kept.append(Kept(t, _version(t), t.detach().clone() if copied else None))
         return kept
 
     def _note(self, before: list[Kept]) -> None:
         for i, (kept, place) in enumerate(zip(before, self._places, strict=True)):
-            if place.owner.get(place.key) is not kept.tensor or _version(kept.tensor) != kept.version:
+            if place.owner.get(place.key, _ABSENT) is not kept.tensor or _version(kept.tensor) != kept.version:
                 self._written.add(i)
 
     @torch.no_grad()
     def _put(self, kept: list[Kept]) -> None:
+        unseen: list[tuple[Tensor, Tensor]] = []
         for i, (place, (tensor, version, copy)) in enumerate(zip(self._places, kept, strict=True)):
-            if place.owner.get(place.key) is not tensor:
+            if place.owner.get(place.key, _ABSENT) is not tensor:
                 self._written.add(i)
-                place.owner[place.key] = tensor
-            if tensor is None or _version(tensor) == version:
+                if tensor is _ABSENT:
+                    del place.owner[place.key]
+                else:
+                    place.owner[place.key] = tensor
+            if not isinstance(tensor, Tensor):
+                continue
+            if _version(tensor) == version:
+                if copy is not None and type(tensor) in ORDINARY:
+                    unseen.append((tensor.data, copy))  # .data: whoever holds a graph need not know
                 continue
             self._written.add(i)
             if copy is None:
@@ -130,10 +180,18 @@ class Buffers:
                     "call backward again"
                 )
             tensor.detach().copy_(copy)
+        if unseen:
+            torch._foreach_copy_([t for t, _ in unseen], [c for _, c in unseen])
 
 
-def _version(t: Tensor | None) -> int:
-    return 0 if t is None or t.is_inference() else t._version
+def _writable(t: Tensor) -> bool:
+    """Whether it can be written in place at all: no inference tensor, and no entry stands for several."""
+    folded = t.layout is torch.strided and any(n > 1 and s == 0 for n, s in zip(t.shape, t.stride(), strict=True))
+    return not t.is_inference() and not folded
+
+
+def _version(t: Any) -> int:
+    return t._version if isinstance(t, Tensor) and not t.is_inference() else 0
 
 
 def _places(model: nn.Module, loss_fn: Callable[..., Any] | None) -> list[Place]:
@@ -148,67 +206,15 @@ def _places(model: nn.Module, loss_fn: Callable[..., Any] | None) -> list[Place]
         if m in told:
             continue
         for owner in (m._buffers, vars(m)):
-            for key, value in owner.items():
+            for key, value in list(owner.items()):
                 plain = owner is not m._buffers and (key.startswith("_") and value is None)
                 if (isinstance(value, Tensor) or value is None) and not plain and id(value) not in seen:
                     places.append(Place(owner, key, f"{name}.{key}".lstrip("."), isinstance(m, _NormBase)))
                     if value is not None:
                         seen.add(id(value))
+    for place, values in uses(loss_fn)[1].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and id(value) not in seen:
+                places.append(Place(values, key, f"loss_fn: {place}.{key}", False))
+                seen.add(id(value))
     return places
-
-
-def modules_of(function: Any) -> dict[str, nn.Module]:
-    """The modules that a function uses, by where they were found.
-
-    Looked at are the function itself, what it is bound to or partially given, its closure, its defaults, the globals
-    that its code names, and the attributes of a callable object.
-    """
-    found: dict[str, nn.Module] = {}
-    seen: set[int] = set()
-
-    def look(value: Any, name: str, depth: int) -> None:
-        if id(value) in seen or depth > 5 or isinstance(value, type | types.ModuleType | Tensor):
-            return
-        seen.add(id(value))
-        if isinstance(value, nn.Module):
-            found[name] = value
-        elif isinstance(value, functools.partial):
-            for i, part in enumerate([value.func, *value.args, *value.keywords.values()]):
-                look(part, f"{name}[{i}]" if i else name, depth + 1)
-        elif isinstance(value, types.MethodType):
-            look(value.__self__, name, depth + 1)
-            look(value.__func__, name, depth + 1)
-        elif isinstance(value, types.FunctionType):
-            for key, part in _names(value):
-                look(part, key, depth + 1)
-        elif isinstance(value, tuple | list):
-            for i, part in enumerate(value[:64]):
-                look(part, f"{name}[{i}]", depth + 1)
-        elif isinstance(value, dict):
-            for key, part in list(value.items())[:64]:
-                look(part, f"{name}[{key!r}]", depth + 1)
-        elif hasattr(value, "__dict__") and type(value).__module__.partition(".")[0] not in ("torch", "lowland"):
-            for key, part in list(vars(value).items())[:64]:
-                look(part, f"{name}.{key}", depth + 1)
-            look(vars(type(value)).get("__call__"), name, depth + 1)
-
-    look(function, getattr(function, "__name__", type(function).__name__), 0)
-    return found
-
-
-def _names(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """What a function refers to: cells of its closure, defaults, and globals, also of functions within it."""
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            yield name, cell.cell_contents
-        except ValueError:  # not bound yet
-            continue
-    for part in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
-        yield "default", part
-    codes = [function.__code__]
-    while codes:
-        code = codes.pop()
-        codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
-        for name in code.co_names:
-            if name in function.__globals__:
-                yield name, function.__globals__[name]

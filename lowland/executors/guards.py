@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import operator
 import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -12,13 +13,15 @@ from torch import Tensor, nn
 
 from lowland import modes
 from lowland.errors import ParameterError, UsageError
-from lowland.executors.buffers import modules_of
+from lowland.executors.uses import modules_of
 from lowland.shards import ORDINARY
 from lowland.vec import Vec
 
 if TYPE_CHECKING:
     from lowland.executors.base import Work
     from lowland.probe import Probe
+
+_VERSION, _GRAD = operator.attrgetter("_version"), operator.attrgetter("grad")
 
 Suspect: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None]"  # a tensor, and its gradient before
 
@@ -114,6 +117,23 @@ def _gathered(model: nn.Module) -> set[int]:
     return found
 
 
+def suspect(work: Work, loss: Tensor, loss_fn: Callable[..., Any] | None) -> None:
+    """Note what this loss reaches beside the parameters; what an earlier pass has reached, too, is nobody's own.
+
+    Raises:
+        ParameterError: The loss reaches trainable parameters that are not the engine's, or tensors of another pass.
+    """
+    found = strangers(loss, work.params, work.model, loss_fn)
+    earlier = {id(t) for ref, _ in work.suspects if (t := ref()) is not None}
+    again = [t for ref, _ in found if (t := ref()) is not None and id(t) in earlier]
+    if again:
+        for ref, grad in work.suspects:
+            if (t := ref()) is not None and any(t is other for other in again):
+                t.grad = grad
+        raise _refusal(again, loss_fn)
+    work.suspects += found
+
+
 def inspect(work: Work, probe: Probe, loss: Tensor, before: Sequence[int] | None) -> None:
     """Look at what a loss reaches, in an engine's first step, and at what forward has done to the weights.
 
@@ -128,7 +148,7 @@ def inspect(work: Work, probe: Probe, loss: Tensor, before: Sequence[int] | None
         UsageError: That forward has written weights.
     """
     if work.first:
-        work.suspects += strangers(loss, work.params, work.model, probe.loss_fn or work.loss_fn)
+        suspect(work, loss, probe.loss_fn or work.loss_fn)
     if probe.wrt is not None and work.reentrant is None:
         work.reentrant = reentrant(loss)
     if before is not None and (changed := moved(before, work.params)):
@@ -139,14 +159,20 @@ def inspect(work: Work, probe: Probe, loss: Tensor, before: Sequence[int] | None
         )
 
 
+def any_gradient(params: Vec) -> bool:
+    """Whether any parameter has a gradient now."""
+    return list(map(_GRAD, params)).count(None) < len(params)
+
+
 def versions(params: Vec) -> list[int]:
     """How often each parameter has been written in place."""
-    return [p._version for p in params]
+    return list(map(_VERSION, params))
 
 
 def moved(before: Sequence[int], params: Vec) -> list[int]:
     """The places of the parameters that were written since."""
-    return [i for i, (v, p) in enumerate(zip(before, params, strict=True)) if p._version != v]
+    now = versions(params)
+    return [] if now == before else [i for i, (v, w) in enumerate(zip(before, now, strict=True)) if v != w]
 
 
 def fused(names: str) -> UsageError:

@@ -14,7 +14,7 @@ from lowland import vec
 from lowland.errors import LossError, ParameterError, UsageError
 from lowland.executors.base import Work
 from lowland.executors.displacement import displaced, forget_derived, put_back
-from lowland.executors.guards import fused, inspect, moved, strangers, versions
+from lowland.executors.guards import any_gradient, fused, inspect, moved, suspect, versions
 from lowland.loss import Loss, Terms, divisor, terms
 from lowland.modes import compiled, frozen_stats, only, traceless
 from lowland.probe import Probe, Reading
@@ -69,7 +69,9 @@ class Pass:
                 if not self.sparse or compiled(work.model):
                     chosen = zip(work.params, probe.wrt, strict=True)
                     self._inputs = [p for p, wanted in chosen if wanted and p.requires_grad]
-                elif work.reentrant is False:  # else the whole backward runs, and the rest of it is dropped
+                elif (
+                    work.reentrant is False and not work.ownership.needed
+                ):  # else the whole backward runs, and the rest of it is dropped
                     stack.enter_context(only(work.params, probe.wrt))
             if work.rng is not None:
                 work.rng.rewind()
@@ -117,7 +119,7 @@ class Pass:
         Raises:
             LossError: The loss has another shape, does not depend on any parameter, or is a mean that was cut.
         """
-        if self._loss is None and self._sums is None and any(p.grad is not None for p in self.work.params):
+        if self._loss is None and self._sums is None and any_gradient(self.work.params):
             raise LossError(
                 "loss_fn must only compute the loss, but a gradient was there before the engine's backward; leave "
                 "loss.backward() out of it and return the loss"
@@ -229,7 +231,7 @@ class Pass:
                 "of the step's batch would be wrong; run the model on p.batch and say so: p.adopt(loss, batch=p.batch)"
             )
         if self.work.first and loss.requires_grad:
-            strangers(loss, self.work.params, self.work.model, self.work.loss_fn)
+            suspect(self.work, loss, self.work.loss_fn)
         self._loss = loss.detach().mean()
 
     def __exit__(
