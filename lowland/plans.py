@@ -11,13 +11,14 @@ from lowland.errors import UsageError
 from lowland.vec import Vec
 
 
-def result(kind: str, value: Any, params: Vec) -> tuple[Tensor, Vec]:
+def result(kind: str, value: Any, params: Vec, *, each: bool = True) -> tuple[Tensor, Vec]:
     """The loss and the gradient that a plan has returned.
 
     Args:
         kind: The method's name.
         value: What it returned.
         params: The parameters, one for each tensor of the gradient.
+        each: Look at every tensor, which costs a microsecond for each; for the first steps.
 
     Raises:
         UsageError: It is not a pair of a loss of shape ``()`` and one tensor per parameter, in its shape and dtype.
@@ -39,7 +40,7 @@ def result(kind: str, value: Any, params: Vec) -> tuple[Tensor, Vec]:
             f"plan must return one tensor for each of {len(params)} parameters, but that of {kind} returned "
             f"{_shown(grad)}; return a vector such as here.grad"
         )
-    for i, (g, p) in enumerate(zip(grad, params, strict=True)):
+    for i, (g, p) in enumerate(zip(grad, params, strict=True) if each else ()):
         if not isinstance(g, Tensor) or g.shape != p.shape or g.dtype != p.dtype or g.device != p.device:
             raise UsageError(
                 f"plan must return tensors like the parameters, but that of {kind} returned {_shown(g)} for parameter "

@@ -43,7 +43,7 @@ def drive(engine: Engine, batch: Any) -> Drive:
         engine.executor.begin(batch)
         watch = plans.Watch(engine.memory) if engine.step < 2 else None
         result, count, aux = yield from _converse(engine, engine.method.plan(engine, batch), batch)
-        loss, grad = plans.result(engine.method.kind, result, engine.params)
+        loss, grad = plans.result(engine.method.kind, result, engine.params, each=watch is not None)
         plans.same_keys(engine.method.kind, before[0], engine.memory)
         if watch is not None:
             watch.check(engine.method.kind, engine.memory, engine.vector_keys)

@@ -187,9 +187,10 @@ class Pass:
         work = self.work
         hooked = work.first and any(p._post_accumulate_grad_hooks for p in work.params)
         saved = vec.clone(work.params) if hooked and not self._displaced else None
-        before = versions(work.params)
+        watched = work.step & (work.step - 1) == 0  # steps 0, 1, 2, 4, 8, …: what is fused into backward acts in all
+        before = versions(work.params) if watched else None
         loss.backward(inputs=self._inputs)  # type: ignore[no-untyped-call]
-        if changed := moved(before, work.params):
+        if before is not None and (changed := moved(before, work.params)):
             if saved is not None:
                 put_back(work.params, saved)
             raise fused(work.named(changed))
