@@ -37,6 +37,7 @@ class Work:
         ownership: Whether gradients must be copied.
         suspects: Tensors beside the parameters that the losses of this step have reached.
         first: Whether no step has been completed yet, so that what the loss reaches is looked at.
+        watched: Whether weights and gradients are looked at around each forward and backward of this step.
         reentrant: Whether the model checkpoints reentrantly; None before that was looked at.
         reached: Which parameters any backward pass of this step has reached.
         step: Number of the step.
@@ -70,11 +71,14 @@ class Work:
         self.first = True
         self.suspects: list[Suspect] = []
         self.reentrant: bool | None = None
+        self._writes = any(getattr(m, "max_norm", None) is not None for m in model.modules())
         self.begin()
 
     def begin(self, step: int = 0) -> None:
         """Forget the last step; the next one has this number."""
         self.step = step
+        # Steps 0, 1, 2, 4, 8, …; and all of them where forward is known to write weights now and then.
+        self.watched = self._writes or step & (step - 1) == 0
         self.reached = [False] * len(self.params)
         self.finite: Tensor | None = None
         self.suspects = []

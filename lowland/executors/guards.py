@@ -27,15 +27,15 @@ Suspect: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None]"  # a tensor, an
 
 
 def graph(loss: Tensor) -> list[Any]:
-    """All nodes of a loss's graph."""
-    waiting, seen = [loss.grad_fn], {loss.grad_fn}
+    """All nodes of a loss's graph, the loss's own first."""
+    found = {loss.grad_fn: None} if loss.grad_fn is not None else {}
+    waiting: list[Any] = list(found)
     while waiting:
-        node = waiting.pop()
-        for parent, _ in node.next_functions if node is not None else ():
-            if parent is not None and parent not in seen:
-                seen.add(parent)
+        for parent, _ in waiting.pop().next_functions:
+            if parent is not None and parent not in found:
+                found[parent] = None
                 waiting.append(parent)
-    return [node for node in seen if node is not None]
+    return list(found)
 
 
 def reentrant(loss: Tensor) -> bool:
@@ -95,7 +95,8 @@ def _refusal(strangers: Sequence[Tensor], loss_fn: Callable[..., Any] | None) ->
         for place, m in modules_of(loss_fn).items()
         for name, p in m.named_parameters()
     }
-    shown = ", ".join(names.get(id(t), f"a tensor of shape {tuple(t.shape)}") for t in strangers[:3])
+    listed = sorted(names.get(id(t), f"a tensor of shape {tuple(t.shape)}") for t in strangers)
+    shown = ", ".join(listed[:3])
     more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
     return ParameterError(
         f"every trainable tensor that the loss reaches must be the engine's, but {shown}{more} "

@@ -76,7 +76,7 @@ class Pass:
             if work.rng is not None:
                 work.rng.rewind()
             stack.enter_context(torch.set_grad_enabled(probe.grad))
-            self._versions = versions(work.params) if self._displaced and probe.stats else None
+            self._versions = versions(work.params) if work.watched and self._displaced and probe.stats else None
             self._stack = stack.pop_all()
         return self
 
@@ -119,7 +119,7 @@ class Pass:
         Raises:
             LossError: The loss has another shape, does not depend on any parameter, or is a mean that was cut.
         """
-        if self._loss is None and self._sums is None and any_gradient(self.work.params):
+        if self.work.watched and self._loss is None and self._sums is None and any_gradient(self.work.params):
             raise LossError(
                 "loss_fn must only compute the loss, but a gradient was there before the engine's backward; leave "
                 "loss.backward() out of it and return the loss"
@@ -187,8 +187,7 @@ class Pass:
         work = self.work
         hooked = work.first and any(p._post_accumulate_grad_hooks for p in work.params)
         saved = vec.clone(work.params) if hooked and not self._displaced else None
-        watched = work.step & (work.step - 1) == 0  # steps 0, 1, 2, 4, 8, …: what is fused into backward acts in all
-        before = versions(work.params) if watched else None
+        before = versions(work.params) if work.watched else None
         loss.backward(inputs=self._inputs)  # type: ignore[no-untyped-call]
         if before is not None and (changed := moved(before, work.params)):
             if saved is not None:
