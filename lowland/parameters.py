@@ -17,6 +17,8 @@ from lowland.geometry import Geometry, Radii
 from lowland.shards import is_sharded
 from lowland.wrappers import short_names
 
+_TRAINS = operator.attrgetter("requires_grad")
+
 
 class Parameters:
     """The trainable parameters of a model, with their names and their groups in the optimizers.
@@ -64,8 +66,7 @@ class Parameters:
             )
         if step & (step - 1) == 0 or not owners.in_place(self._places):
             self._check_model(sharded)
-        thawed = [p.requires_grad for p in self.vec]
-        self._thawed = None if all(thawed) else thawed
+        self._thawed = None if all(map(_TRAINS, self.vec)) else list(map(_TRAINS, self.vec))
 
     def _check_model(self, sharded: Sequence[nn.Module]) -> None:
         """Look for all parameters in the model, wherever they are now."""

@@ -144,9 +144,7 @@ class Careless(Method):
 
 
 def test_check_method_names_all_that_is_broken() -> None:
-    with pytest.raises(
-        AssertionError, match=r"Careless breaks 1 promises:\s+loaders_may_refill.*is not copied"
-    ) as e:
+    with pytest.raises(AssertionError, match=r"Careless breaks 1 promises:\s+loaders_may_refill.*is not copied") as e:
         check_method(Careless())
     assert "weights_are_restored" not in str(e.value)
     check_method(Own())
