@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lowland import collectives, doors, lookahead, plans, state
+from lowland import collectives, doors, lookahead, plans, state, watch
 from lowland.batch import Batches
 from lowland.cutting import Cutter
 from lowland.errors import UsageError
@@ -127,6 +127,7 @@ class Engine:
         self.aux: Any = None
         self.lagged, self.rng, self.step = Lagged(), doors.generator(seed), 0
         self.memory = plans.memory(method.kind, method.init([p.detach() for p in self.params]))
+        watch.unshared(method.kind, self.memory, self.params, self.names)
         self.vector_keys = state.vector_keys(self.memory, self.params)
         self.table_keys = [k for k, v in self.memory.items() if isinstance(v, Tensor)]
         self.under_way, self._ranks = False, list(dict.fromkeys([*groups.values(), *replicas.groups]))

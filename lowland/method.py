@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -58,6 +59,13 @@ class Method(ABC):
                 f"{cls.__name__} takes its fields by name, but got {args[0]!r} without one; write "
                 f"{cls.__name__}({first}={args[0]!r})"
             )
+        for kind in cls.__mro__[: cls.__mro__.index(Method)]:
+            own = [n for n, t in inspect.get_annotations(kind).items() if "ClassVar" not in str(t)]
+            if own and issubclass(kind, Method) and "__dataclass_params__" not in vars(kind):
+                raise ArgumentError(
+                    f"a method must be a dataclass, but {kind.__name__} has the field {own[0]}, which does not count "
+                    "without its decorator; write @dataclass(frozen=True, kw_only=True) above the class"
+                )
         return super().__new__(cls)
 
     def __post_init__(self) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lowland.errors import UsageError
+from lowland.probe import Probe
 from lowland.vec import Vec
 
 
@@ -41,7 +43,8 @@ def result(kind: str, value: Any, params: Vec, *, each: bool = True) -> tuple[Te
             f"{_shown(grad)}; return a vector such as here.grad"
         )
     for i, (g, p) in enumerate(zip(grad, params, strict=True) if each else ()):
-        if not isinstance(g, Tensor) or g.shape != p.shape or g.dtype != p.dtype or g.device != p.device:
+        usual = isinstance(g, Tensor) and g.shape == p.shape and g.dtype == p.dtype and g.device == p.device
+        if not usual or g.layout is not torch.strided:
             raise UsageError(
                 f"plan must return tensors like the parameters, but that of {kind} returned {_shown(g)} for parameter "
                 f"{i}, which is {_shown(p)}; compute with lowland.vec, which keeps shapes"
@@ -69,50 +72,31 @@ def same_keys(kind: str, before: Collection[str], after: Mapping[str, Any]) -> N
     Raises:
         UsageError: It did, so that a checkpoint could not be loaded.
     """
+    if type(after) is not dict:
+        raise UsageError(
+            f"memory must stay a dict, but the plan of {kind} has put {_shown(after)} in its place; write "
+            "engine.memory[name] = value"
+        )
     if len(before) != len(after) or any(key not in before for key in after):
-        changed = sorted(set(before) ^ set(after))
+        changed = sorted(set(before) ^ set(after), key=str)
+        value = "None" if not isinstance(after.get(changed[0]), list) else "vec.zeros(params)"
         raise UsageError(
             f"memory must have the entries that init made, but the plan of {kind} has added or removed {changed}, so "
-            f"a checkpoint could not be loaded; let init return them: {{{changed[0]!r}: None}}"
+            f"a checkpoint could not be loaded; let init return them: {{{changed[0]!r}: {value}}}"
         )
 
 
-class Watch:
-    """Whether a plan changes vectors of memory in place, which a step that is taken back could not undo.
+def chosen(kind: str, probe: Probe, params: Vec) -> None:
+    """Refuse a probe whose ``wrt`` is not for these parameters.
 
-    Args:
-        memory: A method's memory as a step begins.
+    Raises:
+        UsageError: It has another length.
     """
-
-    def __init__(self, memory: Mapping[str, Any]) -> None:
-        self._before = {key: [(t, t._version, t.shape) for t in _tensors(value)] for key, value in memory.items()}
-
-    def check(self, kind: str, memory: Mapping[str, Any], vectors: Collection[str]) -> None:
-        """Compare memory as the step ends.
-
-        Args:
-            kind: The method's name.
-            memory: Its memory now.
-            vectors: The entries that were vectors at first.
-
-        Raises:
-            UsageError: A tensor was changed in place, or a vector has become something else.
-        """
-        for key, tensors in self._before.items():
-            if any(t._version != version for t, version, _ in tensors):
-                raise UsageError(
-                    f"memory must be replaced, not changed in place, but the plan of {kind} has changed {key!r}; "
-                    f"write engine.memory[{key!r}] = a new vector, such as vec.lerp(old, new, 0.1)"
-                )
-            if key in vectors and [t.shape for t in _tensors(memory[key])] != [shape for _, _, shape in tensors]:
-                raise UsageError(
-                    f"a vector in memory must keep its shapes, but the plan of {kind} has put {_shown(memory[key])} "
-                    f"into {key!r}; replace it by one tensor per parameter"
-                )
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [t for t in (value if isinstance(value, list | tuple) else [value]) if isinstance(t, Tensor)]
+    if probe.wrt is not None and len(probe.wrt) != len(params):
+        raise UsageError(
+            f"wrt must hold one bool for each of {len(params)} parameters, but the plan of {kind} gave "
+            f"{len(probe.wrt)}; write [name in chosen for name in engine.names]"
+        )
 
 
 def _size(value: Any) -> str:

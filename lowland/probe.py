@@ -57,7 +57,19 @@ class Probe:
         # Statistics are decided now, because `at` is spent by the time anyone else could look.
         object.__setattr__(self, "stats", self.at is None if self.stats is None else self.stats)
         given = self.at is None or _is_function(self.at)
-        object.__setattr__(self, "at", self.at if given else list(cast(Vec, self.at)))
+        object.__setattr__(self, "at", self.at if given else _vector(self.at))
+        if self.loss_fn is not None and not callable(self.loss_fn):
+            raise UsageError(
+                f"loss_fn of a Probe must be a function (model, batch) -> loss, but is {self.loss_fn!r}; leave it out "
+                "for the training loss"
+            )
+        if self.wrt is not None and (
+            not isinstance(self.wrt, Sequence) or not all(isinstance(wanted, bool) for wanted in self.wrt)
+        ):
+            raise UsageError(
+                f"wrt must hold one bool for each parameter, but is {_short(self.wrt)}; write "
+                "[name in chosen for name in engine.names]"
+            )
 
     @torch.no_grad()
     def spend(self) -> Vec:
@@ -69,7 +81,7 @@ class Probe:
         found = cast(Callable[[], Vec], at)()
         if found is None:
             raise UsageError("at must be a displacement, or a function that returns one, but it returned None")
-        return list(found)
+        return _vector(found)
 
     def compare(self, batch: Any, kept: Iterable[Any]) -> None:
         """Note whether this batch is the step's ``batch``, one of those ``kept`` in memory, or else a part."""
@@ -81,6 +93,28 @@ class Probe:
         """Forget the displacement, because this probe is answered elsewhere: its memory is free."""
         if self.at is not None:
             object.__setattr__(self, "at", [])
+
+
+def _vector(at: Any) -> Vec:
+    """A displacement as a list of its own.
+
+    Raises:
+        UsageError: It is no sequence of tensors; one tensor would be taken for its rows, and a dict for its keys.
+    """
+    found = None if isinstance(at, Tensor | dict | str) or not hasattr(at, "__iter__") else list(at)
+    if found is None or not all(isinstance(t, Tensor) for t in found):
+        raise UsageError(
+            f"at must be a displacement, one tensor for each parameter, but is {_short(at)}; compute it with "
+            "self.ascent(engine, here.grad) or lowland.vec"
+        )
+    return found
+
+
+def _short(value: Any) -> str:
+    """A value for a message: a number in full, of all else its kind and, of lists, the kinds inside."""
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {', '.join(dict.fromkeys(type(v).__name__ for v in value)) or 'nothing'}"
+    return f"{value!r}" if isinstance(value, int | float | str) else f"a {type(value).__name__}"
 
 
 def _is_function(at: Any) -> bool:

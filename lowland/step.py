@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Generator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from lowland import plans, state, vec
+from lowland import plans, state, vec, watch
 from lowland.errors import UsageError
 from lowland.probe import Plan, Probe, Reading, conversation
 from lowland.vec import Vec
@@ -34,19 +33,20 @@ def drive(engine: Engine, batch: Any) -> Drive:
     before = dict(engine.memory), dict(engine.lagged.waiting), engine.rng.getstate()
     engine.work.replicas.check_covered()
     held = [p.grad for p in engine.params]
-    done = False
+    done, eye = False, None
     engine.under_way = True
     try:
         for p in engine.params:
             p.grad = None
         engine.work.begin(engine.step)
         engine.executor.begin(batch)
-        watch = plans.Watch(engine.memory) if engine.step < 2 else None
-        result, count, aux = yield from _converse(engine, engine.method.plan(engine, batch), batch)
-        loss, grad = plans.result(engine.method.kind, result, engine.params, each=watch is not None)
+        if engine.work.watched:
+            eye = watch.Watch(engine.method.kind, engine.params, engine.names, engine.memory, engine.vector_keys)
+        result, count, aux = yield from _converse(engine, engine.method.plan(engine, batch), batch, eye)
+        loss, grad = plans.result(engine.method.kind, result, engine.params, each=eye is not None)
         plans.same_keys(engine.method.kind, before[0], engine.memory)
-        if watch is not None:
-            watch.check(engine.method.kind, engine.memory, engine.vector_keys)
+        if eye is not None:
+            eye.check(engine.memory, grad)
         if engine.work.replicas.groups:
             loss, grad = engine.work.replicas.conclude(engine.work, loss, grad, count, engine.later)
         _fill(engine, held, grad, before[0])
@@ -55,6 +55,8 @@ def drive(engine: Engine, batch: Any) -> Drive:
         engine.under_way = False
         if not done:
             engine.memory, engine.lagged.waiting = before[0], before[1]
+            if eye is not None:
+                eye.undo()
             engine.rng.setstate(before[2])
             for p, h in zip(engine.params, held, strict=True):
                 p.grad = h
@@ -66,15 +68,16 @@ def drive(engine: Engine, batch: Any) -> Drive:
 
 
 def _converse(
-    engine: Engine, plan: Plan, batch: Any
+    engine: Engine, plan: Plan, batch: Any, eye: watch.Watch | None
 ) -> Generator[tuple[Probe, ...], tuple[Reading, ...], tuple[Any, Tensor | None, list[Any]]]:
     """What the plan returns; the count of losses that only this rank has seen; aux of the passes that report."""
     kept, aux, count = list(engine.memory.values()), [], None
     with closing(conversation(plan)) as talk:
         try:
-            asked = next(talk)
+            asked = _ask(talk, None, eye)
             while True:
                 for probe in asked:
+                    plans.chosen(engine.method.kind, probe, engine.params)
                     probe.compare(batch, kept)
                 readings: tuple[Reading, ...] | None = yield asked
                 assert readings is not None
@@ -84,9 +87,25 @@ def _converse(
                     if probe.stats and not probe.sync and isinstance(reading.divisor, Tensor):
                         count = reading.divisor if count is None else count + reading.divisor
                 del probe, reading
-                asked, readings = talk.send(readings), None
+                asked, readings = _ask(talk, readings, eye), None
         except StopIteration as done:
             return done.value, count, aux
+
+
+def _ask(
+    talk: Generator[tuple[Probe, ...], Any, Any], readings: tuple[Reading, ...] | None, eye: watch.Watch | None
+) -> tuple[Probe, ...]:
+    """Let the plan go on to its next probes, and look whether it has left the weights alone."""
+    if eye is None:
+        return talk.send(readings)
+    eye.leave()
+    try:
+        asked = talk.send(readings)
+    except StopIteration:
+        eye.back()
+        raise
+    eye.back()
+    return asked
 
 
 def _fill(engine: Engine, held: list[Tensor | None], grad: Vec, before: dict[str, Any]) -> None:
@@ -98,9 +117,9 @@ def _fill(engine: Engine, held: list[Tensor | None], grad: Vec, before: dict[str
         grad = vec.scale(grad, torch.where(finite, scale, torch.full_like(scale, float("nan"))))
         state.keep_if(engine, finite, before)
     # The caller clips and unscales .grad in place, which must not reach a vector in memory.
-    for key in engine.vector_keys:
-        if any(map(operator.is_, grad, engine.memory[key])):
-            grad = [g.clone() if g is t else g for g, t in zip(grad, engine.memory[key], strict=True)]
+    if engine.memory:
+        kept = watch.held(engine.memory)
+        grad = [g.clone() if id(g) in kept else g for g in grad]
     for p, h, g, reached in zip(engine.params, held, grad, engine.work.reached, strict=True):
         if not reached:
             p.grad = h

@@ -23,7 +23,7 @@ LAYERS = {
     "batch cutting loss probe geometry schedule lagged": "1",
     "method methods": "2a",
     "executors modes collectives replicas": "2b",
-    "parameters owners doors lookahead plans state stats step engine closure": "3",
+    "parameters owners doors lookahead plans watch state stats step engine closure": "3",
     "": "front",  # lowland/__init__.py: the names users import
     "sharpness distributed testing": "4",
     "lab": "5",

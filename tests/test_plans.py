@@ -89,7 +89,10 @@ ENDS = {
     "single": (lambda s, e, h: (h.loss, [g.float() for g in h.grad]), r"torch.float32 .* for parameter 0, which is"),
     "flat": (lambda s, e, h: (h.loss, [g.flatten() for g in h.grad]), r"of shape \(40,\) .* for parameter 0"),
     "in place": (in_place, r"replaced, not changed in place, but the plan of Wrong has changed 'kept'"),
-    "shorter": (shorter, r"must keep its shapes, but the plan of Wrong has put a list of 5 entries into 'kept'"),
+    "shorter": (
+        shorter,
+        r"must keep its shapes and dtypes, but the plan of Wrong has put a list of 5 entries .* into 'kept'",
+    ),
     "added": (added, r"entries that init made, but the plan of Wrong has added or removed \['more'\].*let init return"),
     "removed": (removed, r"added or removed \['t'\]"),
 }

@@ -126,7 +126,7 @@ def _answer(work: Work, probes: tuple[Probe, ...]) -> list[Reading]:
     loss_fn = probes[0].loss_fn or work.loss_fn
     assert loss_fn is not None
     with torch.no_grad():
-        stacked = _displaced(work.params, probes)
+        stacked = _displaced(work.params, probes, work.watched)
         loss = StackedLoss(work.model, loss_fn, work.batches.known_size)
         places = Places(loss, work.params, stacked)
         batch = batches.stack([p.batch for p in probes])
@@ -157,13 +157,13 @@ def _answer(work: Work, probes: tuple[Probe, ...]) -> list[Reading]:
     ]
 
 
-def _displaced(params: Vec, probes: tuple[Probe, ...]) -> Vec:
+def _displaced(params: Vec, probes: tuple[Probe, ...], each: bool) -> Vec:
     """The weights as every probe wants them, stacked in a new dimension 0; the probes' lists ``at`` are emptied."""
     stacked = [torch.stack([p.detach()] * len(probes)) for p in params]
     for i, probe in enumerate(probes):
         if probe.at is not None:
             at = probe.spend()
-            whole(params, at)
+            whole(params, at, each=each)
             torch._foreach_add_([s[i] for s in stacked], at)
             at.clear()
     return [s.requires_grad_() for s in stacked]

@@ -13,13 +13,30 @@ from lowland.errors import UsageError
 from lowland.vec import Vec
 
 
-def whole(params: Vec, at: Vec) -> None:
-    """Refuse a displacement that does not fit the parameters, or was spent."""
+def whole(params: Vec, at: Vec, *, each: bool = False) -> None:
+    """Refuse a displacement that does not fit the parameters, or was spent.
+
+    Args:
+        params: The parameters.
+        at: The displacement.
+        each: Look at every tensor, which costs a microsecond for each; for some of the steps.
+
+    Raises:
+        UsageError: It has another number of tensors, or one of another shape or dtype, which would be broadcast or
+            rounded.
+    """
     if len(at) != len(params):
         raise UsageError(
             f"a displacement must have one tensor for each of {len(params)} parameters, but has {len(at)}; "
             "a Probe is asked once, so yield a new Probe"
         )
+    for i, (p, t) in enumerate(zip(params, at, strict=True) if each else ()):
+        if t.shape != p.shape or t.dtype != p.dtype:
+            raise UsageError(
+                f"a displacement must have tensors like the parameters, but that for parameter {i} has shape "
+                f"{tuple(t.shape)} and {t.dtype}, and the parameter {tuple(p.shape)} and {p.dtype}; compute it with "
+                "lowland.vec, which keeps shapes"
+            )
 
 
 @torch.no_grad()
@@ -29,13 +46,13 @@ def put_back(params: Vec, saved: Vec) -> None:
 
 
 @contextmanager
-def displaced(params: Vec, at: Vec) -> Iterator[None]:
+def displaced(params: Vec, at: Vec, *, each: bool = False) -> Iterator[None]:
     """Move the weights by ``at`` and bring back a saved copy, bit for bit, whatever is raised inside.
 
     The list ``at`` is emptied once the weights have moved. Subtracting instead of copying would leave rounding
-    behind, different on ranks that moved differently.
+    behind, different on ranks that moved differently. With ``each``, every tensor is looked at before.
     """
-    whole(params, at)
+    whole(params, at, each=each)
     with torch.no_grad():
         saved = vec.clone(params)
         try:
