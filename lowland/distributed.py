@@ -61,13 +61,13 @@ def ranks() -> tuple[int, int]:
 
 
 def place(device: str) -> torch.device:
-    """The device of that name; on several ranks each its own GPU, which becomes the current one, as NCCL expects.
+    """The device of that name, which becomes the current one; on several ranks each has its own GPU.
 
     Args:
         device: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
 
     Raises:
-        ArgumentError: There is no such device.
+        ArgumentError: There is no such device, or all ranks would take the same GPU.
     """
     several = ranks()[1] > 1
     here = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if several else "cuda"
@@ -82,7 +82,7 @@ def place(device: str) -> torch.device:
         raise ArgumentError(f"device must be one that is here, but {device!r} is not; choose cpu or auto")
     if found.type == "cuda" and several and device not in names:
         raise ArgumentError(f"device must be cuda or auto where each rank takes a GPU, but is {device!r}; choose cuda")
-    if found.type == "cuda":
+    if found.type == "cuda" and found.index is not None:  # without a number it is the current one already
         torch.cuda.set_device(found)
     return found
 
