@@ -4,38 +4,39 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from torch import nn
 
-Place = tuple[dict[str, Any], str, Any]
-Places = tuple[list[dict[str, Any]], list[str], list[Any]]
+Places = tuple[list[dict[str, Any]], list[Any]]
 
 
 def places(model: nn.Module, names: Sequence[str]) -> Places:
-    """The dictionaries, keys and values that lead from a model to its parameters, each once.
+    """The dictionaries that lead from a model to its parameters, each once, and all that is in them.
 
     Args:
         model: The model.
         names: Full names of parameters, as ``named_parameters`` gives them.
     """
-    found: dict[tuple[int, str], Place] = {}
+    holders: dict[int, dict[str, Any]] = {}
     for name in names:
         *path, last = name.split(".")
         owner = model
         for key in path:
-            _add(found, owner._modules, key)
+            _add(holders, owner._modules, key)
             owner = owner.get_submodule(key)
-        _add(found, owner._parameters, last)
-    return ([p[0] for p in found.values()], [p[1] for p in found.values()], [p[2] for p in found.values()])
+        _add(holders, owner._parameters, last)
+    return list(holders.values()), list(chain.from_iterable(map(dict.values, holders.values())))
 
 
-def _add(found: dict[tuple[int, str], Place], held: Any, key: str) -> None:
-    if isinstance(held, dict) and key in held:  # TorchScript keeps them in C++
-        found[id(held), key] = held, key, held[key]
+def _add(holders: dict[int, dict[str, Any]], holder: Any, key: str) -> None:
+    if isinstance(holder, dict) and key in holder:  # TorchScript keeps them in C++
+        holders[id(holder)] = holder
 
 
 def in_place(known: Places) -> bool:
-    """Whether all of them are where they were."""
-    holders, keys, values = known
-    return all(map(operator.is_, map(dict.get, holders, keys), values))  # no call of Python's own for each
+    """Whether everything is where it was."""
+    holders, values = known
+    here = chain.from_iterable(map(dict.values, holders))
+    return sum(map(len, holders)) == len(values) and all(map(operator.is_, here, values))

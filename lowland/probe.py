@@ -102,7 +102,7 @@ def _vector(at: Any) -> Vec:
         UsageError: It is no sequence of tensors; one tensor would be taken for its rows, and a dict for its keys.
     """
     found = None if isinstance(at, Tensor | dict | str) or not hasattr(at, "__iter__") else list(at)
-    if found is None or not all(isinstance(t, Tensor) for t in found):
+    if found is None or not all(issubclass(kind, Tensor) for kind in set(map(type, found))):
         raise UsageError(
             f"at must be a displacement, one tensor for each parameter, but is {_short(at)}; compute it with "
             "self.ascent(engine, here.grad) or lowland.vec"

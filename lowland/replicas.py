@@ -73,9 +73,8 @@ class Replicas:
         """Refuse SyncBatchNorm that would mix the statistics of groups at different weights."""
         for name, m in model.named_modules():
             if isinstance(m, nn.SyncBatchNorm):
-                group = m.process_group
-                own = dist.get_world_size(group) == 1 or any(group is g for g in self.groups)
-                if not own:
+                there = dist.get_process_group_ranks(m.process_group)
+                if len(there) > 1 and there not in map(dist.get_process_group_ranks, self.groups):
                     raise ParameterError(
                         f"SyncBatchNorm must not span the groups of a probe mesh, whose weights differ, but {name} "
                         "spans all ranks of its process group; make it with the data-parallel group: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Generator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,6 +17,8 @@ from lowland.vec import Vec
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
+
+_GRAD = operator.attrgetter("grad")
 
 Drive: TypeAlias = Generator[tuple[Probe, ...], tuple[Reading, ...], Tensor]
 
@@ -32,12 +35,13 @@ def drive(engine: Engine, batch: Any) -> Drive:
     engine.parameters.check_unchanged(engine.step, engine.work.replicas.fsdp)
     before = dict(engine.memory), dict(engine.lagged.waiting), engine.rng.getstate()
     engine.work.replicas.check_covered()
-    held = [p.grad for p in engine.params]
+    held = list(map(_GRAD, engine.params))
     done, eye = False, None
     engine.under_way = True
     try:
-        for p in engine.params:
-            p.grad = None
+        if not _nothing(held):
+            for p in engine.params:
+                p.grad = None
         engine.work.begin(engine.step)
         engine.executor.begin(batch)
         if engine.work.watched:
@@ -119,7 +123,12 @@ def _fill(engine: Engine, held: list[Tensor | None], grad: Vec, before: dict[str
     # The caller clips and unscales .grad in place, which must not reach a vector in memory.
     if engine.memory:
         kept = watch.held(engine.memory)
-        grad = [g.clone() if id(g) in kept else g for g in grad]
+        if not kept.isdisjoint(map(id, grad)):
+            grad = [g.clone() if id(g) in kept else g for g in grad]
+    if _nothing(held) and all(engine.work.reached):  # the usual step, one assignment for each parameter
+        for p, g in zip(engine.params, grad, strict=True):
+            p.grad = g
+        return
     for p, h, g, reached in zip(engine.params, held, grad, engine.work.reached, strict=True):
         if not reached:
             p.grad = h
@@ -127,3 +136,8 @@ def _fill(engine: Engine, held: list[Tensor | None], grad: Vec, before: dict[str
             p.grad = g
         else:
             p.grad = h.add_(g)
+
+
+def _nothing(held: list[Tensor | None]) -> bool:
+    """Whether no parameter had a gradient when the step began."""
+    return set(map(type, held)) <= {type(None)}

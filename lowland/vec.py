@@ -9,6 +9,7 @@ plan that changes a reading's gradient, which is its own.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -24,6 +25,8 @@ Scalar: TypeAlias = "float | Tensor | Sequence[float]"
 
 SMALL = 8192  # entries of a tensor, on average, up to which a call for each costs more than a flat copy of all
 TINY = 1e-12  # added to every norm that is divided by
+
+_DTYPE = operator.attrgetter("dtype")
 
 
 def zeros(like: Vec) -> Vec:
@@ -226,7 +229,7 @@ def _many_small(v: Vec) -> bool:
     """Whether one operation on a flat copy beats one operation per tensor: on a CPU a call costs a microsecond."""
     if len(v) <= 16 or not shards.ordinary(v) or not v[0].is_cpu or v[0].dtype not in (torch.float32, torch.float64):
         return False
-    return sum(map(torch.numel, v)) < SMALL * len(v) and len({t.dtype for t in v}) == 1
+    return sum(map(torch.numel, v)) < SMALL * len(v) and len(set(map(_DTYPE, v))) == 1
 
 
 def _at_hand(t: Tensor) -> bool:

@@ -87,14 +87,19 @@ def test_groups_are_compared_by_identity(steps):
         engine.backward(batch(9))
 
 
-def test_new_parameters_are_found_at_the_next_power_of_two():
-    engine, model, _ = engine_of(SAM())
+@pytest.mark.parametrize(
+    ("added", "found"), [(lambda model: model, 3), (lambda model: model[4], 4)], ids=["beside parameters", "elsewhere"]
+)
+def test_new_parameters_are_found(added, found):
+    """At once where the model keeps parameters that it had, elsewhere at the next power of two."""
+    engine, model, _ = engine_of(SAM(), nn.Sequential(*network(), nn.Sequential()))
     for i in range(3):
         step(engine, i)
-    model.append(nn.Linear(2, 2).double())
-    step(engine, 3)
-    with pytest.raises(ParameterError, match=r"4\.weight, 4\.bias are new"):
-        step(engine, 4)
+    added(model).append(nn.Linear(2, 2).double())
+    if found == 4:
+        step(engine, 3)
+    with pytest.raises(ParameterError, match=r"\.weight, .*\.bias are new"):
+        step(engine, found)
 
 
 def test_the_same_parameters_in_another_place_are_fine():

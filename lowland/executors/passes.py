@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import TracebackType
@@ -19,6 +20,9 @@ from lowland.loss import Loss, Terms, divisor, terms
 from lowland.modes import compiled, frozen_stats, only, traceless
 from lowland.probe import Probe, Reading
 from lowland.vec import Vec
+
+# Maps of these cost a tenth of a loop in Python, which counts where parameters are many and small.
+_GRAD, _LAYOUT = operator.attrgetter("grad"), operator.attrgetter("layout")
 
 
 class Pass:
@@ -238,17 +242,16 @@ class Pass:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Take the gradients and restore the weights."""
-        params = self.work.params
+        params, failed = self.work.params, True
         try:
-            grads = [p.grad for p in params]
-            for p in params:
-                p.grad = None
-            if self.probe.wrt is not None:  # a caller's own backward may have done more than was asked
-                grads = [g if wanted else None for g, wanted in zip(grads, self.probe.wrt, strict=True)]
-        finally:
-            self._stack.close()  # whatever interrupts the lines above, the weights come back
-        failed = True
-        try:
+            try:
+                grads: list[Tensor | None] = list(map(_GRAD, params))
+                for p in params:
+                    p.grad = None
+                if self.probe.wrt is not None:  # a caller's own backward may have done more than was asked
+                    grads = [g if wanted else None for g, wanted in zip(grads, self.probe.wrt, strict=True)]
+            finally:
+                self._stack.close()  # whatever interrupts the lines above, the weights come back
             if kind is None:
                 self.reading = self._read(grads)
                 failed = False
@@ -276,14 +279,14 @@ class Pass:
         if work.replicas.groups:
             grads = work.replicas.taken(grads, self.probe.sync, self.probe.wrt)
         grads = work.ownership.own(grads, check=work.step < 2)
-        strided = torch.strided
-        if all(g is not None and g.layout is strided for g in grads):  # by far the most frequent, so it is quick
-            work.reached, taken = [True] * len(grads), cast(Vec, grads)
+        there = [g for g in grads if g is not None] if type(None) in map(type, grads) else cast(Vec, grads)
+        if any(layout is not torch.strided for layout in set(map(_LAYOUT, there))):
+            raise ParameterError(
+                "gradients must be dense, but a parameter's gradient is sparse; make its module with sparse=False"
+            )
+        if len(there) == len(grads):
+            work.reached, taken = [True] * len(grads), there
         else:
-            if any(g is not None and g.layout is not strided for g in grads):
-                raise ParameterError(
-                    "gradients must be dense, but a parameter's gradient is sparse; make its module with sparse=False"
-                )
             self._reached = [g is not None for g in grads]
             work.reached = [r or g for r, g in zip(work.reached, self._reached, strict=True)]
             taken = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, work.params, strict=True)]
