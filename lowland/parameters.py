@@ -47,13 +47,16 @@ class Parameters:
         self._places = owners.places(model, list(trainable))
         self._owners = [model.get_submodule(n.rpartition(".")[0]) for n in trainable]
         self._selected: dict[Geometry, list[bool]] = {}
-        self._thawed: list[bool] | None = None  # which are not frozen since; None: all
+        self._thawed: list[bool] | None = None  # which are not frozen since; None: not looked at in this step
+        owners.Registrations.watch()
+        self._registrations = owners.Registrations.count
 
     def check_unchanged(self, step: int, sharded: Sequence[nn.Module] = ()) -> None:
-        """Refuse to go on if parameters were added, replaced or unfrozen since; note which were frozen.
+        """Refuse to go on if parameters were added, replaced or unfrozen since.
 
         Args:
-            step: Number of the step; the whole model is walked through at 0, 1, 2, 4, 8, ...
+            step: Number of the step; the whole model is walked through at 0, 1, 2, 4, 8, ..., and when any module has
+                been given a parameter or a module since.
             sharded: Modules of ``fully_shard``, which may have put other tensors in the parameters' places.
 
         Raises:
@@ -64,9 +67,19 @@ class Parameters:
                 "the trainable parameters must stay those the engine was made with, but a parameter was "
                 "exchanged, added or unfrozen since; make a new Engine from the same method, model and optimizer"
             )
-        if step & (step - 1) == 0 or not owners.in_place(self._places):
+        self._thawed, before = None, self._registrations
+        self._registrations = owners.Registrations.count
+        if step & (step - 1) == 0 or self._registrations != before:
             self._check_model(sharded)
-        self._thawed = None if all(map(_TRAINS, self.vec)) else list(map(_TRAINS, self.vec))
+
+    def check_unreached(self, sharded: Sequence[nn.Module] = ()) -> None:
+        """The same where a loss has not reached all parameters, as it cannot where others have taken their place.
+
+        Raises:
+            ParameterError: They have.
+        """
+        if not owners.in_place(self._places):
+            self._check_model(sharded)
 
     def _check_model(self, sharded: Sequence[nn.Module]) -> None:
         """Look for all parameters in the model, wherever they are now."""
@@ -90,6 +103,8 @@ class Parameters:
     def trained(self, among: Sequence[bool] | None) -> list[bool] | None:
         """Those of ``among`` that were not frozen since the engine was made; None stands for all."""
         if self._thawed is None:
+            self._thawed = list(map(_TRAINS, self.vec))
+        if all(self._thawed):
             return None if among is None else list(among)
         return self._thawed if among is None else [a and t for a, t in zip(among, self._thawed, strict=True)]
 
@@ -114,7 +129,7 @@ class Parameters:
         chosen = [value if "rho" in o.defaults or g.get("rho") is None else g["rho"] for o, g in groups]
         for k, radius in enumerate(chosen):
             checks.at_least(f'param_groups[{k}]["rho"]', radius, 0, "rho=0 leaves the group unperturbed")
-        if geometry.select is None and self._thawed is None and all(c == value for c in chosen):
+        if geometry.select is None and all(c == value for c in chosen) and self.trained(None) is None:
             return value
         taken = self.trained(self.select(geometry)) or []
         return [chosen[k] if t else 0.0 for k, t in zip(self.group, taken, strict=True)]

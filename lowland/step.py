@@ -48,6 +48,8 @@ def drive(engine: Engine, batch: Any) -> Drive:
             eye = watch.Watch(engine.method.kind, engine.params, engine.names, engine.memory, engine.vector_keys)
         result, count, aux = yield from _converse(engine, engine.method.plan(engine, batch), batch, eye)
         loss, grad = plans.result(engine.method.kind, result, engine.params, each=eye is not None)
+        if engine.executor.substitutes or not all(engine.work.reached):
+            engine.parameters.check_unreached(engine.work.replicas.fsdp)
         plans.same_keys(engine.method.kind, before[0], engine.memory)
         if eye is not None:
             eye.check(engine.memory, grad)

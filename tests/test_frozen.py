@@ -87,18 +87,6 @@ def test_groups_are_compared_by_identity(steps):
         engine.backward(batch(9))
 
 
-@pytest.mark.parametrize(("beside", "found"), [(True, 3), (False, 4)])
-def test_new_parameters_are_found_at_once_or_at_the_next_power_of_two(beside, found):
-    engine, model, _ = engine_of(SAM(), nn.Sequential(*network(), nn.Sequential()))
-    for i in range(3):
-        step(engine, i)
-    (model if beside else model[4]).append(nn.Linear(2, 2).double())
-    if not beside:
-        step(engine, 3)
-    with pytest.raises(ParameterError, match=r"\.weight, .*\.bias are new"):
-        step(engine, found)
-
-
 def test_the_same_parameters_in_another_place_are_fine():
     engine, model, optimizer = engine_of(SAM())
     twin = copy.deepcopy(model)

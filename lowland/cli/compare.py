@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from lowland.cli.display import display
-from lowland.cli.options import Options, command
+from lowland.cli.options import DIVERGED, Options, command
 from lowland.distributed import ranks
 from lowland.lab.compare import compare, expand, grid
 from lowland.report import LEGEND, notes, read_all, rich_table, statement, summarize, verdict, write_page
@@ -20,8 +20,9 @@ class Compare(Options):
     """Compare methods on a task: several seeds each, the same data and start, one budget.
 
     Args:
-        methods: Methods, each such as sam or sampa:rho=0.1,lam=0.2; `lowland methods` lists them. all stands for every
-            one of them that works on the model, and may be joined by others: all sam:rho=0.1.
+        methods: Methods, each such as sam or sampa:rho=0.1,lam=0.2; `lowland methods` lists them. Your own come from
+            a file or a package: vasso.py:VaSSO:theta=0.4, package.module:VaSSO. all stands for every one that works on
+            the model, and may be joined by others: all sam:rho=0.1.
         seeds: How many seeds, >= 1; intervals need at least 2.
     """
 
@@ -49,7 +50,7 @@ class Compare(Options):
         for text in (verdict(rows), statement(rows), *notes(records), *left_out, LEGEND, f"page: {page}"):
             if text:
                 console.print(text, markup=False, highlight=False, soft_wrap=text.startswith("page"))
-        return 0
+        return DIVERGED if any(row.diverged for row in rows) else 0
 
     def resumption(self, argv: Sequence[str]) -> list[str]:
         """What to type to go on: the same."""

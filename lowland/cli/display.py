@@ -130,6 +130,8 @@ def outcome(line: dict[str, Any], *, kept: bool) -> str:
     """What a finished run came to."""
     accuracy, seconds = line.get("test_accuracy"), line.get("seconds") or 0.0
     text = "no accuracy" if accuracy is None else f"test {100 * accuracy:.2f} %"
+    if line.get("diverged"):
+        text = "diverged"
     return f"{text} after {line['epochs']} epochs, {duration(seconds)} of training{' (kept)' if kept else ''}"
 
 

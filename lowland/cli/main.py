@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from importlib.metadata import version
 from types import FrameType
 from typing import Annotated, Any, Union
 
@@ -33,9 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; those of the process by default.
 
     Returns:
-        The exit code: 0, 2 after an error that the message explains, 130 or 143 after SIGINT or SIGTERM.
+        The exit code: 0, 2 after an error that the message explains, 3 where a training diverged, 130 or 143 after
+        SIGINT or SIGTERM.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    if argv == ["--version"]:
+        print(f"lowland {version('lowland')}, torch {version('torch')}")
+        return 0
     try:
         with _terminable():
             return _dispatch(argv)

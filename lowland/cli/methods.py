@@ -16,10 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from lowland.cli.docstrings import Docstring, parse
-from lowland.errors import LowlandError, UnknownNameError
+from lowland.errors import LowlandError
 from lowland.lab.costs import REQUIRED, Costs, measure, specimen
 from lowland.method import Method
-from lowland.methods import GEOMETRIES, METHODS, spell
+from lowland.methods import GEOMETRIES, METHODS, kind_of, outside, spell
 from lowland.methods.climbing import Climbing
 
 NOTE = (
@@ -46,7 +46,8 @@ class Methods:
     """List the methods with their papers and measured costs, the cheapest first; or explain one of them.
 
     Args:
-        name: The method to explain: its rule, fields, cost, invariants, and when to use it.
+        name: The method to explain: its rule, fields, cost, invariants, and when to use it; one of your own, too, as
+            vasso.py:VaSSO or package.module:VaSSO.
     """
 
     name: tyro.conf.Positional[str | None] = None
@@ -54,13 +55,14 @@ class Methods:
     def run(self, console: Console, argv: Sequence[str]) -> int:
         """Print the table, or the page of one method."""
         if self.name is None:
+            for name in outside.installed():
+                kind_of(name)
             with console.status("counting what each method costs"):
                 shown = table(console.width)
             console.print(shown)
             console.print(NOTE, markup=False, highlight=False)
             return 0
-        if self.name not in METHODS:
-            raise UnknownNameError("method", self.name, METHODS)
+        kind_of(self.name)
         for line in page(self.name, min(console.width, PAGE)):
             console.print(line, soft_wrap=True)
         return 0

@@ -13,6 +13,8 @@ from lowland.lab.config import RunConfig
 from lowland.lab.recipes import Recipe, default_model, method_recipe, recipe
 from lowland.lab.tasks import NoiseKind
 
+DIVERGED = 3  # the exit code where a training broke down
+
 
 @dataclass(kw_only=True)
 class Options:

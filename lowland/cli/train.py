@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 
 from lowland.cli.display import display
-from lowland.cli.options import Options, command
+from lowland.cli.options import DIVERGED, Options, command
+from lowland.errors import ArgumentError
 from lowland.lab.run import train
 
 
@@ -17,7 +19,8 @@ class Train(Options):
     """Train one model with one method.
 
     Args:
-        method: Such as sam, or with hyperparameters sampa:rho=0.1,lam=0.2; `lowland methods` lists them.
+        method: Such as sam, or with hyperparameters sampa:rho=0.1,lam=0.2; `lowland methods` lists them. Your own
+            come from a file or a package: vasso.py:VaSSO:theta=0.4, package.module:VaSSO.
         seed: Of initialization, data order, augmentation and label noise, >= 0.
         resume: Go on with the run in its folder, where there is one.
         name: The run's folder in --out; left out, made from task, model, method and seed.
@@ -30,6 +33,10 @@ class Train(Options):
 
     def run(self, console: Console, argv: Sequence[str]) -> int:
         """Train, and say where the run is."""
+        if self.name is not None and (self.name in ("", ".", "..") or Path(self.name).name != self.name):
+            raise ArgumentError(
+                f"--name must be the name of a folder in --out, but is {self.name!r}; use --out for its place"
+            )
         config = self.config(self.method, self.seed)
         folder = self.out / (self.name or config.name)
         with display(console, 1) as shown:
@@ -37,7 +44,7 @@ class Train(Options):
             line = train(config, folder, resume=self.resume, progress=shown.update, command=command(argv))
             shown.end(config.name, line, kept=False)
         console.print(f"run: {folder}", markup=False, highlight=False, soft_wrap=True)
-        return 0
+        return DIVERGED if line.get("diverged") else 0
 
     def resumption(self, argv: Sequence[str]) -> list[str]:
         """What to type to go on."""

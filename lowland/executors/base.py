@@ -131,9 +131,12 @@ class Executor(ABC):
 
     Attributes:
         width: How many probes it answers at once; plans that can choose ask for as many together.
+        substitutes: Whether it puts other tensors in the parameters' places, so that all of them are reached even if
+            the model has been given others since.
     """
 
     width: int = 1
+    substitutes: bool = False
 
     @abstractmethod
     def run(self, work: Work, probes: tuple[Probe, ...]) -> tuple[Reading, ...]:

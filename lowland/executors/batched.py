@@ -55,6 +55,8 @@ class Batched(Executor):
         ArgumentError: ``width`` is no integer >= 1.
     """
 
+    substitutes = True
+
     def __init__(self, width: int = 2) -> None:
         checks.whole("width", width, 1, "1 answers one probe after the other")
         self.width = width

@@ -115,12 +115,17 @@ def compare(runs: Sequence[RunConfig], out: Path, display: Display, *, command: 
         The run folders.
 
     Raises:
+        ArgumentError: A method is unknown, or named twice in other words.
         StateError: A folder holds a run of another configuration; nothing has been trained then.
         ParameterError: A method cannot work on the model; nothing has been trained then, either.
         UsageError: A method cannot work with the optimizer; the same.
     """
-    for config in runs:
-        _check_folder(config, out / config.name)
+    lines = [_line(config) for config in runs]
+    _check_twice(lines)
+    for config, line in zip(runs, lines, strict=True):
+        recorded = history(out / config.name).config
+        if recorded is not None:  # before hours are spent on the runs before it
+            refuse_other(recorded, line, out / config.name)
     missing = {config.method: config for config in runs if history(out / config.name).end is None}
     for config in missing.values():
         _check_method(config)
@@ -155,11 +160,21 @@ def budget(kind: Kind, limit: float | None, base: RunConfig, out: Path) -> Budge
     return Budget(kind=kind, limit=told(found or float(f"{steps * _plain_step(timed):.3g}")))
 
 
-def _check_folder(config: RunConfig, folder: Path) -> None:
-    """Refuse a collision before hours are spent on the runs before it; this also refuses unknown names."""
-    recorded, asked = history(folder).config, _line(config)
-    if recorded is not None:
-        refuse_other(recorded, asked, folder)
+def _check_twice(lines: Sequence[dict[str, Any]]) -> None:
+    """Refuse one run under two names, such as sam and sam:rho=0.05.
+
+    Raises:
+        ArgumentError: There is one.
+    """
+    first: list[dict[str, Any]] = []
+    for line in (line for line in lines if line["seed"] == lines[0]["seed"]):
+        for other in first:
+            if not differences(other, line):
+                raise ArgumentError(
+                    f"methods must differ, but {other['method']['text']} and {line['method']['text']} are the same "
+                    "here; leave one out"
+                )
+        first.append(line)
 
 
 def _line(config: RunConfig) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from lowland.lab.recipes import Recipe
 from lowland.lab.tasks import NoiseKind
 from lowland.method import Method
 from lowland.methods import GEOMETRIES, key_of
+from lowland.methods.outside import source
 
 IDENTITY = ("task", "model", "seed", "recipe", "noise", "budget", "method", "device", "threads")
 """The fields of a config line that decide the trajectory; two runs that share them are the same run.
@@ -113,6 +114,7 @@ def config_line(
             "class": type(method).__name__,
             "text": config.method,
             "fields": _fields(method),
+            **({} if (code := source(method)) is None else {"source": code}),
         },
         "recipe": _fields(config.recipe),
         "noise": {"kind": config.noise_kind, "rate": config.noise},
@@ -170,6 +172,7 @@ def _flat(line: Mapping[str, Any]) -> dict[str, Any]:
             # spelled "sam" or "sam:rho=0.05", it is the same method
             flat["method"] = value.get("key")
             flat |= {f"method.{k}": v for k, v in value.get("fields", {}).items()}
+            flat["method's source"] = value.get("source")
         elif isinstance(value, Mapping):
             flat |= {f"{name}.{k}": v for k, v in value.items()}
         else:

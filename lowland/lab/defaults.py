@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from lowland import schedule
 from lowland.lab.recipes import is_transformer
-from lowland.methods import METHODS
-
-RIPE = 8  # epochs from which on a method has its full strength
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,16 +32,6 @@ class Training:
         """The steps of ``most`` epochs, or of a share of the training where that is shorter."""
         return round(min(most * self.steps_per_epoch, share * self.steps))
 
-    @property
-    def strength(self) -> float:
-        """How strong a method is made: 1, and less in a training below 8 epochs, with the cube of its length.
-
-        In the beginning a network is far from any minimum, flat or sharp, and every radius only slows it down: on two
-        epochs of CIFAR-10 SAM with its published 0.05 stays 1.8 points behind plain training, on eight it has caught
-        up (docs/results.md). A training of two epochs gets a 64th, one of an epoch or less a 512th.
-        """
-        return min(1.0, max(1.0, self.steps / self.steps_per_epoch) / RIPE) ** 3
-
 
 def method_defaults(method: str, training: Training) -> dict[str, Any]:
     """The fields of a method that a recipe fills where the user leaves them open.
@@ -55,30 +41,8 @@ def method_defaults(method: str, training: Training) -> dict[str, Any]:
         training: What it is for.
     """
     filled = {} if is_transformer(training.model) else dict(TUNED.get(method, {}))
-    filled |= FITTED[method](training) if method in FITTED else {}
-    return filled | _weakened(method, filled, training.strength)
+    return filled | (FITTED[method](training) if method in FITTED else {})
 
-
-def _weakened(method: str, filled: dict[str, Any], strength: float) -> dict[str, Any]:
-    """The fields that make a method strong, moved towards plain training where its strength is below 1."""
-    if strength == 1.0 or method == "plain":
-        return {}
-    full = {f.name: filled.get(f.name, f.default) for f in dataclasses.fields(METHODS[method]) if f.init}
-    ends = {name: end for name, end in ({"rho": 0.0} | WEAKEST.get(method, {})).items() if name in full}
-    moved = {name: end + strength * (full[name] - end) for name, end in ends.items() if isinstance(full[name], float)}
-    return {name: float(f"{value:.4g}") for name, value in moved.items()}
-
-
-WEAKEST: dict[str, dict[str, float]] = {
-    "looksam": {"alpha": 0.0},
-    "wsam": {"gamma": 0.5},
-    # Choosing the hardest half of the examples starves a network that sees each of them only twice.
-    "k-sam": {"k": 1.0},
-    "esam": {"gamma": 1.0},
-    "ausam": {"alpha": 1.0},
-    "sl-sam": {"s": 1.0},
-}
-"""Where fields other than the radius go in a short training, by method; a radius goes to 0."""
 
 TUNED: dict[str, dict[str, Any]] = {
     # Published for vision transformers is 0.7; on small CNNs nothing was gained above 0.3 (arXiv 2401.12033, A.14).
@@ -110,6 +74,6 @@ FITTED: dict[str, Callable[[Training], dict[str, Any]]] = {
     # The paper's script turns to SAM at epoch 150 of 160; trainings here are shorter, so somewhat earlier.
     "late": lambda t: {"start": 0.9, "total": t.steps},
     # The paper ties the radius to the learning rate, in proportion.
-    "gsam": lambda t: {"rho": schedule.follow_lr(0.05 * t.strength, 0.0, lr_high=t.lr)},
+    "gsam": lambda t: {"rho": schedule.follow_lr(0.05, 0.0, lr_high=t.lr)},
 }
 """Values that depend on the training, by method."""

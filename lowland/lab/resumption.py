@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lowland.distributed import World
 from lowland.errors import StateError
 from lowland.lab.config import refuse_other
 from lowland.lab.records import History
@@ -63,24 +61,3 @@ _SHARES = (
 def _shares(mesh: str | None) -> int:
     sizes = {name: int(size) for name, _, size in (part.partition("=") for part in (mesh or "").split(",") if part)}
     return math.prod(size for name, size in sizes.items() if name != "probe")
-
-
-def seen_by_share(ranks: World, losses: float, examples: float) -> list[tuple[float, float]]:
-    """Sum of losses and number of examples of every share of the batches; all ranks call it."""
-    found = {share: (each, n) for share, each, n in ranks.gather((ranks.share[0], losses, examples))}
-    return [found[share] for share in sorted(found)]
-
-
-def mean_loss(ranks: World, losses: float, examples: float) -> float:
-    """The mean over all examples that any rank has seen, from this rank's sum and number; all ranks call it."""
-    sums, counts = zip(*ranks.gather((losses, examples)), strict=True)
-    return float(sum(sums) / (sum(counts) or 1))
-
-
-def seen_here(seen: Sequence[tuple[float, float]], ranks: World) -> tuple[float, float]:
-    """Sum of losses and number of examples for this rank's share of the batches, from those of the shares saved."""
-    number, count = ranks.share
-    if len(seen) == count:
-        return seen[number]
-    losses, examples = (sum(each) for each in zip(*seen, strict=True))
-    return losses / count, examples / count

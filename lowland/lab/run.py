@@ -24,9 +24,10 @@ from lowland.lab.evaluate import cross_entropy, evaluate, fingerprint
 from lowland.lab.events import Events
 from lowland.lab.interrupt import Stopped, deferred
 from lowland.lab.loader import Loader
+from lowland.lab.losses import Losses
 from lowland.lab.prepare import complete, loader_of, task_of
 from lowland.lab.records import History, NoFile, RunFile, history
-from lowland.lab.resumption import changed_versions, check_held, mean_loss, restarted, seen_by_share, seen_here
+from lowland.lab.resumption import changed_versions, check_held, restarted
 from lowland.lab.tasks import Task
 from lowland.lab.trainer import Trainer, rehearse, settings
 from lowland.sharpness import m_sharpness
@@ -122,11 +123,11 @@ class _Run:
         self.config, self.folder, self.line, self.loader, self.make = config, folder, line, loader, make
         self.clock = Clock(config.on())
         self.epoch = self.batch = self.peak = 0
-        self.losses = torch.zeros((), dtype=torch.float64, device=config.on())  # sum over the epoch so far
+        self.losses = Losses(ranks, config.on())
         self.gradients: list[float] = []  # cumulative, after every step
         self.score: dict[str, float] = {}
         # Training time that all ranks go by, and seconds that the last checkpoint took.
-        self.best = self.examples = self.seconds = self._writing = 0.0
+        self.best = self.seconds = self._writing = 0.0
         self.events: Events | None = None
         self._told = self._saved = time.monotonic()
 
@@ -164,6 +165,7 @@ class _Run:
             epochs=self.epoch,
             step=engine.step,
             **self.score,
+            diverged=self.losses.diverged,
             best_test_accuracy=self.best,
             seconds=clock.seconds,
             seconds_per_step=typical(clock.laps, [b - a for a, b in pairwise([0.0, *self.gradients])]),
@@ -192,9 +194,9 @@ class _Run:
         return self.config.budget.progress(steps=engine.step, gradients=engine.cost.gradients, seconds=self.seconds)
 
     def go(self, progress: Progress | None) -> None:
-        """Train until the budget is spent or a signal comes."""
+        """Train until the budget is spent, the loss is no number any more, or a signal comes."""
         with deferred() as signaled:
-            while self.fraction() < 1 or self.batch:
+            while (self.fraction() < 1 or self.batch) and not self.losses.lost:
                 self._rest_of_epoch(progress, signaled)
                 self._end_epoch()
                 self._listen(signaled())
@@ -209,8 +211,7 @@ class _Run:
             loss = self.trainer.step(batch, fraction)
             self.clock.lap()
             self.batch += 1
-            self.examples += len(batch[1])
-            self.losses += loss.double() * len(batch[1])
+            self.losses.add(loss, len(batch[1]), step=self.trainer.engine.step)
             self.gradients.append(self.trainer.engine.cost.gradients)
             self._listen(signaled(), due=self._due())
             if self.trainer.engine.step % (self.config.checkpoint_every or math.inf) == 0:
@@ -228,7 +229,7 @@ class _Run:
             "epoch",
             epoch=self.epoch,
             step=engine.step,
-            train_loss=mean_loss(self.ranks, float(self.losses), self.examples),
+            train_loss=self.losses.end_epoch(),
             train_accuracy=evaluate(model, self._judged(), precision=precision).accuracy,
             **self.score,
             lr=self.trainer.optimizer.param_groups[0]["lr"],
@@ -239,8 +240,7 @@ class _Run:
         )
         if self.events is not None:
             self.events.write(line)
-        self.batch, self.examples = 0, 0.0
-        self.losses = torch.zeros_like(self.losses)
+        self.batch = 0
 
     def _judged(self) -> Iterator[Any]:
         return islice(self.loader.evaluation(M, part="train"), JUDGED // M)
@@ -278,7 +278,7 @@ class _Run:
             "trainer": self.trainer.state(),
             "place": {"epoch": self.epoch, "batch": self.batch, "peak": self.peak},
             "score": self.score | {"best": self.best},
-            "seen": seen_by_share(self.ranks, float(self.losses), self.examples),
+            "losses": self.losses.state(),
             "seconds": self.clock.seconds,
             "laps": torch.tensor(self.clock.laps, dtype=torch.float64),
             "gradients": torch.tensor(self.gradients, dtype=torch.float64),
@@ -293,8 +293,8 @@ class _Run:
             setattr(self, name, value)
         self.score = dict(state["score"])
         self.best = self.score.pop("best")
-        losses, self.examples = seen_here(state["seen"], self.ranks)
-        self.losses.fill_(losses)
+        # Checkpoints of 0.1.0 have the sums alone.
+        self.losses.load(**(state["losses"] if "losses" in state else {"seen": state["seen"]}))
         self.seconds = self.clock.seconds = state["seconds"]
         self.clock.laps = state["laps"].tolist()
         self.gradients = state["gradients"].tolist()

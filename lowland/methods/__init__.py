@@ -10,6 +10,7 @@ from typing import Any
 from lowland.errors import ArgumentError, UnknownNameError
 from lowland.geometry import L2, Adaptive, Geometry, Layerwise
 from lowland.method import Method
+from lowland.methods import outside
 from lowland.methods.adasam import AdaSAM
 from lowland.methods.ae_sam import AESAM
 from lowland.methods.asam import ASAM
@@ -79,10 +80,34 @@ def key_of(method: Method) -> str:
     )
 
 
+def kind_of(name: str) -> type[Method]:
+    """The class of a method's name; one that is not lowland's own is loaded, and is in METHODS from then on.
+
+    Args:
+        name: A key of METHODS, ``path/to/file.py:Name``, ``package.module:Name``, or an entry point's name.
+
+    Raises:
+        UnknownNameError: No such method; the nearest name is suggested.
+        ArgumentError: A file or module that cannot be imported, or a name in it that is no method.
+    """
+    if name not in METHODS:
+        kind = outside.load(name)
+        if kind is None and "," in name:
+            raise ArgumentError(
+                f"methods must be named one by one, but {name!r} has a comma; write {' '.join(name.split(','))}, or "
+                "fields after a colon, as in sam:rho=0.1"
+            )
+        if kind is None:
+            raise UnknownNameError("method", name, [*METHODS, *outside.installed()])
+        METHODS[name] = kind
+    return METHODS[name]
+
+
 def make(text: str, *, fill: Callable[[str], Mapping[str, Any]] | None = None, **defaults: Any) -> Method:
     """A method from ``key`` or ``key:field=value,field=value``.
 
-    A method around another one names it last: ``inner=`` takes the rest of the text.
+    A method around another one names it last: ``inner=`` takes the rest of the text. A method that is not lowland's own
+    is named by its place: ``vasso.py:VaSSO:theta=0.4``; see :func:`kind_of`.
 
     Args:
         text: For example ``"sampa:rho=0.1,lam=0.2"``, ``"looksam:geometry=layerwise"`` or
@@ -102,10 +127,8 @@ def make(text: str, *, fill: Callable[[str], Mapping[str, Any]] | None = None, *
     """
     if not isinstance(text, str):
         raise ArgumentError(f'text must be a string such as "sam:rho=0.05", but is {text!r}; a method is used as it is')
-    key, _, rest = text.partition(":")
-    if key not in METHODS:
-        raise UnknownNameError("method", key, METHODS)
-    kind = METHODS[key]
+    key, rest = outside.split(text, METHODS)
+    kind = kind_of(key)
     known = _given(kind)
     given: dict[str, Any] = {**(fill(key) if fill is not None else {}), **defaults}
     if "inner" in known:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowland.errors import ArgumentError, MissingExtraError
-from lowland.report.records import RunRecord
+from lowland.report.records import MethodRecord, RunRecord
 from lowland.report.sentences import notes, statement, verdict
 from lowland.report.summary import Row, budget_text, chosen, groups, noise_text, summarize
 from lowland.report.table import LEGEND, NONE, columns
@@ -146,7 +146,7 @@ def _section(records: Sequence[RunRecord], look: Mapping[str, Look]) -> dict[str
         "runs": [_run(record) for record in records],
         "setting": _setting(records),
         "methods": [
-            (record.method.text, record.method.cls, _fields(record.method.fields))
+            (record.method.text, record.method.cls, _fields(record.method))
             for record in {record.method.text: record for record in records}.values()
         ],
     }
@@ -218,8 +218,10 @@ def _value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _fields(fields: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} = {_value(value)}" for name, value in fields.items()) or "no fields"
+def _fields(method: MethodRecord) -> str:
+    if method.key == "plain":  # it has a radius only to be a method
+        return "perturbs nothing"
+    return ", ".join(f"{name} = {_value(value)}" for name, value in method.fields.items()) or "no fields"
 
 
 def _run(record: RunRecord) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ class EndRecord:
     weights_sha256: str
     weights_per_step: float | None = None  # gradients, weighed by the share of tensors they are for
     forwards_per_step: float | None = None  # forward passes without a gradient
+    diverged: bool = False  # the training broke down: its last loss is no number, or above the first step's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,15 +122,16 @@ def read_all(paths: Iterable[str | Path]) -> list[RunRecord]:
     """Read many runs: run folders, run files, or parent folders that are searched for them.
 
     Runs found in a search come in the order in which they were started; an empty file there (a run killed
-    before its first line) is passed over. A run named twice is read once.
+    before its first line) is passed over, and one that is no run file is left out with a warning. A run named twice is
+    read once.
 
     Raises:
-        DataError: a path holds no run, or a file is not a run file.
+        DataError: a path holds no run, or a file that was named is not a run file.
     """
     records: dict[Path, RunRecord] = {}
     for path in map(Path, paths):
         if path.is_dir() and not (path / RUN_FILE).is_file():
-            found = [read(file) for file in path.rglob(RUN_FILE) if file.stat().st_size]
+            found = _search(path)
             if not found:
                 raise DataError(f"no {RUN_FILE} below {path}; name a folder that `lowland` wrote runs into")
             found.sort(key=lambda record: (record.time, str(record.path)))
@@ -137,6 +140,18 @@ def read_all(paths: Iterable[str | Path]) -> list[RunRecord]:
         for record in found:
             records.setdefault(record.path.resolve(), record)
     return list(records.values())
+
+
+def _search(folder: Path) -> list[RunRecord]:
+    records = []
+    for file in sorted(folder.rglob(RUN_FILE)):
+        if not file.stat().st_size:
+            continue
+        try:
+            records.append(read(file))
+        except DataError as error:
+            warnings.warn(f"left out: {error}", stacklevel=3)
+    return records
 
 
 def _parse(text: str) -> tuple[list[dict[str, Any]], list[int]]:
@@ -161,7 +176,8 @@ def _assemble(path: Path, lines: list[dict[str, Any]], damaged: list[int]) -> Ru
         raise ValueError('its first line is no {"kind": "config", ...}')
     config, end, resumed = lines[0], None, 0
     epochs: dict[int, EpochRecord] = {}
-    warnings = [f"line {number} of the run file is damaged and was left out" for number in damaged]
+    lost: set[int] = set()  # epochs whose loss was no number
+    told = [f"line {number} of the run file is damaged and was left out" for number in damaged]
     for line in lines[1:]:
         kind = line.get("kind")
         if kind == "config":
@@ -169,16 +185,19 @@ def _assemble(path: Path, lines: list[dict[str, Any]], damaged: list[int]) -> Ru
         elif kind == "epoch":
             epoch = _epoch(line)
             epochs[epoch.epoch] = epoch
+            lost = lost | {epoch.epoch} if line.get("train_loss", 0) is None else lost - {epoch.epoch}
         elif kind == "resumed":
             # what lies beyond the checkpoint is run again; its old seconds would not fit the new ones
             epochs = {n: epoch for n, epoch in epochs.items() if epoch.step <= line["step"]}
             end, resumed = None, resumed + 1
         elif kind == "warning":
-            warnings.append(str(line["message"]))
+            told.append(str(line["message"]))
         elif kind == "end":
             end = _end(line)
     ordered = tuple(epochs[n] for n in sorted(epochs))
-    return _record(path, config, epochs=ordered, resumed=resumed, warnings=tuple(warnings), end=end)
+    if end is not None and ordered and ordered[-1].epoch in lost:  # also in files that do not say so themselves
+        end = replace(end, diverged=True)
+    return _record(path, config, epochs=ordered, resumed=resumed, warnings=tuple(told), end=end)
 
 
 def _record(path: Path, config: dict[str, Any], **rest: Any) -> RunRecord:
@@ -219,7 +238,13 @@ def _end(line: dict[str, Any]) -> EndRecord:
     costs = ("gradients_per_step", "sequential_per_step", "weights_per_step", "forwards_per_step")
     sha = str(line.get("weights_sha256") or "")
     numbers = dict(_numbers(line, (*names, *costs, "peak_memory", "m_sharpness")))
-    return EndRecord(epochs=int(line["epochs"]), step=int(line["step"]), weights_sha256=sha, **numbers)
+    return EndRecord(
+        epochs=int(line["epochs"]),
+        step=int(line["step"]),
+        weights_sha256=sha,
+        diverged=bool(line.get("diverged")),
+        **numbers,
+    )
 
 
 def _numbers(line: dict[str, Any], names: tuple[str, ...]) -> Iterator[tuple[str, float | None]]:

@@ -5,16 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lowland.report.records import RunRecord
-from lowland.report.summary import Row, chosen, summarize
-
-RIPE = 8  # epochs: that of lab/defaults.py, which needs torch
+from lowland.report.summary import RIPE, Row, chosen, summarize, too_short
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """The outcome in one sentence: who beats the baseline beyond the interval, and who does not."""
+    """The outcome in one sentence: what diverged, who beats the baseline, and who does not."""
     base, rivals = _sides(rows)
+    lost = diverged(rows)
+    if base is not None and base.diverged:
+        return f"{lost} Nothing can be said of the others without a baseline."
+    if lost:
+        return f"{lost} {_verdict(rows, base, rivals)}" if rivals else lost
+    return _verdict(rows, base, rivals)
+
+
+def diverged(rows: Sequence[Row]) -> str:
+    """Which trainings broke down, in a sentence; empty where none did."""
+    parts = [f"{row.label} diverged in {len(row.diverged)} of {len(row.seeds)} seeds" for row in rows if row.diverged]
+    return f"{listed(parts)}." if parts else ""
+
+
+def _verdict(rows: Sequence[Row], base: Row | None, rivals: Sequence[Row]) -> str:
     if not any(row.accuracy for row in rows):
         return "No run has finished yet."
+    if rivals and (epochs := too_short(rows)) is not None:
+        return (
+            f"A training of {epochs} epoch{'s' * (epochs != 1)} is too short to compare methods: far from any minimum "
+            f"a perturbation only slows it down. Take {RIPE} epochs or more."
+        )
     if base is None or base.accuracy is None:
         return f"{_leader(rows)}; without a finished baseline no difference can be judged."
     if not rivals:
@@ -33,16 +51,16 @@ def verdict(rows: Sequence[Row]) -> str:
 
 
 def statement(rows: Sequence[Row]) -> str:
-    """Which methods beat the baseline beyond their interval, which do not, and what each costs per step.
+    """Which methods beat the baseline, which do not, by what rule, and what each costs per step.
 
     Empty where no interval exists.
     """
     base, rivals = _sides(rows)
-    if base is None or not any(row.difference and row.difference.half is not None for row in rivals):
+    if base is None or not any(row.difference and row.difference.half is not None for row in rivals) or too_short(rows):
         return ""
     told: dict[str, str] = {
-        "better": f"Better than {base.label} beyond the 95 % interval",
-        "worse": f"Worse than {base.label} beyond it",
+        "better": f"Better than {base.label} (p < 0.05{_correction(rivals)})",
+        "worse": f"Worse than {base.label}",
         "open": "Open",
     }
     parts = []
@@ -62,7 +80,7 @@ def notes(records: Sequence[RunRecord]) -> list[str]:
     if len(runs) < len(records):
         found.append(f"{len(records) - len(runs)} of {len(records)} runs repeat a method and seed; the latest counts.")
     finished = [r for r in runs if r.finished]
-    found += _uneven(finished) + _uncounted(finished) + _short(finished)
+    found += _uneven(finished) + _uncounted(finished)
     if len({tuple(sorted(map(str, r.machine.items()))) for r in finished}) > 1:
         found.append("The runs come from different machines or settings: their times do not compare.")
     if len({r.versions.get("torch") for r in finished}) > 1:
@@ -79,17 +97,6 @@ def _uneven(finished: Sequence[RunRecord]) -> list[str]:
     fields = sorted({k for recipe in recipes for k in recipe if recipe[k] != usual.get(k)})
     others = sorted({r.method.text for r in finished if r.recipe != usual})
     return [f"The recipes of these runs differ in {listed(fields)}: {listed(others)} has its own."] if fields else []
-
-
-def _short(finished: Sequence[RunRecord]) -> list[str]:
-    """That recipes hold methods back in short trainings."""
-    lengths = [r.end.epochs for r in finished if r.end is not None and r.method.key != "plain"]
-    if not lengths or min(lengths) >= RIPE:
-        return []
-    return [
-        f"Trainings of less than {RIPE} epochs are short: there the recipes make methods weaker, with the cube of "
-        "the length, in the radius and in other fields, as far as you give none."
-    ]
 
 
 def _uncounted(finished: Sequence[RunRecord]) -> list[str]:
@@ -117,6 +124,11 @@ def percent(fraction: float, *, sign: bool = False) -> str:
 def listed(names: Sequence[str]) -> str:
     """Names in a sentence: ``a, b and c``."""
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
+
+
+def _correction(rivals: Sequence[Row]) -> str:
+    tested = sum(row.p is not None for row in rivals)
+    return f", corrected for {tested} comparisons" if tested > 1 else ""
 
 
 def _sides(rows: Sequence[Row]) -> tuple[Row | None, list[Row]]:

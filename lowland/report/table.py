@@ -18,8 +18,9 @@ NONE = "–"
 WIDE = 100  # columns of a terminal that hold every cell on one line
 MARKS = {"better": "▲", "worse": "▼", "open": "○", None: ""}
 LEGEND = (
-    "± is the 95 % t-interval over seeds, each comparison by itself (not corrected for comparing several). "
-    "Differences are paired by seed: ▲ better and ▼ worse beyond the interval, ○ open. "
+    "± is the 95 % t-interval over seeds, each by itself. Differences are paired by seed: ▲ better and ▼ worse where "
+    "their t-test has p < 0.05 after Holm's correction for the number of comparisons in the table, ○ open, also where "
+    "every seed differs by the same, which a test cannot judge. "
     "Gradients per step: all of them / one after another, where independent ones run side by side."
 )
 
@@ -129,6 +130,8 @@ def _seeds(row: Row) -> str:
 
 
 def _accuracy(row: Row) -> str:
+    if row.diverged:
+        return f"diverged in {len(row.diverged)} of {len(row.seeds)}"
     if row.accuracy is None:
         return "unfinished" if row.unfinished and not row.seeds else NONE
     half = "" if row.accuracy.half is None else f" ± {percent(row.accuracy.half)}"

@@ -30,7 +30,7 @@ def test_a_single_run_of_adasam_has_its_recipe_too(tmp_path):
     line = json.loads((tmp_path / "x" / "run.jsonl").read_text().splitlines()[0])
     assert (line["recipe"]["optimizer"], line["recipe"]["lr"]) == ("amsgrad", 0.1 / 20)
     assert line["method"]["fields"] == {
-        "inner": "adasam(rho=9.766e-05, geometry=l2, ascent_gradient=mean)",
+        "inner": "adasam(rho=0.05, geometry=l2, ascent_gradient=mean)",
         "start": 2,
         "total": 4,
     }

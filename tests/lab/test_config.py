@@ -43,4 +43,4 @@ def test_schedules_are_told(config, task):
     from lowland.lab.prepare import complete
 
     line = config_line(config, complete(replace(config, method="gsam"), 6, 99), steps_per_epoch=6, command=())
-    assert line["method"]["fields"]["rho"] == "FollowLR(high=0.00078125, low=0.0, lr_high=0.05, lr_low=0.0)"
+    assert line["method"]["fields"]["rho"] == "FollowLR(high=0.05, low=0.0, lr_high=0.05, lr_low=0.0)"

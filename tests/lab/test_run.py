@@ -33,7 +33,7 @@ def test_a_run_learns_and_writes_its_file(config, task, tmp_path):
     assert [line["kind"] for line in lines(tmp_path / "a")] == ["config", "epoch", "epoch", "end"]
     assert first["method"] == {
         "key": "sam", "class": "SAM", "text": "sam",
-        "fields": {"rho": 0.0007813, "geometry": "l2", "ascent_gradient": "mean"}
+        "fields": {"rho": 0.05, "geometry": "l2", "ascent_gradient": "mean"}
     }  # fmt: skip
     assert first["steps_per_epoch"] == 6
     assert first["budget"] == {"kind": "steps", "limit": 12}
@@ -175,7 +175,7 @@ def test_a_signal_lets_the_step_finish_and_saves(config, task, tmp_path, monkeyp
     ("change", "name", "recorded", "asked"),
     [
         ({"method": "sampa"}, "method", "'sam'", "'sampa'"),
-        ({"method": "sam:rho=0.1"}, "method.rho", "0.0007813", "0.1"),
+        ({"method": "sam:rho=0.1"}, "method.rho", "0.05", "0.1"),
         ({"model": "convnet"}, "model", "'mlp'", "'convnet'"),
         ({"seed": 3}, "seed", "0", "3"),
         ({"budget": Budget(limit=13)}, "budget.limit", "12", "13"),

@@ -20,7 +20,7 @@ def lines_of(
     seed: int = 0,
     *,
     accuracy: float = 0.95,
-    epochs: int = 3,
+    epochs: int = 8,
     finished: bool = True,
     seconds_per_step: float = 0.01,
     seconds: float | None = None,

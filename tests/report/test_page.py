@@ -69,7 +69,7 @@ def test_page_says_what_the_runs_say(write_run: WriteRun, tmp_path: Path) -> Non
     for told in (
         "digits · mlp · 3 methods × 2 seeds",
         "sam and sampa beat plain.",
-        "Equal budget: 66 steps each.",
+        "Equal budget: 176 steps each.",
         "90.50 ± 6.35",
         "+2.02 ± 0.25 ▲",
         "SAM(rho = 0.05)",

@@ -23,7 +23,7 @@ def epoch(number: int, step: int, accuracy: float, seconds: float = 1.0) -> dict
 
 
 def test_read_folder_and_file(write_run: WriteRun) -> None:
-    folder = write_run("sampa:rho=0.1", 3, accuracy=0.9)
+    folder = write_run("sampa:rho=0.1", 3, accuracy=0.9, epochs=3)
     record = read(folder)
     assert record == read(folder / "run.jsonl")
     assert (record.task, record.model, record.seed) == ("digits", "mlp", 3)
@@ -37,25 +37,25 @@ def test_read_folder_and_file(write_run: WriteRun) -> None:
 
 @pytest.mark.parametrize(("command", "text"), [("lowland demo", "lowland demo"), (["a", "b c"], "a 'b c'")])
 def test_command(write_run: WriteRun, command: object, text: str) -> None:
-    assert read(write_run(command=command)).command == text
+    assert read(write_run(command=command, epochs=3)).command == text
 
 
 def test_torn_last_line_is_ignored(write_run: WriteRun) -> None:
-    record = read(write_run(finished=False, tail='{"kind": "epoch", "epo'))
+    record = read(write_run(finished=False, tail='{"kind": "epoch", "epo', epochs=3))
     assert len(record.epochs) == 3
     assert record.warnings == ()
     assert not record.finished
 
 
 def test_torn_inside_a_character(write_run: WriteRun) -> None:
-    folder = write_run(finished=False)
+    folder = write_run(finished=False, epochs=3)
     with (folder / "run.jsonl").open("ab") as file:
         file.write(b'{"kind": "warning", "message": "\xe2\x82')
     assert len(read(folder).epochs) == 3
 
 
 def test_resumed_run_replaces_what_is_repeated(write_run: WriteRun) -> None:
-    folder = write_run(finished=False, tail='{"kind": "epo\n')  # 3 epochs of 22 steps, then killed
+    folder = write_run(finished=False, tail='{"kind": "epo\n', epochs=3)  # 3 epochs of 22 steps, then killed
     append(folder, {"kind": "resumed", "step": 30, "time": ""}, epoch(2, 44, 0.5, seconds=9.0))
     record = read(folder)
     assert [(e.epoch, e.step) for e in record.epochs] == [(1, 22), (2, 44)]
@@ -66,13 +66,13 @@ def test_resumed_run_replaces_what_is_repeated(write_run: WriteRun) -> None:
 
 
 def test_later_line_of_an_epoch_wins(write_run: WriteRun) -> None:
-    folder = write_run()
+    folder = write_run(epochs=3)
     append(folder, epoch(3, 66, 0.25))
     assert [e.test_accuracy for e in read(folder).epochs][2:] == [0.25]
 
 
 def test_resumed_after_the_end_is_unfinished(write_run: WriteRun) -> None:
-    folder = write_run()
+    folder = write_run(epochs=3)
     append(folder, {"kind": "resumed", "step": 66}, {"kind": "warning", "message": "longer budget"})
     record = read(folder)
     assert not record.finished
@@ -80,7 +80,7 @@ def test_resumed_after_the_end_is_unfinished(write_run: WriteRun) -> None:
 
 
 def test_null_and_not_finite_numbers_are_none(write_run: WriteRun) -> None:
-    folder = write_run()
+    folder = write_run(epochs=3)
     append(folder, epoch(4, 88, 0.5) | {"train_loss": None, "test_loss": float("nan")})
     last = read(folder).epochs[-1]
     assert last.train_loss is None
@@ -106,7 +106,7 @@ def test_other_files_are_refused(tmp_path: Path, text: str, reason: str) -> None
 
 
 def test_broken_epoch_is_refused(write_run: WriteRun) -> None:
-    folder = write_run()
+    folder = write_run(epochs=3)
     append(folder, {"kind": "epoch", "epoch": 4})
     with pytest.raises(DataError, match="'step' is missing"):
         read(folder)
@@ -120,8 +120,8 @@ def test_missing_files(tmp_path: Path) -> None:
 
 
 def test_read_all_searches_in_order_of_start_and_once(write_run: WriteRun, tmp_path: Path) -> None:
-    late = write_run("looksam", 0, folder="a/b", time="2026-11-20T19:00:00+00:00")
-    early = write_run("sam", 0, folder="z", time="2026-11-20T18:00:00+00:00")
+    late = write_run("looksam", 0, folder="a/b", time="2026-11-20T19:00:00+00:00", epochs=3)
+    early = write_run("sam", 0, folder="z", time="2026-11-20T18:00:00+00:00", epochs=3)
     (tmp_path / "runs" / "killed-at-once").mkdir()
     (tmp_path / "runs" / "killed-at-once" / "run.jsonl").touch()
     assert [r.path.parent for r in read_all([tmp_path / "runs"])] == [early, late]

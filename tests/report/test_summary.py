@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 
 import pytest
+from scipy.stats import ttest_1samp
 
-from lowland.report import groups, notes, read, sentences, statement, summarize, verdict
+from lowland.report import groups, markdown, notes, read, statement, summarize, verdict
 from lowland.report.records import RunRecord
+from lowland.report.summary import RIPE, Row
 
 WriteRun = Callable[..., Path]
 PLAIN = [0.950, 0.952, 0.954]
@@ -50,11 +53,11 @@ def test_sentences(write_run: WriteRun) -> None:
     rows = summarize(three_methods(write_run))
     assert verdict(rows) == "sampa beats plain; looksam cannot be told apart from it."
     assert statement(rows).replace("\u00a0", " ") == (
-        "Better than plain beyond the 95 % interval: sampa (2.00 gradients, 2.10 × the time). "
+        "Better than plain (p < 0.05, corrected for 2 comparisons): sampa (2.00 gradients, 2.10 × the time). "
         "Open: looksam (1.20 gradients, 1.00 × the time)."
     )
     assert verdict([rows[0], rows[2]]) == "No method can be told apart from plain over these seeds."
-    assert "interval: none." in statement([rows[0], rows[2]])
+    assert "(p < 0.05): none." in statement([rows[0], rows[2]])
     assert "95.20 %" in verdict(rows[:1])
 
 
@@ -65,7 +68,49 @@ def test_worse(write_run: WriteRun) -> None:
     ]
     rows = summarize([read(run) for run in runs])
     assert verdict(rows) == "sam falls behind plain."
-    assert "Worse than plain beyond it: sam" in statement(rows)
+    assert "Worse than plain: sam" in statement(rows)
+
+
+def test_marks_are_corrected_for_the_number_of_comparisons(write_run: WriteRun) -> None:
+    gains = {"a": (0.010, 0.012, 0.014), "b": (0.001, 0.010, 0.011), "c": (-0.01, 0.01, 0.02), "plain": (0, 0, 0)}
+    runs = [read(write_run(m, s, accuracy=0.9 + g)) for m, each in gains.items() for s, g in enumerate(each)]
+    rows = {row.method: row for row in summarize(runs)}
+    p = {m: ttest_1samp(gains[m], 0).pvalue for m in "abc"}
+    assert p["a"] < 0.05 / 3
+    assert rows["a"].p == pytest.approx(3 * p["a"])
+    assert rows["b"].p == pytest.approx(min(1, 2 * p["b"]))
+    assert [rows[m].effect for m in "abc"] == ["better", "open", "open"]
+    alone = {row.method: row for row in summarize([r for r in runs if r.method.text in ("a", "plain")])}
+    assert alone["a"].p == pytest.approx(p["a"])
+
+
+def test_what_diverged_is_compared_with_nothing(write_run: WriteRun) -> None:
+    runs = [write_run(m, s, accuracy=0.9 + 0.01 * s) for m in ("plain", "sam", "sampa") for s in (0, 1)]
+    lose(runs[3])
+    rows = {row.method: row for row in summarize([read(run) for run in runs])}
+    assert (rows["sam"].diverged, rows["sam"].accuracy, rows["sam"].difference) == ((1,), None, None)
+    assert rows["sampa"].difference is not None
+    told = verdict(list(rows.values()))
+    assert told.startswith("sam diverged in 1 of 2 seeds. ")
+    assert "diverged in 1 of 2" in markdown(list(rows.values()))
+
+
+def test_without_a_sound_baseline_there_is_no_verdict(write_run: WriteRun) -> None:
+    runs = [write_run(m, s, accuracy=0.9 + 0.01 * s) for m in ("plain", "sam") for s in (0, 1)]
+    lose(runs[0])
+    lose(runs[1])
+    rows = summarize([read(run) for run in runs])
+    assert all(row.difference is None for row in rows)
+    assert verdict(rows) == "plain diverged in 2 of 2 seeds. Nothing can be said of the others without a baseline."
+    assert statement(rows) == ""
+
+
+def lose(folder: Path) -> None:
+    """Make the last epoch's loss what JSON has for a number that is none."""
+    file = folder if folder.is_file() else folder / "run.jsonl"
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    [line for line in lines if line["kind"] == "epoch"][-1]["train_loss"] = None
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def test_one_seed_has_no_interval_and_no_verdict(write_run: WriteRun) -> None:
@@ -154,15 +199,23 @@ def test_notes_on_what_gradients_do_not_count(write_run: WriteRun) -> None:
     assert not [n for n in told if n.startswith("plain")]
 
 
-def test_the_note_on_short_trainings(write_run: WriteRun) -> None:
-    from lowland.lab import defaults
+def test_short_trainings_are_not_compared(write_run: WriteRun) -> None:
+    def rows_of(epochs: int) -> list[Row]:
+        gains = {"plain": (0.0, 0.0), "sam": (0.05, 0.051)}
+        return summarize(
+            [
+                read(write_run(m, s, accuracy=0.9 + g, epochs=epochs, folder=f"{m}{s}-{epochs}"))
+                for m, each in gains.items()
+                for s, g in enumerate(each)
+            ]
+        )
 
-    assert sentences.RIPE == defaults.RIPE
-    short, long = (
-        [read(write_run(t, epochs=epochs, folder=f"{t}{epochs}")) for t in ("plain", "sam")] for epochs in (7, 8)
-    )
-    assert [n for n in notes(short) if "make methods weaker, with the cube of the length" in n]
-    assert not [n for n in [*notes(long), *notes(short[:1])] if "weaker" in n]
+    short, long = rows_of(RIPE - 1), rows_of(RIPE)
+    assert verdict(short).startswith("A training of 7 epochs is too short to compare methods")
+    assert (short[1].effect, short[1].p, statement(short)) == (None, None, "")
+    assert short[1].difference is not None
+    assert verdict(long) == "sam beats plain."
+    assert verdict(short[:1]).startswith("plain stands alone")
 
 
 def test_the_note_on_recipes_names_the_odd_one_out(write_run: WriteRun) -> None:
@@ -182,5 +235,5 @@ def test_groups_keep_budgets_and_noise_apart(write_run: WriteRun) -> None:
     ]
     found = groups(records)
     assert [len(group) for group in found.values()] == [2, 1, 1, 1, 1]
-    assert ("digits", "mlp", "20 % symmetric label noise", "66 steps") in found
+    assert ("digits", "mlp", "20 % symmetric label noise", "176 steps") in found
     assert ("digits", "mlp", "", "90 seconds") in found
