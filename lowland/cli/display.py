@@ -132,7 +132,8 @@ def outcome(line: dict[str, Any], *, kept: bool) -> str:
     text = "no accuracy" if accuracy is None else f"test {100 * accuracy:.2f} %"
     if line.get("diverged"):
         text = "diverged"
-    return f"{text} after {line['epochs']} epochs, {duration(seconds)} of training{' (kept)' if kept else ''}"
+    epochs = f"{line['epochs']} epoch{'s' * (line['epochs'] != 1)}"
+    return f"{text} after {epochs}, {duration(seconds)} of training{' (kept)' if kept else ''}"
 
 
 def duration(seconds: float) -> str:

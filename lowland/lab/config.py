@@ -131,6 +131,7 @@ def config_line(
             "device": device.type,
             "name": _machine(device),
             "threads": torch.get_num_threads(),
+            **_tf32(device),
             "ranks": world.size if world else 1,
             "mesh": ",".join(f"{k}={v}" for k, v in world.sizes.items()) if world else "",
         },
@@ -200,6 +201,16 @@ def _plain(value: Any) -> Any:
 
 def _file_safe(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._=+-]", "_", text)
+
+
+def _tf32(device: torch.device) -> dict[str, bool]:
+    """Where fp32 is computed in TF32, which rounds most of a small displacement away; nothing on a CPU."""
+    if device.type != "cuda":
+        return {}
+    return {
+        "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
+        "tf32_convolutions": torch.backends.cudnn.allow_tf32,
+    }
 
 
 def _machine(device: torch.device) -> str:

@@ -12,6 +12,8 @@ def verdict(rows: Sequence[Row]) -> str:
     """The outcome in one sentence: what diverged, who beats the baseline, and who does not."""
     base, rivals = _sides(rows)
     lost = diverged(rows)
+    if lost and all(row.diverged for row in rows):
+        return f"{lost} Nothing can be compared; a lower learning rate is the first thing to try."
     if base is not None and base.diverged:
         return f"{lost} Nothing can be said of the others without a baseline."
     if lost:

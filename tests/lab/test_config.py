@@ -4,8 +4,9 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
-from lowland.lab.config import config_line, differences
+from lowland.lab.config import _tf32, config_line, differences
 from lowland.methods import make
 
 
@@ -44,3 +45,9 @@ def test_schedules_are_told(config, task):
 
     line = config_line(config, complete(replace(config, method="gsam"), 6, 99), steps_per_epoch=6, command=())
     assert line["method"]["fields"]["rho"] == "FollowLR(high=0.05, low=0.0, lr_high=0.05, lr_low=0.0)"
+
+
+def test_tf32_is_recorded_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert _tf32(torch.device("cpu")) == {}
+    assert _tf32(torch.device("cuda")) == {"tf32_matmul": False, "tf32_convolutions": True}

@@ -103,6 +103,7 @@ def test_without_a_sound_baseline_there_is_no_verdict(write_run: WriteRun) -> No
     assert all(row.difference is None for row in rows)
     assert verdict(rows) == "plain diverged in 2 of 2 seeds. Nothing can be said of the others without a baseline."
     assert statement(rows) == ""
+    assert verdict(rows[:1]).endswith("Nothing can be compared; a lower learning rate is the first thing to try.")
 
 
 def lose(folder: Path) -> None:
