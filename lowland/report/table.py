@@ -12,10 +12,12 @@ from lowland.report.sentences import percent
 from lowland.report.summary import Row
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
 NONE = "–"
 WIDE = 100  # columns of a terminal that hold every cell on one line
+NARROW = 80  # columns below which a row of cells would be cut off
+STYLES = {"better": "green", "worse": "red", "open": "", None: ""}
 MARKS = {"better": "▲", "worse": "▼", "open": "○", None: ""}
 LEGEND = (
     "± is the 95 % t-interval over seeds, each by itself. Differences are paired by seed: ▲ better and ▼ worse where "
@@ -74,12 +76,12 @@ def markdown(rows: Sequence[Row]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def rich_table(rows: Sequence[Row], width: int = WIDE) -> Table:
-    """The table for the terminal; on fewer than 100 columns its cells take two lines, and 80 hold all of it.
+def rich_table(rows: Sequence[Row], width: int = WIDE) -> RenderableType:
+    """The table for the terminal. Below 100 columns its cells take two lines, below 80 each method is a block of lines.
 
     Args:
         rows: what :func:`~lowland.report.summary.summarize` returned.
-        width: columns of the terminal.
+        width: columns of the terminal, 40 or more.
     """
     try:
         from rich import box
@@ -87,21 +89,44 @@ def rich_table(rows: Sequence[Row], width: int = WIDE) -> Table:
         from rich.text import Text
     except ImportError:
         raise MissingExtraError("rich", "lab") from None
+    if width < NARROW:
+        return _blocks(rows, width)
     shown = columns(rows)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in shown:
         justify, overflow = ("left", "fold") if column.name == "method" else ("right", "ellipsis")
         title = column.title if width >= WIDE else column.title.replace(" ", "\n")
         table.add_column(title, justify=justify, overflow=overflow, no_wrap=column.name != "method")  # type: ignore[arg-type]
-    styles = {"better": "green", "worse": "red", "open": "", None: ""}
     for row in rows:
         cells = [Text(column.cell(row) if width >= WIDE else _two_lines(column.cell(row))) for column in shown]
         cells[0] = Text("\n".join(_wrapped(row.method)), style="bold")
         for column, cell in zip(shown, cells, strict=True):
             if column.name == "difference":
-                cell.stylize(styles[row.effect])
+                cell.stylize(STYLES[row.effect])
         table.add_row(*cells)
     return table
+
+
+def _blocks(rows: Sequence[Row], width: int) -> RenderableType:
+    """Every method's name with its figures below, one in a line."""
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = [column for column in columns(rows) if column.name != "method"]
+    longest = max(len(column.cell(row)) for column in shown for row in rows)
+    headings = min(max(len(column.heading) for column in shown) + 2, max(12, width - longest - 2))
+    blocks: list[RenderableType] = []
+    for row in rows:
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        grid.add_column(width=headings)
+        grid.add_column(width=longest, justify="right", overflow="fold")
+        for column in shown:
+            style = STYLES[row.effect] if column.name == "difference" else ""
+            grid.add_row(Padding(column.heading, (0, 0, 0, 2)), Text(column.cell(row), style=style))
+        blocks += [Text("\n".join(_wrapped(row.method, width)), style="bold"), grid]
+    return Group(*blocks)
 
 
 def _cell(column: Column, row: Row) -> str:

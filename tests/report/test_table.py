@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from lowland.report import Row, markdown, read, rich_table, summarize
+from lowland.report.table import columns
 
 WriteRun = Callable[..., Path]
 
@@ -63,6 +64,24 @@ def test_terminal_table_cuts_nothing(write_run: WriteRun, long: str, width: int)
         parts = cells if width == 100 else [p for cell in cells for p in re.split(r" (?=[±(/])", cell)]
         for part in re.findall(r"[^:,]+[:,]?", method) + parts:
             assert part in text
+
+
+@pytest.mark.parametrize("width", [40, 60, 79])
+def test_a_narrow_terminal_has_a_block_for_each_method(write_run: WriteRun, width: int) -> None:
+    long = "late:start=0.5,total=1000,inner=looksam:k=5,alpha=0.2"
+    rows = rows_of(write_run, ["plain", "sampa", long])
+    out = StringIO()
+    Console(file=out, width=width).print(rich_table(rows, width))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    text = "\n".join(line.rstrip() for line in lines)
+    assert "…" not in text
+    assert long in text.replace("\n", "")
+    for row in rows:
+        for column in columns(rows)[1:]:
+            assert f" {column.cell(row)}" in text
+    ends = {len(line.rstrip()) for line in lines if line.startswith("  seeds")}
+    assert len(ends) == 1  # figures stand below each other
 
 
 def test_terminal_table_keeps_names_literal(write_run: WriteRun) -> None:
