@@ -7,6 +7,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import tyro
@@ -31,6 +32,7 @@ NOTE = (
     "All about one of them: lowland methods NAME"
 )
 WIDE = 100  # columns from which fields are shown, too
+NARROW = 80  # columns from which papers, memory and all-reduces are
 PAGE = 100  # the longest line of a page
 SECTIONS = {
     "Cost": "Cost, by its rule",
@@ -69,22 +71,35 @@ class Methods:
 
 
 def table(width: int) -> Table:
-    """Every method in a row; below 100 columns without fields."""
+    """Every method in a row; below 100 columns without fields, below 80 without papers, memory and all-reduces."""
     found = Table(box=box.SIMPLE_HEAD, padding=(0, int(width >= WIDE), 0, 0), pad_edge=False)
-    found.add_column("method", style="bold", no_wrap=True)
-    found.add_column("paper", no_wrap=True)
-    if width >= WIDE:
-        found.add_column("fields", overflow="fold")
-    for title in ("gradients\nper step", "of them\nin turn", "memory, P\nkept/peak", "all-\nreduces"):
-        found.add_column(title, justify="right", no_wrap=True)
+    titles = [
+        "method",
+        "paper",
+        "fields",
+        "gradients\nper step",
+        "of them\nin turn",
+        "memory, P\nkept/peak",
+        "all-\nreduces",
+    ]
+    left_out = set() if width >= WIDE else {"fields"} if width >= NARROW else {"fields", "paper", *titles[5:]}
+    shown = [title not in left_out for title in titles]
+    for title in compress(titles, shown):
+        text = title in ("method", "paper", "fields")
+        found.add_column(
+            title,
+            style="bold" if title == "method" else "",
+            justify="left" if text else "right",
+            overflow="fold" if title == "fields" else "ellipsis",
+            no_wrap=title != "fields",
+        )
     for key, costs in by_cost().items():
-        kind = METHODS[key]
-        fields = [_fields(kind)] if width >= WIDE else []
-        cells = [key, paper(kind).replace(", arXiv", ",\narXiv"), *fields, gradients(costs).replace(" (", "\n(")]
         memory = f"{costs.resident:.1f} / {costs.peak:.1f}"
-        found.add_row(*map(Text, [*cells, f"{costs.sequential:.2f}", memory, f"{costs.reduces:.2f}"]))
+        numbers = [gradients(costs).replace(" (", "\n("), f"{costs.sequential:.2f}", memory, f"{costs.reduces:.2f}"]
+        cells = [key, paper(METHODS[key]).replace(", arXiv", ",\narXiv"), _fields(METHODS[key]), *numbers]
+        found.add_row(*map(Text, compress(cells, shown)))
     for key in METHODS.keys() - by_cost().keys():  # methods of one's own with fields that only their user knows
-        found.add_row(*map(Text, [key, paper(METHODS[key]), *([""] if width >= WIDE else []), *["–"] * 4]))
+        found.add_row(*map(Text, compress([key, paper(METHODS[key]), "", *["–"] * 4], shown)))
     return found
 
 

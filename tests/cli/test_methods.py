@@ -34,6 +34,18 @@ def test_all_methods_fit_the_terminal(width):
         assert told in text
 
 
+@pytest.mark.parametrize("width", [40, 60, 79])
+def test_narrow_terminals_have_names_and_gradients(width):
+    lines = shown(width)
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines[: next(i for i, line in enumerate(lines) if line.startswith("The cheapest first"))])
+    assert "…" not in text
+    assert [line.split()[0] for line in text.splitlines() if line.split()[:1] and line.split()[0] in METHODS] == list(
+        by_cost()
+    )
+    assert "(1.1 of weights)" in text
+
+
 def test_the_cheapest_come_first():
     found = by_cost()
     assert set(found) == set(METHODS)
