@@ -92,7 +92,7 @@ def kind_of(name: str) -> type[Method]:
     """
     if name not in METHODS:
         kind = outside.load(name)
-        if kind is None and "," in name:
+        if kind is None and "," in name and "=" not in name:
             raise ArgumentError(
                 f"methods must be named one by one, but {name!r} has a comma; write {' '.join(name.split(','))}, or "
                 "fields after a colon, as in sam:rho=0.1"

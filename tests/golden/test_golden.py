@@ -12,7 +12,7 @@ import pytest
 from lowland.cli.main import main
 from lowland.report import read_all
 
-RUNS = sorted((Path(__file__).parent / "runs").glob("*/run.jsonl"))
+RUNS = sorted((Path(__file__).parent / "recorded").glob("*/run.jsonl"))
 assert len(RUNS) == 7
 runs = pytest.mark.parametrize("file", RUNS, ids=lambda file: file.parent.name)
 
@@ -57,7 +57,7 @@ def test_the_run_file_is_read(file: Path) -> None:
 
 
 def test_a_report_is_made_of_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = str(Path(__file__).parent / "runs")
+    folder = str(Path(__file__).parent / "recorded")
     assert main(["report", folder, "--out", str(tmp_path / "page.html")]) == 0
     text = capsys.readouterr().out
     for file in RUNS:
