@@ -115,7 +115,7 @@ class _Seen:
     def __init__(self, value: Any) -> None:
         self.value = value
         self._version = _version(value)
-        self._items: Any = list(value) if type(value) is list else dict(value) if type(value) is dict else None
+        self._items: Any = type(value)(value) if type(value) in (list, dict, set) else None
         inside = value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else ()
         self._inside = [_Seen(v) for v in inside if isinstance(v, list | tuple | dict | Tensor)]
 
@@ -123,6 +123,8 @@ class _Seen:
         """Whether it, or anything in it, was changed in place."""
         if self._version != _version(self.value) or any(seen.changed() for seen in self._inside):
             return True
+        if isinstance(self._items, set):
+            return bool(self.value != self._items)
         if isinstance(self._items, dict):
             now, then = [*self.value, *self.value.values()], [*self._items, *self._items.values()]
         else:
@@ -131,7 +133,7 @@ class _Seen:
 
     def undo(self) -> None:
         """Lists and dicts hold again what they held."""
-        if isinstance(self._items, dict):
+        if isinstance(self._items, dict | set):
             self.value.clear()
             self.value.update(self._items)
         elif self._items is not None:
@@ -146,13 +148,13 @@ def unshared(kind: str, memory: Mapping[str, Any], params: Vec, names: Sequence[
     Raises:
         UsageError: It is.
     """
-    weights = places(params, names)
+    weights = {at[0]: name for at, name in places(params, names).items()}  # also a part of a weight is the weight's
     for key, value in memory.items():
         for t in tensors(value):
-            if (at := place(t)) is not None and at in weights:
+            if (at := place(t)) is not None and at[0] in weights:
                 raise UsageError(
                     f"memory must not hold the weights themselves, which the optimizer moves, but {key!r} of {kind} "
-                    f"holds {weights[at]}; keep a copy: vec.clone(params)"
+                    f"holds {weights[at[0]]}; keep a copy: vec.clone(params)"
                 )
 
 

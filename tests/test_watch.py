@@ -49,7 +49,7 @@ def asking(ask: Callable[..., Any]) -> Method:
 
 
 def made(self: Any, params: Any) -> dict[str, Any]:
-    return {"v": vec.zeros(params), "t": 0, "log": [], "d": {"x": [1]}, "none": None}
+    return {"v": vec.zeros(params), "t": 0, "log": [], "d": {"x": [1]}, "s": {0}, "none": None}
 
 
 def engine_of(own: Method) -> lowland.Engine:
@@ -69,6 +69,7 @@ IN_PLACE = {
     "an entry": lambda e, h: e.memory["v"].__setitem__(0, h.grad[0]),
     "append": lambda e, h: e.memory["log"].append(1),
     "a dict": lambda e, h: e.memory["d"].update(y=1),
+    "a set": lambda e, h: e.memory["s"].add(1),
     "inside a dict": lambda e, h: e.memory["d"]["x"].append(2),
 }
 SHARED = {
@@ -169,6 +170,8 @@ def test_memory_that_init_makes_of_the_weights_would_move_with_them() -> None:
         engine_of(ending(init=lambda s, params: {"anchor": params}))
     with pytest.raises(UsageError, match=r"'d' of Wrong holds first.bias; keep a copy: vec.clone\(params\)"):
         engine_of(ending(init=lambda s, params: {"d": {"x": [params[1].view(2, 4)]}}))
+    with pytest.raises(UsageError, match=r"'part' of Wrong holds first.weight"):
+        engine_of(ending(init=lambda s, params: {"part": params[0].flatten()[3:7]}))
     engine_of(ending(init=lambda s, params: {"anchor": vec.clone(params)})).backward(batch())
 
 

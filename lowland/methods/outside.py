@@ -21,6 +21,8 @@ from lowland.method import Method
 GROUP = "lowland.methods"
 """The entry points that a package declares: ``[project.entry-points."lowland.methods"]``, ``vasso = "vasso:VaSSO"``."""
 
+_LOADED = "__lowland_source__"  # in a module from a file, a hash of the file as it was when the module was made
+
 
 def split(text: str, known: Iterable[str]) -> tuple[str, str]:
     """A method's name and its fields, at the colon before the first ``field=``.
@@ -70,15 +72,35 @@ def source(method: Method) -> str | None:
     """A hash of the files that a method's class, and those of the methods inside it, were written in.
 
     So a run tells whether it was made by the same code. None for lowland's own, which its version tells.
+
+    Raises:
+        ArgumentError: A class was written at a prompt, so that there is no source to compare.
     """
     parts = [source(value) for f in fields(method) if isinstance(value := getattr(method, f.name), Method)]
-    kind = type(method)
-    if not kind.__module__.startswith("lowland."):
-        try:
-            parts.append(hashlib.sha256(Path(inspect.getsourcefile(kind) or "").read_bytes()).hexdigest()[:16])
-        except (OSError, TypeError):  # made at a prompt, or in C
-            parts.append("unknown")
+    if not type(method).__module__.startswith("lowland."):
+        parts.append(_source_of(type(method)))
     return "+".join(part for part in parts if part) or None
+
+
+def _source_of(kind: type[Method]) -> str:
+    loaded = vars(sys.modules.get(kind.__module__, inspect)).get(_LOADED)
+    if loaded is not None:  # the file may have changed since
+        return str(loaded)
+    try:
+        return _hash(Path(inspect.getsourcefile(kind) or "").read_bytes())
+    except (OSError, TypeError):
+        pass
+    try:
+        return _hash(inspect.getsource(kind).encode())  # a cell of a notebook
+    except (OSError, TypeError):
+        raise ArgumentError(
+            f"a method must be written in a file, so that its runs can be compared, but {kind.__name__} has no source; "
+            "write the class into a file and name it: file.py:Name"
+        ) from None
+
+
+def _hash(code: bytes) -> str:
+    return hashlib.sha256(code).hexdigest()[:16]
 
 
 def _module(place: str, name: str) -> ModuleType:
@@ -111,6 +133,7 @@ def _file(place: str, name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[key] = importlib.util.module_from_spec(spec)
+    vars(module)[_LOADED] = _hash(path.read_bytes())
     try:
         spec.loader.exec_module(module)
     except Exception as error:
