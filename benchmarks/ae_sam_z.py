@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 from itertools import chain, count, islice
 from typing import Any
 
-from lowland import AESAM, Engine, Plan, vec
-from lowland.lab.budget import Budget
+from lowland.lab.studies.budget import Budget
+
+from lowland import AESAM, Engine, Plan
+from lowland.core import vec
 from lowland.lab.config import RunConfig
-from lowland.lab.prepare import loader_of, task_of
-from lowland.lab.recipes import recipe
-from lowland.lab.trainer import Trainer
+from lowland.lab.recipe import recipe
+from lowland.lab.training.prepare import loader_of, task_of
+from lowland.lab.training.trainer import Trainer
 
 BATCHES = (16, 64, 128)
 STEPS = 840  # 40 epochs of the recipe's batches of 64
@@ -33,7 +35,7 @@ class Watched(AESAM):
     chosen: list[bool] = field(default_factory=list)
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
-        """See :meth:`lowland.method.Method.plan`."""
+        """See :meth:`lowland.methods.base.Method.plan`."""
         inner = super().plan(engine, batch)
         here = yield next(inner)
         self.squares.append(vec.norm(here.grad).item() ** 2)

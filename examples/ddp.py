@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import lowland
-from lowland import distributed
+from lowland import parallel
 
-RANK, PROCESSES = distributed.ranks()  # as torchrun has set them; 0 and 1 without it
-DEVICE = distributed.place("auto")
+RANK, PROCESSES = parallel.ranks()  # as torchrun has set them; 0 and 1 without it
+DEVICE = parallel.place("auto")
 PARTS = 2  # into which mSAM cuts a batch
 
 
@@ -53,7 +53,7 @@ def train(method: lowland.Method, epochs: int, batch_size: int) -> float:
             optimizer.step()
             optimizer.zero_grad()
 
-    distributed.assert_replicas_equal(model)  # bit for bit
+    parallel.assert_replicas_equal(model)  # bit for bit
     with torch.no_grad():
         accuracy = float((model(test_inputs).argmax(1) == test_targets).float().mean())
         norm = float(nn.utils.parameters_to_vector(model.parameters()).norm())

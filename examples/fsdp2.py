@@ -18,10 +18,10 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import lowland
-from lowland import distributed
+from lowland import parallel
 
-RANK, PROCESSES = distributed.ranks()  # as torchrun has set them; 0 and 1 without it
-DEVICE = distributed.place("auto")
+RANK, PROCESSES = parallel.ranks()  # as torchrun has set them; 0 and 1 without it
+DEVICE = parallel.place("auto")
 
 
 def loss_fn(model: nn.Module, batch: Any) -> Tensor:

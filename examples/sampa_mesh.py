@@ -17,10 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import lowland
-from lowland import distributed
+from lowland import parallel
 
-RANK, PROCESSES = distributed.ranks()  # as torchrun has set them; 0 and 1 without it
-DEVICE = distributed.place("auto")
+RANK, PROCESSES = parallel.ranks()  # as torchrun has set them; 0 and 1 without it
+DEVICE = parallel.place("auto")
 
 
 def loss_fn(model: nn.Module, batch: Any) -> Tensor:
@@ -63,7 +63,7 @@ def main(epochs: int = 5, batch_size: int = 64) -> float:
             optimizer.step()
             optimizer.zero_grad()
 
-    distributed.assert_replicas_equal(model)  # bit for bit
+    parallel.assert_replicas_equal(model)  # bit for bit
     with torch.no_grad():
         accuracy = float((model(inputs).argmax(1) == targets).float().mean())
         norm = float(nn.utils.parameters_to_vector(model.parameters()).norm())

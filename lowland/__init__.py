@@ -6,22 +6,25 @@ optimizer, clipping, scaling and schedules stay as they are.
 
 from __future__ import annotations
 
-from lowland import schedule
-from lowland.batch import Parts
-from lowland.closure import ClosureOptimizer
-from lowland.cutting import Cutter, Slices
+from lowland.core import checks, schedule, vec
+from lowland.core.batch import Parts
+from lowland.core.cutting import Cutter, Slices
+from lowland.core.errors import LowlandError
+from lowland.core.geometry import L2, Adaptive, Geometry, Layerwise
+from lowland.core.loss import Loss
+from lowland.core.probe import Plan, Probe, Reading
 from lowland.engine import Engine
-from lowland.errors import LowlandError
+from lowland.engine.closure import ClosureOptimizer
 from lowland.executors import Batched, Cost, Counted, Executor, Local, Mesh
-from lowland.geometry import L2, Adaptive, Geometry, Layerwise
-from lowland.loss import Loss
-from lowland.method import Method
+from lowland.executors.modes import displaced
+from lowland.executors.norm_stats import refresh_stats
 from lowland.methods import METHODS
 from lowland.methods.adasam import AdaSAM
 from lowland.methods.ae_sam import AESAM
 from lowland.methods.asam import ASAM
 from lowland.methods.async_sam import AsyncSAM
 from lowland.methods.ausam import AUSAM
+from lowland.methods.base import Method
 from lowland.methods.bisam import BiSAM
 from lowland.methods.esam import ESAM
 from lowland.methods.friendly_sam import FriendlySAM
@@ -41,9 +44,6 @@ from lowland.methods.stable_sam import Renormalized, StableSAM
 from lowland.methods.switch import Switch
 from lowland.methods.vsam import ARSAM, VSAM
 from lowland.methods.wsam import WSAM
-from lowland.modes import displaced
-from lowland.probe import Plan, Probe, Reading
-from lowland.stats import refresh_stats
 
 __version__ = "0.1.0"
 
@@ -96,7 +96,9 @@ __all__ = [
     "Slices",
     "StableSAM",
     "Switch",
+    "checks",
     "displaced",
     "refresh_stats",
     "schedule",
+    "vec",
 ]

@@ -11,9 +11,9 @@ import torch
 from problems import EXAMPLES, Wire, batch, loss_fn, net, sgd, train
 
 import lowland
+from lowland.core.schedule import after
+from lowland.core.schedule import every as every_other
 from lowland.methods import METHODS, make
-from lowland.schedule import after
-from lowland.schedule import every as every_other
 
 # Settings under which ten steps see all that a method does.
 SHORT = {

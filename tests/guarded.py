@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import lowland
-from lowland.lab.costs import REQUIRED
+from lowland.lab.training.costs import REQUIRED
 from lowland.methods import make
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}  # float64; SAM adds 1e-12 to the norm

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import lowland
+from lowland.engine.step import drive
 from lowland.executors import Local
-from lowland.step import drive
 
 
 class Lockstep:

@@ -8,7 +8,7 @@ from torch import nn
 
 import lowland
 from lowland import L2, SAM, Engine
-from lowland.errors import ArgumentError, LossError, ParameterError, UsageError
+from lowland.core.errors import ArgumentError, LossError, ParameterError, UsageError
 from lowland.methods import make
 
 

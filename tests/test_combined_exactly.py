@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 import lowland
-from lowland.errors import LossError
+from lowland.core.errors import LossError
 
 RHO, LR, LAM = 0.5, 0.1, 0.3
 TINY = 1e-12  # what lowland adds to norms that it divides by

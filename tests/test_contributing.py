@@ -10,7 +10,7 @@ import pytest
 from problems import batch, loss_fn, net, same, sgd
 
 import lowland
-from lowland.lab.costs import measure
+from lowland.lab.training.costs import measure
 from lowland.methods import METHODS, make
 
 PAGE = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")

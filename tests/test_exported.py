@@ -63,9 +63,11 @@ EXPORTED = [
     "Slices",
     "StableSAM",
     "Switch",
+    "checks",
     "displaced",
     "refresh_stats",
     "schedule",
+    "vec",
 ]
 KEYS = [
     *("plain", "sam", "sampa", "looksam", "micro-sam", "vsam", "arsam", "ausam", "sl-sam", "k-sam", "esam"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lowland
-from lowland.lab.costs import measure, specimen
+from lowland.lab.training.costs import measure, specimen
 from lowland.methods import METHODS
 
 ROOT = Path(__file__).parents[1]

@@ -14,8 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lowland.errors import ArgumentError, UnknownNameError
-from lowland.lab import network, overhead, parallel
+from lowland.bench import overhead
+from lowland.bench.two_processes import driver as parallel
+from lowland.bench.two_processes import network
+from lowland.core.errors import ArgumentError, UnknownNameError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -197,7 +199,7 @@ def draw(found: Sequence[dict[str, Any]], out: Path) -> None:
     """Draw step time against bandwidth as SVG, a panel for each case.
 
     Args:
-        found: What :func:`lowland.lab.parallel.measure_network` returned.
+        found: What :func:`lowland.bench.two_processes.driver.measure_network` returned.
         out: The file.
     """
     from matplotlib import rc_context

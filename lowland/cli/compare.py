@@ -10,8 +10,8 @@ from rich.console import Console
 
 from lowland.cli.display import display
 from lowland.cli.options import DIVERGED, Options, command
-from lowland.distributed import ranks
-from lowland.lab.compare import compare, expand, grid
+from lowland.lab.studies.compare import compare, expand, grid
+from lowland.parallel import ranks
 from lowland.report import LEGEND, notes, read_all, rich_table, statement, summarize, verdict, write_page
 
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from lowland.lab.run import Update
+from lowland.lab.training.run import Update
 
 LINE_SECONDS = 15.0  # between lines about one run, where nobody watches
 

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from types import FrameType
 from typing import Annotated, Any, Union
 
-from lowland.errors import LowlandError, MissingExtraError
+from lowland.core.errors import LowlandError, MissingExtraError
 
 DESCRIPTION = "Sharpness-aware minimization at the price of plain training: compare methods, honestly."
 WIDTH = 110  # of what goes to a file: room for every table
@@ -67,8 +67,8 @@ def _dispatch(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     from lowland.cli.options import Options
-    from lowland.distributed import ranks, world
-    from lowland.lab.interrupt import Stopped
+    from lowland.lab.training.signals import Stopped
+    from lowland.parallel import ranks, world
 
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
     chosen: Any = tyro.cli(_commands(argv), prog="lowland", description=DESCRIPTION, args=list(argv), config=config)
@@ -143,7 +143,7 @@ def _terminable() -> Iterator[None]:
 @contextmanager
 def _readable_warnings(console: Any) -> Iterator[None]:
     """Show what the lab warns of as one line, without the place in the code."""
-    from lowland.lab.run import LabWarning
+    from lowland.lab.training.run import LabWarning
 
     usual = warnings.showwarning
 

@@ -17,11 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from lowland.cli.docstrings import Docstring, parse
-from lowland.errors import LowlandError
-from lowland.lab.costs import REQUIRED, Costs, measure, specimen
-from lowland.method import Method
+from lowland.core.errors import LowlandError
+from lowland.lab.training.costs import REQUIRED, Costs, measure, specimen
 from lowland.methods import GEOMETRIES, METHODS, kind_of, outside, spell
-from lowland.methods.climbing import Climbing
+from lowland.methods.base import Method, Perturbing
 
 NOTE = (
     "The cheapest first. Costs are counted while a tiny model trains, not typed in. Gradients per step: all of them, "
@@ -210,7 +209,7 @@ def _measured(key: str) -> str:
 def _apart(key: str) -> str:
     """What all-reduces come to where each rank perturbs by its own gradient; nothing for a method that cannot."""
     method = specimen(key)
-    if not isinstance(method, Climbing):
+    if not isinstance(method, Perturbing):
         return ""
     return f", {measure(dataclasses.replace(method, ascent_gradient='local')).reduces:.2f} with ascent_gradient=local"
 

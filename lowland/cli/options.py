@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lowland.lab.budget import Budget, Kind
-from lowland.lab.compare import budget
 from lowland.lab.config import RunConfig
-from lowland.lab.recipes import Recipe, default_model, method_recipe, recipe
+from lowland.lab.recipe import Recipe, default_model, method_recipe, recipe
+from lowland.lab.studies.compare import budget
 from lowland.lab.tasks import NoiseKind
 
 DIVERGED = 3  # the exit code where a training broke down

@@ -9,7 +9,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from lowland.errors import ArgumentError
+from lowland.core.errors import ArgumentError
 from lowland.report import (
     LEGEND,
     export,

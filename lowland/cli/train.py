@@ -10,8 +10,8 @@ from rich.console import Console
 
 from lowland.cli.display import display
 from lowland.cli.options import DIVERGED, Options, command
-from lowland.errors import ArgumentError
-from lowland.lab.run import train
+from lowland.core.errors import ArgumentError
+from lowland.lab.training.run import train
 
 
 @dataclass(kw_only=True)

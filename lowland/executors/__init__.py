@@ -6,6 +6,6 @@ from lowland.executors.base import Executor, Work
 from lowland.executors.batched import Batched
 from lowland.executors.counted import Cost, Counted
 from lowland.executors.local import Local, Pass
-from lowland.executors.mesh import Mesh
+from lowland.executors.mesh.mesh import Mesh
 
 __all__ = ["Batched", "Cost", "Counted", "Executor", "Local", "Mesh", "Pass", "Work"]

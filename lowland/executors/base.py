@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowland.batch import Batches
-from lowland.errors import UsageError
+from lowland.core.batch import Batches
+from lowland.core.errors import UsageError
+from lowland.core.loss import LossFn
+from lowland.core.probe import Probe, Reading
+from lowland.core.vec import Vec
 from lowland.executors.buffers import Buffers
+from lowland.executors.data_parallel import Replicas
 from lowland.executors.guards import Ownership, Suspect, dismiss
-from lowland.loss import LossFn
-from lowland.modes import SharedRNG, seeds
-from lowland.probe import Probe, Reading
-from lowland.replicas import Replicas
-from lowland.vec import Vec
+from lowland.executors.modes import SharedRNG, seeds
 
 
 class Work:

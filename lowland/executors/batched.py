@@ -12,15 +12,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
-from lowland import batch as batches
-from lowland import checks, modes, vec
-from lowland.errors import LossError, LowlandError, UsageError
+from lowland.core import batch as batches
+from lowland.core import checks, vec
+from lowland.core.errors import LossError, LowlandError, UsageError
+from lowland.core.probe import Probe, Reading
+from lowland.core.vec import Vec
+from lowland.executors import modes
 from lowland.executors.base import Executor, Work
 from lowland.executors.guards import strangers
 from lowland.executors.local import Local, Pass, whole
 from lowland.executors.stacked import Places, StackedLoss, tracks
-from lowland.probe import Probe, Reading
-from lowland.vec import Vec
 
 # What torch says of a function that vmap cannot run; the other half of its errors is as without vmap.
 SIGNS = ("vmap", "functorch", "atching rule", "Cannot access data pointer of Tensor")

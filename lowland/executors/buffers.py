@@ -1,7 +1,7 @@
 """Tensors beside the parameters that forward or the loss writes: written once per step, by the pass that reports.
 
 They are known by identity and version, not by type: registered buffers and tensors in attributes, of the model and of
-the modules and objects that the loss function uses. Torch's own BatchNorm is not among them: ``modes.frozen_stats``
+the modules and objects that the loss function uses. Torch's own BatchNorm is not among them: ``frozen_stats``
 tells it. ``torch.nn.functional.batch_norm`` and replayed CUDA graphs write without a new version, so small tensors are
 put back whatever their version says.
 """
@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from lowland import modes
-from lowland.errors import UsageError
+from lowland.core.errors import UsageError
+from lowland.core.probe import Probe
+from lowland.core.shards import ORDINARY
+from lowland.executors import modes
+from lowland.executors.norm_stats import heeds_flag
 from lowland.executors.uses import modules_of, uses
-from lowland.probe import Probe
-from lowland.shards import ORDINARY
 
 SMALL = 1 << 16  # entries up to which a tensor is always copied, because it may be written now and then
 LARGE = 1 << 24  # the same in the first step, for what the loss function uses, which may be a whole data set
@@ -197,7 +198,7 @@ def _version(t: Any) -> int:
 def _places(model: nn.Module, loss_fn: Callable[..., Any] | None) -> list[Place]:
     places: list[Place] = []
     own = set(model.modules())
-    told = {m for m in own if modes.heeds_flag(m)} - modes.captured(model)
+    told = {m for m in own if heeds_flag(m)} - modes.captured(model)
     named = list(model.named_modules())
     for place, m in modules_of(loss_fn).items():
         named += [(f"loss_fn: {place}.{name}".rstrip("."), part) for name, part in m.named_modules() if part not in own]

@@ -7,10 +7,10 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
-from lowland.batch import Batches
+from lowland.core.batch import Batches
+from lowland.core.probe import Probe, Reading
 from lowland.executors.base import Executor, Work
 from lowland.executors.local import Local
-from lowland.probe import Probe, Reading
 
 
 @dataclass

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch.nn.utils import parametrize
 
-from lowland import vec
-from lowland.errors import UsageError
-from lowland.vec import Vec
+from lowland.core import vec
+from lowland.core.errors import UsageError
+from lowland.core.vec import Vec
 
 
 def whole(params: Vec, at: Vec, *, each: bool = False) -> None:

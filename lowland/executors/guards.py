@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lowland import modes
-from lowland.errors import ParameterError, UsageError
+from lowland.core.errors import ParameterError, UsageError
+from lowland.core.shards import ORDINARY
+from lowland.core.vec import Vec
+from lowland.executors import modes
 from lowland.executors.uses import modules_of
-from lowland.shards import ORDINARY
-from lowland.vec import Vec
 
 if TYPE_CHECKING:
+    from lowland.core.probe import Probe
     from lowland.executors.base import Work
-    from lowland.probe import Probe
 
 _VERSION, _GRAD = operator.attrgetter("_version"), operator.attrgetter("grad")
 

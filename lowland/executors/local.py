@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 
-from lowland import modes
-from lowland.errors import UsageError
+from lowland.core.errors import UsageError
+from lowland.core.probe import Probe, Reading
+from lowland.executors import modes
 from lowland.executors.base import Executor, Work
 from lowland.executors.displacement import displaced, whole
 from lowland.executors.passes import Pass
-from lowland.probe import Probe, Reading
 
 __all__ = ["Local", "Pass", "alone", "displaced", "whole"]
 

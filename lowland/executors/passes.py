@@ -11,15 +11,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from lowland import vec
-from lowland.errors import LossError, ParameterError, UsageError
+from lowland.core import vec
+from lowland.core.errors import LossError, ParameterError, UsageError
+from lowland.core.loss import Loss, Terms, divisor, terms
+from lowland.core.probe import Probe, Reading
+from lowland.core.vec import Vec
 from lowland.executors.base import Work
 from lowland.executors.displacement import displaced, forget_derived, put_back
 from lowland.executors.guards import any_gradient, fused, inspect, moved, suspect, versions
-from lowland.loss import Loss, Terms, divisor, terms
-from lowland.modes import compiled, frozen_stats, only, traceless
-from lowland.probe import Probe, Reading
-from lowland.vec import Vec
+from lowland.executors.modes import compiled, only, traceless
+from lowland.executors.norm_stats import frozen_stats
 
 # Maps of these cost a tenth of a loop in Python, which counts where parameters are many and small.
 _GRAD, _LAYOUT = operator.attrgetter("grad"), operator.attrgetter("layout")

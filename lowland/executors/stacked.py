@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
-from lowland.loss import LossFn, terms
-from lowland.vec import Vec
+from lowland.core.loss import LossFn, terms
+from lowland.core.vec import Vec
 
 
 def tracks(m: nn.Module) -> TypeGuard[_NormBase]:

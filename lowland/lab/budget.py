@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from lowland import checks
-from lowland.errors import ArgumentError
+from lowland.core import checks
+from lowland.core.errors import ArgumentError
 
 Kind = Literal["steps", "gradients", "seconds"]
 KINDS: tuple[Kind, ...] = ("steps", "gradients", "seconds")

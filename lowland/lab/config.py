@@ -16,16 +16,16 @@ from typing import Any
 
 import torch
 
-from lowland import checks
-from lowland.distributed import World, job, parse, place
-from lowland.errors import StateError
-from lowland.geometry import Geometry
+from lowland.core import checks
+from lowland.core.errors import StateError
+from lowland.core.geometry import Geometry
 from lowland.lab.budget import Budget
-from lowland.lab.recipes import Recipe
-from lowland.lab.tasks import NoiseKind
-from lowland.method import Method
+from lowland.lab.data.noise import NoiseKind
+from lowland.lab.recipe import Recipe
 from lowland.methods import GEOMETRIES, key_of
+from lowland.methods.base import Method
 from lowland.methods.outside import source
+from lowland.parallel import World, job, parse, place
 
 IDENTITY = ("task", "model", "seed", "recipe", "noise", "budget", "method", "device", "threads")
 """The fields of a config line that decide the trajectory; two runs that share them are the same run.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lowland.errors import UsageError
+from lowland.core.errors import UsageError
 from lowland.methods.sam import SAM
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lowland import checks, vec
-from lowland.errors import ArgumentError
-from lowland.method import Method
-from lowland.probe import Plan, Probe
-from lowland.vec import Vec
+from lowland.core import checks, vec
+from lowland.core.errors import ArgumentError
+from lowland.core.probe import Plan, Probe
+from lowland.core.vec import Vec
+from lowland.methods.base import Method
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
@@ -62,7 +62,7 @@ class AESAM(Method):
     lag: int = 0
 
     def check(self) -> None:
-        """See :meth:`lowland.method.Method.check`."""
+        """See :meth:`lowland.methods.base.Method.check`."""
         checks.within("delta", self.delta, 0, 1, "0.9 is the paper's value")
         checks.within("l1", self.l1, -math.inf, math.inf, "-1 is the paper's value")
         checks.within("l2", self.l2, -math.inf, math.inf, "1 is the paper's value")
@@ -78,7 +78,7 @@ class AESAM(Method):
             )
 
     def init(self, params: Vec) -> dict[str, Any]:
-        """See :meth:`lowland.method.Method.init`."""
+        """See :meth:`lowland.methods.base.Method.init`."""
         if self.total is None:
             raise ArgumentError(
                 "total must be given before training, but is None; give the steps of the whole training, over which "
@@ -87,7 +87,7 @@ class AESAM(Method):
         return {"t": 0, "mean": None, "var": 0.0}
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
-        """See :meth:`lowland.method.Method.plan`."""
+        """See :meth:`lowland.methods.base.Method.plan`."""
         here = yield Probe(batch)
         size = vec.norm(here.grad).reshape(1)
         known = engine.now(size) if self.lag == 0 else engine.later("size", size)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lowland.geometry import Adaptive, Geometry
+from lowland.core.geometry import Adaptive, Geometry
+from lowland.core.schedule import Schedule
 from lowland.methods.sam import SAM
-from lowland.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)

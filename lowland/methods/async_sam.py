@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lowland import batch as batches
-from lowland import checks, vec
-from lowland.method import Method
-from lowland.probe import Plan, Probe
-from lowland.vec import Vec
+from lowland.core import batch as batches
+from lowland.core import checks, vec
+from lowland.core.probe import Plan, Probe
+from lowland.core.vec import Vec
+from lowland.methods.base import Method
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
@@ -56,16 +56,16 @@ class AsyncSAM(Method):
     whole_gradient: ClassVar[bool] = False
 
     def check(self) -> None:
-        """See :meth:`lowland.method.Method.check`."""
+        """See :meth:`lowland.methods.base.Method.check`."""
         checks.share("share", self.share, "0.25 is a quarter of the batch", "Plain() takes no ascent gradient at all")
         checks.one_of("tau", self.tau, (0, 1))
 
     def init(self, params: Vec) -> dict[str, Any]:
-        """See :meth:`lowland.method.Method.init`."""
+        """See :meth:`lowland.methods.base.Method.init`."""
         return {"stale": vec.zeros(params)} if self.tau else {}
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
-        """See :meth:`lowland.method.Method.plan`."""
+        """See :meth:`lowland.methods.base.Method.plan`."""
         count = batches.part(self.share, engine.batches.size(batch))
         ask = Probe(engine.batches.head(batch, count), stats=False)
         if self.tau == 0:

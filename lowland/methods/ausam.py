@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from lowland import batch as batches
-from lowland import checks
-from lowland.errors import ArgumentError, BatchError
-from lowland.methods.climbing import Climbing
-from lowland.probe import Plan
-from lowland.schedule import Schedule
-from lowland.vec import Vec
+from lowland.core import batch as batches
+from lowland.core import checks
+from lowland.core.errors import ArgumentError, BatchError
+from lowland.core.probe import Plan
+from lowland.core.schedule import Schedule
+from lowland.core.vec import Vec
+from lowland.methods.base import Perturbing
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
 
 
 @dataclass(frozen=True, kw_only=True)
-class AUSAM(Climbing):
+class AUSAM(Perturbing):
     """Both gradients of SAM are taken on a drawn part of the batch; sensitive examples are drawn more often.
 
     ::
@@ -76,7 +76,7 @@ class AUSAM(Climbing):
     whole_gradient: ClassVar[bool] = False
 
     def check(self) -> None:
-        """See :meth:`lowland.method.Method.check`."""
+        """See :meth:`lowland.methods.base.Method.check`."""
         checks.share("alpha", self.alpha, "1 is SAM", "0.5 draws half of the batch")
         checks.share("fmin", self.fmin, "0.1 is the release's value", "0 would never draw some examples, 0.1 is usual")
         checks.at_least("fmax", self.fmax, self.fmin, "fmax=fmin draws all alike")
@@ -86,7 +86,7 @@ class AUSAM(Climbing):
             checks.whole("examples", self.examples, 1, "give the size of the training set")
 
     def init(self, params: Vec) -> dict[str, Any]:
-        """See :meth:`lowland.method.Method.init`."""
+        """See :meth:`lowland.methods.base.Method.init`."""
         if self.examples is None:
             raise ArgumentError(
                 "examples must be given before training, but is None; give the size of the training set, for whose "
@@ -97,7 +97,7 @@ class AUSAM(Climbing):
         return {"sums": nothing, "counts": nothing.clone(), "t": 0}
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
-        """See :meth:`lowland.method.Method.plan`."""
+        """See :meth:`lowland.methods.base.Method.plan`."""
         index, t = self._positions(batch, engine), engine.memory["t"]
         engine.memory["t"] = t + 1
         whole = engine.batches.size(batch)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name everybody knows it by
 
-from lowland import checks
-from lowland.errors import ArgumentError, LossError, UsageError
-from lowland.loss import LossFn
-from lowland.methods.climbing import Climbing
-from lowland.probe import Plan
+from lowland.core import checks
+from lowland.core.errors import ArgumentError, LossError, UsageError
+from lowland.core.loss import LossFn
+from lowland.core.probe import Plan
+from lowland.methods.base import Perturbing
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
@@ -24,7 +24,7 @@ GAMMA = math.log(math.e - 1)  # so that phi(0) = 0, the value at which a class i
 
 
 @dataclass(frozen=True, kw_only=True)
-class BiSAM(Climbing):
+class BiSAM(Perturbing):
     """Bilevel SAM: the perturbation raises a bound on the number of errors, the descent lowers the training loss.
 
     ::
@@ -68,7 +68,7 @@ class BiSAM(Climbing):
     whole_gradient: ClassVar[bool] = False
 
     def check(self) -> None:
-        """See :meth:`lowland.method.Method.check`."""
+        """See :meth:`lowland.methods.base.Method.check`."""
         for name in ("mu", "alpha"):
             checks.at_least(name, getattr(self, name), 0, "the paper takes mu=1 and alpha=0.1")
             if getattr(self, name) == 0:
@@ -85,7 +85,7 @@ class BiSAM(Climbing):
             )
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
-        """See :meth:`lowland.method.Method.plan`."""
+        """See :meth:`lowland.methods.base.Method.plan`."""
         loss_fn = engine.bound(self.surrogate) or self._built_in(engine.loss_fn)
         here = yield self.probe(batch, loss_fn=loss_fn)
         up = self.probe(batch, at=self.ascent(engine, here.grad))

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
-from lowland import batch as batches
-from lowland import checks, shards, vec
-from lowland.errors import ArgumentError
-from lowland.methods.climbing import Climbing
-from lowland.probe import Plan, Probe
-from lowland.vec import Vec
+from lowland.core import batch as batches
+from lowland.core import checks, shards, vec
+from lowland.core.errors import ArgumentError
+from lowland.core.probe import Plan, Probe
+from lowland.core.vec import Vec
+from lowland.methods.base import Perturbing
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
 
 
 @dataclass(frozen=True, kw_only=True)
-class ESAM(Climbing):
+class ESAM(Perturbing):
     """Efficient SAM: a random part of the weights is perturbed, and only the examples that suffer most count.
 
     ::
@@ -70,13 +70,13 @@ class ESAM(Climbing):
         return super().synchronized and (self.mask == "element" or self.beta == 1)
 
     def check(self) -> None:
-        """See :meth:`lowland.method.Method.check`."""
+        """See :meth:`lowland.methods.base.Method.check`."""
         for name in ("beta", "gamma"):
             checks.share(name, getattr(self, name), "1 keeps all", "it is the share that is kept")
         checks.one_of("mask", self.mask, ("tensor", "element"))
 
     def meet(self, engine: Engine) -> None:
-        """See :meth:`lowland.method.Method.meet`."""
+        """See :meth:`lowland.methods.base.Method.meet`."""
         if self.mask == "element" and not shards.ordinary(engine.params):
             raise ArgumentError(
                 "mask must be 'tensor' where parameters are sharded, but is 'element', whose draw would depend on the "
@@ -84,7 +84,7 @@ class ESAM(Climbing):
             )
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
-        """See :meth:`lowland.method.Method.plan`."""
+        """See :meth:`lowland.methods.base.Method.plan`."""
         here = yield self.probe(batch, wrt=self._tensors(engine))
         e, loss = self._displacement(engine, here.grad), here.loss
         before, hard = self.per_example(here) if self.gamma < 1 else here.loss, batch

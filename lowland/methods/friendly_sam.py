@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lowland import checks, vec
-from lowland.method import Method
-from lowland.probe import Plan, Probe
-from lowland.schedule import Schedule
-from lowland.vec import Vec
+from lowland.core import checks, vec
+from lowland.core.probe import Plan, Probe
+from lowland.core.schedule import Schedule
+from lowland.core.vec import Vec
+from lowland.methods.base import Method
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
@@ -55,16 +55,16 @@ class FriendlySAM(Method):
     lmb: float = 0.9
 
     def check(self) -> None:
-        """See :meth:`lowland.method.Method.check`."""
+        """See :meth:`lowland.methods.base.Method.check`."""
         checks.at_least("sigma", self.sigma, 0, "sigma=0 is SAM")
         checks.within("lmb", self.lmb, 0, 1, "0.9 is the release's value")
 
     def init(self, params: Vec) -> dict[str, Any]:
-        """See :meth:`lowland.method.Method.init`."""
+        """See :meth:`lowland.methods.base.Method.init`."""
         return {"mean": vec.zeros(params)}  # a tensor of zeros stands for none yet
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
-        """See :meth:`lowland.method.Method.plan`."""
+        """See :meth:`lowland.methods.base.Method.plan`."""
         here = yield Probe(batch)
         mean = engine.memory["mean"]
         engine.memory["mean"] = self._moved(mean, here.grad, engine.reached)

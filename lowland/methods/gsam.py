@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lowland import checks, vec
-from lowland.methods.climbing import Climbing
-from lowland.probe import Plan
+from lowland.core import checks, vec
+from lowland.core.probe import Plan
+from lowland.methods.base import Perturbing
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
 
 
 @dataclass(frozen=True, kw_only=True)
-class GSAM(Climbing):
+class GSAM(Perturbing):
     """SAM's gradient, less the part of the plain gradient orthogonal to it: it lowers the perturbed loss and the gap.
 
     ``d = g_s - alpha * (g - proj_{g_s} g)`` with ``g_s = g(w + rho * g/||g||)``
@@ -46,11 +46,11 @@ class GSAM(Climbing):
     alpha: float = 0.4
 
     def check(self) -> None:
-        """See :meth:`lowland.method.Method.check`."""
+        """See :meth:`lowland.methods.base.Method.check`."""
         checks.at_least("alpha", self.alpha, 0, "alpha=0 is SAM")
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
-        """See :meth:`lowland.method.Method.plan`."""
+        """See :meth:`lowland.methods.base.Method.plan`."""
         here = yield self.probe(batch)
         there = yield self.probe(batch, at=self.ascent(engine, here.grad))
         loss, rest = here.loss, vec.together(vec.reject, here.grad, there.grad)

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from lowland import batch as batches
-from lowland import checks
-from lowland.methods.climbing import Climbing
-from lowland.probe import Plan, Probe
+from lowland.core import batch as batches
+from lowland.core import checks
+from lowland.core.probe import Plan, Probe
+from lowland.methods.base import Perturbing
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
 
 
 @dataclass(frozen=True, kw_only=True)
-class KSAM(Climbing):
+class KSAM(Perturbing):
     """Both gradients of SAM are taken on the k examples of the batch with the largest losses.
 
     ``S = the k largest of losses(w; B)``, ``d = g(w + rho * g/||g||; S)`` with ``g = g(w; S)``
@@ -49,7 +49,7 @@ class KSAM(Climbing):
     whole_gradient: ClassVar[bool] = False
 
     def check(self) -> None:
-        """See :meth:`lowland.method.Method.check`."""
+        """See :meth:`lowland.methods.base.Method.check`."""
         if isinstance(self.k, float):
             checks.share(
                 "k", self.k, "a share of the batch; write a count as an integer", "0.5 takes half of the batch"
@@ -58,7 +58,7 @@ class KSAM(Climbing):
             checks.whole("k", self.k, 1, "a count of examples; write a share of the batch as 0.5")
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
-        """See :meth:`lowland.method.Method.plan`."""
+        """See :meth:`lowland.methods.base.Method.plan`."""
         look = yield Probe(batch, grad=False)
         losses, whole = self.per_example(look), engine.batches.size(batch)
         count = batches.part(self.k, whole) if isinstance(self.k, float) else min(self.k, whole)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lowland import schedule
-from lowland.errors import ArgumentError
-from lowland.method import Method
+from lowland.core import schedule
+from lowland.core.errors import ArgumentError
+from lowland.core.probe import Plan
+from lowland.core.vec import Vec
+from lowland.methods.base import Method, Wrapper
 from lowland.methods.plain import Plain
 from lowland.methods.sam import SAM
-from lowland.methods.wrapper import Wrapper
-from lowland.probe import Plan
-from lowland.vec import Vec
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
@@ -51,13 +50,13 @@ class Late(Wrapper):
     total: int | None = None
 
     def check(self) -> None:
-        """See :meth:`lowland.method.Method.check`."""
+        """See :meth:`lowland.methods.base.Method.check`."""
         super().check()
         if self.start is not None:
             schedule.after(self.start, self.total)
 
     def init(self, params: Vec) -> dict[str, Any]:
-        """See :meth:`lowland.method.Method.init`."""
+        """See :meth:`lowland.methods.base.Method.init`."""
         if self.start is None:
             raise ArgumentError(
                 "start must be given before training, but is None; give the first step of the late part, or a fraction "
@@ -66,7 +65,7 @@ class Late(Wrapper):
         return super().init(params)
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
-        """See :meth:`lowland.method.Method.plan`."""
+        """See :meth:`lowland.methods.base.Method.plan`."""
         assert self.start is not None  # init refuses it
         late = schedule.after(self.start, self.total).holds(engine.step)
         return (yield from (self.inner if late else Plain()).plan(engine, batch))

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from lowland import checks, vec
-from lowland.method import Method
-from lowland.probe import Plan, Probe
-from lowland.vec import Vec
+from lowland.core import checks, vec
+from lowland.core.probe import Plan, Probe
+from lowland.core.vec import Vec
+from lowland.methods.base import Method
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
@@ -57,17 +57,17 @@ class LookSAM(Method):
     decomposition: Literal["global", "tensor"] = "global"
 
     def check(self) -> None:
-        """See :meth:`lowland.method.Method.check`."""
+        """See :meth:`lowland.methods.base.Method.check`."""
         checks.whole("k", self.k, 1, "k=1 is SAM at every step")
         checks.at_least("alpha", self.alpha, 0, "alpha=0 is SAM every k steps and the plain gradient between")
         checks.one_of("decomposition", self.decomposition, ("global", "tensor"))
 
     def init(self, params: Vec) -> dict[str, Any]:
-        """See :meth:`lowland.method.Method.init`."""
+        """See :meth:`lowland.methods.base.Method.init`."""
         return {"g_v": vec.zeros(params), "t": 0}  # g_v of length 1, because only its direction is reused
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
-        """See :meth:`lowland.method.Method.plan`."""
+        """See :meth:`lowland.methods.base.Method.plan`."""
         t = engine.memory["t"]
         here = yield Probe(batch)
         engine.memory["t"] = t + 1

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from lowland import checks, vec
-from lowland.method import Method
-from lowland.probe import Plan, Probe, Reading
+from lowland.core import checks, vec
+from lowland.core.probe import Plan, Probe, Reading
+from lowland.methods.base import Method
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
@@ -51,11 +51,11 @@ class MicroSAM(Method):
     synchronized: ClassVar[bool] = False
 
     def check(self) -> None:
-        """See :meth:`lowland.method.Method.check`."""
+        """See :meth:`lowland.methods.base.Method.check`."""
         checks.whole("m", self.m, 1, "m=1 is SAM")
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
-        """See :meth:`lowland.method.Method.plan`."""
+        """See :meth:`lowland.methods.base.Method.plan`."""
         shards, size = engine.batches.chunk(batch, self.m), engine.batches.size(batch)
         loss: Any = 0.0
         seen: Any = 0.0

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lowland import vec
-from lowland.method import Method
-from lowland.probe import Plan, Probe
-from lowland.schedule import Schedule
+from lowland.core import vec
+from lowland.core.probe import Plan, Probe
+from lowland.core.schedule import Schedule
+from lowland.methods.base import Method
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
@@ -54,11 +54,11 @@ class MomentumSAM(Method):
     whole_gradient: ClassVar[bool] = False
 
     def meet(self, engine: Engine) -> None:
-        """See :meth:`lowland.method.Method.meet`."""
+        """See :meth:`lowland.methods.base.Method.meet`."""
         engine.momentum()  # refuses an optimizer that has none
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
-        """See :meth:`lowland.method.Method.plan`."""
+        """See :meth:`lowland.methods.base.Method.plan`."""
         ahead = vec.scale(self.ascent(engine, engine.momentum()), -1.0)
         probe = Probe(batch, at=ahead, stats=True)
         del ahead

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lowland.errors import ArgumentError
-from lowland.method import Method
+from lowland.core.errors import ArgumentError
+from lowland.methods.base import Method
 
 GROUP = "lowland.methods"
 """The entry points that a package declares: ``[project.entry-points."lowland.methods"]``, ``vasso = "vasso:VaSSO"``."""

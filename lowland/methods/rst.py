@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lowland import checks
-from lowland.methods.climbing import Climbing
+from lowland.core import checks
+from lowland.core.probe import Plan
+from lowland.methods.base import Perturbing
 from lowland.methods.plain import Plain
 from lowland.methods.sam import SAM
-from lowland.probe import Plan
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
 
 
 @dataclass(frozen=True, kw_only=True)
-class RST(Climbing):
+class RST(Perturbing):
     """Randomized sharpness-aware training: each step is a SAM step with probability s, else a plain one.
 
     Args:
@@ -42,11 +42,11 @@ class RST(Climbing):
     s: float = 0.5
 
     def check(self) -> None:
-        """See :meth:`lowland.method.Method.check`."""
+        """See :meth:`lowland.methods.base.Method.check`."""
         checks.within("s", self.s, 0, 1, "1 is SAM, 0 the base optimizer")
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
-        """See :meth:`lowland.method.Method.plan`."""
+        """See :meth:`lowland.methods.base.Method.plan`."""
         sharp = engine.rng.random() < self.s
         method = self._sam() if sharp else Plain()
         return (yield from method.plan(engine, batch))

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lowland.methods.climbing import Climbing
-from lowland.probe import Plan
+from lowland.core.probe import Plan
+from lowland.methods.base import Perturbing
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
 
 
 @dataclass(frozen=True, kw_only=True)
-class SAM(Climbing):
+class SAM(Perturbing):
     """The gradient at the worst nearby point instead of the gradient here.
 
     ``e = rho * g(w) / ||g(w)||``, ``d = g(w + e)``
@@ -46,7 +46,7 @@ class SAM(Climbing):
     """
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
-        """See :meth:`lowland.method.Method.plan`."""
+        """See :meth:`lowland.methods.base.Method.plan`."""
         here = yield self.probe(batch)
         loss, up = here.loss, self.probe(batch, at=self.ascent(engine, here.grad))
         del here  # frees the first gradient before the second pass: the saved weights are all that is kept

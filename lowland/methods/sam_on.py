@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from lowland.errors import ArgumentError, ParameterError
-from lowland.geometry import Geometry, Select
-from lowland.methods.climbing import Climbing
-from lowland.probe import Plan
-from lowland.schedule import Schedule
+from lowland.core.errors import ArgumentError, ParameterError
+from lowland.core.geometry import Geometry, Select
+from lowland.core.probe import Plan
+from lowland.core.schedule import Schedule
+from lowland.methods.base import Perturbing
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
@@ -37,7 +37,7 @@ class Normalization:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SAMON(Climbing):
+class SAMON(Perturbing):
     """SAM-ON: only the scales and offsets of normalization layers are perturbed.
 
     ``e = rho * g_n / ||g_n||`` with ``g_n`` the gradient of the normalization layers' parameters and zero elsewhere,
@@ -74,7 +74,7 @@ class SAMON(Climbing):
     synchronized: ClassVar[bool] = False
 
     def check(self) -> None:
-        """See :meth:`lowland.method.Method.check`."""
+        """See :meth:`lowland.methods.base.Method.check`."""
         if self.extra is not None and not callable(self.extra):
             raise ArgumentError(
                 f"extra must be a predicate (module, name, parameter) -> bool, but is {self.extra!r}; None adds none"
@@ -86,7 +86,7 @@ class SAMON(Climbing):
             )
 
     def meet(self, engine: Engine) -> None:
-        """See :meth:`lowland.method.Method.meet`."""
+        """See :meth:`lowland.methods.base.Method.meet`."""
         if not any(engine.selected(self._ball())):
             raise ParameterError(
                 "the model must have a normalization layer for SAMON to perturb, but has none that is trained (by "
@@ -94,7 +94,7 @@ class SAMON(Climbing):
             )
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
-        """See :meth:`lowland.method.Method.plan`."""
+        """See :meth:`lowland.methods.base.Method.plan`."""
         here = yield self.probe(batch, wrt=self._chosen(engine))
         ball = self._ball()
         e = ball.ascent(engine.params, here.grad, engine.radii(self.rho, ball))

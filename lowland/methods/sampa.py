@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from lowland import batch as batches
-from lowland import checks, vec
-from lowland.method import Method
-from lowland.probe import Plan, Probe
-from lowland.vec import Vec
+from lowland.core import batch as batches
+from lowland.core import checks, vec
+from lowland.core.probe import Plan, Probe
+from lowland.core.vec import Vec
+from lowland.methods.base import Method
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
@@ -65,21 +65,21 @@ class SAMPa(Method):
     whole_gradient: ClassVar[bool] = False
 
     def check(self) -> None:
-        """See :meth:`lowland.method.Method.check`."""
+        """See :meth:`lowland.methods.base.Method.check`."""
         checks.within("lam", self.lam, 0, 1, "0 is SAMPa-0 and 1 is optimistic gradient descent")
         checks.one_of("lookahead", self.lookahead, ("base", "raw"))
 
     def init(self, params: Vec) -> dict[str, Any]:
-        """See :meth:`lowland.method.Method.init`."""
+        """See :meth:`lowland.methods.base.Method.init`."""
         return {"grad_y": vec.zeros(params), "batch": None, "missed": []}
 
     def meet(self, engine: Engine) -> None:
-        """See :meth:`lowland.method.Method.meet`."""
+        """See :meth:`lowland.methods.base.Method.meet`."""
         if self.lookahead == "base":
             engine.ahead(vec.zeros(engine.params))  # an optimizer whose steps cannot be previewed fails here
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
-        """See :meth:`lowland.method.Method.plan`."""
+        """See :meth:`lowland.methods.base.Method.plan`."""
         grad_y, held = engine.memory["grad_y"], engine.memory["batch"]
         cold = held is None
         missed = set(engine.memory["missed"])
@@ -99,7 +99,7 @@ class SAMPa(Method):
         return at_y.loss, vec.lerp(tilde.grad, at_y.grad, self.lam)
 
     def reshard(self, shares: Sequence[dict[str, Any]], number: int, count: int) -> dict[str, Any]:
-        """The batches held are put together and cut anew; see :meth:`lowland.method.Method.reshard`."""
+        """The batches held are put together and cut anew; see :meth:`lowland.methods.base.Method.reshard`."""
         rest = [{k: v for k, v in share.items() if k != "batch"} for share in shares]
         held = [share["batch"] for share in shares]
         return super().reshard(rest, number, count) | {"batch": batches.rejoined(held, number, count)}

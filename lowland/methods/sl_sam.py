@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lowland import checks, vec
-from lowland.method import Method
-from lowland.probe import Plan, Probe
-from lowland.schedule import Schedule
-from lowland.vec import Vec
+from lowland.core import checks, vec
+from lowland.core.probe import Plan, Probe
+from lowland.core.schedule import Schedule
+from lowland.core.vec import Vec
+from lowland.methods.base import Method
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
@@ -69,17 +69,17 @@ class SLSAM(Method):
     synchronized: ClassVar[bool] = False
 
     def check(self) -> None:
-        """See :meth:`lowland.method.Method.check`."""
+        """See :meth:`lowland.methods.base.Method.check`."""
         checks.share("s", self.s, "1 draws all tensors", "0 draws no tensor, 0.2 a fifth of them")
         checks.at_least("alpha_p", self.alpha_p, 0, "0 keeps the probabilities as they are")
         checks.share("p_min", self.p_min, "1e-3 is the release's value", "1e-3 is the release's value")
 
     def init(self, params: Vec) -> dict[str, Any]:
-        """See :meth:`lowland.method.Method.init`."""
+        """See :meth:`lowland.methods.base.Method.init`."""
         return {"p": [self.s] * len(params), "drawn": None}
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
-        """See :meth:`lowland.method.Method.plan`."""
+        """See :meth:`lowland.methods.base.Method.plan`."""
         memory = engine.memory
         p, before = memory["p"], memory["drawn"]
         active = self._draw(engine, p)

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lowland import vec
-from lowland.errors import ArgumentError, UsageError
-from lowland.method import Method
+from lowland.core import vec
+from lowland.core.errors import ArgumentError, UsageError
+from lowland.core.probe import Plan, Probe
+from lowland.core.vec import Vec
+from lowland.methods.base import Method, Wrapper
 from lowland.methods.sam import SAM
-from lowland.methods.wrapper import Wrapper
-from lowland.probe import Plan, Probe
-from lowland.vec import Vec
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
@@ -51,7 +50,7 @@ class Renormalized(Wrapper):
     inner: Method = SAM()  # noqa: RUF009 - frozen, so it can be shared
 
     def check(self) -> None:
-        """See :meth:`lowland.method.Method.check`."""
+        """See :meth:`lowland.methods.base.Method.check`."""
         super().check()
         if not self.inner.whole_gradient:
             raise ArgumentError(
@@ -65,7 +64,7 @@ class Renormalized(Wrapper):
             )
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
-        """See :meth:`lowland.method.Method.plan`."""
+        """See :meth:`lowland.methods.base.Method.plan`."""
         size: Tensor | None = None
         answers: list[Any] = [None]  # a list, so that a reading handed on is not held here during the next pass
         with closing(self.inner.plan(engine, batch)) as plan:

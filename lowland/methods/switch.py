@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
-from lowland.errors import ArgumentError
-from lowland.method import Method
+from lowland.core.errors import ArgumentError
+from lowland.core.probe import Plan
+from lowland.core.schedule import When, every
+from lowland.core.vec import Vec
+from lowland.methods.base import Method, Wrapper
 from lowland.methods.plain import Plain
 from lowland.methods.sam import SAM
-from lowland.methods.wrapper import Wrapper
-from lowland.probe import Plan
-from lowland.schedule import When, every
-from lowland.vec import Vec
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
@@ -49,7 +48,7 @@ class Switch(Wrapper):
     otherwise: Method = Plain()  # noqa: RUF009 - frozen, so it can be shared
 
     def check(self) -> None:
-        """See :meth:`lowland.method.Method.check`."""
+        """See :meth:`lowland.methods.base.Method.check`."""
         super().check()
         if not isinstance(self.when, When):
             raise ArgumentError(f"when must be a schedule.When, but is {self.when!r}; pass every(5) or after(1000)")
@@ -72,16 +71,16 @@ class Switch(Wrapper):
         return self.inner.synchronized and self.otherwise.synchronized
 
     def init(self, params: Vec) -> dict[str, Any]:
-        """See :meth:`lowland.method.Method.init`."""
+        """See :meth:`lowland.methods.base.Method.init`."""
         return {f"{name}.{k}": v for name, method in self._parts() for k, v in method.init(params).items()}
 
     def meet(self, engine: Engine) -> None:
-        """See :meth:`lowland.method.Method.meet`."""
+        """See :meth:`lowland.methods.base.Method.meet`."""
         for _, method in self._parts():
             method.meet(engine)
 
     def fallback(self, memory: dict[str, Any]) -> dict[str, Any]:
-        """See :meth:`lowland.method.Method.fallback`."""
+        """See :meth:`lowland.methods.base.Method.fallback`."""
         found = dict(memory)
         for name, method in self._parts():
             own = {k.removeprefix(f"{name}."): v for k, v in memory.items() if k.startswith(f"{name}.")}
@@ -89,7 +88,7 @@ class Switch(Wrapper):
         return found
 
     def reshard(self, shares: Sequence[dict[str, Any]], number: int, count: int) -> dict[str, Any]:
-        """See :meth:`lowland.method.Method.reshard`."""
+        """See :meth:`lowland.methods.base.Method.reshard`."""
         found: dict[str, Any] = {}
         for name, method in self._parts():
             own = [
@@ -100,7 +99,7 @@ class Switch(Wrapper):
         return found
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
-        """See :meth:`lowland.method.Method.plan`."""
+        """See :meth:`lowland.methods.base.Method.plan`."""
         name, method = self._parts()[0 if self.when.holds(engine.step) else 1]
         return (yield from method.plan(cast("Engine", _Compartment(engine, f"{name}.")), batch))
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lowland import checks, vec
-from lowland.method import Method
-from lowland.probe import Plan, Probe
-from lowland.vec import Vec
+from lowland.core import checks, vec
+from lowland.core.probe import Plan, Probe
+from lowland.core.vec import Vec
+from lowland.methods.base import Method
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
@@ -80,7 +80,7 @@ class VSAM(Method):
     warmup: int = 0
 
     def check(self) -> None:
-        """See :meth:`lowland.method.Method.check`."""
+        """See :meth:`lowland.methods.base.Method.check`."""
         checks.whole("window", self.window, 1, "50 is the release's value")
         checks.whole("blocks", self.blocks, 1, "5 is the release's value")
         checks.within("p_max", self.p_max, 0, 1, "0.8 is the release's value")
@@ -91,7 +91,7 @@ class VSAM(Method):
         checks.whole("warmup", self.warmup, 0, "give it in steps")
 
     def init(self, params: Vec) -> dict[str, Any]:
-        """See :meth:`lowland.method.Method.init`."""
+        """See :meth:`lowland.methods.base.Method.init`."""
         return {
             "psf": vec.zeros(params),
             "t": 0,  # steps of this method
@@ -104,7 +104,7 @@ class VSAM(Method):
         }
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
-        """See :meth:`lowland.method.Method.plan`."""
+        """See :meth:`lowland.methods.base.Method.plan`."""
         refresh = self._due(engine)
         here = yield Probe(batch)
         if refresh:

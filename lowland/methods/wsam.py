@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lowland import checks, vec
-from lowland.errors import ArgumentError
-from lowland.methods.climbing import Climbing
-from lowland.probe import Plan
+from lowland.core import checks, vec
+from lowland.core.errors import ArgumentError
+from lowland.core.probe import Plan
+from lowland.methods.base import Perturbing
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
 
 
 @dataclass(frozen=True, kw_only=True)
-class WSAM(Climbing):
+class WSAM(Perturbing):
     """The gradient of the loss plus a weight times that of the sharpness, the rise of the loss within the ball.
 
     ``d = (1 - a) * g + a * g_s`` with ``a = gamma / (1 - gamma)`` and ``g_s = g(w + rho * g/||g||)``
@@ -46,13 +46,13 @@ class WSAM(Climbing):
     gamma: float = 0.9
 
     def check(self) -> None:
-        """See :meth:`lowland.method.Method.check`."""
+        """See :meth:`lowland.methods.base.Method.check`."""
         checks.within("gamma", self.gamma, 0, 1, "0.5 is SAM")
         if self.gamma == 1:
             raise ArgumentError("gamma must be < 1, but is 1, which leaves no loss beside the sharpness; 0.9 is usual")
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
-        """See :meth:`lowland.method.Method.plan`."""
+        """See :meth:`lowland.methods.base.Method.plan`."""
         here = yield self.probe(batch)
         there = yield self.probe(batch, at=self.ascent(engine, here.grad))
         return here.loss, vec.lerp(here.grad, there.grad, self.gamma / (1 - self.gamma))

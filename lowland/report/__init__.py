@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from lowland.report.export import export
 from lowland.report.page import write_page
-from lowland.report.records import EndRecord, EpochRecord, MethodRecord, RunRecord, read, read_all
 from lowland.report.sentences import notes, statement, verdict
-from lowland.report.statistics import Estimate, effect, estimate, paired
 from lowland.report.summary import Row, groups, summarize
 from lowland.report.table import LEGEND, markdown, rich_table
+from lowland.runs.record import EndRecord, EpochRecord, MethodRecord, RunRecord, read, read_all
+from lowland.runs.statistics import Estimate, effect, estimate, paired
 
 __all__ = [
     "LEGEND",

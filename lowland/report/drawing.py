@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lowland.errors import MissingExtraError
+from lowland.core.errors import MissingExtraError
 
 try:
     from matplotlib.figure import Figure

@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from lowland.errors import ArgumentError
-from lowland.report.records import RunRecord
+from lowland.core.errors import ArgumentError
 from lowland.report.summary import chosen, groups, summarize
 from lowland.report.table import markdown
+from lowland.runs.record import RunRecord
 
 
 def export(records: Sequence[RunRecord], folder: str | Path) -> list[Path]:

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
-from lowland.errors import MissingExtraError
+from lowland.core.errors import MissingExtraError
 from lowland.report.drawing import MUTED, STYLE, Look, canvas, svg
-from lowland.report.records import EpochRecord, RunRecord
-from lowland.report.statistics import Estimate, estimate
 from lowland.report.summary import Row
+from lowland.runs.record import EpochRecord, RunRecord
+from lowland.runs.statistics import Estimate, estimate
 
 try:
     from matplotlib import rc_context

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowland.errors import ArgumentError, MissingExtraError
-from lowland.report.records import MethodRecord, RunRecord
+from lowland.core.errors import ArgumentError, MissingExtraError
 from lowland.report.sentences import notes, statement, verdict
 from lowland.report.summary import Row, budget_text, chosen, groups, noise_text, summarize
 from lowland.report.table import LEGEND, NONE, columns
+from lowland.runs.record import MethodRecord, RunRecord
 
 if TYPE_CHECKING:
     from lowland.report.drawing import Look

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lowland.report.records import RunRecord
 from lowland.report.summary import RIPE, Row, chosen, summarize, too_short
+from lowland.runs.record import RunRecord
 
 
 def verdict(rows: Sequence[Row]) -> str:

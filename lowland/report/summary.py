@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from lowland.report.records import EndRecord, RunRecord
-from lowland.report.statistics import Effect, Estimate, effect, estimate, holm, paired
+from lowland.runs.record import EndRecord, RunRecord
+from lowland.runs.statistics import Effect, Estimate, effect, estimate, holm, paired
 
 RIPE = 8
 """Epochs below which methods are not compared. In the beginning a network is far from any minimum, flat or sharp, and

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lowland.errors import MissingExtraError
+from lowland.core.errors import MissingExtraError
 from lowland.report.sentences import percent
 from lowland.report.summary import Row
 

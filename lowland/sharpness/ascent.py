@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowland import batch as batching
-from lowland import checks
-from lowland.errors import ArgumentError
+from lowland.core import batch as batching
+from lowland.core import checks
+from lowland.core.errors import ArgumentError
+from lowland.core.geometry import L2
+from lowland.core.loss import LossFn
+from lowland.core.probe import Probe
+from lowland.core.vec import Vec
 from lowland.executors import Local, Work
-from lowland.geometry import L2
-from lowland.loss import LossFn
-from lowland.probe import Probe
-from lowland.vec import Vec
 
 
 def m_sharpness(

@@ -16,7 +16,7 @@ from functools import partial
 from torch import nn
 from torch.optim import Optimizer
 
-from lowland.method import Method
+from lowland.methods.base import Method
 from lowland.testing.checks import CHECKS, Trial, trial_of
 
 __all__ = ["CHECKS", "Trial", "check_method", "method_checks", "trial_of"]

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lowland.core.errors import LowlandError, UsageError
 from lowland.engine import Engine
-from lowland.errors import LowlandError, UsageError
-from lowland.method import Method
+from lowland.methods.base import Method
 from lowland.testing.networks import examples, losses, network, train
 
 

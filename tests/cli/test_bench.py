@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lowland.bench import overhead
 from lowland.cli.main import main
-from lowland.lab import overhead
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from lowland.bench.two_processes import driver as parallel
+from lowland.bench.two_processes import network
 from lowland.cli import bench
 from lowland.cli.main import main
-from lowland.lab import network, parallel
 
 MBIT = [1000.0, 100.0, 30.0]
 

@@ -5,15 +5,16 @@ import inspect
 
 import pytest
 
+from lowland import ARSAM, SAM, VSAM, SAMPa
 from lowland.cli.docstrings import parse
-from lowland.methods import ARSAM, METHODS, SAM, VSAM, SAMPa
+from lowland.methods import METHODS
 
 
 class Example(SAM):
     """What it is,
     on two lines.
 
-    A rule with ``d = g``, after :class:`SAM` and :meth:`lowland.method.Method.plan`::
+    A rule with ``d = g``, after :class:`SAM` and :meth:`lowland.methods.base.Method.plan`::
 
         d  = g
         d' = g'
@@ -40,7 +41,7 @@ def test_parts():
     told = parse(Example)
     assert told.title == "What it is, on two lines."
     assert told.rule == (
-        "A rule with d = g, after SAM and lowland.method.Method.plan:",
+        "A rule with d = g, after SAM and lowland.methods.base.Method.plan:",
         "    d  = g\n    d' = g'",
         "More of it.",
         "    e = 0",

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from lowland.cli.main import main
-from lowland.lab import run
-from lowland.lab.recipes import recipe
+from lowland.lab.recipe import recipe
+from lowland.lab.training import run
 from lowland.methods import METHODS
 
 TINY = ["--task", "digits", "--epochs", "1", "--limit", "4", "--threads", "1"]

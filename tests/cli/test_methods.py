@@ -7,11 +7,11 @@ import pytest
 from rich.console import Console
 
 from lowland.cli.methods import Methods, by_cost, gradients, page, paper
-from lowland.errors import UnknownNameError
-from lowland.lab.costs import Costs
-from lowland.method import Method
+from lowland.core.errors import UnknownNameError
+from lowland.core.probe import Probe
+from lowland.lab.training.costs import Costs
 from lowland.methods import METHODS
-from lowland.probe import Probe
+from lowland.methods.base import Method
 
 
 def shown(width: int, name: str | None = None) -> list[str]:

@@ -16,11 +16,11 @@ from torch.nn.functional import scaled_dot_product_attention as attend
 from torch.utils.checkpoint import checkpoint
 
 import lowland
-from lowland.errors import ArgumentError, LossError, UsageError
+from lowland.core.errors import ArgumentError, LossError, UsageError
+from lowland.core.probe import Probe
 from lowland.executors.base import Work
 from lowland.executors.batched import Batched
 from lowland.executors.local import Local
-from lowland.probe import Probe
 
 
 class Watched(Batched):

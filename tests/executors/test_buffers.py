@@ -23,7 +23,7 @@ from written import (
     step,
 )
 
-from lowland.methods import SAM, LookSAM, MicroSAM, SAMPa
+from lowland import SAM, LookSAM, MicroSAM, SAMPa
 
 
 @pytest.fixture(autouse=True)

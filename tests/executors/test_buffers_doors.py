@@ -25,9 +25,9 @@ from written import (
 )
 
 import lowland
-from lowland.errors import UsageError
+from lowland import SAM, LookSAM, MicroSAM, SAMPa
+from lowland.core.errors import UsageError
 from lowland.executors import buffers
-from lowland.methods import SAM, LookSAM, MicroSAM, SAMPa
 
 
 @pytest.fixture(autouse=True)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from problems import batch, loss_fn, net
 
-from lowland.errors import UsageError
+from lowland.core.errors import UsageError
+from lowland.core.probe import Probe
 from lowland.executors.base import Work
 from lowland.executors.batched import Batched
 from lowland.executors.local import Local
-from lowland.probe import Probe
 
 
 def work(order: list[str] | None = None) -> Work:

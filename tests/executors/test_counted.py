@@ -6,7 +6,7 @@ from torch import nn
 
 from lowland import ARSAM, SAM, Counted, Engine, Executor, Local, LookSAM, MicroSAM, Plain, Probe, SAMPa
 from lowland.executors.counted import Cost
-from lowland.method import Method
+from lowland.methods.base import Method
 
 
 def engine_of(method, **options) -> Engine:

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from lowland import SAM, Engine
-from lowland.errors import UsageError
+from lowland.core.errors import UsageError
+from lowland.core.probe import Probe
 from lowland.executors.local import displaced
-from lowland.probe import Probe
 
 
 def weights() -> list[nn.Parameter]:

@@ -8,9 +8,10 @@ from guarded import CLOSE, data, engine_for, loss_fn, net, refused
 from torch import nn
 
 import lowland
-from lowland.errors import LossError, ParameterError, UsageError
+from lowland import SAM, AsyncSAM, MicroSAM, MomentumSAM, SAMPa
+from lowland.core.errors import LossError, ParameterError, UsageError
 from lowland.executors.batched import Batched
-from lowland.methods import SAM, AsyncSAM, MicroSAM, MomentumSAM, SAMPa, make
+from lowland.methods import make
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,9 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.utils.checkpoint import checkpoint
 
 import lowland
-from lowland.errors import UsageError
-from lowland.methods import ESAM, METHODS, SAM, SAMON, SLSAM
+from lowland import ESAM, SAM, SAMON, SLSAM
+from lowland.core.errors import UsageError
+from lowland.methods import METHODS
 
 
 @pytest.fixture(autouse=True)

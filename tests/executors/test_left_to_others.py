@@ -15,9 +15,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import SGD
 
 import lowland
-from lowland import vec
-from lowland.errors import UsageError
-from lowland.methods import MicroSAM, SAMPa
+from lowland import MicroSAM, SAMPa
+from lowland.core import vec
+from lowland.core.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("way")
 

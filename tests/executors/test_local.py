@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from lowland.errors import LossError
+from lowland.core.errors import LossError
+from lowland.core.probe import Probe
 from lowland.executors.base import Work
 from lowland.executors.local import Local, Pass
-from lowland.probe import Probe
 
 
 def bits(params) -> list[torch.Tensor]:

@@ -9,8 +9,8 @@ from problems import batch, net
 from ranks import on_ranks
 from torch import Tensor, nn
 
-from lowland.errors import UsageError
-from lowland.methods import MicroSAM, SAMPa
+from lowland import MicroSAM, SAMPa
+from lowland.core.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("way")
 

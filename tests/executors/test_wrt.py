@@ -9,11 +9,11 @@ import torch
 from problems import batch, loss_fn, net, same
 from torch import nn
 
-from lowland.errors import LossError
+from lowland.core.errors import LossError
+from lowland.core.probe import Probe
 from lowland.executors.base import Work
 from lowland.executors.local import Local, Pass
-from lowland.modes import only
-from lowland.probe import Probe
+from lowland.executors.modes import only
 
 
 def work_on(model, loss=loss_fn, *, scaler=None, micro_batch=None) -> Work:

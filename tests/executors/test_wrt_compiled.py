@@ -6,9 +6,9 @@ import pytest
 import torch
 from problems import batch, loss_fn, net
 
+from lowland.core.probe import Probe
 from lowland.executors.base import Work
 from lowland.executors.local import Local
-from lowland.probe import Probe
 
 
 def work_on(model) -> Work:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowland.lab import checkpoint, run
 from lowland.lab.budget import Budget
 from lowland.lab.config import RunConfig
-from lowland.lab.recipes import Recipe
+from lowland.lab.recipe import Recipe
 from lowland.lab.tasks import Augmentation, Task
+from lowland.lab.training import checkpoint, run
 
 
 def images(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

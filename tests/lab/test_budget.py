@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lowland.errors import ArgumentError
+from lowland.core.errors import ArgumentError
 from lowland.lab.budget import Budget
 
 

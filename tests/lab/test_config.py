@@ -41,7 +41,7 @@ def test_infinite_thresholds_survive_a_run_file(config, text):
 
 
 def test_schedules_are_told(config, task):
-    from lowland.lab.prepare import complete
+    from lowland.lab.training.prepare import complete
 
     line = config_line(config, complete(replace(config, method="gsam"), 6, 99), steps_per_epoch=6, command=())
     assert line["method"]["fields"]["rho"] == "FollowLR(high=0.05, low=0.0, lr_high=0.05, lr_low=0.0)"

@@ -9,9 +9,8 @@ from reference.cases import BASES, LRS, PROBLEM, path_of, some
 from reference.drive import Run, assert_differ, assert_same, trajectory
 from reference.vectors import add, norm, scale, zeros
 
-from lowland import Engine
-from lowland.geometry import L2, Adaptive
-from lowland.methods import ASAM, SAM, AdaSAM
+from lowland import ASAM, SAM, AdaSAM, Engine
+from lowland.core.geometry import L2, Adaptive
 
 BETAS = (0.9, 0.99)
 

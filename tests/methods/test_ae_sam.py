@@ -16,9 +16,8 @@ from reference.cases import BASES, MOMENTUM, PROBLEM, SAME, path_of, probes, som
 from reference.drive import Run, assert_same
 from reference.model import flat
 
-from lowland import Engine
-from lowland.errors import ArgumentError
-from lowland.methods import AESAM, SAM, Late, Plain
+from lowland import AESAM, SAM, Engine, Late, Plain
+from lowland.core.errors import ArgumentError
 
 
 def choices(run, batches, lrs=None):

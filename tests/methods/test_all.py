@@ -22,7 +22,7 @@ from conformance import (
 from problems import batch, loss_fn, net, same, sgd, train, weights
 
 import lowland
-from lowland.errors import UsageError
+from lowland.core.errors import UsageError
 from lowland.testing import CHECKS, trial_of
 
 

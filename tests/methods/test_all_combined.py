@@ -11,7 +11,7 @@ from conformance import TEXTS, at_radius, engine_of, method_of, model_for
 from problems import batch, loss_fn, same, sgd, train, weights
 
 import lowland
-from lowland import schedule
+from lowland.core import schedule
 
 every_method = pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 

@@ -13,7 +13,7 @@ from problems import batch, loss_fn, net, same, sgd, train, weights
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import lowland
-from lowland import lagged
+from lowland.core import lagged
 
 
 @every

@@ -18,8 +18,8 @@ from reference.sampling import Watch, pick
 from reference.vectors import add, norm
 
 import lowland
-from lowland.errors import ArgumentError, UsageError
-from lowland.methods import SAM, AsyncSAM, Plain
+from lowland import SAM, AsyncSAM, Plain
+from lowland.core.errors import ArgumentError, UsageError
 
 
 @pytest.mark.parametrize("base", BASES)

@@ -20,8 +20,8 @@ from reference.sampling import Indexed, Watch, pick
 from reference.vectors import add, norm
 
 import lowland
-from lowland.errors import ArgumentError, BatchError, LossError, StateError, UsageError
-from lowland.methods import AUSAM, SAM
+from lowland import AUSAM, SAM
+from lowland.core.errors import ArgumentError, BatchError, LossError, StateError, UsageError
 
 PROBLEM = Indexed(examples=20)
 N = PROBLEM.examples

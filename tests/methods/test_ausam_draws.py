@@ -14,7 +14,7 @@ import torch
 from reference.drive import Run, to_torch
 from reference.sampling import Indexed
 
-from lowland.methods import AUSAM
+from lowland import AUSAM
 
 PROBLEM = Indexed(examples=20)
 

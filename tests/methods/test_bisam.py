@@ -17,9 +17,8 @@ from reference.model import to_torch
 from reference.vectors import add, norm
 from torch.nn.functional import cross_entropy
 
-from lowland import Engine
-from lowland.errors import ArgumentError, LossError, UsageError
-from lowland.methods import SAM, BiSAM
+from lowland import SAM, BiSAM, Engine
+from lowland.core.errors import ArgumentError, LossError, UsageError
 from lowland.methods.bisam import surrogate_losses
 
 KINDS = pytest.mark.parametrize(

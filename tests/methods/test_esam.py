@@ -19,8 +19,8 @@ from reference.sampling import Watch, pick
 from reference.vectors import add, norm, scale
 
 import lowland
-from lowland.errors import ArgumentError, LossError
-from lowland.methods import ESAM, SAM
+from lowland import ESAM, SAM
+from lowland.core.errors import ArgumentError, LossError
 
 both = pytest.mark.parametrize("mask", ["tensor", "element"])
 

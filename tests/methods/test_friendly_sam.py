@@ -13,8 +13,8 @@ from reference.drive import Run, assert_differ, assert_same, sgd
 from reference.model import flat
 from reference.vectors import add, lerp, norm
 
-from lowland.errors import ArgumentError
-from lowland.methods import SAM, FriendlySAM
+from lowland import SAM, FriendlySAM
+from lowland.core.errors import ArgumentError
 
 
 def displacements(run: Run, batch, lr: float = 0.1):

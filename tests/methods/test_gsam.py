@@ -12,9 +12,9 @@ from reference.drive import Run, assert_differ, assert_same
 from reference.model import Quadratic
 from reference.vectors import TINY, add, dot, norm
 
-from lowland import schedule
-from lowland.errors import ArgumentError
-from lowland.methods import GSAM, SAM
+from lowland import GSAM, SAM
+from lowland.core import schedule
+from lowland.core.errors import ArgumentError
 
 
 @pytest.mark.parametrize("base", BASES)

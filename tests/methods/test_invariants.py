@@ -15,7 +15,7 @@ from reference.cases import BASES, LRS, MOMENTUM, PROBLEM, SAME, Spare, path_of,
 from reference.drive import Run, assert_differ, assert_same, sgd, trajectory
 from reference.model import flat
 
-from lowland.methods import (
+from lowland import (
     AESAM,
     ARSAM,
     ASAM,

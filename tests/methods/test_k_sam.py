@@ -18,8 +18,8 @@ from reference.sampling import Watch, pick
 from reference.vectors import add, norm
 
 import lowland
-from lowland.errors import ArgumentError, LossError
-from lowland.methods import KSAM, SAM, Plain
+from lowland import KSAM, SAM, Plain
+from lowland.core.errors import ArgumentError, LossError
 
 
 def watched(method, batch, **options):

@@ -16,9 +16,9 @@ from reference.attacks import overflow
 from reference.cases import BASES, LRS, MOMENTUM, PROBLEM, path_of, probes, some
 from reference.drive import Run, assert_differ, assert_same, trajectory
 
-from lowland import schedule
-from lowland.errors import ArgumentError, StateError, UsageError
-from lowland.methods import RST, SAM, VSAM, Late, LookSAM, MicroSAM, Plain, Renormalized, SAMPa
+from lowland import RST, SAM, VSAM, Late, LookSAM, MicroSAM, Plain, Renormalized, SAMPa
+from lowland.core import schedule
+from lowland.core.errors import ArgumentError, StateError, UsageError
 
 INNER = {
     "sam": SAM(rho=0.3),

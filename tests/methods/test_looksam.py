@@ -14,8 +14,8 @@ from reference.drive import Run, assert_same
 from reference.model import Quadratic
 from reference.vectors import add, dot, norm
 
-from lowland import vec
-from lowland.methods import SAM, LookSAM
+from lowland import SAM, LookSAM
+from lowland.core import vec
 from lowland.methods.looksam import _orthogonal
 
 

@@ -12,7 +12,7 @@ from reference.drive import Run, assert_differ, assert_same
 from reference.model import concatenate, flat, take
 from reference.vectors import add, norm, zeros
 
-from lowland.methods import SAM, MicroSAM, Plain
+from lowland import SAM, MicroSAM, Plain
 
 
 @pytest.mark.parametrize("base", BASES)

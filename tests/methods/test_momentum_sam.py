@@ -14,8 +14,8 @@ from reference.cases import BASES, LRS, MOMENTUM, PROBLEM, SAME, Spare, path_of,
 from reference.drive import Run, assert_differ, assert_same, sgd, trajectory
 from reference.vectors import TINY, add, norm, scale, zeros
 
-from lowland.errors import UsageError
-from lowland.methods import Late, MomentumSAM, Plain
+from lowland import Late, MomentumSAM, Plain
+from lowland.core.errors import UsageError
 
 MU = 0.9
 BUFFERED = [key for key in BASES if key != "sgd"]

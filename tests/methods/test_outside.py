@@ -10,14 +10,15 @@ from types import ModuleType
 
 import pytest
 
-from lowland.errors import ArgumentError, UnknownNameError
-from lowland.methods import METHODS, SAM, key_of, make, outside, spell
+from lowland import SAM
+from lowland.core.errors import ArgumentError, UnknownNameError
+from lowland.methods import METHODS, key_of, make, outside, spell
 
 USAM = '''
 from dataclasses import dataclass
 
 import lowland
-from lowland import vec
+from lowland.core import vec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ def test_a_method_from_an_entry_point(file: Path, monkeypatch: pytest.MonkeyPatc
         ("{file}:vec", r"must name a class made from lowland\.Method with a plan, but is <module"),
         ("{file}x.py:USAM", r"must be in a file that is there, but .*usam\.pyx\.py is not"),
         ("no_such_package.inside:V", r"there is no module 'no_such_package\.inside'"),
-        ("lowland.method:Method", r"but is <class 'lowland\.method\.Method'>"),
+        ("lowland.methods.base:Method", r"but is <class 'lowland\.methods\.base\.Method'>"),
         ("sam,plain", r"must be named one by one, but 'sam,plain' has a comma; write sam plain"),
     ],
 )

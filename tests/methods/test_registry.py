@@ -5,30 +5,28 @@ import math
 
 import pytest
 
-from lowland import Method, schedule
-from lowland.errors import ArgumentError, UnknownNameError
-from lowland.geometry import L2, Adaptive, Layerwise
-from lowland.methods import (
+from lowland import (
     AESAM,
     ARSAM,
     ASAM,
     ESAM,
     KSAM,
-    METHODS,
     SAM,
     SAMON,
     VSAM,
     BiSAM,
     Late,
     LookSAM,
+    Method,
     MicroSAM,
     Plain,
     Renormalized,
     SAMPa,
-    key_of,
-    make,
-    spell,
 )
+from lowland.core import schedule
+from lowland.core.errors import ArgumentError, UnknownNameError
+from lowland.core.geometry import L2, Adaptive, Layerwise
+from lowland.methods import METHODS, key_of, make, spell
 from lowland.methods.stable_sam import StableSAM
 
 TEXTS = {

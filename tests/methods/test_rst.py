@@ -11,9 +11,9 @@ import torch
 from reference.cases import BASES, MOMENTUM, PROBLEM, path_of, probes, rates, some
 from reference.drive import Run, assert_same, trajectory
 
-from lowland.errors import ArgumentError
-from lowland.geometry import Adaptive
-from lowland.methods import RST, SAM, Plain
+from lowland import RST, SAM, Plain
+from lowland.core.errors import ArgumentError
+from lowland.core.geometry import Adaptive
 
 
 @pytest.mark.parametrize("base", BASES)

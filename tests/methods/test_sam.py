@@ -11,7 +11,7 @@ from reference.cases import some
 from reference.drive import Run, trajectory
 from reference.model import Quadratic, parabola
 
-from lowland.methods import SAM
+from lowland import SAM
 
 
 @pytest.mark.parametrize("rho", [0.05, 1.0])

@@ -17,10 +17,9 @@ from reference.vectors import norm
 from torch import nn
 
 import lowland
-from lowland import Engine
-from lowland.errors import ArgumentError, ParameterError
-from lowland.geometry import L2, Adaptive, Layerwise
-from lowland.methods import SAM, SAMON, Late, Plain
+from lowland import SAM, SAMON, Engine, Late, Plain
+from lowland.core.errors import ArgumentError, ParameterError
+from lowland.core.geometry import L2, Adaptive, Layerwise
 
 NORMAL = Normalized()
 

@@ -16,7 +16,7 @@ from reference.drive import Run, assert_differ, assert_same, sgd, trajectory
 from reference.model import Batch, Logistic, Quadratic, parabola
 from reference.vectors import add, dot, lerp, norm, scale
 
-from lowland.methods import SAM, Plain, SAMPa
+from lowland import SAM, Plain, SAMPa
 
 
 def warm(run: Run, y, batch: Batch) -> None:

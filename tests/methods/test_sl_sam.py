@@ -21,8 +21,8 @@ from reference.vectors import add, norm
 from torch import nn
 
 import lowland
-from lowland.errors import LossError
-from lowland.methods import SAM, SLSAM
+from lowland import SAM, SLSAM
+from lowland.core.errors import LossError
 
 
 def active(run):

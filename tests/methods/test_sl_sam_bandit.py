@@ -22,8 +22,8 @@ from reference.drive import Run
 from reference.follow import assert_follows
 from reference.model import MLP, flat
 
-from lowland.errors import ArgumentError
-from lowland.methods import SLSAM
+from lowland import SLSAM
+from lowland.core.errors import ArgumentError
 from lowland.methods.sl_sam import fill
 
 CLOSE = 1e-12

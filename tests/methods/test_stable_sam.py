@@ -18,9 +18,7 @@ from reference.model import Quadratic, flat
 from reference.vectors import dot, norm
 
 import lowland
-from lowland import Probe, Switch, vec
-from lowland.errors import ArgumentError, UsageError
-from lowland.methods import (
+from lowland import (
     AESAM,
     AUSAM,
     ESAM,
@@ -40,9 +38,13 @@ from lowland.methods import (
     MicroSAM,
     MomentumSAM,
     Plain,
+    Probe,
     Renormalized,
     SAMPa,
+    Switch,
 )
+from lowland.core import vec
+from lowland.core.errors import ArgumentError, UsageError
 
 FITTING = {
     "plain": Plain(),
@@ -172,7 +174,7 @@ class Half(lowland.Method):
     """A user's method whose unperturbed gradient is not the whole batch's."""
 
     def plan(self, engine, batch):
-        some = yield Probe(lowland.batch.take(batch, torch.arange(3)))
+        some = yield Probe(lowland.core.batch.take(batch, torch.arange(3)))
         return some.loss, some.grad
 
 

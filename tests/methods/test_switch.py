@@ -17,10 +17,9 @@ from reference.attacks import overflow
 from reference.cases import BASES, LRS, MOMENTUM, PROBLEM, SAME, path_of, probes, some
 from reference.drive import Run, assert_differ, assert_same, trajectory
 
-from lowland import Switch
-from lowland.errors import ArgumentError, StateError, UsageError
-from lowland.methods import AESAM, RST, SAM, VSAM, BiSAM, Late, LookSAM, MomentumSAM, Plain, Renormalized, SAMPa
-from lowland.schedule import When, after, every
+from lowland import AESAM, RST, SAM, VSAM, BiSAM, Late, LookSAM, MomentumSAM, Plain, Renormalized, SAMPa, Switch
+from lowland.core.errors import ArgumentError, StateError, UsageError
+from lowland.core.schedule import When, after, every
 
 LOOK = LookSAM(rho=0.3, k=3, alpha=0.6)
 WINDOW = VSAM(rho=0.2, window=3, blocks=2, a1=0.9)

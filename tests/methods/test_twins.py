@@ -7,8 +7,8 @@ import pytest
 from reference import geometry, looksam, micro_sam, plain, sam, sampa, vsam
 from reference.follow import BASES, PROBLEM, assert_follows
 
-from lowland.geometry import Adaptive, Layerwise
-from lowland.methods import ARSAM, SAM, VSAM, LookSAM, MicroSAM, Plain, SAMPa
+from lowland import ARSAM, SAM, VSAM, LookSAM, MicroSAM, Plain, SAMPa
+from lowland.core.geometry import Adaptive, Layerwise
 
 WINDOW = {"window": 6, "blocks": 2, "last": 2, "warmup": 3, "a1": 0.9, "a2": 0.5}
 

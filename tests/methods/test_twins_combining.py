@@ -9,8 +9,8 @@ from reference import bisam, friendly_sam, geometry, gsam, momentum_sam, rst, sa
 from reference.follow import BASES, assert_follows, in_groups
 from reference.normalized import Normalized, OnlyNormalization
 
-from lowland.geometry import Adaptive, Layerwise
-from lowland.methods import ASAM, GSAM, RST, SAMON, WSAM, AdaSAM, BiSAM, FriendlySAM, MomentumSAM
+from lowland import ASAM, GSAM, RST, SAMON, WSAM, AdaSAM, BiSAM, FriendlySAM, MomentumSAM
+from lowland.core.geometry import Adaptive, Layerwise
 
 PAIRS = {
     "asam": (ASAM(), sam.SAM, {"rho": 0.5, "geometry": geometry.adaptive(0.01)}),

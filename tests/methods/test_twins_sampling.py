@@ -10,8 +10,8 @@ from reference import ae_sam, async_sam, ausam, esam, geometry, k_sam, sl_sam
 from reference.follow import BASES, assert_follows
 from reference.sampling import Indexed
 
-from lowland.geometry import Adaptive, Layerwise
-from lowland.methods import AESAM, AUSAM, ESAM, KSAM, SLSAM, AsyncSAM
+from lowland import AESAM, AUSAM, ESAM, KSAM, SLSAM, AsyncSAM
+from lowland.core.geometry import Adaptive, Layerwise
 
 EXAMPLES = 20
 

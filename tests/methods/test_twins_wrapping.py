@@ -7,9 +7,8 @@ from reference import late, looksam, plain, renormalized, sam, sampa, switch, vs
 from reference.follow import BASES, assert_follows, in_groups
 from reference.normalized import Normalized
 
-from lowland import Switch
-from lowland.methods import SAM, VSAM, Late, LookSAM, Renormalized, SAMPa
-from lowland.schedule import after, every
+from lowland import SAM, VSAM, Late, LookSAM, Renormalized, SAMPa, Switch
+from lowland.core.schedule import after, every
 
 WINDOW = {"window": 4, "blocks": 2, "last": 2, "a1": 0.9, "a2": 0.5}
 LOOK = {"rho": 0.2, "k": 3, "alpha": 0.5}

@@ -11,7 +11,7 @@ from reference.cases import BASES, MOMENTUM, PROBLEM, SAME, path_of, probes, som
 from reference.drive import Run, assert_same
 from reference.vectors import add, norm
 
-from lowland.methods import ARSAM, SAM, VSAM
+from lowland import ARSAM, SAM, VSAM
 
 windows = pytest.mark.parametrize("kind", [VSAM, ARSAM])
 

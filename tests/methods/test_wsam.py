@@ -10,8 +10,8 @@ from reference.cases import BASES, LRS, MOMENTUM, PROBLEM, SAME, path_of, some
 from reference.drive import Run, assert_differ, assert_same, sgd
 from reference.vectors import add, lerp, norm
 
-from lowland.errors import ArgumentError
-from lowland.methods import SAM, WSAM, Plain
+from lowland import SAM, WSAM, Plain
+from lowland.core.errors import ArgumentError
 
 
 @pytest.mark.parametrize("base", BASES)

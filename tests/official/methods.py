@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from lowland import Engine, Method, Switch, schedule
-from lowland.geometry import Adaptive
+from lowland import Engine, Method, Switch
+from lowland.core import schedule
+from lowland.core.geometry import Adaptive
 from lowland.methods import METHODS
 from official.files import Recorded
 

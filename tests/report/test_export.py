@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lowland.errors import ArgumentError
+from lowland.core.errors import ArgumentError
 from lowland.report import export, markdown, read, summarize
 from lowland.report.export import standalone
 

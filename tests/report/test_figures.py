@@ -10,7 +10,7 @@ import pytest
 from lowland.report import read, summarize
 from lowland.report.drawing import COLORS, looks
 from lowland.report.figures import cost_axis, curves, front, pareto
-from lowland.report.records import RunRecord
+from lowland.runs.record import RunRecord
 
 WriteRun = Callable[..., Path]
 METHODS = ["plain", "sam", "sampa", "looksam", "micro-sam", "arsam"]

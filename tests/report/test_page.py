@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from lowland.errors import ArgumentError
+from lowland.core.errors import ArgumentError
 from lowland.report import read, write_page
 from lowland.report.page import group_title, render
-from lowland.report.records import RunRecord
+from lowland.runs.record import RunRecord
 
 WriteRun = Callable[..., Path]
 VOID = {"meta", "link", "wbr", "br", "img", "input", "hr"}

@@ -10,8 +10,8 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from lowland.report import groups, markdown, notes, read, statement, summarize, verdict
-from lowland.report.records import RunRecord
 from lowland.report.summary import RIPE, Row
+from lowland.runs.record import RunRecord
 
 WriteRun = Callable[..., Path]
 PLAIN = [0.950, 0.952, 0.954]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy as torch_cross_entropy
 
-from lowland.errors import ArgumentError
+from lowland.core.errors import ArgumentError
 from lowland.sharpness import m_sharpness
 
 

@@ -11,7 +11,7 @@ from hand import close, grads, norm, sgd, square
 from torch import Tensor, nn
 
 import lowland
-from lowland.errors import ArgumentError, BatchError, UsageError
+from lowland.core.errors import ArgumentError, BatchError, UsageError
 
 
 def test_batches_of_more_than_tensors() -> None:

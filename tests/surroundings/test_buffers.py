@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils import spectral_norm as old_spectral_norm
 
 import lowland
-from lowland.errors import UsageError
+from lowland.core.errors import UsageError
 
 
 def spectral(kind: Any) -> nn.Module:

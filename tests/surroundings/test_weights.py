@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.utils.checkpoint import checkpoint
 
 import lowland
-from lowland.errors import ParameterError, UsageError
+from lowland.core.errors import ParameterError, UsageError
 
 
 def test_parameters_outside_the_engine_are_refused_by_name() -> None:

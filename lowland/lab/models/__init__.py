@@ -10,13 +10,13 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from lowland import checks
-from lowland.errors import ArgumentError, UnknownNameError
-from lowland.lab.models import foreign
+from lowland.core import checks
+from lowland.core.errors import ArgumentError, UnknownNameError
+from lowland.lab.data.streams import derived
+from lowland.lab.models import hub as foreign
+from lowland.lab.models.mlp import convnet, mlp
 from lowland.lab.models.resnet import resnet20, resnet56
-from lowland.lab.models.small import convnet, mlp
 from lowland.lab.models.wide import wrn_16_4
-from lowland.lab.tasks.streams import derived
 
 __all__ = ["MODELS", "build"]
 

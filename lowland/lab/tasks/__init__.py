@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from lowland.errors import UnknownNameError
+from lowland.core.errors import UnknownNameError
+from lowland.lab.data.images import Augmentation
+from lowland.lab.data.noise import NoiseKind, noisy
+from lowland.lab.task import Task
 from lowland.lab.tasks import cifar, digits, fashion
-from lowland.lab.tasks.augment import Augmentation
-from lowland.lab.tasks.noise import NoiseKind, noisy
-from lowland.lab.tasks.task import Task
 
 __all__ = ["TASKS", "Augmentation", "NoiseKind", "Task", "load", "noisy"]
 

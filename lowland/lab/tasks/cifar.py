@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lowland.errors import DataError
-from lowland.lab.tasks import files
-from lowland.lab.tasks.augment import Augmentation
-from lowland.lab.tasks.task import Task
+from lowland.core.errors import DataError
+from lowland.lab.data import files
+from lowland.lab.data.images import Augmentation
+from lowland.lab.task import Task
 
 # truck → automobile, bird → airplane, deer → horse, cat ↔ dog: what is easily confused in photographs
 CONFUSIONS = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}

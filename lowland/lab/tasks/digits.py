@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from lowland.errors import MissingExtraError
-from lowland.lab.tasks.task import Task
+from lowland.core.errors import MissingExtraError
+from lowland.lab.task import Task
 
 TEST = 500
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lowland.errors import DataError
-from lowland.lab.tasks import files
-from lowland.lab.tasks.augment import Augmentation
-from lowland.lab.tasks.task import Task
+from lowland.core.errors import DataError
+from lowland.lab.data import files
+from lowland.lab.data.images import Augmentation
+from lowland.lab.task import Task
 
 SOURCE = "https://github.com/zalandoresearch/fashion-mnist"
 NAMES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]

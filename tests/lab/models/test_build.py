@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lowland.errors import ArgumentError, UnknownNameError
+from lowland.core.errors import ArgumentError, UnknownNameError
 from lowland.lab.models import MODELS, build
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]

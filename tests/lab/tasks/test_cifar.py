@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lowland.errors import DataError
+from lowland.core.errors import DataError
 from lowland.lab.tasks import cifar
 
 

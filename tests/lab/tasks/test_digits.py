@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from lowland.errors import MissingExtraError
+from lowland.core.errors import MissingExtraError
 from lowland.lab.tasks import digits
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowland.errors import DataError
+from lowland.core.errors import DataError
 from lowland.lab.tasks import fashion
 
 IMAGES = "FashionMNIST/raw/train-images-idx3-ubyte"

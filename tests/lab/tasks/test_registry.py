@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowland.errors import ArgumentError, DataError, UnknownNameError
+from lowland.core.errors import ArgumentError, DataError, UnknownNameError
 from lowland.lab.tasks import TASKS, load
 
 

@@ -1,0 +1,1 @@
+"""Steps of two processes at once, side by side."""

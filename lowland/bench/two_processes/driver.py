@@ -1,0 +1,249 @@
+"""What a step costs on two processes: data-parallel SAM, and SAMPa, whose two gradients are computed at once.
+
+All variants take turns, step by step: ``plain`` and ``sam`` on one process while the other one rests; ``plain-twice``
+on two that know nothing of each other, which is the least that two gradients at once can cost on this machine, whose
+processes share memory and caches; ``dp-plain`` and ``dp-sam`` on two that share a batch (DistributedDataParallel);
+``sampa`` on two that take a gradient of the whole batch each, and exchange them through the memory of the host;
+``sampa-messages`` exchanges them by gloo, as ``sampa`` does where there is a network between. One thread per process.
+Figures are medians, and ratios are medians of ratios within a round, so that a machine whose speed drifts slows
+numerator and denominator alike. A step of two processes is as long as that of the slower one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowland.bench import overhead
+from lowland.bench.two_processes.network import DEVICE, Network, network
+from lowland.bench.two_processes.pair import Pair, memory, pair
+from lowland.core import checks
+from lowland.core.errors import ArgumentError, UnknownNameError
+from lowland.lab.models import build
+
+RANKS = 2
+WARMUP = 5  # rounds that do not count, after a change of bandwidth, too
+FEWEST = 5  # rounds that make a median
+BANDWIDTHS = (10000.0, 1000.0, 300.0, 100.0, 30.0)  # Mbit/s; the first is next to no limit
+CLASSES = 10
+RATIOS = (
+    ("sam", "plain"),
+    ("plain-twice", "plain"),
+    ("dp-plain", "plain"),
+    ("dp-sam", "plain"),
+    ("sampa", "plain"),
+    ("dp-sam", "sam"),
+    ("sampa", "sam"),
+    ("sampa", "plain-twice"),
+    ("sampa", "dp-sam"),
+    ("sampa-messages", "plain"),
+    ("sampa", "sampa-messages"),
+)
+Tick = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, and a batch of random images.
+
+    Args:
+        model: A name that :func:`lowland.lab.models.build` knows.
+        batch: Images in a batch, even.
+        size: Pixels of an image along each side.
+    """
+
+    model: str
+    batch: int
+    size: int = 32
+
+    def __post_init__(self) -> None:
+        checks.whole("batch", self.batch, RANKS, "each process gets half of it")
+        if self.batch % RANKS:
+            raise ArgumentError(f"batch must be even, but is {self.batch}; each process gets half of it")
+
+    def build(self) -> nn.Module:
+        """The model, the same each time."""
+        return build(self.model, shape=(3, self.size, self.size), classes=CLASSES, seed=0)
+
+    def data(self) -> tuple[Tensor, Tensor]:
+        """The batch, the same each time."""
+        generator = torch.Generator().manual_seed(0)
+        inputs = torch.randn(self.batch, 3, self.size, self.size, generator=generator)
+        return inputs, torch.randint(CLASSES, (self.batch,), generator=generator)
+
+    def bytes(self) -> int:
+        """Of the parameters."""
+        return sum(p.numel() * p.element_size() for p in self.build().parameters())
+
+
+CASES: dict[str, Case] = {"resnet20-batch64": Case("resnet20", 64), "resnet56-batch16": Case("resnet56", 16)}
+
+
+def measure(name: str, *, rounds: int = 60, tick: Tick | None = None) -> dict[str, Any]:
+    """Step times on one process and on two, through the loopback device.
+
+    Args:
+        name: A key of ``CASES``.
+        rounds: Rounds that count, >= 5; every variant takes one step a round.
+        tick: Called after every round, ``WARMUP + rounds`` times.
+
+    Returns:
+        See :func:`summary`, with the ``case`` and the bytes of its ``parameters``.
+    """
+    case = _chosen(name, rounds)
+    with pair() as both:
+        parameters = _set_up(both, case, apart=False)
+        taken = _rounds(both, rounds, tick)
+    # The loopback device carries what either rank sends.
+    return {"case": name, "parameters": parameters, **summary(taken, senders=RANKS)}
+
+
+def measure_network(
+    name: str,
+    *,
+    rounds: int = 60,
+    bandwidths: Sequence[float] = BANDWIDTHS,
+    delay: float = 0.0,
+    tick: Tick | None = None,
+) -> dict[str, Any]:
+    """Step times on two processes with a cable of limited bandwidth between them.
+
+    Args:
+        name: A key of ``CASES``.
+        rounds: Rounds that count at each bandwidth, >= 5.
+        bandwidths: In Mbit/s, each > 0.
+        delay: Milliseconds that a packet is under way; above 0 it takes the kernel's netem.
+        tick: Called after every round, as often as :func:`network_rounds` tells.
+
+    Returns:
+        The ``case``, the bytes of its ``parameters``, the ``delay``, for each of ``bandwidths`` a :func:`summary` with
+        its ``mbit``, and ``faster``: see :func:`crossings`.
+    """
+    case, wanted = _chosen(name, rounds), checked(bandwidths)
+    with network() as joined, pair(joined.prefixes, DEVICE) as both:
+        parameters = _set_up(both, case, apart=True)
+        found = [_at(joined, both, mbit, delay, rounds, tick) for mbit in wanted]
+    return {
+        "case": name,
+        "parameters": parameters,
+        "delay": delay,
+        "bandwidths": found,
+        "faster": {f"sampa than {other}": crossings(found, "sampa", other) for other in ("dp-sam", "sam")},
+    }
+
+
+def network_rounds(rounds: int, bandwidths: Sequence[float]) -> int:
+    """How often :func:`measure_network` calls ``tick``."""
+    return len(bandwidths) * (WARMUP + rounds)
+
+
+def checked(bandwidths: Sequence[float]) -> list[float]:
+    """Bandwidths from wide to narrow.
+
+    Raises:
+        ArgumentError: There are none, one comes twice, or one is not positive.
+    """
+    for mbit in bandwidths:
+        checks.at_least("bandwidths", mbit, 0.1, "give them in Mbit/s")
+    if not bandwidths or len(set(bandwidths)) < len(bandwidths):
+        raise ArgumentError(f"bandwidths must be one or more, all different, but are {tuple(bandwidths)}; in Mbit/s")
+    return sorted(bandwidths, reverse=True)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on: two processes want a core each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {**overhead.machine(), "cores": cores, "GLIBC_TUNABLES": memory()["GLIBC_TUNABLES"]}
+
+
+def _chosen(name: str, rounds: int) -> Case:
+    if name not in CASES:
+        raise UnknownNameError("case", name, CASES)
+    checks.whole("rounds", rounds, FEWEST, "60 give a steady median")
+    return CASES[name]
+
+
+def _set_up(both: Pair, case: Case, *, apart: bool) -> int:
+    both.order(case=asdict(case), apart=apart)
+    return int(both.answers()[0]["parameters"])
+
+
+def _rounds(both: Pair, rounds: int, tick: Tick | None) -> list[list[dict[str, Any]]]:
+    """The answers of both ranks for each round that counts."""
+    both.order(rounds=WARMUP + rounds)
+    taken = []
+    for _ in range(WARMUP + rounds):
+        taken.append(both.answers())
+        if tick is not None:
+            tick()
+    return taken[WARMUP:]
+
+
+def _at(joined: Network, both: Pair, mbit: float, delay: float, rounds: int, tick: Tick | None) -> dict[str, Any]:
+    joined.limit(mbit, delay)
+    return {"mbit": mbit, **summary(_rounds(both, rounds, tick), senders=1)}
+
+
+def summary(taken: Sequence[Sequence[dict[str, Any]]], *, senders: int) -> dict[str, Any]:
+    """Medians over rounds.
+
+    Args:
+        taken: For each round the answers of all ranks; see :func:`lowland.bench.two_processes.worker.take_round`.
+        senders: How many ranks the network device that was watched serves.
+
+    Returns:
+        ``rounds``; by variant ``median_ms``, ``bytes`` that a rank gives into exchanges of gradients in a step, and
+        ``wire_bytes`` that leave it in a step by the count of the network device, all protocols included (None where
+        nobody counts); ``ratios``; and for SAMPa ``exposed_ms``, for which the rank whose backward ended last still
+        waits for the exchange, with ``exposed_share``, its share of the step. What the other one waits for its partner
+        is not in it.
+    """
+    names = list(taken[0][0]["seconds"])
+    seconds = {name: [max(rank["seconds"].get(name, 0.0) for rank in ranks) for ranks in taken] for name in names}
+    waited = [min(rank["waited"]["sampa"] for rank in ranks) for ranks in taken]
+    wires = {name: [ranks[0]["wire"][name] for ranks in taken] for name in names}
+    return {
+        "rounds": len(taken),
+        "median_ms": {name: round(statistics.median(times) * 1e3, 3) for name, times in seconds.items()},
+        "ratios": {f"{a} / {b}": _ratio(seconds[a], seconds[b]) for a, b in RATIOS if {a, b} <= seconds.keys()},
+        "bytes": {name: round(statistics.median(ranks[0]["bytes"][name] for ranks in taken)) for name in names},
+        "wire_bytes": {
+            name: None if None in counts else round(statistics.median(counts) / senders)
+            for name, counts in wires.items()
+        },
+        "exposed_ms": round(statistics.median(waited) * 1e3, 3),
+        "exposed_share": _ratio(waited, seconds["sampa"]),
+    }
+
+
+def _ratio(over: Sequence[float], under: Sequence[float]) -> float:
+    return round(statistics.median(a / b for a, b in zip(over, under, strict=True)), 4)
+
+
+def crossings(found: Sequence[dict[str, Any]], one: str, other: str) -> dict[str, list[float]]:
+    """Where one variant is faster than another, and where that turns.
+
+    Args:
+        found: Summaries with their ``mbit``, from wide to narrow.
+        one: A variant.
+        other: Another one.
+
+    Returns:
+        ``at``: the bandwidths measured at which it is faster; ``turns``: those between two of them at which both would
+        take the same time, if the logarithm of their ratio were linear in that of the bandwidth.
+    """
+    ratios = [(f["mbit"], f["ratios"][f"{one} / {other}"]) for f in found]
+    turns = []
+    for (wide, a), (narrow, b) in pairwise(ratios):
+        if (a < 1) != (b < 1):
+            share = math.log(a) / (math.log(a) - math.log(b))
+            turns.append(float(f"{wide * (narrow / wide) ** share:.3g}"))
+    return {"at": [mbit for mbit, ratio in ratios if ratio < 1], "turns": turns}

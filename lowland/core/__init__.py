@@ -1,0 +1,1 @@
+"""What all else stands on: vectors, batches, probes, geometries, schedules, errors. Torch alone."""

@@ -1,0 +1,42 @@
+"""Argument checks whose messages name the argument, the rule, the value and the remedy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from lowland.core.errors import ArgumentError
+
+
+def at_least(name: str, value: Any, bound: float, remedy: str) -> None:
+    """Refuse a ``value`` that is no finite number >= ``bound``."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not bound <= value < math.inf:
+        raise ArgumentError(f"{name} must be a number >= {bound}, but is {value!r}; {remedy}")
+
+
+def whole(name: str, value: Any, bound: int, remedy: str) -> None:
+    """Refuse a ``value`` that is no integer >= ``bound``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < bound:
+        raise ArgumentError(f"{name} must be an integer >= {bound}, but is {value!r}; {remedy}")
+
+
+def within(name: str, value: Any, low: float, high: float, remedy: str) -> None:
+    """Refuse a ``value`` that is no number in [``low``, ``high``]."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ArgumentError(f"{name} must be in [{low}, {high}], but is {value!r}; {remedy}")
+
+
+def share(name: str, value: Any, whole: str, nothing: str) -> None:
+    """Refuse a ``value`` that is no number in (0, 1]; ``whole`` says what 1 means, ``nothing`` what to take for 0."""
+    within(name, value, 0, 1, whole)
+    if value == 0:
+        raise ArgumentError(f"{name} must be > 0, but is {value!r}; {nothing}")
+
+
+def one_of(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Refuse a ``value`` that is none of ``choices``."""
+    options = list(choices)
+    if value not in options:
+        listed = ", ".join(repr(o) for o in options)
+        raise ArgumentError(f"{name} must be one of {listed}, but is {value!r}; choose one of these")

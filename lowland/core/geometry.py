@@ -1,0 +1,129 @@
+"""How a gradient becomes a displacement of size rho.
+
+A geometry is a value: ``SAM(geometry=Adaptive(eta=0.01))``. Every geometry takes ``select``, a predicate
+``(module, name, parameter) -> bool`` that restricts the displacement to the parameters it accepts.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lowland.core import checks, vec
+from lowland.core.vec import Vec
+
+Select: TypeAlias = Callable[[nn.Module, str, Tensor], bool]
+Radii: TypeAlias = "float | list[float]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry(ABC):
+    """The shape of the ball in which a method looks for a worse loss.
+
+    Args:
+        select: Which parameters are displaced, by owning module, full name and tensor; None means all.
+    """
+
+    select: Select | None = None
+
+    @abstractmethod
+    def ascent(self, params: Vec, grad: Vec, radii: Radii) -> Vec:
+        """The displacement along ``grad``.
+
+        Args:
+            params: The weights it starts from.
+            grad: The direction, one tensor per parameter.
+            radii: The radius rho, or one for each parameter; 0 leaves a parameter where it is, and norms
+                are taken over the others.
+
+        Returns:
+            The displacement, one tensor per parameter; zero where ``grad`` is zero.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class L2(Geometry):
+    """A round ball: ``e = rho * g / ||g||`` with one norm over all perturbed parameters."""
+
+    def ascent(self, params: Vec, grad: Vec, radii: Radii) -> Vec:
+        """See :meth:`Geometry.ascent`."""
+        perturbed = _perturbed(grad, radii)
+        if not perturbed:
+            return vec.zeros(grad)
+        return _stretch(grad, vec.inverse(vec.norm(perturbed)), radii)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptive(Geometry):
+    """A ball in weights relative to their size: ``e = rho * T^2 g / ||T g||`` with ``T = |w| + eta``.
+
+    Args:
+        eta: What is added to ``|w|``, >= 0, so that small weights move too.
+        select: See :class:`Geometry`.
+
+    Differs: The released code uses T only for tensors named "weight" and T = 1 for others; here all alike. davda54's
+    adaptive SAM has eta = 0; the default here is the release's 0.01.
+
+    Reference: Kwon, Kim, Park, Choi: ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant
+    Learning of Deep Neural Networks. ICML 2021, arXiv 2102.11600.
+    """
+
+    eta: float = 0.01
+
+    def __post_init__(self) -> None:
+        checks.at_least("eta", self.eta, 0, "0.01 is the paper's value")
+
+    def ascent(self, params: Vec, grad: Vec, radii: Radii) -> Vec:
+        """See :meth:`Geometry.ascent`."""
+        sizes = vec.shift(vec.magnitude(params), self.eta)
+        scaled = vec.mul(sizes, grad)
+        perturbed = _perturbed(scaled, radii)
+        if not perturbed:
+            return vec.zeros(grad)
+        factor, direction = vec.inverse(vec.norm(perturbed)), vec.mul(sizes, scaled)
+        del sizes, scaled, perturbed  # one vector less at the peak
+        return _stretch(direction, factor, radii)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layerwise(Geometry):
+    """A ball for every tensor: ``e_l = rho * ||w_l|| * g_l / ||g_l||``; a tensor of zeros counts as norm 1.
+
+    Args:
+        trust: False leaves out the factor ``||w_l||``: every tensor moves by rho.
+        select: See :class:`Geometry`.
+
+    Differs: The paper's formula could not be read; ``rho * ||w|| / ||g||`` is what summaries of it state, and
+    treating tensors of norm zero as norm 1 is our choice.
+
+    Reference: Liu, Mai, Chen, Hsieh, You: Towards Efficient and Scalable Sharpness-Aware Minimization
+    (Look-LayerSAM). CVPR 2022, arXiv 2203.02714.
+    """
+
+    trust: bool = True
+
+    def ascent(self, params: Vec, grad: Vec, radii: Radii) -> Vec:
+        """See :meth:`Geometry.ascent`."""
+        sizes = vec.inverse(vec.norms(grad))  # (number of tensors,)
+        if self.trust:
+            weights = vec.norms(params)
+            sizes = sizes * torch.where(weights == 0, torch.ones_like(weights), weights)
+        each = radii if isinstance(radii, list) else [radii] * len(grad)
+        return vec.stretch(grad, [s * r for s, r in zip(sizes.unbind(), each, strict=True)])
+
+
+def _perturbed(grad: Vec, radii: Radii) -> Vec:
+    if isinstance(radii, list):
+        return [g for g, r in zip(grad, radii, strict=True) if r > 0]
+    return grad
+
+
+def _stretch(v: Vec, factor: Tensor, radii: Radii) -> Vec:
+    if isinstance(radii, list):
+        return vec.scale(v, factor, radii)
+    return vec.scale(v, factor * radii)

@@ -1,0 +1,133 @@
+"""What a loss function returns: losses by example, their mean, or a sum with its divisor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from lowland.core.errors import LossError
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """A loss as a sum and what it is divided by, such as tokens, boxes or the sum of weights.
+
+    A mean over padded tokens cannot be combined from the means of parts, whose numbers of tokens differ. With the sum
+    and the count, micro-batches, parts and ranks are combined exactly: sum of all totals over sum of all counts.
+
+    ::
+
+        def loss_fn(model, batch):
+            losses = cross_entropy(model(batch["ids"]), batch["labels"], ignore_index=-100, reduction="sum")
+            return lowland.Loss(losses, (batch["labels"] != -100).sum())
+
+    Args:
+        total: The summed loss, a floating-point tensor of shape ``()``.
+        count: What it is divided by, >= 0: a number, or a tensor of shape ``()`` that needs no gradient.
+        aux: Anything else that the forward pass computed, such as logits; see ``Engine.aux``.
+
+    Raises:
+        LossError: ``total`` or ``count`` is something else.
+    """
+
+    total: Tensor
+    count: Tensor | float
+    aux: Any = None
+
+    def __post_init__(self) -> None:
+        total, count = self.total, self.count
+        if not isinstance(total, Tensor) or total.dim() != 0 or not total.is_floating_point():
+            raise LossError(
+                f"Loss(total, count) needs a total of shape (), floating-point, but got {_shown(total)}; sum the "
+                "losses, such as losses.sum()"
+            )
+        if isinstance(count, Tensor):
+            if count.dim() != 0 or count.is_complex() or count.requires_grad:
+                raise LossError(
+                    f"Loss(total, count) needs a count of shape () without gradient, but got {_shown(count)}; pass "
+                    "mask.sum(), or weights.sum().detach()"
+                )
+        elif isinstance(count, bool) or not isinstance(count, int | float) or not 0 <= count < float("inf"):
+            raise LossError(
+                f"Loss(total, count) needs a count >= 0, but got {_shown(count)}; pass what the total is divided by"
+            )
+
+
+LossFn: TypeAlias = Callable[[Any, Any], "Tensor | Loss"]
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """A loss as it was read.
+
+    Attributes:
+        mean: The mean, shape ``()``, to be differentiated; of a ``Loss``, total / count.
+        losses: One loss per example, ``(B,)``; None where there is only their mean or sum.
+        total: Of a ``Loss`` its total, else None.
+        count: Of a ``Loss`` its count as a double of shape ``()`` beside it; of losses by example how many there are;
+            of a mean None.
+        aux: What the loss function returned besides.
+    """
+
+    mean: Tensor
+    losses: Tensor | None = None
+    total: Tensor | None = None
+    count: Tensor | float | None = None
+    aux: Any = None
+
+
+def terms(loss: Any, size: int | None) -> Terms:
+    """Read what a loss function returned.
+
+    Args:
+        loss: One loss per example, ``(B,)``, their mean, ``()``, or a :class:`Loss`.
+        size: The number of examples; None where it is not known.
+
+    Raises:
+        LossError: It is nothing of that.
+    """
+    if isinstance(loss, Loss):
+        kind = torch.float32 if loss.total.device.type == "mps" else torch.float64
+        count = torch.as_tensor(loss.count, dtype=kind, device=loss.total.device)
+        mean = loss.total / divisor(loss.total.detach(), count).to(loss.total.dtype)
+        return Terms(mean, total=loss.total, count=count, aux=pytree.tree_map(_detached, loss.aux))
+    if not isinstance(loss, Tensor):
+        raise LossError(
+            f"loss_fn must return a tensor of shape (B,) or (), or Loss(total, count, aux), but returned a "
+            f'{type(loss).__name__}; return the loss itself, such as cross_entropy(…, reduction="none")'
+        )
+    if not loss.is_floating_point():
+        raise LossError(
+            f"loss_fn must return a floating-point loss, but returned {loss.dtype}; return the loss, not a count"
+        )
+    if loss.dim() == 0:
+        return Terms(loss)
+    if loss.dim() != 1 or len(loss) == 0 or (size is not None and len(loss) != size):
+        shape = "(B,)" if size is None else f"({size},)"
+        raise LossError(
+            f"loss_fn must return one loss per example, shape {shape}, or their mean, shape (), but returned "
+            f'shape {tuple(loss.shape)}; use reduction="none" or "mean" and average other dimensions, or return '
+            "Loss(total, count)"
+        )
+    return Terms(loss.mean(), losses=loss, count=float(len(loss)))
+
+
+def divisor(total: Tensor, count: Tensor) -> Tensor:
+    """The count, or 1 where nothing was counted and nothing was summed, as on a rank whose examples are all padding."""
+    return torch.where((count == 0) & (total == 0), torch.ones_like(count), count)
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        kind = ", which needs a gradient" if value.requires_grad else ""
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)}{kind}"
+    return f"{value!r}"

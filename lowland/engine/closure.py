@@ -1,0 +1,183 @@
+"""The door for frameworks that insist on ``optimizer.step(closure)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lowland.core.errors import UsageError
+from lowland.engine import Engine, doors, state
+
+
+class ClosureOptimizer(Optimizer):
+    """The engine's method behind torch's own ``step(closure)``.
+
+    The closure does what torch documents: zero the gradients, compute the loss, call backward, return the
+    loss. It is called once for every pass of the method. ``step()`` without a closure is refused, because it would
+    train without the method, unless every learning rate is 0: so checkpointing libraries fill an optimizer's state.
+    Parameter groups and state are the base optimizer's own. Save the engine's state beside it.
+
+    An optimizer that calls its closure itself, such as LBFGS, needs no ClosureOptimizer. Each call is one step of the
+    method::
+
+        def closure():
+            lbfgs.zero_grad()
+            return engine.backward(batch)
+
+        lbfgs.step(closure)
+
+    Args:
+        engine: An engine whose method needs no batch, with one optimizer, without a GradScaler.
+
+    Raises:
+        UsageError: The method keeps or cuts batches, which a closure hides; the engine has several optimizers, or one
+            that calls closures itself; or it has a scaler, whose ``step`` refuses closures.
+
+    Example:
+        >>> import lowland
+        >>> model = torch.nn.Linear(2, 1)
+        >>> base = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> optimizer = ClosureOptimizer(lowland.Engine(lowland.SAM(), model, base))
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = model(torch.ones(4, 2)).square().mean()
+        ...     loss.backward()
+        ...     return loss
+        >>> optimizer.step(closure).shape
+        torch.Size([])
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        if engine.method.needs_batch:
+            raise UsageError(
+                f"{engine.method.kind} keeps or cuts batches, which a closure hides; call engine.backward(batch)"
+            )
+        if engine.work.scaler is not None:
+            raise UsageError(
+                "a GradScaler refuses closures, so ClosureOptimizer needs an engine without one; call "
+                "engine.backward(batch) and scaler.step(optimizer), or train in bf16"
+            )
+        if len(engine.optimizers) > 1:
+            raise UsageError(
+                f"ClosureOptimizer needs an engine with one optimizer, but this one has {len(engine.optimizers)}; call "
+                "engine.backward(batch) and the step of each of them"
+            )
+        doors.check_closure_free(engine.optimizers)
+        if isinstance(engine.optimizer, ClosureOptimizer):
+            raise UsageError(
+                "ClosureOptimizer needs an engine on an ordinary optimizer, but its optimizer is a ClosureOptimizer, "
+                "which would run a method in a method; make the engine with the base optimizer"
+            )
+        self.engine = engine
+        self.base = engine.optimizer
+        super().__init__(self.base.param_groups, self.base.defaults)
+
+    # Groups and state are shared, also after the base optimizer has loaded a state and made new ones.
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The base optimizer's parameter groups."""
+        return self.base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        pass  # Optimizer.__init__ would start an empty list; the base optimizer's stays
+
+    @property
+    def state(self) -> Any:
+        """The base optimizer's state."""
+        return self.base.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        pass
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the base optimizer; the engine then has to be made anew."""
+        if not any(param_group is group for group in self.base.param_groups):
+            self.base.add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base optimizer's state."""
+        return self.base.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the base optimizer's state."""
+        self.base.load_state_dict(state_dict)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of the method; without a closure, one of the base optimizer.
+
+        Args:
+            closure: Zeroes the gradients, computes the loss, calls backward and returns the loss.
+
+        Returns:
+            The loss of the first pass, detached; None without a closure.
+
+        Raises:
+            UsageError: There is no closure though a learning rate is not 0; the closure returns no loss, calls no
+                backward, or adds to earlier gradients.
+        """
+        if closure is None:
+            self._check_idle()
+            return self.base.step()
+        earlier = [p.grad for p in self.engine.params]
+        back = state.kept(self.engine)
+        try:
+            first = self._run(closure, earlier)
+            self.base.step()
+        except BaseException:
+            back()
+            for p, g in zip(self.engine.params, earlier, strict=True):
+                p.grad = g
+            raise
+        return first
+
+    def _check_idle(self) -> None:
+        """Without a closure, let only a step pass that moves nothing: with it DCP fills a state before it loads one."""
+        lrs = [group.get("lr") for group in self.base.param_groups]
+        if any(lr is None or bool(torch.as_tensor(lr != 0).any()) for lr in lrs):
+            raise UsageError(
+                "step needs the closure, but was called without one, which would train without the method; call "
+                "optimizer.step(closure), or engine.backward(batch) and the base optimizer's step()"
+            )
+
+    def _run(self, closure: Callable[[], Any], earlier: Sequence[Tensor | None]) -> Any:
+        """All passes of the method, leaving its gradient in ``.grad``; the first one's loss."""
+        params, first = self.engine.params, None
+        for p in params:
+            p.grad = None  # what the closure is bound to zero is no part of this step
+        for current in self.engine.passes():
+            current.sparse = False  # a closure's backward would fail where it reaches none of those asked for
+            with current, torch.enable_grad():
+                marks = _marked(params, earlier) if first is None else []
+                loss = closure()
+                _check(loss, marks, params)
+                current.adopt(loss)
+            first = loss.detach() if first is None else first
+        return first
+
+
+def _marked(params: Sequence[Tensor], earlier: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor]]:
+    """Zeros in place of earlier gradients: what happens to them tells whether the closure zeroes."""
+    marks = [(p, torch.zeros_like(p)) for p, g in zip(params, earlier, strict=True) if g is not None]
+    for p, mark in marks:
+        p.grad = mark
+    return marks
+
+
+def _check(loss: Any, marks: Sequence[tuple[Tensor, Tensor]], params: Sequence[Tensor]) -> None:
+    if not isinstance(loss, Tensor):
+        raise UsageError(f"closure must return the loss, but returned {loss!r}; end it with `return loss`")
+    # Adding to a mark changes it once; zeroing it first, a second time; zeroing to None replaces it.
+    if marks and not any(p.grad is not mark or mark._version > 1 for p, mark in marks):
+        raise UsageError(
+            "closure must zero the gradients before backward, but added to earlier ones; call "
+            "optimizer.zero_grad() in it, or accumulate with engine.backward(batch)"
+        )
+    if all(p.grad is None for p in params):
+        raise UsageError("closure must call backward, but no parameter has a gradient after it; call loss.backward()")

@@ -1,0 +1,231 @@
+"""What an engine may be given: one module or several, one optimizer or several, and a loss function."""
+
+from __future__ import annotations
+
+import inspect
+import random
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from lowland.core import checks
+from lowland.core.errors import ArgumentError, ParameterError, UsageError
+from lowland.engine import lookahead
+from lowland.executors.base import Executor
+from lowland.methods.base import Method
+
+if TYPE_CHECKING:
+    from lowland.engine import Engine
+
+
+def one_module(model: Any) -> nn.Module:
+    """The module itself, or all of a list, tuple or dict in one module.
+
+    Raises:
+        ArgumentError: It is nothing of the kind.
+    """
+    remedy = "pass the model, or several modules as a list, tuple or dict"
+    if isinstance(model, nn.Module):
+        return model
+    if not isinstance(model, list | tuple | dict):
+        raise ArgumentError(f"model must be a torch.nn.Module, but is a {type(model).__name__}; {remedy}")
+    parts = dict(_parts(model))
+    if not parts:
+        raise ArgumentError(f"model must hold at least one torch.nn.Module, but is {model!r}; {remedy}")
+    for key, part in parts.items():
+        if not isinstance(part, nn.Module):
+            raise ArgumentError(f"model[{key!r}] must be a torch.nn.Module, but is a {type(part).__name__}; {remedy}")
+    try:
+        return nn.ModuleDict(model) if isinstance(model, dict) else nn.ModuleList(model)
+    except (KeyError, TypeError) as error:
+        raise ArgumentError(
+            f"the keys of model must be names that nn.ModuleDict takes, but {error}; give other names, or a list"
+        ) from error
+
+
+def all_optimizers(optimizer: Any) -> list[Optimizer]:
+    """The torch optimizers inside what was passed: one, or a list or tuple of them.
+
+    Raises:
+        ParameterError: One is no optimizer, is there twice, or there is none.
+    """
+    given = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+    found = [lookahead.unwrap(o) for o in given]
+    if not found:
+        raise ParameterError(
+            f"optimizer must be a torch.optim.Optimizer, but is a {type(optimizer).__name__} without any; pass the "
+            "optimizer that holds the model's parameters"
+        )
+    if len(set(map(id, found))) < len(found):
+        raise ParameterError("optimizer must hold different optimizers, but one is there twice; pass each once")
+    return found
+
+
+def bound(loss_fn: Callable[[Any, Any], Any] | None, model: Any) -> Callable[[Any, Any], Any] | None:
+    """A loss function that gets what the caller passed as ``model``, where that is no module itself.
+
+    It raises a ParameterError where a module in that has been exchanged, whose parameters the engine does not know.
+    """
+    if loss_fn is None or isinstance(model, nn.Module):
+        return loss_fn
+    known = dict(_parts(model))
+
+    def given(_: Any, batch: Any) -> Any:
+        now = dict(_parts(model))
+        changed = [key for key in {**known, **now} if known.get(key) is not now.get(key)]
+        if changed:
+            raise ParameterError(
+                f"the modules must stay those the engine was made with, but model[{changed[0]!r}] was exchanged, added "
+                "or removed since; make a new Engine from all modules"
+            )
+        return loss_fn(model, batch)
+
+    return given
+
+
+def _parts(model: Any) -> Iterable[tuple[Any, Any]]:
+    return model.items() if isinstance(model, dict) else enumerate(model)
+
+
+def check_method(method: Any) -> None:
+    """Refuse what is no method, with the way to make one."""
+    if isinstance(method, type) and issubclass(method, Method):
+        raise ArgumentError(f"method must be a Method, but is the class; pass a value such as {method.__name__}()")
+    if not isinstance(method, Method):
+        raise ArgumentError(f"method must be a Method, but is {method!r}; pass a value such as SAM(rho=0.05)")
+
+
+def check_loss_fn(loss_fn: Any) -> None:
+    """Refuse what cannot be called as ``loss_fn(model, batch)``.
+
+    Raises:
+        ArgumentError: It is not callable, takes other arguments, or is one of torch's criteria.
+    """
+    if loss_fn is None:
+        return
+    remedy = "write: def loss_fn(model, batch): return cross_entropy(model(batch[0]), batch[1])"
+    if not callable(loss_fn):
+        raise ArgumentError(f"loss_fn must be a function (model, batch) -> loss, but is {loss_fn!r}; {remedy}")
+    name = getattr(loss_fn, "__name__", type(loss_fn).__name__)
+    kinds = (type(loss_fn).__module__ or "", getattr(loss_fn, "__module__", None) or "")
+    if isinstance(loss_fn, type) or any(k in ("torch.nn.modules.loss", "torch.nn.functional") for k in kinds):
+        raise ArgumentError(
+            f"loss_fn must be a function (model, batch) -> loss, but {name} does not take a model and a batch; {remedy}"
+        )
+    try:
+        takes = inspect.signature(loss_fn.forward if isinstance(loss_fn, nn.Module) else loss_fn)
+    except (TypeError, ValueError):  # built in, or a signature that Python cannot tell
+        return
+    try:
+        takes.bind(None, None)
+    except TypeError as error:
+        raise ArgumentError(
+            f"loss_fn must be a function (model, batch) -> loss, but {name}{takes} cannot be called so ({error}); "
+            f"{remedy}"
+        ) from None
+
+
+def check_scaler(scaler: Any) -> None:
+    """Refuse what is no GradScaler."""
+    if scaler is not None and not all(callable(getattr(scaler, k, None)) for k in ("scale", "is_enabled")):
+        raise ArgumentError(
+            f"scaler must be a torch.amp.GradScaler or None, but is {scaler!r}; pass the scaler itself, whose "
+            "step(optimizer) the training calls"
+        )
+
+
+def generator(seed: Any) -> random.Random:
+    """The method's own random numbers.
+
+    Raises:
+        ArgumentError: The seed is no integer; None would be another one on every rank and in every run.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ArgumentError(f"seed must be an integer, but is {seed!r}; give a number, such as seed=0")
+    return random.Random(seed)
+
+
+def check_options(scaler: Any, executor: Any, micro_batch: Any, rng: Any, flags: Mapping[str, Any]) -> None:
+    """Refuse options of an engine that are of the wrong kind.
+
+    Raises:
+        ArgumentError: One of them is.
+    """
+    check_scaler(scaler)
+    for name, value in flags.items():
+        check_flag(name, value)
+    if executor is not None and not isinstance(executor, Executor):
+        raise ArgumentError(f"executor must be an Executor, but is {executor!r}; pass a value such as Batched()")
+    if micro_batch is not None:
+        checks.whole("micro_batch", micro_batch, 1, "None sets no limit")
+    checks.one_of("rng", rng, ("free", "shared"))
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise ArgumentError(f"{name} must be True or False, but is {value!r}; choose one of these")
+
+
+def check_closure_free(optimizers: list[Optimizer]) -> None:
+    """Refuse optimizers whose ``step`` calls the closure itself, such as LBFGS.
+
+    Raises:
+        UsageError: One does.
+    """
+    for optimizer in optimizers:
+        if lookahead.needs_closure(optimizer):
+            kind = type(optimizer).__name__
+            raise UsageError(
+                f"ClosureOptimizer calls the closure once for every pass, but {kind}.step calls it itself; without "
+                f"ClosureOptimizer, call {kind}.step(closure) with a closure that zeroes the gradients, calls "
+                "engine.backward(batch) and returns the loss"
+            )
+
+
+def check_chosen(method: Method, selected: Callable[[Any], list[bool]], group_radii: Callable[[], list[Any]]) -> None:
+    """Refuse a ``select`` that leaves nothing to perturb, of the method or of one inside it.
+
+    Args:
+        method: The method.
+        selected: Which parameters a geometry accepts.
+        group_radii: Each parameter's own radius from its group; None where the group has none.
+
+    Raises:
+        ParameterError: It accepts no parameter, or only those that their groups leave unperturbed.
+    """
+    for value in vars(method).values():
+        if isinstance(value, Method):
+            check_chosen(value, selected, group_radii)
+    if method.geometry.select is None:
+        return
+    chosen = selected(method.geometry)
+    if not any(chosen):
+        raise ParameterError(
+            f"geometry.select must accept at least one parameter, but rejects all, so {method.kind} would perturb "
+            "nothing; correct select, or use rho=0 to train without a perturbation"
+        )
+    if method.rho != 0 and all(r == 0 and r is not None for r, c in zip(group_radii(), chosen, strict=True) if c):
+        raise ParameterError(
+            f"geometry.select must accept a parameter that is perturbed, but all it accepts are in groups with rho=0, "
+            f"so {method.kind} would perturb nothing; correct select or the groups, or use rho=0 in the method"
+        )
+
+
+@contextmanager
+def to_the_end(engine: Engine) -> Iterator[None]:
+    """Warn where a loop over passes is left before its end, which takes the step back."""
+    try:
+        yield
+    except GeneratorExit:
+        if engine.under_way:  # an exception inside a pass has ended the step already, and says enough
+            warnings.warn(
+                "the loop over engine.passes() was left before its end, so the step was taken back and .grad is as "
+                "before; run all passes, without break",
+                stacklevel=3,
+            )
+        raise

@@ -1,0 +1,243 @@
+"""Where the base optimizer would go next, without going there.
+
+Closed forms for SGD and Adam(W); any other optimizer takes its step in a copy. Nothing here leaves a trace in
+the optimizer: no state, no step count, no buffer.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from lowland.core import vec
+from lowland.core.errors import ParameterError, UsageError
+from lowland.core.vec import Vec
+
+# Classes that hand their calls to an optimizer inside, and where it is. Some imitate its class, so that isinstance
+# does not tell. Optimizers that have a step of their own, such as Lookahead, are none of these.
+INSIDE = {
+    "AcceleratedOptimizer": "optimizer",  # accelerate
+    "LightningOptimizer": "_optimizer",
+    "_FabricOptimizer": "_optimizer",
+    "OptimWrapper": "opt",  # fastai
+}
+
+
+def unwrap(optimizer: Any) -> Optimizer:
+    """The torch optimizer inside the wrappers of accelerate, Lightning, Fabric and fastai, and any ``.optimizer``.
+
+    Raises:
+        ParameterError: There is none.
+    """
+    seen: list[Any] = []
+    while (place := _inside(optimizer)) is not None or not isinstance(optimizer, Optimizer):
+        seen.append(optimizer)
+        try:
+            inner = getattr(optimizer, place or "optimizer", None)
+        except Exception:  # whatever a wrapper's own __getattr__ raises
+            inner = None
+        if inner is None or any(inner is other for other in seen):
+            raise ParameterError(
+                f"optimizer must be a torch.optim.Optimizer, but is a {type(optimizer).__name__}; "
+                "pass the optimizer that holds the model's parameters"
+            )
+        optimizer = inner
+    return optimizer
+
+
+def _inside(optimizer: Any) -> str | None:
+    return next((INSIDE[c.__name__] for c in type(optimizer).__mro__ if c.__name__ in INSIDE), None)
+
+
+def needs_closure(optimizer: Optimizer) -> bool:
+    """Whether ``step`` calls a closure itself, as LBFGS does: it has a parameter for one without a default."""
+    step = type(optimizer).step
+    try:
+        takes = list(inspect.signature(getattr(step, "__wrapped__", step)).parameters.values())[1:]
+    except (TypeError, ValueError):
+        return False
+    named = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return any(t.default is inspect.Parameter.empty and t.kind not in named for t in takes)
+
+
+def each(
+    ask: Callable[[Optimizer, Vec, Vec], Vec],
+    optimizers: Sequence[Optimizer],
+    params: Vec,
+    grad: Vec,
+    among: Sequence[bool] | None = None,
+) -> Vec:
+    """One answer for all parameters, of which every optimizer gives that for its own.
+
+    Args:
+        ask: Such as :func:`displacement`.
+        optimizers: The base optimizers; no parameter is in two of them.
+        params: The parameters.
+        grad: One tensor per parameter.
+        among: Which parameters are asked for; the others get zero, because an optimizer skips those without gradient.
+    """
+    if len(optimizers) == 1 and (among is None or all(among)):
+        return ask(optimizers[0], params, grad)
+    found: dict[int, Tensor] = {}
+    for optimizer in optimizers:
+        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        index = [i for i, p in enumerate(params) if id(p) in own and (among is None or among[i])]
+        if index:
+            answer = ask(optimizer, [params[i] for i in index], [grad[i] for i in index])
+            found.update(zip(index, answer, strict=True))
+    return [found[i] if i in found else torch.zeros_like(p) for i, p in enumerate(params)]
+
+
+def closed(optimizer: Optimizer) -> bool:
+    """Whether :func:`displacement` is arithmetic alone; otherwise a copy of the optimizer takes a step."""
+    return type(optimizer) in FORMS
+
+
+def displacement(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
+    """The change of ``params`` that ``optimizer.step()`` would make with gradient ``grad``."""
+    if not closed(optimizer):
+        return dry_run(optimizer, params, grad)
+    moves: dict[int, Tensor] = {}
+    for group, index in _by_group(optimizer, params):
+        p, g = [params[i] for i in index], [grad[i] for i in index]
+        with torch.no_grad():
+            found = FORMS[type(optimizer)](group, [optimizer.state.get(t, {}) for t in p], p, g, type(optimizer))
+        moves.update(zip(index, found, strict=True))
+    return [moves[i] if i in moves else torch.zeros_like(p) for i, p in enumerate(params)]
+
+
+def raw(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
+    """``-lr * grad``, with every group's own learning rate."""
+    moves: dict[int, Tensor] = {}
+    for group, index in _by_group(optimizer, params):
+        sign = 1.0 if group.get("maximize") else -1.0
+        moves.update(zip(index, vec.scale([grad[i] for i in index], sign * _lr(group)), strict=True))
+    return [moves[i] if i in moves else torch.zeros_like(p) for i, p in enumerate(params)]
+
+
+def momentum(optimizer: Optimizer, params: Vec) -> Vec:
+    """SGD's momentum buffer, Adam's ``exp_avg``; zero where there is none yet."""
+    keys: dict[type, str] = {SGD: "momentum_buffer", Adam: "exp_avg", AdamW: "exp_avg"}
+    key = keys.get(type(optimizer))
+    if key is None:
+        raise UsageError(
+            f"momentum is known for SGD, Adam and AdamW, but the optimizer is {type(optimizer).__name__}; "
+            "use one of these with a method that reads the momentum"
+        )
+    if key == "momentum_buffer" and not any(group["momentum"] for group in optimizer.param_groups):
+        raise UsageError(
+            "momentum must be > 0 for a method that reads it, but is 0 in the SGD at hand; give SGD(momentum=0.9)"
+        )
+    found = [optimizer.state.get(p, {}).get(key) for p in params]
+    return [torch.zeros_like(p) if b is None else b.clone() for p, b in zip(params, found, strict=True)]
+
+
+def dry_run(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
+    """Let a copy of the optimizer take the step on copies of the parameters, and measure how far it got."""
+    name = type(optimizer).__name__
+    if needs_closure(optimizer):
+        raise UsageError(
+            f"lookahead needs a step without a closure, but {name}.step calls one itself; use "
+            'SAMPa(lookahead="raw") or SGD, Adam or AdamW'
+        )
+    try:
+        twin, copies = _twin(optimizer, params)
+        for p, g in zip(copies, grad, strict=True):
+            p.grad = g.clone()
+        step = type(twin).step
+        # Unhooked: a step that is not taken must not be seen by anyone.
+        getattr(step, "__wrapped__", step)(twin) if getattr(step, "hooked", False) else twin.step()
+    except Exception as error:
+        raise UsageError(
+            f"lookahead needs a copy of the optimizer to step without a closure, but {name} fails ({error}); "
+            'use SAMPa(lookahead="raw") or SGD, Adam or AdamW'
+        ) from error
+    return vec.sub([p.detach() for p in copies], [p.detach() for p in params])
+
+
+def _twin(optimizer: Optimizer, params: Vec) -> tuple[Optimizer, list[Any]]:
+    """A copy on copies of the parameters, without the user's hooks and without what schedulers have patched."""
+    memo: dict[int, Any] = {}
+    twin = object.__new__(type(optimizer))
+    copied = {k: v for k, v in vars(optimizer).items() if k != "step" and not k.endswith("_hooks")}
+    twin.__dict__.update(copy.deepcopy(copied, memo))
+    twin.__dict__.update({k: type(v)() for k, v in vars(optimizer).items() if k.endswith("_hooks")})
+    for group in twin.param_groups:
+        for p in group["params"]:
+            p.grad = None
+    return twin, [memo[id(p)] for p in params]
+
+
+def _by_group(optimizer: Optimizer, params: Vec) -> list[tuple[dict[str, Any], list[int]]]:
+    """Each group with the positions of its parameters in ``params``; frozen and foreign ones are left out."""
+    position = {id(p): i for i, p in enumerate(params)}
+    return [
+        (group, index)
+        for group in optimizer.param_groups
+        if (index := [position[id(p)] for p in group["params"] if id(p) in position])
+    ]
+
+
+def _sgd(group: dict[str, Any], states: list[dict[str, Any]], params: Vec, grad: Vec, kind: type) -> Vec:
+    d = vec.scale(grad, -1.0) if group["maximize"] else grad
+    d = vec.add(d, params, group["weight_decay"]) if group["weight_decay"] != 0 else vec.clone(d)
+    if group["momentum"] != 0:
+        moved = vec.clone(d) if group["nesterov"] else d
+        # A buffer that does not exist yet starts at d itself, without dampening.
+        buffers = {i: b for i, s in enumerate(states) if (b := s.get("momentum_buffer")) is not None}
+        if buffers:
+            old = [moved[i] for i in buffers]
+            if group["dampening"] != 0:
+                vec.scale_(old, 1 - group["dampening"])
+            vec.add_(old, list(buffers.values()), group["momentum"])
+        if group["nesterov"]:
+            vec.add_(d, moved, group["momentum"])
+        else:
+            d = moved
+    vec.scale_(d, -_lr(group))
+    return d
+
+
+def _adam(group: dict[str, Any], states: list[dict[str, Any]], params: Vec, grad: Vec, kind: type) -> Vec:
+    beta1, beta2 = group["betas"]
+    decoupled = kind is AdamW or group.get("decoupled_weight_decay", False)  # torch 2.6 has no such key
+    g = vec.scale(grad, -1.0) if group["maximize"] else grad
+    if group["weight_decay"] != 0 and not decoupled:
+        g = vec.add(g, params, group["weight_decay"])
+    means = vec.lerp(_state(states, "exp_avg", params), g, 1 - beta1)
+    squares = vec.add(vec.scale(_state(states, "exp_avg_sq", params), beta2), vec.mul(g, g), 1 - beta2)
+    if group["amsgrad"]:
+        squares = vec.maximum(_state(states, "max_exp_avg_sq", params), squares)
+    # Step counts stay tensors: reading them would wait for the device.
+    counts = [_on(s.get("step"), p) + 1 for s, p in zip(states, params, strict=True)]
+    ups = [1 - beta1**n for n in counts]
+    roots = vec.div(vec.sqrt(squares), [torch.sqrt(1 - beta2**n) for n in counts])
+    moves = vec.scale(vec.div(vec.div(means, ups), vec.shift(roots, group["eps"])), -_lr(group))
+    if group["weight_decay"] != 0 and decoupled:
+        moves = vec.add(moves, vec.scale(params, -_lr(group) * group["weight_decay"]))
+    return moves
+
+
+FORMS: dict[type, Callable[..., Vec]] = {SGD: _sgd, Adam: _adam, AdamW: _adam}
+
+
+def _lr(group: dict[str, Any]) -> float | Tensor:
+    lr: float | Tensor = group["lr"]
+    return lr.reshape(()) if isinstance(lr, Tensor) else lr
+
+
+def _state(states: list[dict[str, Any]], key: str, params: Vec) -> Vec:
+    return [torch.zeros_like(p) if key not in s else s[key] for s, p in zip(states, params, strict=True)]
+
+
+def _on(count: Tensor | None, param: Tensor) -> Tensor:
+    """A step count beside its parameter, in double precision so that the bias correction is exact."""
+    if count is None:
+        return torch.zeros((), dtype=torch.float64, device=param.device)
+    return count.to(device=param.device, dtype=torch.float64, non_blocking=True)

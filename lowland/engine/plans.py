@@ -1,0 +1,109 @@
+"""What a plan must return and leave in memory; a method of one's own that does otherwise is refused at once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowland.core.errors import UsageError
+from lowland.core.probe import Probe
+from lowland.core.vec import Vec
+
+
+def result(kind: str, value: Any, params: Vec, *, each: bool = True) -> tuple[Tensor, Vec]:
+    """The loss and the gradient that a plan has returned.
+
+    Args:
+        kind: The method's name.
+        value: What it returned.
+        params: The parameters, one for each tensor of the gradient.
+        each: Look at every tensor, which costs a microsecond for each; for the first steps.
+
+    Raises:
+        UsageError: It is not a pair of a loss of shape ``()`` and one tensor per parameter, in its shape and dtype.
+    """
+    if not isinstance(value, tuple) or len(value) != 2:
+        shown = "nothing" if value is None else f"a {type(value).__name__} of {_size(value)}"
+        raise UsageError(
+            f"plan must return a tuple (loss, gradient), but that of {kind} returned {shown}; end it with "
+            "return here.loss, here.grad"
+        )
+    loss, grad = value
+    if not isinstance(loss, Tensor) or loss.dim() != 0:
+        raise UsageError(
+            f"plan must return a loss of shape () first, but that of {kind} returned {_shown(loss)}; return "
+            "(loss, gradient) with the loss of a reading, such as here.loss"
+        )
+    if not isinstance(grad, Sequence) or isinstance(grad, str) or len(grad) != len(params):
+        raise UsageError(
+            f"plan must return one tensor for each of {len(params)} parameters, but that of {kind} returned "
+            f"{_shown(grad)}; return a vector such as here.grad"
+        )
+    for i, (g, p) in enumerate(zip(grad, params, strict=True) if each else ()):
+        usual = isinstance(g, Tensor) and g.shape == p.shape and g.dtype == p.dtype and g.device == p.device
+        if not usual or g.layout is not torch.strided:
+            raise UsageError(
+                f"plan must return tensors like the parameters, but that of {kind} returned {_shown(g)} for parameter "
+                f"{i}, which is {_shown(p)}; compute with lowland.vec, which keeps shapes"
+            )
+    return loss, grad if isinstance(grad, list) else list(grad)
+
+
+def memory(kind: str, value: Any) -> dict[str, Any]:
+    """The memory that a method's ``init`` has made.
+
+    Raises:
+        UsageError: It is no dict with names for keys.
+    """
+    if type(value) is not dict or not all(isinstance(key, str) for key in value):
+        raise UsageError(
+            f"init must return a dict from names to values, but that of {kind} returned {_shown(value)}; return {{}} "
+            "where nothing is kept"
+        )
+    return value
+
+
+def same_keys(kind: str, before: Collection[str], after: Mapping[str, Any]) -> None:
+    """Refuse a plan that has added an entry to memory or taken one away.
+
+    Raises:
+        UsageError: It did, so that a checkpoint could not be loaded.
+    """
+    if type(after) is not dict:
+        raise UsageError(
+            f"memory must stay a dict, but the plan of {kind} has put {_shown(after)} in its place; write "
+            "engine.memory[name] = value"
+        )
+    if len(before) != len(after) or any(key not in before for key in after):
+        changed = sorted(set(before) ^ set(after), key=str)
+        value = "None" if not isinstance(after.get(changed[0]), list) else "vec.zeros(params)"
+        raise UsageError(
+            f"memory must have the entries that init made, but the plan of {kind} has added or removed {changed}, so "
+            f"a checkpoint could not be loaded; let init return them: {{{changed[0]!r}: {value}}}"
+        )
+
+
+def chosen(kind: str, probe: Probe, params: Vec) -> None:
+    """Refuse a probe whose ``wrt`` is not for these parameters.
+
+    Raises:
+        UsageError: It has another length.
+    """
+    if probe.wrt is not None and len(probe.wrt) != len(params):
+        raise UsageError(
+            f"wrt must hold one bool for each of {len(params)} parameters, but the plan of {kind} gave "
+            f"{len(probe.wrt)}; write [name in chosen for name in engine.names]"
+        )
+
+
+def _size(value: Any) -> str:
+    return f"{len(value)} entries" if hasattr(value, "__len__") and not isinstance(value, Tensor) else "one value"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
+    return f"a {type(value).__name__} of {_size(value)}"

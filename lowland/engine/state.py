@@ -1,0 +1,231 @@
+"""An engine's state: what of it survives a step that was not finite; as plain containers and tensors, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from lowland.core import vec
+from lowland.core.batch import Parts
+from lowland.core.errors import StateError
+from lowland.core.vec import Vec
+from lowland.executors.counted import Cost
+
+PARTS = "lowland.Parts"  # the key under which they are saved
+
+if TYPE_CHECKING:
+    from lowland.engine import Engine
+
+
+def vector_keys(memory: dict[str, Any], params: Vec) -> frozenset[str]:
+    """Which entries of a method's first memory are vectors; a held batch may later look like one."""
+    shapes = [p.shape for p in params]
+    return frozenset(
+        k
+        for k, v in memory.items()
+        if isinstance(v, list) and all(isinstance(t, Tensor) for t in v) and [t.shape for t in v] == shapes
+    )
+
+
+def keep_if(engine: Engine, finite: Tensor, before: dict[str, Any]) -> None:
+    """Keep changed vectors and tables of memory only if the step was finite, decided on the device.
+
+    Args:
+        engine: Whose memory.
+        finite: Whether it was, a boolean of shape ``()``.
+        before: The memory before the step.
+    """
+    safe = engine.method.fallback(before)
+    for key in engine.table_keys:
+        engine.memory[key] = torch.where(finite, engine.memory[key], safe[key])
+    for key in engine.vector_keys:
+        if engine.memory[key] is not before[key]:
+            engine.memory[key] = vec.where(finite, engine.memory[key], safe[key])
+
+
+def kept(engine: Engine) -> Callable[[], None]:
+    """A function that puts an engine back to what it is now, after steps that turn out not to count."""
+    memory, waiting, rng = dict(engine.memory), dict(engine.lagged.waiting), engine.rng.getstate()
+    step, loss, aux, first = engine.step, engine.loss, engine.aux, engine.work.first
+    cost = vars(engine.cost).copy()
+
+    def back() -> None:
+        engine.memory, engine.lagged.waiting, engine.step = memory, waiting, step
+        engine.loss, engine.aux, engine.work.first = loss, aux, first
+        vars(engine.cost).update(cost)  # whoever holds the cost goes on reading it
+        engine.rng.setstate(rng)
+
+    return back
+
+
+def save(engine: Engine) -> dict[str, Any]:
+    """Vectors by parameter name, all other memory as it is."""
+    vectors = {k: engine.memory[k] for k in engine.vector_keys}
+    return {
+        "method": engine.method.kind,
+        "parameters": _shapes(engine),
+        "step": engine.step,
+        "share": engine.work.replicas.share,
+        "vectors": {k: dict(zip(engine.names, v, strict=True)) for k, v in vectors.items()},
+        "values": {k: _loadable(k, _plain(v)) for k, v in engine.memory.items() if k not in vectors},
+        "rng": engine.rng.getstate(),
+        "lagged": engine.lagged.state_dict(),
+        "cost": dataclasses.asdict(engine.cost),
+    }
+
+
+def load(engine: Engine, state_dict: dict[str, Any], strict: bool = True) -> None:
+    """Check everything, then change the engine."""
+    missing = [k for k in save(engine) if k not in state_dict and k != "share"]  # which older states do not have
+    if missing:
+        raise StateError(
+            f"state_dict must be what Engine.state_dict() gave, but lacks {', '.join(missing)}; "
+            "load the engine's state, not the model's or the optimizer's"
+        )
+    _check_origin(engine, state_dict)
+    _check_share(engine, state_dict)
+    fresh = _more(engine, state_dict, strict)
+    try:
+        vectors = {k: _vector(engine, v, fresh.get(k)) for k, v in state_dict["vectors"].items()}
+        memory = vectors | {k: _copied(engine, v) for k, v in state_dict["values"].items()}
+        rng = random.Random()
+        rng.setstate(_tuples(state_dict["rng"]))
+        lagged = {str(k): v.clone() for k, v in state_dict["lagged"].items()}
+        cost = Cost(**state_dict["cost"])
+        step = operator.index(state_dict["step"])
+    except (TypeError, AttributeError, ValueError, KeyError, RuntimeError) as error:
+        raise StateError(
+            f"state_dict must be what Engine.state_dict() gave, but is damaged ({error!r}); load an earlier checkpoint"
+        ) from error
+    for key in engine.table_keys:
+        shape, found = tuple(engine.memory[key].shape), tuple(getattr(memory.get(key), "shape", ()))
+        if found != shape:
+            raise StateError(
+                f"memory {key!r} must have shape {shape}, but has {found}; it was taken with other examples: make the "
+                "method as it was made there"
+            )
+    if set(vectors) != engine.vector_keys or set(memory) != set(engine.memory):
+        raise StateError(
+            f"state_dict must hold the memory {sorted(engine.memory)}, but holds {sorted(memory)}; "
+            f"it was taken with another version of {state_dict['method']}"
+        )
+    engine.memory = {k: memory[k] for k in engine.memory}
+    engine.rng.setstate(rng.getstate())
+    engine.lagged.load_state_dict(lagged)
+    engine.executor.cost = cost
+    engine.step = step
+
+
+def _plain(value: Any) -> Any:
+    """Parts as a dict of one entry, which any version of torch reads back with ``weights_only=True``."""
+    return {PARTS: list(value)} if isinstance(value, Parts) else value
+
+
+def _loadable(key: str, value: Any) -> Any:
+    """The value, if ``torch.load(weights_only=True)`` will be able to read it back."""
+    parts = value.values() if type(value) is dict else value if type(value) in (list, tuple) else ()
+    for part in parts:
+        _loadable(key, part)
+    if type(value) not in (dict, list, tuple, int, float, str, bool, type(None)) and not isinstance(value, Tensor):
+        raise StateError(
+            f"memory {key!r} must be made of tensors, numbers, tuples, lists and dicts to be saved, but holds a "
+            f"{type(value).__name__}; let the loader give plain tuples or dicts"
+        )
+    return value
+
+
+def _check_origin(engine: Engine, state_dict: dict[str, Any]) -> None:
+    name = engine.method.kind
+    if state_dict["method"] != name:
+        raise StateError(
+            f"state_dict must come from the same method, but comes from {state_dict['method']} and the engine "
+            f"runs {name}; make the engine with {state_dict['method']} or start afresh"
+        )
+
+
+def _more(engine: Engine, state_dict: dict[str, Any], strict: bool) -> dict[str, Any]:
+    """A first memory, from which parameters start that the state does not know; empty where there are none."""
+    here, there = _shapes(engine), state_dict["parameters"]
+    fits = all(here.get(n) == shape for n, shape in there.items())
+    if here != there and (strict or not fits):
+        changed = [n for n in {**there, **here} if here.get(n) != there.get(n)][:3]
+        listed = "; ".join(
+            f"{n} has shape {there.get(n, 'none')} there and {here.get(n, 'none')} here" for n in changed
+        )
+        raise StateError(
+            f"state_dict must come from the same model, but {listed}; load it into an engine on the model it was "
+            "taken from" + (", or on one with more parameters: strict=False" if fits else "")
+        )
+    if here == there:
+        return {}
+    fresh = engine.method.init([p.detach() for p in engine.params])
+    each = [k for k, v in fresh.items() if k not in engine.vector_keys and _per_parameter(v, len(engine.params))]
+    each += [k for k, v in state_dict["values"].items() if k not in each and _vector_of(v, list(there.values()))]
+    if each:
+        raise StateError(
+            f"strict=False must find memory that new parameters can join, but {engine.method.kind} keeps an entry "
+            f"per parameter in {', '.join(each)}; load it into an engine on the model it is from, or start afresh"
+        )
+    return fresh
+
+
+def _per_parameter(value: Any, count: int) -> bool:
+    if isinstance(value, dict):
+        return any(_per_parameter(v, count) for v in value.values())
+    return isinstance(value, list | tuple) and len(value) == count
+
+
+def _vector_of(value: Any, shapes: list[list[int]]) -> bool:
+    """Whether a saved value, which a method's ``init`` did not make as a vector, has become one since."""
+    return (
+        isinstance(value, list)
+        and len(value) == len(shapes)
+        and all(isinstance(t, Tensor) and list(t.shape) == shape for t, shape in zip(value, shapes, strict=True))
+    )
+
+
+def _check_share(engine: Engine, state_dict: dict[str, Any]) -> None:
+    """Refuse memory that belongs to another rank, such as a batch that is held, or to another number of ranks."""
+    here, there = engine.work.replicas.share, [list(pair) for pair in state_dict.get("share") or []]
+    leaves = pytree.tree_leaves(state_dict["values"])
+    if here == there or "share" not in state_dict or not any(isinstance(leaf, Tensor) for leaf in leaves):
+        return
+
+    def shown(share: list[list[int]]) -> str:
+        return " and ".join(f"rank {rank} of {size}" for rank, size in share) or "one process"
+
+    raise StateError(
+        f"state_dict of {engine.method.kind} holds what belongs to a rank, and must be loaded where it was taken, on "
+        f"{shown(there)}, but this is {shown(here)}; save a file for every rank and load each rank's own, or cut the "
+        "entries anew: values = method.reshard(values of all ranks, rank, ranks)"
+    )
+
+
+def _shapes(engine: Engine) -> dict[str, list[int]]:
+    return {n: list(p.shape) for n, p in zip(engine.names, engine.params, strict=True)}
+
+
+def _vector(engine: Engine, saved: dict[str, Tensor], fresh: Vec | None) -> Vec:
+    # Copies: what the caller loaded stays the caller's.
+    return [
+        saved[n].detach().to(p.device, p.dtype, copy=True).view_as(p) if fresh is None or n in saved else fresh[i]
+        for i, (n, p) in enumerate(zip(engine.names, engine.params, strict=True))
+    ]
+
+
+def _copied(engine: Engine, value: Any) -> Any:
+    device = engine.params[0].device
+    if type(value) is dict and list(value) == [PARTS]:
+        value = Parts(value[PARTS])
+    return pytree.tree_map(lambda t: t.to(device, copy=True) if isinstance(t, Tensor) else t, value)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value

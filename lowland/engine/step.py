@@ -1,0 +1,146 @@
+"""One step of an engine: its plan is run for whoever answers the probes, and its gradient put where it belongs."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Generator
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lowland.core import vec
+from lowland.core.errors import UsageError
+from lowland.core.probe import Plan, Probe, Reading, conversation
+from lowland.core.vec import Vec
+from lowland.engine import plans, state, watch
+
+if TYPE_CHECKING:
+    from lowland.engine import Engine
+
+_GRAD = operator.attrgetter("grad")
+
+Drive: TypeAlias = Generator[tuple[Probe, ...], tuple[Reading, ...], Tensor]
+
+
+def drive(engine: Engine, batch: Any) -> Drive:
+    """Run the plan for whoever answers its probes; on any exception, leave all as it was."""
+    if engine.under_way:
+        raise UsageError("a step is already under way; finish or leave the loop over engine.passes() first")
+    if batch is None and engine.method.needs_batch:
+        raise UsageError(
+            f"{engine.method.kind} keeps or cuts batches, which a closure hides; "
+            "call engine.backward(batch) or engine.passes(batch)"
+        )
+    engine.parameters.check_unchanged(engine.step, engine.work.replicas.fsdp)
+    before = dict(engine.memory), dict(engine.lagged.waiting), engine.rng.getstate()
+    engine.work.replicas.check_covered()
+    held = list(map(_GRAD, engine.params))
+    done, eye = False, None
+    engine.under_way = True
+    try:
+        if not _nothing(held):
+            for p in engine.params:
+                p.grad = None
+        engine.work.begin(engine.step)
+        engine.executor.begin(batch)
+        if engine.work.watched:
+            eye = watch.Watch(engine.method.kind, engine.params, engine.names, engine.memory, engine.vector_keys)
+        result, count, aux = yield from _converse(engine, engine.method.plan(engine, batch), batch, eye)
+        loss, grad = plans.result(engine.method.kind, result, engine.params, each=eye is not None)
+        if engine.executor.substitutes or not all(engine.work.reached):
+            engine.parameters.check_unreached(engine.work.replicas.fsdp)
+        plans.same_keys(engine.method.kind, before[0], engine.memory)
+        if eye is not None:
+            eye.check(engine.memory, grad)
+        if engine.work.replicas.groups:
+            loss, grad = engine.work.replicas.conclude(engine.work, loss, grad, count, engine.later)
+        _fill(engine, held, grad, before[0])
+        done = True
+    finally:
+        engine.under_way = False
+        if not done:
+            engine.memory, engine.lagged.waiting = before[0], before[1]
+            if eye is not None:
+                eye.undo()
+            engine.rng.setstate(before[2])
+            for p, h in zip(engine.params, held, strict=True):
+                p.grad = h
+    engine.executor.end()
+    engine.step += 1
+    engine.work.first = False
+    engine.loss, engine.aux = loss, aux[0] if len(aux) == 1 else aux or None
+    return loss
+
+
+def _converse(
+    engine: Engine, plan: Plan, batch: Any, eye: watch.Watch | None
+) -> Generator[tuple[Probe, ...], tuple[Reading, ...], tuple[Any, Tensor | None, list[Any]]]:
+    """What the plan returns; the count of losses that only this rank has seen; aux of the passes that report."""
+    kept, aux, count = list(engine.memory.values()), [], None
+    with closing(conversation(plan)) as talk:
+        try:
+            asked = _ask(talk, None, eye)
+            while True:
+                for probe in asked:
+                    plans.chosen(engine.method.kind, probe, engine.params)
+                    probe.compare(batch, kept)
+                readings: tuple[Reading, ...] | None = yield asked
+                assert readings is not None
+                for probe, reading in zip(asked, readings, strict=True):
+                    if probe.stats and reading.aux is not None:
+                        aux.append(reading.aux)
+                    if probe.stats and not probe.sync and isinstance(reading.divisor, Tensor):
+                        count = reading.divisor if count is None else count + reading.divisor
+                del probe, reading
+                asked, readings = _ask(talk, readings, eye), None
+        except StopIteration as done:
+            return done.value, count, aux
+
+
+def _ask(
+    talk: Generator[tuple[Probe, ...], Any, Any], readings: tuple[Reading, ...] | None, eye: watch.Watch | None
+) -> tuple[Probe, ...]:
+    """Let the plan go on to its next probes, and look whether it has left the weights alone."""
+    if eye is None:
+        return talk.send(readings)
+    eye.leave()
+    try:
+        asked = talk.send(readings)
+    except StopIteration:
+        eye.back()
+        raise
+    eye.back()
+    return asked
+
+
+def _fill(engine: Engine, held: list[Tensor | None], grad: Vec, before: dict[str, Any]) -> None:
+    """Put the step's gradient where the optimizer looks for it."""
+    scale = engine.work.scale()
+    if scale is not None and engine.work.finite is not None:
+        finite = engine.work.finite
+        # NaN reaches every parameter, so that the scaler sees it and skips the step.
+        grad = vec.scale(grad, torch.where(finite, scale, torch.full_like(scale, float("nan"))))
+        state.keep_if(engine, finite, before)
+    # The caller clips and unscales .grad in place, which must not reach a vector in memory.
+    if engine.memory:
+        kept = watch.held(engine.memory)
+        if not kept.isdisjoint(map(id, grad)):
+            grad = [g.clone() if id(g) in kept else g for g in grad]
+    if _nothing(held) and all(engine.work.reached):  # the usual step, one assignment for each parameter
+        for p, g in zip(engine.params, grad, strict=True):
+            p.grad = g
+        return
+    for p, h, g, reached in zip(engine.params, held, grad, engine.work.reached, strict=True):
+        if not reached:
+            p.grad = h
+        elif h is None:
+            p.grad = g
+        else:
+            p.grad = h.add_(g)
+
+
+def _nothing(held: list[Tensor | None]) -> bool:
+    """Whether no parameter had a gradient when the step began."""
+    return set(map(type, held)) <= {type(None)}

@@ -1,0 +1,208 @@
+"""What a plan of one's own may do unseen: move weights, change memory in place, hand out memory that is in use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from lowland.core import shards
+from lowland.core.errors import UsageError
+from lowland.core.vec import Vec
+
+Place: TypeAlias = "tuple[int, int]"  # a storage, and where in it a tensor begins
+
+
+class Watch:
+    """Looks at what a plan does in one step; costs a microsecond for each tensor, and nothing waits for the device.
+
+    Args:
+        kind: The method's name.
+        params: The parameters.
+        names: Their names.
+        memory: A method's memory as the step begins.
+        vectors: Which of its entries are vectors.
+    """
+
+    def __init__(
+        self, kind: str, params: Vec, names: Sequence[str], memory: Mapping[str, Any], vectors: frozenset[str]
+    ) -> None:
+        self._kind, self._params, self._names, self._vectors = kind, params, names, vectors
+        self._before = {key: _Seen(value) for key, value in memory.items()}
+        self._like = {key: _likes(value) for key, value in memory.items() if key in vectors}
+        self._versions: list[int] = []
+
+    def leave(self) -> None:
+        """The plan goes on."""
+        self._versions = [p._version for p in self._params]
+
+    def back(self) -> None:
+        """The plan has asked or returned.
+
+        Raises:
+            UsageError: It has written weights.
+        """
+        written = [n for n, p, v in zip(self._names, self._params, self._versions, strict=True) if p._version != v]
+        if written:
+            raise UsageError(
+                f"plan must leave the weights to the optimizer, but that of {self._kind} has written {written[0]}, so "
+                "that they are not as before the step; ask at another point, Probe(batch, at=displacement), and "
+                "return what the optimizer is to step along"
+            )
+
+    def undo(self) -> None:
+        """Lists and dicts in memory are as the step found them; tensors that were changed in place are not."""
+        for seen in self._before.values():
+            seen.undo()
+
+    def check(self, memory: Mapping[str, Any], grad: Vec) -> None:
+        """Compare memory as the step ends, and what the plan has returned with what is in use elsewhere.
+
+        Raises:
+            UsageError: Memory was changed in place, an entry is a vector now and was none or the other way round, or
+                memory, gradient and weights share tensors.
+        """
+        for key, seen in self._before.items():
+            if seen.changed():
+                raise UsageError(
+                    f"memory must be replaced, not changed in place, but the plan of {self._kind} has changed {key!r}; "
+                    f"write engine.memory[{key!r}] = a new value, such as vec.lerp(old, new, 0.1) or [*old, new]"
+                )
+            if key in self._vectors and _likes(memory[key]) != self._like[key]:
+                raise UsageError(
+                    f"a vector in memory must keep its shapes and dtypes, but the plan of {self._kind} has put "
+                    f"{_kinds(memory[key])} into {key!r}; replace it by one tensor per parameter"
+                )
+            if key not in self._vectors and len(self._params) > 1 and _likes(memory[key]) == _likes(self._params):
+                raise UsageError(
+                    f"a vector in memory must be one from the start, but the plan of {self._kind} has put one into "
+                    f"{key!r}, which init made otherwise, so an overflow would stay in it; let init return "
+                    f"{{{key!r}: vec.zeros(params)}}"
+                )
+        unshared(self._kind, memory, self._params, self._names)
+        self._own(memory, grad)
+
+    def _own(self, memory: Mapping[str, Any], grad: Vec) -> None:
+        """Refuse a gradient whose memory belongs to weights, to an entry of memory, or to another of its tensors."""
+        weights, taken = places(self._params, self._names), set[Place]()
+        kept = {p: (key, id(t)) for key, value in memory.items() for t in tensors(value) if (p := place(t)) is not None}
+        known = held(memory)
+        for name, g in zip(self._names, grad, strict=True):
+            at, wrong = place(g), None
+            if at is not None and at in weights:
+                wrong = f"the weight {weights[at]} itself"
+            elif at is not None and at in taken:
+                wrong = "the tensor of another parameter, too,"
+            elif at is not None and at in kept and id(g) not in known:
+                wrong = f"memory of {kept[at][0]!r}"
+            elif any(s == 0 and n > 1 for s, n in zip(g.stride(), g.shape, strict=True)):
+                wrong = "an expanded tensor, which cannot be clipped in place,"
+            elif g.requires_grad:
+                wrong = "a tensor with a graph"
+            if wrong is not None:
+                raise UsageError(
+                    f"plan must return tensors of its own, because .grad is changed in place, but that of {self._kind} "
+                    f"returned {wrong} for {name}; return vec.clone(…) of it"
+                )
+            if at is not None:
+                taken.add(at)
+
+
+class _Seen:
+    """A value of memory as it was, with what is inside."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self._version = _version(value)
+        self._items: Any = type(value)(value) if type(value) in (list, dict, set) else None
+        inside = value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else ()
+        self._inside = [_Seen(v) for v in inside if isinstance(v, list | tuple | dict | Tensor)]
+
+    def changed(self) -> bool:
+        """Whether it, or anything in it, was changed in place."""
+        if self._version != _version(self.value) or any(seen.changed() for seen in self._inside):
+            return True
+        if isinstance(self._items, set):
+            return bool(self.value != self._items)
+        if isinstance(self._items, dict):
+            now, then = [*self.value, *self.value.values()], [*self._items, *self._items.values()]
+        else:
+            now, then = ([], []) if self._items is None else (self.value, self._items)
+        return len(now) != len(then) or any(a is not b for a, b in zip(now, then, strict=True))
+
+    def undo(self) -> None:
+        """Lists and dicts hold again what they held."""
+        if isinstance(self._items, dict | set):
+            self.value.clear()
+            self.value.update(self._items)
+        elif self._items is not None:
+            self.value[:] = self._items
+        for seen in self._inside:
+            seen.undo()
+
+
+def unshared(kind: str, memory: Mapping[str, Any], params: Vec, names: Sequence[str]) -> None:
+    """Refuse memory that is the weights themselves, and so would move with them.
+
+    Raises:
+        UsageError: It is.
+    """
+    weights = {at[0]: name for at, name in places(params, names).items()}  # also a part of a weight is the weight's
+    for key, value in memory.items():
+        for t in tensors(value):
+            if (at := place(t)) is not None and at[0] in weights:
+                raise UsageError(
+                    f"memory must not hold the weights themselves, which the optimizer moves, but {key!r} of {kind} "
+                    f"holds {weights[at[0]]}; keep a copy: vec.clone(params)"
+                )
+
+
+def held(memory: Mapping[str, Any]) -> set[int]:
+    """The ids of what memory holds, itself or in a list: a gradient among it is copied before it becomes ``.grad``."""
+    found: set[int] = set()
+    for value in memory.values():
+        found.update(map(id, value) if type(value) in (list, tuple) else [id(value)])
+    return found
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in a value of memory."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from tensors(part)
+
+
+def places(v: Vec, names: Sequence[str]) -> dict[Place, str]:
+    """Where tensors lie, with their names."""
+    return {at: name for t, name in zip(v, names, strict=True) if (at := place(t)) is not None}
+
+
+def place(t: Tensor) -> Place | None:
+    """Where a tensor lies; None for one that is empty or has no storage of the usual kind."""
+    (local,) = shards.local([t])
+    if local.numel() == 0:
+        return None
+    try:
+        return local.untyped_storage()._cdata, int(local.storage_offset())
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+def _version(value: Any) -> int | None:
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else None
+
+
+def _likes(value: Any) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        return []
+    return [(t.shape, t.dtype) if isinstance(t, Tensor) else None for t in value]
+
+
+def _kinds(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        dtypes = ", ".join(dict.fromkeys(str(getattr(t, "dtype", type(t).__name__)) for t in value))
+        return f"a {type(value).__name__} of {len(value)} entries ({dtypes or 'none'})"
+    return f"a {type(value).__name__}"

@@ -1,0 +1,1 @@
+"""Probes divided over groups of ranks, and what these exchange."""

@@ -1,0 +1,272 @@
+"""Probes divided over groups of devices."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from lowland.core.errors import ArgumentError, BatchError, ParameterError, UsageError
+from lowland.core.lagged import Lagged
+from lowland.core.probe import Probe, Reading
+from lowland.core.vec import Vec
+from lowland.executors import modes
+from lowland.executors.base import Executor, Work
+from lowland.executors.local import Local, Pass
+from lowland.executors.mesh import collectives
+from lowland.executors.mesh.exchange import Exchange, all_gather
+from lowland.executors.mesh.messages import BUCKET, Messages
+from lowland.executors.mesh.shared_memory import SharedMemory, common_memory, needed, wanted
+from lowland.executors.norm_stats import RunningStats
+
+
+class Mesh(Executor):
+    """Answers the probes of one tuple at once, one on each group of a mesh, and gives every group all answers.
+
+    Gradients, losses and the statistics that probes have updated are shared in one exchange, which gives all ranks
+    the same bits: replicas stay equal, and any rank can evaluate or save. A probe asked alone is answered by every
+    group, and the answer of the first one counts.
+
+    Every group must be given the same batches.
+
+    Args:
+        group: The process group of a mesh dimension: one rank of every group of devices.
+        inner: Answers a probe inside a group; :class:`Local` by default.
+        bucket: Bytes in a bucket of the exchange, about, where it takes messages.
+        shared_memory: Where all ranks of the group run on one host's CPU, let gradients go through its memory, and not
+            through messages; ``LOWLAND_SHARED_MEMORY=0`` in the environment says no, too.
+
+    Attributes:
+        width: The number of groups, which is how many probes are answered at once.
+    """
+
+    def __init__(
+        self,
+        group: dist.ProcessGroup,
+        inner: Executor | None = None,
+        *,
+        bucket: int = BUCKET,
+        shared_memory: bool = True,
+    ) -> None:
+        self.group, self.inner, self.bucket, self.shared_memory = group, inner or Local(), bucket, shared_memory
+        self.rank, self.width = dist.get_rank(group), dist.get_world_size(group)
+        self._exchange: Exchange | None = None
+        self._lagged = Lagged()
+        self._sum = torch.zeros((), dtype=torch.float64)
+        self._most = 0
+        self._warned = False
+
+    @property
+    def sent(self) -> int:
+        """Bytes of gradients that this rank has given into exchanges so far."""
+        return 0 if self._exchange is None else self._exchange.bytes
+
+    @property
+    def waited(self) -> float:
+        """Seconds for which exchanges were not hidden behind backward."""
+        return 0.0 if self._exchange is None else self._exchange.waited
+
+    def begin(self, batch: Any) -> None:
+        """A step on ``batch`` begins."""
+        self._most = 0
+        leaves = [t for t in pytree.tree_leaves(batch) if isinstance(t, Tensor)]
+        device = leaves[0].device if leaves else torch.device("cpu")
+        sums = [t.sum(dtype=torch.float64).to(device) for t in leaves if not t.is_complex()]
+        self._sum = torch.stack(sums).sum() if sums else torch.zeros((), dtype=torch.float64, device=device)
+
+    def end(self) -> None:
+        """The step is complete."""
+        if self._warned or self._most >= self.width:
+            return
+        self._warned = True
+        if self._most == 1:
+            warnings.warn(
+                f"the method asked for one probe at a time, so all {self.width} groups of the mesh computed the same; "
+                "SAMPa, AsyncSAM and mSAM ask for several at once, and other methods want these devices for data "
+                "parallelism",
+                stacklevel=2,
+            )
+        elif self._most:
+            warnings.warn(
+                f"the method asked for {self._most} probes at once, which keeps {self._most} of the mesh's "
+                f"{self.width} groups busy; give the probe dimension that size and the rest to data parallelism",
+                stacklevel=2,
+            )
+
+    def run(self, work: Work, probes: tuple[Probe, ...]) -> tuple[Reading, ...]:
+        """See :meth:`Executor.run`."""
+        readings: list[Reading] = []
+        for wave, seeds in self._waves(work, probes):
+            with self._shared(work, wave, seeds, early=True) as (number, share):
+                share(self.inner.run(work, (wave[number],))[0], readings)
+        return tuple(readings)
+
+    def passes(
+        self, work: Work, probes: tuple[Probe, ...], on_error: Any = None
+    ) -> Generator[Pass, None, tuple[Reading, ...]]:
+        """See :meth:`Executor.passes`: of the probes asked together, this rank's caller runs one."""
+        readings: list[Reading] = []
+        for wave, seeds in self._waves(work, probes):
+            if any(p.batch is None for p in wave):
+                raise UsageError("a mesh must know the batch; call engine.passes(batch)")
+            # The caller may run backward in parts, so nothing leaves before the end of the pass.
+            with self._shared(work, wave, seeds, early=False) as (number, share):
+                current = Pass(work, wave[number], on_error=on_error)
+                yield current
+                share(current.answer(), readings)
+        return tuple(readings)
+
+    def _waves(self, work: Work, probes: tuple[Probe, ...]) -> Iterator[tuple[tuple[Probe, ...], list[int]]]:
+        """As many probes as there are groups, with seeds for their random numbers: those of one device."""
+        self._most = max(self._most, len(probes))
+        if any((p.grad, p.wrt) != (probes[0].grad, probes[0].wrt) for p in probes):
+            raise UsageError(
+                "on a mesh, the probes of one tuple must all want a gradient or none, and of the same parameters, "
+                "because every group answers one of them and all must know what was reached; ask for the others apart"
+            )
+        seeds = work.seeds(len(probes))
+        for start in range(0, len(probes), self.width):
+            yield probes[start : start + self.width], seeds[start : start + self.width]
+
+    @contextmanager
+    def _shared(
+        self, work: Work, wave: tuple[Probe, ...], seeds: list[int], *, early: bool
+    ) -> Iterator[tuple[int, Any]]:
+        """This rank's probe of a wave, and what takes its reading and appends those of all."""
+        exchange, number = self._exchanging(work.params), self.rank % len(wave)
+        own = wave[number]
+        for probe in wave:
+            if probe is not own:
+                probe.drop()
+        before = RunningStats(work, wave)
+        alone = not work.replicas.ddps and not work.replicas.sharded and not work.replicas.own
+        if early and own.grad and alone and work.batches.in_one(own.batch, work.micro_batch):
+            exchange.arm(work.scale(), len(wave))
+
+        def share(reading: Reading, readings: list[Reading]) -> None:
+            readings += self._gather(work, wave, reading, before)
+
+        if self.width > 1 and work.buffers.written:
+            raise UsageError(
+                "on a probe mesh, forward must not write buffers beside running statistics, because the groups would "
+                f"drift apart, but writes {', '.join(work.buffers.written[:3])}; use data parallelism in place of mesh="
+            )
+        try:
+            # Where probes differ in size, ranks would draw differently many random numbers and drift apart.
+            with modes.branch(work.device, seeds[number]) if seeds else nullcontext():
+                yield number, share
+        finally:
+            exchange.disarm()
+
+    def _gather(self, work: Work, wave: tuple[Probe, ...], own: Reading, before: RunningStats) -> list[Reading]:
+        exchange, grad = self._exchanging(work.params), own.grad
+        if grad is not None:
+            exchange.give(grad, len(wave))
+        sizes = [work.batches.known_size(p.batch) for p in wave]
+        each = own.losses is not None and None not in sizes
+        room = max(n or 0 for n in sizes)
+        losses = own.losses if own.losses is not None and each else own.loss.new_zeros(room)
+        count = torch.as_tensor(own.divisor or 0.0, dtype=torch.float64, device=own.loss.device)
+        finite = torch.ones_like(own.loss) if work.finite is None else work.finite.to(own.loss.dtype)
+        mark = 0 if any(p.wrt is not None for p in wave) else collectives.mark(work.reached)
+        small = torch.cat(
+            [
+                own.loss.reshape(1).double(),
+                finite.reshape(1).double(),
+                self._sum.to(own.loss.device).reshape(1),
+                *(own.loss.new_full((1,), n, dtype=torch.float64) for n in (mark, exchange.given, exchange.taken)),
+                count.reshape(1),
+                torch.nn.functional.pad(losses.double(), (0, room - len(losses))),
+                before.given(self.rank),
+            ]
+        )
+        everyone = small.new_empty(self.width * len(small))
+        exchange.wait([all_gather(everyone, small, self.group)])
+        rows = everyone.view(self.width, -1)
+        exchange.check(rows[:, 4], rows[:, 5])
+        vectors = None if grad is None else exchange.take(grad, len(wave))
+        self._compare(rows)
+        if work.finite is not None:
+            work.finite = rows[:, 1].min() > 0
+        before.settle(rows[:, 7 + room :], self.rank)
+        found = []
+        for i in range(len(wave)):
+            if i == self.rank and len(wave) > 1:
+                found.append(Reading(own.loss, own.grad, losses if each else None, own.divisor, own.aux, own.reached))
+                continue
+            known = rows[i, 7 : 7 + (sizes[i] or 0)].to(own.loss.dtype) if each else None
+            by: Tensor | float | None = rows[i, 6] if isinstance(own.divisor, Tensor) else sizes[i]
+            found.append(
+                Reading(
+                    rows[i, 0].to(own.loss.dtype),
+                    None if vectors is None else vectors[i],
+                    known,
+                    None if own.divisor is None else by,
+                    own.aux if len(wave) == 1 else None,
+                    own.reached,  # all groups reach the same, see _compare
+                )
+            )
+        return found
+
+    def _exchanging(self, params: Vec) -> Exchange:
+        if self._exchange is None:
+            memory = None
+            if params[0].device.type == "cpu":
+                use = self.shared_memory and wanted(params)
+                memory = common_memory(self.group, needed(params, self.width) if use else 0)
+            self._exchange = (
+                Messages(params, self.group, bucket=self.bucket)
+                if memory is None
+                else SharedMemory(params, self.group, memory)
+            )
+        return self._exchange
+
+    def _compare(self, rows: Tensor) -> None:
+        """Whether all groups had the same batch and reached the same parameters, told one step later."""
+        known = self._lagged.swap("rows", rows[:, 2:4])
+        if known is None:
+            return
+        here = known[self.rank]
+        for rank, there in enumerate(known):
+            if abs(there[0] - here[0]) > 1e-9 * max(abs(there[0]), abs(here[0]), 1.0):
+                raise BatchError(
+                    "all groups of a mesh must be given the same batches, but in the step before, those of groups "
+                    f"{self.rank} and {rank} differed (their entries sum up to {here[0]:.9g} and {there[0]:.9g}); give "
+                    "both the same sampler: num_replicas and rank of the data dimension, one seed"
+                )
+            if there[1] != here[1]:
+                raise ParameterError(
+                    "all groups of a mesh must reach the same parameters, but in the step before, groups "
+                    f"{self.rank} and {rank} reached different ones; let the forward use the same layers on every rank"
+                )
+
+
+def along(mesh: Any) -> dict[str, dist.ProcessGroup]:
+    """The process groups of a mesh by what their ranks share out: probes, or examples that the engine averages over.
+
+    Args:
+        mesh: A DeviceMesh. Its dimension "replicate" is averaged over; its other one, of any name, divides probes.
+
+    Raises:
+        ArgumentError: It is no mesh, or has dimensions for which a wrapper of the model is responsible.
+    """
+    if not hasattr(mesh, "get_group") or not hasattr(mesh, "ndim"):
+        raise ArgumentError(
+            f'mesh must be a torch DeviceMesh, but is {mesh!r}; make one: init_device_mesh("cuda", (2,), '
+            'mesh_dim_names=("probe",))'
+        )
+    names = mesh.mesh_dim_names or ("probe",) * mesh.ndim
+    kinds = ["replicate" if name == "replicate" else "probe" for name in names]
+    if len(set(kinds)) < len(kinds):
+        raise ArgumentError(
+            f'mesh must have one dimension for probes and at most one more, "replicate", but has {names}; give the '
+            'others to the model, as DistributedDataParallel(model, process_group=mesh["data"].get_group()) or '
+            'fully_shard(model, mesh=mesh["data"]), and pass mesh["probe"] here'
+        )
+    return {kind: mesh.get_group(dim) for dim, kind in enumerate(kinds)}

@@ -1,0 +1,1 @@
+"""Loaders, and where examples come from."""

@@ -1,0 +1,147 @@
+"""Upstream data files: where they lie, whether they are what they should be, and safe reading of pickles."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import pickle
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lowland.core.errors import DataError, MissingExtraError
+
+# MD5 of each file as its authors publish it (of the unpacked file, where it may lie packed).
+MD5 = {
+    "cifar-10-batches-py/data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "cifar-10-batches-py/data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "cifar-10-batches-py/data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "cifar-10-batches-py/data_batch_4": "634d18415352ddfa80567beed471001a",
+    "cifar-10-batches-py/data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "cifar-10-batches-py/test_batch": "40351d587109b95175f43aff81a1287e",
+    "cifar-100-python/train": "16019d7e3df5f24257cddd939b257f8d",
+    "cifar-100-python/test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+    "FashionMNIST/raw/train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+    "FashionMNIST/raw/train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+    "FashionMNIST/raw/t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+    "FashionMNIST/raw/t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+}
+
+
+def read(task: str, folder: str, names: Sequence[str], data: Path | None, source: str) -> list[bytes]:
+    """The checked contents of ``names`` under ``folder``, from ``data`` or else from ``LOWLAND_DATA``.
+
+    Each file may lie there packed, as ``name.gz``. The data folder may also be ``folder`` itself, or one of
+    the folders on the way to it.
+
+    Args:
+        task: Name of the task, for the messages.
+        folder: Where the files lie below the data folder, as torchvision lays them out.
+        names: File names in that folder.
+        data: The data folder; None looks at the environment variable.
+        source: Where the files can be had, for the messages.
+
+    Raises:
+        DataError: No folder is given, a file is missing, unreadable, or not the upstream one.
+    """
+    root = _root(task, folder, names, data, source)
+    parts = folder.split("/")
+    places = [root.joinpath(*parts[start:]) for start in range(len(parts) + 1)]
+    home = next((p for p in places if any(_found(p, n) for n in names)), None)
+    missing = [n for n in names if home is None or _found(home, n) is None]
+    if home is None or missing:
+        raise DataError(
+            f"{task}: {home or root} has no {', '.join(missing)}. {_layout(folder, names)}. "
+            f"Get them from {source}, then set --data DIR or LOWLAND_DATA=DIR (now {root})"
+        )
+    return [_checked(task, home, folder, name, source) for name in names]
+
+
+def _root(task: str, folder: str, names: Sequence[str], data: Path | None, source: str) -> Path:
+    given = data if data is not None else os.environ.get("LOWLAND_DATA") or None
+    if given is None:
+        raise DataError(
+            f"{task}: no data folder is given. {_layout(folder, names)}. "
+            f"Get them from {source}, then set --data DIR or LOWLAND_DATA=DIR"
+        )
+    return Path(given).expanduser()
+
+
+def _layout(folder: str, names: Sequence[str]) -> str:
+    return f"Expected is DIR/{folder}/ with the files {', '.join(names)}"
+
+
+def _found(folder: Path, name: str) -> Path | None:
+    return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
+
+
+def _checked(task: str, home: Path, folder: str, name: str, source: str) -> bytes:
+    path = _found(home, name)
+    assert path is not None, name
+    remedy = f"delete it and get it again from {source}"
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:  # gzip.BadGzipFile is an OSError
+        raise DataError(f"{task}: cannot read {path} ({error}); {remedy}") from error
+    expected = MD5[f"{folder}/{name}"]
+    got = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if got != expected:
+        raise DataError(f"{task}: {path} is not the upstream file: its MD5 must be {expected}, but is {got}; {remedy}")
+    return content
+
+
+def unpickled(task: str, name: str, content: bytes) -> dict[str, Any]:
+    """The dictionary in an upstream pickle, which may hold plain values and numeric arrays and nothing else.
+
+    A pickle can run any code as it is loaded. This one may build numpy arrays; every other import is refused.
+
+    Raises:
+        DataError: The pickle asks for anything else, is damaged, or holds no dictionary.
+    """
+    try:
+        value = _Arrays(io.BytesIO(content), encoding="latin1").load()
+    except DataError as error:
+        raise DataError(f"{task}: {name} {error}; do not use this file, get it again") from None
+    except Exception as error:  # a damaged pickle raises about anything
+        raise DataError(f"{task}: {name} is no readable pickle ({error}); get it again") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{task}: {name} must hold a dictionary, but holds a {type(value).__name__}; get it again")
+    return {k.decode("latin1") if isinstance(k, bytes) else str(k): v for k, v in value.items()}
+
+
+class _Arrays(pickle.Unpickler):
+    """Loads plain values and numeric numpy arrays, and imports nothing that a file names."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Stand-ins for the three names that numeric arrays need; anything else is refused."""
+        try:
+            import numpy as np
+        except ImportError:
+            raise MissingExtraError("numpy", "lab") from None
+
+        def dtype(spec: str, align: object = False, copy: object = False) -> np.dtype[Any]:
+            # Files of Python 2 say 0 and 1 where numpy by now wants booleans, and warns.
+            made = np.dtype(spec, bool(align), bool(copy))
+            if made.hasobject:
+                raise DataError("wants an array of Python objects")
+            return made
+
+        # By its old and its new home; numpy itself says which function it is, so no private import is needed.
+        rebuild = np.empty(0).__reduce__()[0]
+        allowed = {
+            ("numpy.core.multiarray", "_reconstruct"): rebuild,
+            ("numpy._core.multiarray", "_reconstruct"): rebuild,
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): dtype,
+        }
+        if (module, name) not in allowed:
+            raise DataError(f"wants to import {module}.{name}, which no data file needs")
+        return allowed[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise DataError("refers to objects outside itself")

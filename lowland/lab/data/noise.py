@@ -1,0 +1,71 @@
+"""Label noise: wrong training labels on purpose, to see what a method does with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lowland.core import checks
+from lowland.core.errors import ArgumentError
+from lowland.lab.data.streams import stream
+from lowland.lab.task import Task
+
+NoiseKind = Literal["symmetric", "asymmetric"]
+
+
+def noisy(task: Task, rate: float, kind: NoiseKind = "symmetric", seed: int = 0) -> Task:
+    """The task with a share of its training labels replaced; test labels stay as they are.
+
+    ``symmetric`` replaces a label by one of the *other* classes, each equally likely, so ``rate`` is the
+    share of wrong labels. ``asymmetric`` replaces it by the class it is easily mistaken for
+    (``task.confusions``; where a task names none, the next class), and ``rate`` counts within the classes
+    that have such a class: for CIFAR-10 these are 5 of 10, so 0.4 makes 20 % of all labels wrong, as is usual
+    in the literature.
+
+    The number of replaced labels is exact, ``round(rate · labels concerned)``; which ones depends only on
+    ``seed``. A smaller rate replaces a subset of what a larger one replaces.
+
+    Args:
+        task: A task without label noise.
+        rate: In [0, 1).
+        kind: "symmetric" or "asymmetric".
+        seed: Whatever integer; the same seed gives the same labels.
+    """
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+        raise ArgumentError(f"noise must be in [0, 1), but is {rate!r}; it is the share of wrong labels, such as 0.2")
+    checks.one_of("noise_kind", kind, ("symmetric", "asymmetric"))
+    generator = stream(seed, "label noise", kind)
+    if kind == "symmetric":
+        targets = _symmetric(task.clean_targets, task.classes, rate, generator)
+    else:
+        targets = _asymmetric(task.clean_targets, _table(task), rate, generator)
+    return replace(task, train_targets=targets, noise=float(rate), noise_kind=kind, noise_seed=seed)
+
+
+def _symmetric(clean: Tensor, classes: int, rate: float, generator: torch.Generator) -> Tensor:
+    order = torch.randperm(len(clean), generator=generator)
+    shift = torch.randint(1, classes, (len(clean),), generator=generator)  # 1..C-1: never the same class
+    chosen = order[: round(rate * len(clean))]
+    targets = clean.clone()
+    targets[chosen] = (clean[chosen] + shift[chosen]) % classes
+    return targets
+
+
+def _asymmetric(clean: Tensor, table: Tensor, rate: float, generator: torch.Generator) -> Tensor:
+    concerned = (table[clean] != clean).nonzero().squeeze(1)
+    order = torch.randperm(len(concerned), generator=generator)
+    chosen = concerned[order[: round(rate * len(concerned))]]
+    targets = clean.clone()
+    targets[chosen] = table[clean[chosen]]
+    return targets
+
+
+def _table(task: Task) -> Tensor:
+    """(C,): the class that each class is mistaken for, or itself."""
+    following: Mapping[int, int] = {c: (c + 1) % task.classes for c in range(task.classes)}
+    confusions = following if task.confusions is None else task.confusions
+    return torch.tensor([confusions.get(c, c) for c in range(task.classes)])

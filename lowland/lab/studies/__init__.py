@@ -1,0 +1,1 @@
+"""Several trainings: comparisons and their budgets."""

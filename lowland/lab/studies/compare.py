@@ -1,0 +1,212 @@
+"""Several methods times several seeds, under one budget, on the same data in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain, count, islice
+from pathlib import Path
+from statistics import median
+from typing import Any, Protocol
+
+import torch
+
+from lowland.core import checks
+from lowland.core.errors import ArgumentError, ParameterError, UsageError
+from lowland.lab.budget import Budget, Kind
+from lowland.lab.config import RunConfig, config_line, differences, refuse_other
+from lowland.lab.recipe import method_recipe
+from lowland.lab.training.clock import Clock
+from lowland.lab.training.prepare import complete, loader_of, task_of
+from lowland.lab.training.run import Update, train
+from lowland.lab.training.trainer import Trainer, settings
+from lowland.methods import METHODS
+from lowland.methods.plain import Plain
+from lowland.parallel import told
+from lowland.runs.file import RUN_FILE, history
+
+ALL = "all"  # among the methods of a comparison: every one there is
+TIMED = 60  # plain steps from which the default of a budget in seconds is taken
+
+
+class Display(Protocol):
+    """What shows a comparison while it runs."""
+
+    def begin(self, name: str) -> None:
+        """The run of that name begins, or goes on."""
+
+    def update(self, update: Update) -> None:
+        """The current run has come this far."""
+
+    def end(self, name: str, line: dict[str, Any], *, kept: bool) -> None:
+        """The run is over with this last line; ``kept`` says that it had been before."""
+
+
+def grid(base: RunConfig, methods: Sequence[str], seeds: int) -> list[RunConfig]:
+    """All runs of a comparison, the methods of one seed after the other.
+
+    So the methods take turns: a machine that grows slower, or an interrupt, hits all alike.
+
+    Args:
+        base: What the runs share; its method and seed are replaced.
+        methods: Methods as text.
+        seeds: How many, >= 1: 0, 1, ...
+    """
+    checks.whole("seeds", seeds, 1, "5 seeds make intervals that mean something")
+    if not methods:
+        raise ArgumentError("methods must name at least one method, but is empty; give plain and sam, for example")
+    twice = sorted({m for m in methods if list(methods).count(m) > 1})
+    if twice:
+        raise ArgumentError(f"methods must differ, but {twice[0]} is named twice; leave one out")
+    return [
+        replace(base, seed=seed, method=method, recipe=method_recipe(base.recipe, method))
+        for seed in range(seeds)
+        for method in methods
+    ]
+
+
+def expand(methods: Sequence[str], base: RunConfig) -> tuple[list[str], list[str]]:
+    """The methods that are meant, where ``all`` stands for every key of METHODS that works on the model.
+
+    With ``all`` among them, methods may be named twice. One that is named itself is never left out: what it has against
+    the model is an error then, from :func:`compare`.
+
+    Args:
+        methods: Methods as text, or ``all``.
+        base: What the runs share.
+
+    Returns:
+        The methods, and a sentence for each that ``all`` leaves out.
+    """
+    if ALL not in methods:
+        return list(methods), []
+    left_out = {key: reason for key in METHODS if key not in methods and (reason := _objection(key, base))}
+    meant = (text for method in methods for text in (METHODS if method == ALL else [method]))
+    kept = [text for text in dict.fromkeys(meant) if text not in left_out]
+    return kept, [f"{ALL} is without {key}: {reason}." for key, reason in left_out.items()]
+
+
+def _objection(key: str, base: RunConfig) -> str | None:
+    """What a method has against the model or the optimizer, in its own words; None where it works."""
+    try:
+        _check_method(grid(base, [key], 1)[0])
+    except (ParameterError, UsageError) as error:
+        return str(error)
+    return None
+
+
+def _check_method(config: RunConfig) -> None:
+    """Refuse a method that cannot work on the model: an engine is made, and nothing computed."""
+    loader, task = loader_of(config, task_of(config)), task_of(config)
+    with torch.random.fork_rng(devices=[config.on()] if config.on().type == "cuda" else []):
+        Trainer(config, complete(config, len(loader), len(task.train_targets)), task)
+
+
+def compare(runs: Sequence[RunConfig], out: Path, display: Display, *, command: Sequence[str] = ()) -> list[Path]:
+    """Do what is missing of a comparison: finished runs are kept, unfinished ones resumed.
+
+    Args:
+        runs: What :func:`grid` made.
+        out: The folder that gets one folder per run.
+        display: Shows the progress.
+        command: What was typed, for the record.
+
+    Returns:
+        The run folders.
+
+    Raises:
+        ArgumentError: A method is unknown, or named twice in other words.
+        StateError: A folder holds a run of another configuration; nothing has been trained then.
+        ParameterError: A method cannot work on the model; nothing has been trained then, either.
+        UsageError: A method cannot work with the optimizer; the same.
+    """
+    lines = [_line(config) for config in runs]
+    _check_twice(lines)
+    for config, line in zip(runs, lines, strict=True):
+        recorded = history(out / config.name).config
+        if recorded is not None:  # before hours are spent on the runs before it
+            refuse_other(recorded, line, out / config.name)
+    missing = {config.method: config for config in runs if history(out / config.name).end is None}
+    for config in missing.values():
+        _check_method(config)
+    for config in runs:
+        folder = out / config.name
+        before = history(folder).end
+        if before is None:
+            display.begin(config.name)
+        line = before or train(config, folder, resume=True, progress=display.update, command=command)
+        display.end(config.name, line, kept=before is not None)
+    return [out / config.name for config in runs]
+
+
+def budget(kind: Kind, limit: float | None, base: RunConfig, out: Path) -> Budget:
+    """The budget of a comparison; without a limit, what plain training takes for the recipe's epochs.
+
+    In seconds that is measured, on this machine and once: later calls find it in the runs in ``out``.
+
+    Args:
+        kind: What is limited.
+        limit: How much; None stands for the default.
+        base: What the runs share; its budget is not looked at.
+        out: Where the runs are, or will be.
+    """
+    if limit is not None:
+        return Budget(kind=kind, limit=limit)
+    steps = base.recipe.epochs * len(loader_of(base, task_of(base)))
+    if kind != "seconds":
+        return Budget(kind=kind, limit=steps)
+    timed = replace(base, method="plain", budget=Budget(kind=kind, limit=1.0))
+    found = _recorded_limit(timed, out)
+    return Budget(kind=kind, limit=told(found or float(f"{steps * _plain_step(timed):.3g}")))
+
+
+def _check_twice(lines: Sequence[dict[str, Any]]) -> None:
+    """Refuse one run under two names, such as sam and sam:rho=0.05.
+
+    Raises:
+        ArgumentError: There is one.
+    """
+    first: list[dict[str, Any]] = []
+    for line in (line for line in lines if line["seed"] == lines[0]["seed"]):
+        for other in first:
+            if not differences(other, line):
+                raise ArgumentError(
+                    f"methods must differ, but {other['method']['text']} and {line['method']['text']} are the same "
+                    "here; leave one out"
+                )
+        first.append(line)
+
+
+def _line(config: RunConfig) -> dict[str, Any]:
+    task = task_of(config)
+    steps = len(loader_of(config, task))
+    method = complete(config, steps, len(task.train_targets))
+    return config_line(config, method, steps_per_epoch=steps, command=())
+
+
+def _recorded_limit(config: RunConfig, out: Path) -> float | None:
+    """The limit of runs in ``out`` that differ from this one in method, its recipe, seed and limit alone."""
+    free, lines = ("method", "seed", "budget.limit"), {config.recipe: _line(config)}
+    for file in sorted(out.glob(f"*/{RUN_FILE}")):
+        recorded = history(file.parent).config
+        if recorded is None:
+            continue
+        recipe = method_recipe(config.recipe, str(recorded["method"].get("text")))
+        if recipe not in lines:
+            lines[recipe] = _line(replace(config, recipe=recipe))
+        if all(name.startswith(free) for name, _, _ in differences(recorded, lines[recipe])):
+            return float(recorded["budget"]["limit"])
+    return None
+
+
+def _plain_step(config: RunConfig) -> float:
+    """Seconds of a plain step, the median of some."""
+    with settings(config):
+        task = task_of(config)
+        trainer, loader, clock = Trainer(config, Plain(), task), loader_of(config, task), Clock(config.on())
+        batches: Iterator[Any] = chain.from_iterable(loader.batches(epoch) for epoch in count())
+        clock.start()
+        for batch in islice(batches, TIMED):
+            trainer.step(batch, 0.0)
+            clock.lap()
+    return median(clock.laps)

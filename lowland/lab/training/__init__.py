@@ -1,0 +1,1 @@
+"""One training: trainer, run, checkpoints."""

@@ -1,0 +1,151 @@
+"""What a method costs, read off its plan by running it on a tiny model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowland.engine import Engine
+from lowland.lab.training.evaluate import cross_entropy
+from lowland.lab.training.memory import LiveTensors
+from lowland.methods import make
+from lowland.methods.base import Method
+from lowland.methods.plain import Plain
+
+STEPS = 100  # two windows of ARSAM, twenty cycles of LookSAM
+WATCHED = 55  # steps under the memory meter: a whole window of ARSAM, which has at least one refresh
+ALIKE = 6  # the same where all steps cost the same
+BATCH, WIDTH = 4, 64  # few examples, so that the parameters outweigh the activations
+EXAMPLES = 40  # of the tiny training set: an epoch has 10 batches
+
+REQUIRED: dict[str, dict[str, Any]] = {
+    "ausam": {"examples": EXAMPLES},
+    "ae-sam": {"total": STEPS},
+    "late": {"start": 0.5, "total": STEPS},
+}
+"""Fields that have no default because they belong to a training: here to the tiny one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """What one step costs on average.
+
+    Args:
+        gradients: In full-batch equivalents, in total.
+        forwards: Forward passes without a gradient, in full-batch equivalents.
+        weights: Gradients weighed by the share of parameter tensors they are for; less than ``gradients`` where a
+            method asks for some tensors only.
+        sequential: Gradients, one after another, with devices to spare.
+        reduces: All-reduces of P numbers under data parallelism.
+        resident: What the method keeps from step to step, in multiples of the parameters P.
+        peak: What it needs at most beyond plain training, in multiples of P, the kept part included.
+    """
+
+    gradients: float
+    forwards: float
+    weights: float
+    sequential: float
+    reduces: float
+    resident: float
+    peak: float
+
+    @property
+    def price(self) -> float:
+        """Gradients, and a third of one for every forward pass: backward takes about twice as long as forward."""
+        return self.gradients + self.forwards / 3
+
+
+def specimen(key: str) -> Method:
+    """The method of that key with its defaults, and what it requires filled in for the tiny training.
+
+    Example:
+        >>> specimen("late").start, specimen("late").total
+        (0.5, 100)
+    """
+    return make(key, fill=lambda k: REQUIRED.get(k, {}))
+
+
+def measure(method: Method) -> Costs:
+    """Run the method and count; each is run once in a process."""
+    return _measure(method, repr(method))
+
+
+def gradients_per_step(method: Method) -> float:
+    """The gradients in total alone, which is quicker."""
+    return _gradients(method, repr(method))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """On tensors this small, threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+# Told apart by their text, too: a count of 1 and a share of 1.0 are equal as values and are not the same method.
+@lru_cache(maxsize=64)
+def _gradients(method: Method, told: str) -> float:
+    with _one_thread():
+        cost = _train(method, STEPS).cost
+    return cost.gradients / cost.steps
+
+
+@lru_cache(maxsize=64)
+def _measure(method: Method, told: str) -> Costs:
+    with _one_thread():
+        each: list[float] = []
+        engine = _train(method, STEPS, each)
+        beyond = _peak(method, ALIKE if max(each) - min(each) < 1e-6 else WATCHED) - _plain_peak()
+    cost, parameters = engine.cost, sum(p.numel() for p in engine.params)
+    vectors = [engine.memory[key] for key in engine.vector_keys]
+    return Costs(
+        gradients=cost.gradients / cost.steps,
+        forwards=(cost.forwards - cost.gradients) / cost.steps,
+        weights=cost.weights / cost.steps,
+        sequential=cost.sequential / cost.steps,
+        reduces=cost.reduces / cost.steps,
+        resident=sum(t.numel() for v in vectors for t in v) / parameters,
+        peak=beyond / (4 * parameters),
+    )
+
+
+def _train(method: Method, steps: int, each: list[float] | None = None) -> Engine:
+    """The tiny training; ``each`` gets a number per step that differs where steps ask for different gradients."""
+    draw = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        hidden = [nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU()]
+        model = nn.Sequential(*hidden, nn.Linear(WIDTH, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    engine = Engine(method, model, optimizer, cross_entropy(), allow_unaveraged=True)  # also on one of several ranks
+    for step in range(steps):
+        inputs, targets = torch.randn(BATCH, WIDTH, generator=draw), torch.randint(4, (BATCH,), generator=draw)
+        before = engine.cost.gradients + engine.cost.weights
+        engine.backward((inputs, targets, (BATCH * step + torch.arange(BATCH)) % EXAMPLES))
+        if each is not None:
+            each.append(engine.cost.gradients + engine.cost.weights - before)
+        optimizer.step()
+        optimizer.zero_grad()
+    return engine
+
+
+def _peak(method: Method, steps: int) -> int:
+    meter = LiveTensors()
+    with meter:
+        _train(method, steps)
+    return meter.peak
+
+
+@cache
+def _plain_peak() -> int:
+    return _peak(Plain(), ALIKE)

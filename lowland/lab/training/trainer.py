@@ -1,0 +1,190 @@
+"""Everything that moves during a run: model, optimizer, engine; and the state they are saved in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain, count, islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from lowland.engine import Engine
+from lowland.lab import models
+from lowland.lab.config import RunConfig
+from lowland.lab.data.loader import Loader
+from lowland.lab.data.streams import derived
+from lowland.lab.recipe import lr_at, make_optimizer
+from lowland.lab.tasks import Task
+from lowland.lab.training.checkpoint import ALONE
+from lowland.lab.training.evaluate import cross_entropy
+from lowland.lab.training.memory import meter
+from lowland.lab.training.wrapped import Whole, plain_state, wrap
+from lowland.methods.base import Method
+from lowland.parallel import World
+
+REHEARSED = 6  # steps: a cycle of LookSAM(k=5) and the refresh after it
+
+
+class Trainer:
+    """One model in training. Two trainers of the same configuration take the same steps, bit for bit.
+
+    Args:
+        config: The run.
+        method: Its method, complete.
+        task: Its task.
+        world: The ranks that train together; by default this process alone.
+
+    Attributes:
+        model: As this rank trains it, in training mode.
+        whole: Gives the unwrapped model with all its weights, for evaluation.
+        optimizer: The base optimizer.
+        engine: The method at work.
+
+    Raises:
+        ParameterError: The method cannot work on this model.
+        UsageError: The method cannot work with this optimizer.
+    """
+
+    def __init__(self, config: RunConfig, method: Method, task: Task, world: World = ALONE) -> None:
+        recipe, self.device, self.world = config.recipe, config.on(), world
+        self.recipe, self._seed = recipe, config.seed
+        sharded = config.shard and world.along("data") is not None
+        # fully_shard refuses parameters that are not contiguous
+        layout = torch.channels_last if recipe.channels_last and not sharded else torch.contiguous_format
+
+        def build() -> nn.Module:
+            made = models.build(config.model, shape=task.shape, classes=task.classes, seed=config.seed)
+            placed: nn.Module = made.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
+            return placed.train()
+
+        self.model = wrap(build(), world, shard=config.shard)
+        self.whole = Whole(self.model, build)
+        self.optimizer = make_optimizer(recipe, self.model)
+        loss_fn = cross_entropy(precision=recipe.precision, label_smoothing=recipe.label_smoothing)
+        mesh = world.along("probe", "replicate")
+        self.engine = Engine(method, self.model, self.optimizer, loss_fn, mesh=mesh, seed=config.seed)
+        torch.manual_seed(self._dropout_seed(0))
+
+    def step(self, batch: Any, progress: float) -> Tensor:
+        """One step at the learning rate that belongs to this progress; returns the loss, shape ()."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr_at(self.recipe, progress)
+        loss = self.engine.backward(batch)
+        if self.recipe.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Model, optimizer state and the method's vectors by name; DTensors where they are sharded."""
+        found = {f"model/{n}": t for n, t in plain_state(self.model).items()}
+        for name, p in self._named():
+            held = self.optimizer.state.get(p, {})
+            found |= {f"optimizer/{name}/{k}": v for k, v in held.items() if isinstance(v, Tensor)}
+        for key, vector in self.engine.state_dict()["vectors"].items():
+            found |= {f"engine/{key}/{n}": t for n, t in vector.items()}
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """All else that decides the steps to come, of all ranks; all of them call this."""
+        engine = self.engine.state_dict()
+        del engine["vectors"]
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        # On the host: where another rank unpickles it, there may be no such device.
+        values = pytree.tree_map(lambda t: t.cpu() if isinstance(t, Tensor) else t, engine.pop("values"))
+        own = {"share": self.world.share[0], "values": values, "rng": torch.get_rng_state(), "cuda": cuda}
+        by_share = {each["share"]: each for each in reversed(self.world.gather(own))}
+        return {
+            "engine": engine,
+            "optimizer": [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups],
+            "shares": [by_share[number] for number in sorted(by_share)],
+        }
+
+    def like(self, name: str, size: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Where a saved tensor of this name is read into: a DTensor where the parameter is one."""
+        for parameter, p in {**plain_state(self.model), **dict(self._named())}.items():
+            if p.shape == size and (name.endswith(f"/{parameter}") or f"/{parameter}/" in name):
+                return torch.empty_like(p, dtype=dtype, requires_grad=False)
+        return torch.empty(size, dtype=dtype)
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Go on where :meth:`state` and :meth:`tensors` were taken, maybe on another number of ranks."""
+        for name, t in plain_state(self.model).items():
+            t.copy_(tensors[f"model/{name}"])
+        for group, saved in zip(self.optimizer.param_groups, state["optimizer"], strict=True):
+            group.update(saved)
+        self.optimizer.state.clear()
+        vectors: dict[str, dict[str, Tensor]] = {key: {} for key in self.engine.vector_keys}
+        for name, p in self._named():
+            for path, t in tensors.items():
+                kind, key, owner = _place(path, name)
+                if kind == "optimizer" and owner:
+                    self.optimizer.state[p][key] = t
+                elif kind == "engine" and owner:
+                    vectors[key][name] = t
+        number, count = self.world.share
+        shares = [each["values"] for each in state["shares"]]
+        values = shares[number] if len(shares) == count else self.engine.method.reshard(shares, number, count)
+        saved = {**state["engine"], "vectors": vectors, "values": values, "share": self.engine.work.replicas.share}
+        self.engine.load_state_dict(saved)
+        if number < len(state["shares"]):
+            torch.set_rng_state(state["shares"][number]["rng"])
+            if state["shares"][number]["cuda"] is not None and self.device.type == "cuda":
+                torch.cuda.set_rng_state(state["shares"][number]["cuda"], self.device)
+        else:  # this share was not there; what it draws is anyone's choice, but its own
+            torch.manual_seed(self._dropout_seed(self.engine.step))
+
+    def _named(self) -> list[tuple[str, Any]]:
+        return list(zip(self.engine.names, self.engine.params, strict=True))
+
+    def _dropout_seed(self, step: int) -> int:
+        """Ranks that see other examples drop other units; those that see the same drop the same."""
+        place = ("training",) if self.world.share[0] == step == 0 else ("training", *self.world.share, step)
+        return derived(self._seed, *place)
+
+
+def _place(path: str, name: str) -> tuple[str, str, bool]:
+    """Of what kind a saved tensor is, under which key, and whether it belongs to the parameter ``name``."""
+    kind, _, rest = path.partition("/")
+    if kind == "optimizer":
+        return kind, rest.removeprefix(f"{name}/"), rest.startswith(f"{name}/") and "/" not in rest[len(name) + 1 :]
+    key = rest.removesuffix(f"/{name}")
+    return kind, key, rest.endswith(f"/{name}")
+
+
+def rehearse(make: Callable[[], Trainer], loader: Loader, steps: int = REHEARSED) -> int:
+    """The peak memory of a run, from its first steps taken once before they count.
+
+    A trainer of its own takes them and is thrown away, so the measurement slows and changes nothing. Model,
+    optimizer state, memory of the method, batches and activations count; the data set does not.
+
+    Returns:
+        Bytes.
+    """
+    used = [loader.device] if loader.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=used), meter(loader.device) as measured:
+        trainer = make()
+        batches = chain.from_iterable(loader.batches(epoch) for epoch in count())
+        for batch in islice(batches, steps):
+            trainer.step(batch, 0.0)
+        del trainer, batches
+    return measured.peak
+
+
+@contextmanager
+def settings(config: RunConfig) -> Iterator[None]:
+    """The number of threads, and on a GPU convolutions that give the same bits every time."""
+    threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
+    torch.set_num_threads(config.threads or threads)
+    benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, benchmark

@@ -1,0 +1,236 @@
+"""What a method is: hyperparameters, a start of memory, and a plan."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from lowland.core import checks
+from lowland.core.errors import ArgumentError, LossError, StateError
+from lowland.core.geometry import L2, Geometry
+from lowland.core.probe import Plan, Probe, Reading
+from lowland.core.schedule import Schedule
+from lowland.core.vec import Vec
+
+if TYPE_CHECKING:
+    from lowland.engine import Engine
+
+
+class PositionalError(ArgumentError, TypeError):
+    """A field without its name; a TypeError, too, as Python itself would raise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """One sharpness-aware method: a value that prints, compares, sweeps and goes to JSON.
+
+    Args:
+        rho: Radius of the perturbation, >= 0, in parameter norm; a number or a schedule. A parameter group's
+            own ``"rho"`` overrides it.
+        geometry: How a gradient becomes a displacement of that radius.
+
+    Attributes:
+        needs_batch: Whether the method keeps or cuts batches, which a closure hides.
+        whole_gradient: Whether every step asks for the whole batch's gradient at the weights. False on methods
+            that do not, so that wrappers which need it can refuse them.
+        synchronized: Whether all gradients that the method asks for are of all parameters and averaged over the
+            ranks. False on methods with probes that say ``sync=False`` or ``wrt``.
+    """
+
+    rho: float | Schedule = 0.05
+    geometry: Geometry = L2()  # noqa: RUF009 - frozen, so it can be shared
+    needs_batch: ClassVar[bool] = False
+    whole_gradient: ClassVar[bool] = True
+    synchronized: ClassVar[bool] = True
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuse fields without a name, before the dataclass does so in fewer words."""
+        if args:
+            first = next((f.name for f in fields(cls) if f.init), "rho")
+            raise PositionalError(
+                f"{cls.__name__} takes its fields by name, but got {args[0]!r} without one; write "
+                f"{cls.__name__}({first}={args[0]!r})"
+            )
+        for kind in cls.__mro__[: cls.__mro__.index(Method)]:
+            own = [n for n, t in inspect.get_annotations(kind).items() if "ClassVar" not in str(t)]
+            if own and issubclass(kind, Method) and "__dataclass_params__" not in vars(kind):
+                raise ArgumentError(
+                    f"a method must be a dataclass, but {kind.__name__} has the field {own[0]}, which does not count "
+                    "without its decorator; write @dataclass(frozen=True, kw_only=True) above the class"
+                )
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rho, Schedule):
+            checks.at_least("rho", self.rho, 0, "rho=0 leaves the plain gradient")
+        if not isinstance(self.geometry, Geometry):
+            raise ArgumentError(
+                f"geometry must be a Geometry, but is {self.geometry!r}; pass L2(), Adaptive() or Layerwise()"
+            )
+        self.check()
+
+    @property
+    def kind(self) -> str:
+        """The class's name, with those of methods inside: ``Late(LookSAM)``."""
+        inside = [getattr(self, f.name) for f in fields(self) if f.init]
+        kinds = ", ".join(part.kind for part in inside if isinstance(part, Method))
+        return type(self).__name__ + (f"({kinds})" if kinds else "")
+
+    def check(self) -> None:  # noqa: B027 - a method without further fields has nothing to check
+        """Refuse fields that break their rule."""
+
+    def init(self, params: Vec) -> dict[str, Any]:
+        """The memory a run starts with. Vectors in it are replaced, never changed in place."""
+        return {}
+
+    def meet(self, engine: Engine) -> None:  # noqa: B027 - most methods take any model and any optimizer
+        """Refuse a model or an optimizer that this method cannot work with; called when an engine is made."""
+
+    @abstractmethod
+    def plan(self, engine: Engine, batch: Any) -> Plan:
+        """Ask for readings by yielding probes; return the step's loss and its gradient-shaped vector."""
+
+    def ascent(self, engine: Engine, grad: Vec) -> Vec:
+        """The displacement of size rho along ``grad``."""
+        return self.geometry.ascent(engine.params, grad, engine.radii(self.rho, self.geometry))
+
+    def climb(self, engine: Engine, grad: Vec) -> Vec | Callable[[], Vec]:
+        """:meth:`ascent` for one of several probes asked together: computed by whoever answers it.
+
+        A method with an ``ascent`` of its own computes it on all ranks, since it may draw random numbers.
+        """
+        later = partial(self.ascent, engine, grad)
+        return later if type(self).ascent is Method.ascent else later()
+
+    def generator(self, engine: Engine) -> torch.Generator:
+        """Fresh random numbers on the parameters' device, the same on every rank and after a resume."""
+        return torch.Generator(engine.params[0].device).manual_seed(engine.rng.getrandbits(63))
+
+    def per_example(self, reading: Reading) -> Tensor:
+        """The losses of a reading, one per example, shape ``(B,)``.
+
+        Raises:
+            LossError: The loss function gives their mean.
+        """
+        if reading.losses is None:
+            raise LossError(
+                f"{type(self).__name__} chooses examples by their losses, so loss_fn must return one loss per example, "
+                'shape (B,), but returned their mean, shape (); use reduction="none" in the loss'
+            )
+        return reading.losses
+
+    def reshard(self, shares: Sequence[dict[str, Any]], number: int, count: int) -> dict[str, Any]:
+        """The memory of one of ``count`` ranks, from that of as many as there were; called where the number changes.
+
+        Args:
+            shares: Of every rank that there was, its entries of memory that are no vectors, in the order of the ranks.
+            number: The rank whose memory is wanted.
+            count: The number of ranks now.
+
+        Returns:
+            All entries. What is the same on all ranks, such as counts of steps, stays as it is.
+
+        Raises:
+            StateError: An entry holds tensors, which belong to a rank, and the method does not say how they are cut.
+        """
+        for key, value in shares[0].items():
+            if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value)):
+                raise StateError(
+                    f"memory {key!r} of {self.kind} belongs to one of {len(shares)} ranks and cannot be cut anew for "
+                    f"{count}; resume on {len(shares)} ranks, or let the method say how: reshard(shares, number, count)"
+                )
+        return dict(shares[0])
+
+    def fallback(self, memory: dict[str, Any]) -> dict[str, Any]:
+        """What the vectors in memory go back to when a step turns out non-finite: by default, as before it."""
+        return memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perturbing(Method):
+    """A method whose perturbation follows a gradient of the same step, so that each rank may follow its own.
+
+    It keeps no vector from step to step and decides nothing by a gradient: so ranks may differ within a step.
+
+    Args:
+        ascent_gradient: "mean" or "local". With "local" each rank carries out the whole step on its own gradients,
+            and what the steps return is averaged once.
+    """
+
+    ascent_gradient: Literal["mean", "local"] = "mean"
+
+    def __post_init__(self) -> None:
+        checks.one_of("ascent_gradient", self.ascent_gradient, ("mean", "local"))
+        super().__post_init__()
+
+    @property
+    def synchronized(self) -> bool:  # type: ignore[override]
+        """Only with the mean over the ranks."""
+        return self.ascent_gradient == "mean"
+
+    def probe(self, batch: Any, **options: Any) -> Probe:
+        """A probe whose gradient is averaged over the ranks, or with "local" is the rank's own.
+
+        Args:
+            batch: The examples.
+            options: The other arguments of :class:`~lowland.core.probe.Probe`.
+        """
+        return Probe(batch, sync=self.ascent_gradient == "mean", **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wrapper(Method):
+    """A method around another one, whose memory and needs are its own; it has no radius and no geometry itself.
+
+    Args:
+        inner: The method inside.
+    """
+
+    # Not arguments: the inner method has them.
+    rho: float | Schedule = field(default=0.0, init=False, repr=False)
+    geometry: Geometry = field(default=L2(), init=False, repr=False)
+    inner: Method
+
+    def check(self) -> None:
+        """Refuse what is no method; subclasses call it before their own checks."""
+        if not isinstance(self.inner, Method):
+            raise ArgumentError(f"inner must be a Method, but is {self.inner!r}; pass a value such as SAM(rho=0.05)")
+
+    @property
+    def needs_batch(self) -> bool:  # type: ignore[override]
+        """As the inner method."""
+        return self.inner.needs_batch
+
+    @property
+    def whole_gradient(self) -> bool:  # type: ignore[override]
+        """As the inner method."""
+        return self.inner.whole_gradient
+
+    @property
+    def synchronized(self) -> bool:  # type: ignore[override]
+        """As the inner method."""
+        return self.inner.synchronized
+
+    def init(self, params: Vec) -> dict[str, Any]:
+        """See :meth:`Method.init`."""
+        return self.inner.init(params)
+
+    def meet(self, engine: Engine) -> None:
+        """See :meth:`Method.meet`."""
+        self.inner.meet(engine)
+
+    def reshard(self, shares: Sequence[dict[str, Any]], number: int, count: int) -> dict[str, Any]:
+        """See :meth:`Method.reshard`."""
+        return self.inner.reshard(shares, number, count)
+
+    def fallback(self, memory: dict[str, Any]) -> dict[str, Any]:
+        """See :meth:`Method.fallback`."""
+        return self.inner.fallback(memory)

@@ -1,0 +1,102 @@
+"""Means over seeds with their 95 % t-intervals, and paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Literal
+
+from lowland.core.errors import MissingExtraError
+
+Effect = Literal["better", "worse", "open"]
+
+LEVEL = 0.05  # of a corrected p value, below which a difference is called one
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over ``n`` values, with what a t-test says of it.
+
+    ``half`` is half the width of its 95 % interval, None where n < 2. ``p`` is the probability, two-sided, of a mean as
+    far from 0 where the true one is 0; None where n < 2, and where all values are equal, which no test can judge.
+    """
+
+    mean: float
+    half: float | None
+    n: int
+    p: float | None = None
+
+
+def estimate(values: Iterable[float]) -> Estimate | None:
+    """Mean and 95 % t-interval, ``mean ± t(0.975, n − 1)·s/√n``; None without values.
+
+    Args:
+        values: one number per seed.
+
+    Example:
+        >>> found = estimate([1.0, 2.0, 3.0])
+        >>> found.mean, round(found.half, 4), found.n
+        (2.0, 2.4841, 3)
+    """
+    sample = list(values)
+    n = len(sample)
+    if n == 0:
+        return None
+    mean = sum(sample) / n
+    if n == 1:
+        return Estimate(mean, None, 1)
+    deviation = sqrt(sum((value - mean) ** 2 for value in sample) / (n - 1))
+    error = deviation / sqrt(n)
+    quantile, tail = _student(n - 1, mean / error if error else None)
+    return Estimate(mean, quantile * error, n, tail)
+
+
+def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Estimate | None:
+    """The mean of ``values[seed] − baseline[seed]`` over the common seeds, with its 95 % t-interval.
+
+    A seed fixes initialization and data order, so the difference within a seed is less noisy than the
+    difference of the means. None without a common seed.
+    """
+    return estimate(values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys()))
+
+
+def holm(values: Sequence[float | None]) -> list[float | None]:
+    """P values corrected for their number: with all of those below 0.05, one false one or more has a chance of 5 %.
+
+    The smallest of n values is multiplied by n, the next by n − 1, and so on, and none falls below the one before.
+
+    Args:
+        values: One p value per comparison; None where a test is undefined, which does not count.
+
+    Reference:
+        Sture Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6, 1979.
+
+    Example:
+        >>> [round(p, 3) for p in holm([0.04, 0.01, 0.03])]
+        [0.06, 0.03, 0.06]
+    """
+    known = sorted((p, i) for i, p in enumerate(values) if p is not None)
+    corrected: list[float | None] = [None] * len(values)
+    highest = 0.0
+    for rank, (p, i) in enumerate(known):
+        highest = max(highest, min(1.0, p * (len(known) - rank)))
+        corrected[i] = highest
+    return corrected
+
+
+def effect(difference: Estimate, p: float | None) -> Effect:
+    """What a comparison allows to say: "better" or "worse" where the corrected ``p`` is below 0.05, else "open"."""
+    # Accuracies are coarse: equal differences over a few seeds have no test, and prove nothing.
+    if p is None or p >= LEVEL:
+        return "open"
+    return "better" if difference.mean > 0 else "worse"
+
+
+def _student(freedom: int, t: float | None) -> tuple[float, float | None]:
+    """The 0.975 quantile of Student's t, and the two-sided tail beyond ``t``."""
+    try:
+        from scipy.special import stdtr, stdtrit  # scipy.stats.t, without the second scipy.stats takes to load
+    except ImportError:
+        raise MissingExtraError("scipy", "lab") from None
+    return float(stdtrit(freedom, 0.975)), None if t is None else float(2 * stdtr(freedom, -abs(t)))

@@ -1,0 +1,5 @@
+"""Data files made up for tests."""
+
+from data_files import cifar10_files, cifar100_files, fashion_files, put, real
+
+__all__ = ["cifar10_files", "cifar100_files", "fashion_files", "put", "real"]

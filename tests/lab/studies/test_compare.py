@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lowland.core.errors import ArgumentError, ParameterError, StateError, UnknownNameError
+from lowland.lab import tasks
+from lowland.lab.budget import Budget
+from lowland.lab.studies import compare as module
+from lowland.lab.studies.compare import budget, compare, expand, grid
+from lowland.methods import METHODS
+from lowland.runs.file import history
+
+
+class Watch:
+    """Remembers what a display is told; stops the comparison when a run of a given name begins."""
+
+    def __init__(self, stop: str = "") -> None:
+        self.stop = stop
+        self.begun: list[str] = []
+        self.kept: list[str] = []
+        self.done: list[str] = []
+
+    def begin(self, name: str) -> None:
+        if name == self.stop:
+            raise KeyboardInterrupt
+        self.begun.append(name)
+
+    def update(self, update) -> None:
+        pass
+
+    def end(self, name: str, line, *, kept: bool) -> None:
+        (self.kept if kept else self.done).append(name)
+
+
+@pytest.fixture(autouse=True)
+def rows(task, monkeypatch):
+    """The tiny task under a name, so that it is found like any other."""
+    monkeypatch.setitem(tasks.TASKS, "rows", lambda data: task)
+
+
+def test_methods_take_turns(config):
+    names = [c.name for c in grid(config, ["plain", "sampa:rho=0.1,lam=0.2"], 2)]
+    assert names == [
+        "rows-mlp-plain-seed0",
+        "rows-mlp-sampa_rho=0.1_lam=0.2-seed0",
+        "rows-mlp-plain-seed1",
+        "rows-mlp-sampa_rho=0.1_lam=0.2-seed1",
+    ]
+
+
+def test_adasam_has_a_recipe_of_its_own(config):
+    for run in grid(config, ["sam", "adasam", "late:inner=adasam"], 2):
+        own = config.recipe.replace(
+            optimizer="amsgrad", lr=config.recipe.lr / 20, weight_decay=config.recipe.weight_decay / 10
+        )
+        assert run.recipe == (config.recipe if run.method == "sam" else own)
+
+
+def test_all_is_every_method_that_works(config):
+    some = replace(config, model="convnet")
+    assert expand(["all"], some) == (list(METHODS), [])
+    mixed, left_out = expand(["sam:rho=0.1", "looksam", "all", "all", "sam", "sam:rho=0.1"], some)
+    rest = [key for key in METHODS if key != "looksam"]
+    assert (mixed, left_out) == (["sam:rho=0.1", "looksam", *rest], [])
+    assert expand(["sam", "sam"], some) == (["sam", "sam"], [])  # for grid to refuse
+
+
+def test_all_leaves_out_aloud_what_cannot_work(config):
+    kept, left_out = expand(["all"], config)  # a perceptron without normalization layers
+    assert kept == [key for key in METHODS if key != "sam-on"]
+    assert len(left_out) == 1
+    assert left_out[0].startswith("all is without sam-on: the model must have a normalization layer")
+    assert left_out[0].endswith(".")
+    still = replace(config, recipe=config.recipe.replace(momentum=0.0, nesterov=False))
+    kept, left_out = expand(["all"], still)
+    assert [text.partition(":")[0] for text in left_out] == ["all is without sam-on", "all is without momentum-sam"]
+    assert "momentum must be > 0" in left_out[1]
+
+
+@pytest.mark.parametrize("method", ["sam-on", "late:inner=sam-on"])
+def test_what_cannot_work_is_an_error_where_it_is_named(config, tmp_path, method):
+    methods, left_out = expand([method, "all"], config)
+    assert methods[0] == method
+    assert left_out == [] or method != "sam-on"
+    watch = Watch()
+    with pytest.raises(ParameterError, match="the model must have a normalization layer"):
+        compare(grid(config, ["plain", method], 1), tmp_path, watch)
+    assert watch.begun == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_check_leaves_random_numbers_alone(config):
+    before = torch.get_rng_state()
+    expand(["all"], config)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_noise_shows_in_the_name(config):
+    assert replace(config, noise=0.2).name == "rows-mlp-sam-symmetric0.2-seed0"
+
+
+@pytest.mark.parametrize(("methods", "seeds", "rule"), [
+    ([], 1, "methods must name at least one"),
+    (["sam", "plain", "sam"], 1, "methods must differ, but sam is named twice"),
+    (["sam"], 0, "seeds must be an integer >= 1, but is 0"),
+])  # fmt: skip
+def test_grids_that_are_none(config, methods, seeds, rule):
+    with pytest.raises(ArgumentError, match=rule):
+        grid(config, methods, seeds)
+
+
+def test_after_an_interrupt_only_what_is_missing_is_done(config, tmp_path):
+    runs = grid(config, ["plain", "sam"], 2)
+    names = [c.name for c in runs]
+    first, second, third = Watch(stop=names[2]), Watch(), Watch()
+    with pytest.raises(KeyboardInterrupt):
+        compare(runs, tmp_path, first)
+    assert first.done == names[:2]
+    assert compare(runs, tmp_path, second) == [tmp_path / name for name in names]
+    assert (second.kept, second.done) == (names[:2], names[2:])
+    before = {name: (tmp_path / name / "run.jsonl").read_bytes() for name in names}
+    compare(runs, tmp_path, third)
+    assert third.kept == names
+    assert before == {name: (tmp_path / name / "run.jsonl").read_bytes() for name in names}
+
+
+def test_an_unfinished_run_is_resumed(config, tmp_path, kill):
+    runs = grid(replace(config, checkpoint_every=4), ["sam"], 1)
+    with kill(4):
+        compare(runs, tmp_path, Watch())
+    compare(runs, tmp_path, Watch())
+    resumed = history(tmp_path / runs[0].name).end
+    compare(runs, tmp_path / "whole", Watch())
+    assert resumed["weights_sha256"] == history(tmp_path / "whole" / runs[0].name).end["weights_sha256"]
+
+
+def test_a_collision_is_refused_before_anything_is_trained(config, tmp_path):
+    compare(grid(config, ["sam"], 1), tmp_path, Watch())
+    watch = Watch()
+    with pytest.raises(StateError, match=r"recipe\.lr must be 0\.05, .* but is 0\.1;"):
+        compare(grid(replace(config, recipe=config.recipe.replace(lr=0.1)), ["plain", "sam"], 1), tmp_path, watch)
+    assert watch.begun == []
+
+
+def test_an_unknown_method_is_refused_before_anything_is_trained(config, tmp_path):
+    watch = Watch()
+    with pytest.raises(UnknownNameError, match="did you mean 'looksam'"):
+        compare(grid(config, ["plain", "looksma"], 1), tmp_path, watch)
+    assert watch.begun == []
+
+
+def test_the_default_budget_is_what_plain_takes(config, tmp_path):
+    assert budget("steps", None, config, tmp_path) == Budget(kind="steps", limit=12)
+    assert budget("gradients", None, config, tmp_path) == Budget(kind="gradients", limit=12)
+    assert budget("seconds", 9.5, config, tmp_path) == Budget(kind="seconds", limit=9.5)
+
+
+def test_the_default_seconds_are_measured_once(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_plain_step", lambda config: 0.0123456)
+    limit = budget("seconds", None, config, tmp_path)
+    assert limit == Budget(kind="seconds", limit=0.148)
+    compare(grid(replace(config, budget=limit), ["sam"], 1), tmp_path, Watch())
+    monkeypatch.setattr(module, "_plain_step", lambda config: pytest.fail("measured again"))
+    assert budget("seconds", None, config, tmp_path) == limit
+
+
+def test_the_measured_seconds_are_found_in_runs_with_a_recipe_of_their_own(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_plain_step", lambda config: 0.001)
+    limit = budget("seconds", None, config, tmp_path)
+    compare(grid(replace(config, budget=limit), ["adasam"], 1), tmp_path, Watch())
+    monkeypatch.setattr(module, "_plain_step", lambda config: pytest.fail("measured again"))
+    assert budget("seconds", None, config, tmp_path) == limit
+
+
+def test_a_plain_step_takes_time(config):
+    assert 0 < module._plain_step(config) < 10

@@ -1,0 +1,104 @@
+"""Run files made up for tests of the reader and of the report."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+COSTS = {"plain": (1.0, 1.0), "sampa": (2.0, 1.0), "looksam": (1.2, 1.2)}
+WriteRun = Callable[..., Path]
+
+
+def lines_of(
+    text: str = "plain",
+    seed: int = 0,
+    *,
+    accuracy: float = 0.95,
+    epochs: int = 8,
+    finished: bool = True,
+    seconds_per_step: float = 0.01,
+    seconds: float | None = None,
+    **config: Any,
+) -> list[dict[str, Any]]:
+    """The lines of one run, ending exactly at the accuracy given."""
+    key = text.partition(":")[0]
+    total, sequential = COSTS.get(key, (2.0, 2.0))
+    draw = random.Random(f"{text}{seed}")
+    method = {
+        "key": key,
+        "class": key.upper(),
+        "text": text,
+        "fields": {} if key == "plain" else {"rho": 0.05},
+    }
+    head = {
+        "kind": "config",
+        "run": f"digits-mlp-{text.replace(':', '_')}-seed{seed}",
+        "time": f"2026-11-20T18:{seed:02d}:00+00:00",
+        "task": "digits",
+        "model": "mlp",
+        "seed": seed,
+        "method": method,
+        "recipe": {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "epochs": epochs},
+        "noise": {"kind": "symmetric", "rate": 0.0},
+        "budget": {"kind": "steps", "limit": 22.0 * epochs},
+        "parameters": 12345,
+        "steps_per_epoch": 22,
+        "versions": {"lowland": "0.1.0", "torch": "2.13.0", "python": "3.11.7"},
+        "machine": {"device": "cpu", "name": "test machine", "threads": 2},
+    } | config
+    found: list[dict[str, Any]] = [head]
+    for epoch in range(1, epochs + 1):
+        away = math.exp(-5 * epoch / epochs) - math.exp(-5)
+        step = 22 * epoch
+        found.append(
+            {
+                "kind": "epoch",
+                "epoch": epoch,
+                "step": step,
+                "train_loss": 0.01 + 2 * away + 0.01 * draw.random(),
+                "train_accuracy": None,
+                "test_loss": 0.2 + away,
+                "test_accuracy": accuracy - 0.6 * away + (0.004 * (draw.random() - 0.5) if epoch < epochs else 0),
+                "lr": 0.1,
+                "seconds": step * seconds_per_step * (1 + 0.02 * draw.random()),
+                "gradients": step * total,
+                "sequential": step * sequential,
+                "peak_memory": 4 * 2**20,
+            }
+        )
+    end = {
+        "kind": "end",
+        "epochs": epochs,
+        "step": 22 * epochs,
+        "test_accuracy": accuracy,
+        "test_loss": 0.2,
+        "best_test_accuracy": accuracy + 0.001,
+        "seconds": 22 * epochs * seconds_per_step,
+        "seconds_per_step": seconds_per_step,
+        "gradients_per_step": total,
+        "sequential_per_step": sequential,
+        "peak_memory": (4 if key == "plain" else 5) * 2**20,
+        "m_sharpness": 0.02 if key == "plain" else 0.0125,
+        "weights_sha256": "0123456789abcdef" * 4,
+    }
+    return [*found, end] if finished else found
+
+
+@pytest.fixture
+def write_run(tmp_path: Path) -> WriteRun:
+    """Writes one run below ``tmp_path / "runs"`` and returns its folder; arguments as in ``lines_of``."""
+
+    def write(text: str = "plain", seed: int = 0, *, folder: str | None = None, tail: str = "", **options: Any) -> Path:
+        lines = lines_of(text, seed, **options)
+        place = tmp_path / "runs" / (folder or f"{text.replace(':', '_')}-{seed}")
+        place.mkdir(parents=True)
+        (place / "run.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + tail, encoding="utf-8")
+        return place
+
+    return write

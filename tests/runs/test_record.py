@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lowland.core.errors import DataError
+from lowland.report import read, read_all
+
+WriteRun = Callable[..., Path]
+
+
+def append(folder: Path, *lines: dict[str, Any]) -> None:
+    with (folder / "run.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def epoch(number: int, step: int, accuracy: float, seconds: float = 1.0) -> dict[str, Any]:
+    return {"kind": "epoch", "epoch": number, "step": step, "test_accuracy": accuracy, "seconds": seconds}
+
+
+def test_read_folder_and_file(write_run: WriteRun) -> None:
+    folder = write_run("sampa:rho=0.1", 3, accuracy=0.9, epochs=3)
+    record = read(folder)
+    assert record == read(folder / "run.jsonl")
+    assert (record.task, record.model, record.seed) == ("digits", "mlp", 3)
+    assert (record.method.key, record.method.text, record.method.fields) == ("sampa", "sampa:rho=0.1", {"rho": 0.05})
+    assert [e.epoch for e in record.epochs] == [1, 2, 3]
+    assert record.end is not None
+    assert record.end.test_accuracy == 0.9
+    assert record.finished
+    assert record.command is None
+
+
+@pytest.mark.parametrize(("command", "text"), [("lowland demo", "lowland demo"), (["a", "b c"], "a 'b c'")])
+def test_command(write_run: WriteRun, command: object, text: str) -> None:
+    assert read(write_run(command=command, epochs=3)).command == text
+
+
+def test_torn_last_line_is_ignored(write_run: WriteRun) -> None:
+    record = read(write_run(finished=False, tail='{"kind": "epoch", "epo', epochs=3))
+    assert len(record.epochs) == 3
+    assert record.warnings == ()
+    assert not record.finished
+
+
+def test_torn_inside_a_character(write_run: WriteRun) -> None:
+    folder = write_run(finished=False, epochs=3)
+    with (folder / "run.jsonl").open("ab") as file:
+        file.write(b'{"kind": "warning", "message": "\xe2\x82')
+    assert len(read(folder).epochs) == 3
+
+
+def test_resumed_run_replaces_what_is_repeated(write_run: WriteRun) -> None:
+    folder = write_run(finished=False, tail='{"kind": "epo\n', epochs=3)  # 3 epochs of 22 steps, then killed
+    append(folder, {"kind": "resumed", "step": 30, "time": ""}, epoch(2, 44, 0.5, seconds=9.0))
+    record = read(folder)
+    assert [(e.epoch, e.step) for e in record.epochs] == [(1, 22), (2, 44)]
+    assert record.epochs[1].test_accuracy == 0.5
+    assert record.epochs[1].seconds == 9.0
+    assert record.resumed == 1
+    assert record.warnings == ("line 5 of the run file is damaged and was left out",)
+
+
+def test_later_line_of_an_epoch_wins(write_run: WriteRun) -> None:
+    folder = write_run(epochs=3)
+    append(folder, epoch(3, 66, 0.25))
+    assert [e.test_accuracy for e in read(folder).epochs][2:] == [0.25]
+
+
+def test_resumed_after_the_end_is_unfinished(write_run: WriteRun) -> None:
+    folder = write_run(epochs=3)
+    append(folder, {"kind": "resumed", "step": 66}, {"kind": "warning", "message": "longer budget"})
+    record = read(folder)
+    assert not record.finished
+    assert record.warnings == ("longer budget",)
+
+
+def test_null_and_not_finite_numbers_are_none(write_run: WriteRun) -> None:
+    folder = write_run(epochs=3)
+    append(folder, epoch(4, 88, 0.5) | {"train_loss": None, "test_loss": float("nan")})
+    last = read(folder).epochs[-1]
+    assert last.train_loss is None
+    assert last.test_loss is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "config"),
+        ("hello\nworld\n", "config"),
+        ('{"a": 1}\n', "config"),
+        ("[1, 2]\n", "config"),
+        ('{"kind": "config", "task": "digits"}\n', "'method' is missing"),
+        ('{"kind": "config", "method": "sam", "task": "digits", "model": "m", "seed": 0}\n', "indices"),
+    ],
+)
+def test_other_files_are_refused(tmp_path: Path, text: str, reason: str) -> None:
+    file = tmp_path / "other.jsonl"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=f"other.jsonl is not a run file.*{reason}"):
+        read(file)
+
+
+def test_broken_epoch_is_refused(write_run: WriteRun) -> None:
+    folder = write_run(epochs=3)
+    append(folder, {"kind": "epoch", "epoch": 4})
+    with pytest.raises(DataError, match="'step' is missing"):
+        read(folder)
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no run file at"):
+        read(tmp_path / "nothing")
+    with pytest.raises(DataError, match=r"no run\.jsonl below"):
+        read_all([tmp_path])
+
+
+def test_read_all_searches_in_order_of_start_and_once(write_run: WriteRun, tmp_path: Path) -> None:
+    late = write_run("looksam", 0, folder="a/b", time="2026-11-20T19:00:00+00:00", epochs=3)
+    early = write_run("sam", 0, folder="z", time="2026-11-20T18:00:00+00:00", epochs=3)
+    (tmp_path / "runs" / "killed-at-once").mkdir()
+    (tmp_path / "runs" / "killed-at-once" / "run.jsonl").touch()
+    assert [r.path.parent for r in read_all([tmp_path / "runs"])] == [early, late]
+    again = read_all([late, late / "run.jsonl", tmp_path / "runs"])
+    assert [r.method.text for r in again] == ["looksam", "sam"]
