@@ -10,7 +10,8 @@ from rich.console import Console
 
 from lowland.cli.display import display
 from lowland.cli.options import DIVERGED, Options, command
-from lowland.lab.studies.compare import compare, expand, grid
+from lowland.lab.studies.compare import compare, expand, page_name
+from lowland.lab.studies.contestants import grid
 from lowland.parallel import ranks
 from lowland.report import LEGEND, notes, read_all, rich_table, statement, summarize, verdict, write_page
 
@@ -36,16 +37,14 @@ class Compare(Options):
         for text in left_out:
             console.print(text, style="yellow", markup=False, highlight=False)
         runs = grid(base, methods, self.seeds)
-        with display(console, len(runs)) as shown:
+        with display(console, len(runs), base.task.metrics) as shown:
             folders = compare(runs, self.out, shown, command=command(argv))
         if ranks()[0] > 0:
             return 0  # the first rank reports
         records = read_all(folders)
         rows = summarize(records)
-        noise = f"-{base.noise_kind}{base.noise:g}" if base.noise else ""
-        page = self.out / f"{base.task}-{base.model}{noise}.html"
-        target = page.with_name(page.name.replace(":", "_"))
-        write_page(records, target, command=shlex.join(command(argv)), remarks=left_out)
+        page = self.out / page_name(runs)
+        write_page(records, page, command=shlex.join(command(argv)), remarks=left_out)
         console.print(rich_table(rows, console.width))
         for text in (verdict(rows), statement(rows), *notes(records), *left_out, LEGEND, f"page: {page}"):
             if text:

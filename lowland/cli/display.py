@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from lowland.lab.metric import Metric
+from lowland.lab.training.evaluate import headline
 from lowland.lab.training.run import Update
 
 LINE_SECONDS = 15.0  # between lines about one run, where nobody watches
@@ -20,10 +23,11 @@ class Lines:
     Args:
         console: Where to.
         total: How many runs there are.
+        metrics: Those of the task; the first is shown.
     """
 
-    def __init__(self, console: Console, total: int) -> None:
-        self.console = console
+    def __init__(self, console: Console, total: int, metrics: Sequence[Metric] = ()) -> None:
+        self.console, self.metrics = console, metrics
         self.total = total
         self.count = 0
         self._told = self._begun = time.monotonic()
@@ -52,7 +56,7 @@ class Lines:
     def end(self, name: str, line: dict[str, Any], *, kept: bool) -> None:
         """The run is over."""
         self.count += 1
-        self._say(f"[{self.count}/{self.total}] {name}: {outcome(line, kept=kept)}")
+        self._say(f"[{self.count}/{self.total}] {name}: {outcome(line, self.metrics, kept=kept)}")
 
     def left(self, update: Update) -> float | None:
         """Seconds until the run's end at the pace since its first update; None as long as that is not known."""
@@ -72,8 +76,8 @@ class Lines:
 class Bars(Lines):
     """A bar for the runs, a bar for the current one, and a line for every finished run above them."""
 
-    def __init__(self, console: Console, total: int) -> None:
-        super().__init__(console, total)
+    def __init__(self, console: Console, total: int, metrics: Sequence[Metric] = ()) -> None:
+        super().__init__(console, total, metrics)
         columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[state]}")
         self._progress = Progress(*columns, console=console, transient=True)
         self._runs: TaskID | None = None
@@ -110,28 +114,26 @@ class Bars(Lines):
             self._progress.update(self._runs, completed=self.count, state=f"{self.count}/{self.total}")
 
 
-def display(console: Console, total: int) -> Lines:
+def display(console: Console, total: int, metrics: Sequence[Metric] = ()) -> Lines:
     """Bars on a terminal, lines elsewhere."""
-    return Bars(console, total) if console.is_terminal else Lines(console, total)
+    return Bars(console, total, metrics) if console.is_terminal else Lines(console, total, metrics)
 
 
 def state(update: Update, left: float | None) -> str:
     """Where a run stands, in a line."""
     parts = [f"epoch {update.epoch + 1}", f"loss {update.loss:.3f}"]
-    if update.accuracy is not None:
-        parts.append(f"test {100 * update.accuracy:.2f} %")
+    if update.score is not None:
+        parts.append(update.score)
     parts.append(f"{update.steps_per_second:.3g} steps/s")
     if left is not None:
         parts.append(f"{duration(left)} left")
     return ", ".join(parts)
 
 
-def outcome(line: dict[str, Any], *, kept: bool) -> str:
+def outcome(line: dict[str, Any], metrics: Sequence[Metric], *, kept: bool) -> str:
     """What a finished run came to."""
-    accuracy, seconds = line.get("test_accuracy"), line.get("seconds") or 0.0
-    text = "no accuracy" if accuracy is None else f"test {100 * accuracy:.2f} %"
-    if line.get("diverged"):
-        text = "diverged"
+    seconds = line.get("seconds") or 0.0
+    text = "diverged" if line.get("diverged") else f"test {headline(metrics, line.get('test') or {})}"
     epochs = f"{line['epochs']} epoch{'s' * (line['epochs'] != 1)}"
     return f"{text} after {epochs}, {duration(seconds)} of training{' (kept)' if kept else ''}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import shlex
@@ -71,7 +70,7 @@ def _dispatch(argv: Sequence[str]) -> int:
     from lowland.parallel import ranks, world
 
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
-    chosen: Any = tyro.cli(_commands(argv), prog="lowland", description=DESCRIPTION, args=list(argv), config=config)
+    chosen: Any = tyro.cli(_commands(), prog="lowland", description=DESCRIPTION, args=list(argv), config=config)
     console = Console(width=None if sys.stdout.isatty() else WIDTH, quiet=ranks()[0] > 0)
     with _readable_warnings(Console(stderr=True)):
         try:
@@ -84,29 +83,21 @@ def _dispatch(argv: Sequence[str]) -> int:
             return _stopped(chosen, argv, signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
 
 
-def _commands(argv: Sequence[str]) -> Any:
-    """The commands as one type. Their modules load torch, but `import lowland` has done so already."""
+def _commands() -> Any:
+    """The commands as one type."""
     import tyro
 
+    from lowland.cli.bench import Bench
     from lowland.cli.compare import Compare
     from lowland.cli.methods import Methods
-    from lowland.cli.options import default_recipe
     from lowland.cli.report import Report
+    from lowland.cli.tasks import Tasks
     from lowland.cli.train import Train
 
-    recipe = default_recipe(argv)
-    kinds: dict[str, Any] = {
-        "compare": (Compare, Compare(recipe=recipe)),
-        "train": (Train, Train(recipe=recipe)),
-        "report": (Report, Report()),
-        "methods": (Methods, Methods()),
-    }
-    if importlib.util.find_spec("lowland.cli.bench") is not None:
-        bench = importlib.import_module("lowland.cli.bench")
-        kinds["bench"] = (bench.Bench, bench.Bench())
-    return Union[  # noqa: UP007 - made at run time
-        tuple(Annotated[kind, tyro.conf.subcommand(name, default=default)] for name, (kind, default) in kinds.items())
-    ]
+    kinds = {
+        "compare": Compare, "train": Train, "report": Report, "methods": Methods, "tasks": Tasks, "bench": Bench,
+    }  # fmt: skip
+    return Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items())]  # noqa: UP007
 
 
 def _who() -> str:

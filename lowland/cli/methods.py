@@ -56,7 +56,7 @@ class Methods:
     def run(self, console: Console, argv: Sequence[str]) -> int:
         """Print the table, or the page of one method."""
         if self.name is None:
-            for name in outside.installed():
+            for name in outside.OUTSIDE.installed():
                 kind_of(name)
             with console.status("counting what each method costs"):
                 shown = table(console.width)

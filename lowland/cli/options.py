@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, make_dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
+import tyro
+
+from lowland.cli.docstrings import parse
+from lowland.core.errors import ArgumentError
+from lowland.lab import names
 from lowland.lab.budget import Budget, Kind
 from lowland.lab.config import RunConfig
-from lowland.lab.recipe import Recipe, default_model, method_recipe, recipe
+from lowland.lab.recipe import Recipe
 from lowland.lab.studies.compare import budget
-from lowland.lab.tasks import NoiseKind
+from lowland.parallel import ranks
 
 DIVERGED = 3  # the exit code where a training broke down
+
+
+def _changes() -> type:
+    """Every field of a recipe as an option; None leaves what the task's recipe says."""
+    hints, told = get_type_hints(Recipe), parse(Recipe).fields
+    fields = [
+        (name, Annotated[hint | None, tyro.conf.arg(help=told[name], help_behavior_hint="left out: the task's")], None)
+        for name, hint in hints.items()
+    ]
+    return make_dataclass("Recipe", fields, kw_only=True)  # the name is the help's heading
+
+
+if TYPE_CHECKING:
+    Changes = Any
+else:
+    Changes = _changes()
 
 
 @dataclass(kw_only=True)
@@ -21,12 +42,14 @@ class Options:
     """What to train, and under which budget.
 
     Args:
-        task: digits, fashion-mnist, cifar10 or cifar100.
-        model: mlp, convnet, resnet20, resnet56, wrn-16-4, or a torchvision or timm name; left out, the task's own.
+        task: digits, cifar10:noise=0.4 or another of `lowland tasks`, or your own: my_task.py:Pose:joints=17,
+            package.module:Pose.
+        model: A model of the task, my_task.py:Net, or a torchvision or timm name; left out, the task's first.
         budget: What every run may spend the same of: optimizer steps, gradients, or seconds of training.
         limit: How much of it, > 0; left out, what plain training takes for the epochs of the recipe.
-        noise: Share of wrong training labels, in [0, 1).
-        noise_kind: symmetric: any other class; asymmetric: the class it is easily mistaken for.
+        validation: Share of the training part that is kept for validation, in [0, 1), where the data has no such part.
+        select: Which epoch's test figure is compared: the last, or the best on validation.
+        patience: Epochs without a better figure on validation after which a training stops; left out, it never does.
         data: Folder of the data files; left out, the environment variable LOWLAND_DATA.
         out: Folder for the runs, one folder each.
         threads: CPU threads, >= 1; left out, PyTorch's choice.
@@ -40,15 +63,16 @@ class Options:
         tensorboard: Write TensorBoard event files, too.
         checkpoint_every: Steps from checkpoint to checkpoint, >= 1; left out, half a minute, or longer where writing
             them would take more than 2 % of the time.
-        recipe: Optimizer and schedule; the defaults are those of task and model.
+        recipe: Optimizer and schedule; what is left out is the task's (see lowland tasks NAME).
     """
 
     task: str = "digits"
     model: str | None = None
     budget: Kind = "steps"
     limit: float | None = None
-    noise: float = 0.0
-    noise_kind: NoiseKind = "symmetric"
+    validation: float = 0.0
+    select: Literal["last", "best"] = "last"
+    patience: int | None = None
     data: Path | None = None
     out: Path = Path("runs")
     threads: int | None = None
@@ -57,55 +81,37 @@ class Options:
     shard: bool = False
     tensorboard: bool = False
     checkpoint_every: int | None = None
-    recipe: Recipe
+    recipe: Changes = field(default_factory=Changes)
 
-    def config(self, method: str = "plain", seed: int = 0) -> RunConfig:
-        """The run of that method and seed, its default limit worked out."""
+    def config(self, seed: int = 0) -> RunConfig:
+        """A plain run of that seed, its default limit worked out."""
+        task = names.make(self.task)
+        model = self.model or task.models[0]
+        if self.shard and ranks()[1] == 1:
+            raise ArgumentError(
+                "--shard divides the weights over several processes, but there is one; start lowland by torchrun "
+                "--nproc-per-node 2 -m lowland, or leave --shard out"
+            )
+        given = {name: value for name, value in asdict(self.recipe).items() if value is not None}
+        if given.get("momentum") == 0:
+            given.setdefault("nesterov", False)
         config = RunConfig(
-            task=self.task,
-            model=self.model or default_model(self.task),
-            method=method,
+            task=task,
+            model=model,
+            method="plain",
             seed=seed,
-            recipe=self.recipe,
+            recipe=task.recipe(model).replace(**given),
             budget=Budget(kind=self.budget, limit=1.0 if self.limit is None else self.limit),
-            noise=self.noise,
-            noise_kind=self.noise_kind,
-            data=self.data,
-            threads=self.threads,
-            device=self.device,
-            mesh=self.mesh,
-            shard=self.shard,
-            tensorboard=self.tensorboard,
-            checkpoint_every=self.checkpoint_every,
+            **{name: getattr(self, name) for name in _PASSED_ON},
         )
-        found = budget(self.budget, self.limit, config, self.out)
-        return replace(config, budget=found, recipe=method_recipe(self.recipe, method))
+        return replace(config, budget=budget(self.budget, self.limit, config, self.out))
 
 
-def default_recipe(argv: Sequence[str]) -> Recipe:
-    """The recipe for the task, model and device in ``argv``, read before the command line is parsed.
-
-    So the help and the defaults are those of the very task, and every field of a recipe is an option.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--task", default="digits")
-    parser.add_argument("--model")
-    parser.add_argument("--device", default="auto")
-    try:
-        found, _ = parser.parse_known_args(list(argv))
-    except argparse.ArgumentError:  # an option without its value; tyro will say so
-        return Recipe()
-    return recipe(found.task, found.model or default_model(found.task), _device(found.device))
+_PASSED_ON = (
+    "validation", "select", "patience", "data", "threads", "device", "mesh", "shard", "tensorboard", "checkpoint_every",
+)  # fmt: skip
 
 
 def command(argv: Sequence[str]) -> list[str]:
     """What was typed, as it can be typed again."""
     return ["lowland", *argv]
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name if name.startswith("cuda") and torch.cuda.is_available() else "cpu"

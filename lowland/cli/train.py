@@ -11,6 +11,8 @@ from rich.console import Console
 from lowland.cli.display import display
 from lowland.cli.options import DIVERGED, Options, command
 from lowland.core.errors import ArgumentError
+from lowland.lab.studies.compare import run_name
+from lowland.lab.studies.contestants import grid
 from lowland.lab.training.run import train
 
 
@@ -37,12 +39,12 @@ class Train(Options):
             raise ArgumentError(
                 f"--name must be the name of a folder in --out, but is {self.name!r}; use --out for its place"
             )
-        config = self.config(self.method, self.seed)
-        folder = self.out / (self.name or config.name)
-        with display(console, 1) as shown:
-            shown.begin(config.name)
+        (config,) = grid(self.config(self.seed), [self.method], [self.seed])
+        folder = self.out / (self.name or run_name(config))
+        with display(console, 1, config.task.metrics) as shown:
+            shown.begin(folder.name)
             line = train(config, folder, resume=self.resume, progress=shown.update, command=command(argv))
-            shown.end(config.name, line, kept=False)
+            shown.end(folder.name, line, kept=False)
         console.print(f"run: {folder}", markup=False, highlight=False, soft_wrap=True)
         return DIVERGED if line.get("diverged") else 0
 

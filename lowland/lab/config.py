@@ -1,52 +1,43 @@
-"""What defines a run: its configuration, its name, and the first line of its run file."""
+"""One run, complete: what decides its trajectory, and where it is carried out."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
-import platform
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from lowland.core import checks
-from lowland.core.errors import StateError
-from lowland.core.geometry import Geometry
+from lowland.core.errors import ArgumentError
+from lowland.lab import names
 from lowland.lab.budget import Budget
-from lowland.lab.data.noise import NoiseKind
-from lowland.lab.recipe import Recipe
-from lowland.methods import GEOMETRIES, key_of
+from lowland.lab.recipe import Recipe, resolved
+from lowland.lab.task import Task
+from lowland.methods import spell
 from lowland.methods.base import Method
-from lowland.methods.outside import source
-from lowland.parallel import World, job, parse, place
+from lowland.parallel import parse, place
 
-IDENTITY = ("task", "model", "seed", "recipe", "noise", "budget", "method", "device", "threads")
-"""The fields of a config line that decide the trajectory; two runs that share them are the same run.
-
-The method comes after what its defaults depend on, so that of two runs the cause of a difference is named first.
-"""
+Select = Literal["last", "best"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One run, complete: equal configurations give equal weights, bit for bit, on the same machine.
+    """One run: equal configurations give equal weights, bit for bit, on the same machine.
 
     Args:
-        task: Key in ``TASKS``.
-        model: Key in ``MODELS``, or a torchvision or timm name.
-        method: Method as text, such as ``sampa:rho=0.1``.
+        task: The task; its text in the run file is ``names.spell(task)``.
+        model: What ``task.model`` gets, ``file.py:Net``, ``package.module:Net``, or a function that makes a module.
+        method: Method as text, such as ``sampa:rho=0.1``, or a method.
         seed: Of initialization, data order, augmentation, label noise and the method's own draws.
         recipe: Optimizer and schedule.
         budget: What the run may spend.
-        noise: Share of wrong training labels, in [0, 1).
-        noise_kind: ``symmetric`` or ``asymmetric``.
+        contestant: What the run is called in a comparison, such as ``plain@epochs=16``; None is the method's text.
+        validation: Share of the training part that is kept for validation, in [0, 1), where the data has no such part.
+        select: Which epoch's figure stands for the run: the ``last``, or the ``best`` on validation.
+        patience: Epochs without a better figure on validation after which training stops, >= 1; None never stops.
         data: Folder of the data files; None is the environment variable ``LOWLAND_DATA``.
         threads: Of PyTorch on the CPU, >= 1; None leaves its choice.
         device: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
@@ -58,14 +49,16 @@ class RunConfig:
         keep: Checkpoints kept, >= 1.
     """
 
-    task: str
-    model: str
-    method: str
+    task: Task
+    model: str | Callable[[], nn.Module]
+    method: str | Method
     seed: int
     recipe: Recipe
     budget: Budget
-    noise: float = 0.0
-    noise_kind: NoiseKind = "symmetric"
+    contestant: str | None = None
+    validation: float = 0.0
+    select: Select = "last"
+    patience: int | None = None
     data: Path | None = None
     threads: int | None = None
     device: str = "auto"
@@ -76,7 +69,12 @@ class RunConfig:
     keep: int = 2
 
     def __post_init__(self) -> None:
+        if not isinstance(self.task, Task):
+            raise ArgumentError(
+                f"task must be a lowland.lab.Task, but is {self.task!r}; a name becomes one by lowland.lab.load(name)"
+            )
         checks.whole("seed", self.seed, 0, "number seeds from 0")
+        checks.one_of("select", self.select, ("last", "best"))
         if self.mesh is not None:
             parse(self.mesh)
         checks.whole("keep", self.keep, 1, "2 survives a damaged checkpoint")
@@ -84,141 +82,53 @@ class RunConfig:
             checks.whole("checkpoint_every", self.checkpoint_every, 1, "None saves by the clock")
         if self.threads is not None:
             checks.whole("threads", self.threads, 1, "None leaves the choice to PyTorch")
+        if self.patience is not None:
+            checks.whole("patience", self.patience, 1, "None never stops early")
+        if self.shard and self.mesh is not None and "data" not in parse(self.mesh):
+            raise ArgumentError(
+                f"shard needs a data dimension, over which it divides the weights, but mesh is {self.mesh!r}; write "
+                f"{self.mesh},data=2"
+            )
+        object.__setattr__(self, "recipe", resolved(self.recipe, self.on()))
 
     @property
-    def name(self) -> str:
-        """The run folder's name: ``digits-mlp-sampa_rho=0.1-seed0``."""
-        noise = f"-{self.noise_kind}{self.noise:g}" if self.noise else ""
-        return _file_safe(f"{self.task}-{self.model}-{self.method}{noise}-seed{self.seed}")
+    def task_text(self) -> str:
+        """The task as text, such as ``cifar10:noise=0.4``."""
+        return names.spell(self.task)
+
+    @property
+    def model_text(self) -> str:
+        """The model's name, or the place of the function that makes it."""
+        if isinstance(self.model, str):
+            return self.model
+        return f"{self.model.__module__}:{getattr(self.model, '__qualname__', type(self.model).__qualname__)}"
+
+    @property
+    def method_text(self) -> str:
+        """The method as text; one that has no text, such as one with a schedule, as Python writes it."""
+        if isinstance(self.method, str):
+            return self.method
+        try:
+            return spell(self.method)
+        except ArgumentError:
+            return repr(self.method)
+
+    @property
+    def label(self) -> str:
+        """What the run is called in a comparison."""
+        return self.contestant or self.method_text
+
+    def maker(self) -> tuple[Callable[[], nn.Module], Any]:
+        """How the model is made, and what makes it where that is not the task."""
+        if isinstance(self.model, str):
+            return names.model_maker(self.task.seeded(self.seed), self.model)
+        if isinstance(self.model, nn.Module):
+            raise ArgumentError(
+                "model must be a name, or a function that makes a fresh module for every run, but is a module; pass "
+                "its class, or a function that returns Net(…)"
+            )
+        return self.model, self.model
 
     def on(self) -> torch.device:
         """The device this run trains on."""
         return place(self.device)
-
-
-def config_line(
-    config: RunConfig, method: Method, *, steps_per_epoch: int, command: Sequence[str], world: World | None = None
-) -> dict[str, Any]:
-    """What the run file begins with."""
-    device = config.on()
-    line = {
-        "run": config.name,
-        "time": now(),
-        "command": list(command),
-        "job": job(),
-        "task": config.task,
-        "model": config.model,
-        "seed": config.seed,
-        "method": {
-            "key": key_of(method),
-            "class": type(method).__name__,
-            "text": config.method,
-            "fields": _fields(method),
-            **({} if (code := source(method)) is None else {"source": code}),
-        },
-        "recipe": _fields(config.recipe),
-        "noise": {"kind": config.noise_kind, "rate": config.noise},
-        "budget": {"kind": config.budget.kind, "limit": config.budget.limit},
-        "device": device.type,
-        "threads": config.threads,
-        "steps_per_epoch": steps_per_epoch,
-        "versions": {
-            "lowland": metadata.version("lowland"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "machine": {
-            "device": device.type,
-            "name": _machine(device),
-            "threads": torch.get_num_threads(),
-            **_tf32(device),
-            "ranks": world.size if world else 1,
-            "mesh": ",".join(f"{k}={v}" for k, v in world.sizes.items()) if world else "",
-        },
-    }
-    loaded: dict[str, Any] = json.loads(json.dumps(line))  # as it will be read back, so that lines compare
-    return loaded
-
-
-def differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """The fields of :data:`IDENTITY` in which two config lines differ: name, recorded value, asked value."""
-    old, new = _flat(recorded), _flat(asked)
-    return [(name, old.get(name), new.get(name)) for name in [*new, *(old.keys() - new.keys())]
-            if old.get(name) != new.get(name)]  # fmt: skip
-
-
-def refuse_other(recorded: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to mix two different runs in one folder.
-
-    Raises:
-        StateError: The folder's run has another configuration.
-    """
-    for name, old, new in differences(recorded, asked):
-        raise StateError(
-            f"{name} must be {old!r}, as in the run in {folder}, but is {new!r}; go on with the recorded value, "
-            "choose another --out, or remove that folder"
-        )
-
-
-def now() -> str:
-    """The time, as run files write it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _flat(line: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name in IDENTITY:
-        value = line.get(name)
-        if name == "method" and isinstance(value, Mapping):
-            # spelled "sam" or "sam:rho=0.05", it is the same method
-            flat["method"] = value.get("key")
-            flat |= {f"method.{k}": v for k, v in value.get("fields", {}).items()}
-            flat["method's source"] = value.get("source")
-        elif isinstance(value, Mapping):
-            flat |= {f"{name}.{k}": v for k, v in value.items()}
-        else:
-            flat[name] = value
-    return flat
-
-
-def _fields(value: Method | Recipe) -> dict[str, Any]:
-    """What was given to make it; a wrapper has a radius only to be a method, and none is given."""
-    return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON holds it; a geometry by its name where it has its defaults, a method with all its fields."""
-    if isinstance(value, Geometry):
-        return next((name for name, kind in GEOMETRIES.items() if value == kind()), repr(value))
-    if isinstance(value, Method):
-        return f"{key_of(value)}({', '.join(f'{k}={v}' for k, v in _fields(value).items())})"
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON has no number for it
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else repr(value)
-
-
-def _file_safe(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._=+-]", "_", text)
-
-
-def _tf32(device: torch.device) -> dict[str, bool]:
-    """Where fp32 is computed in TF32, which rounds most of a small displacement away; nothing on a CPU."""
-    if device.type != "cuda":
-        return {}
-    return {
-        "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
-        "tf32_convolutions": torch.backends.cudnn.allow_tf32,
-    }
-
-
-def _machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

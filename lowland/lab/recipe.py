@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from lowland.core import checks
 from lowland.core.errors import ArgumentError, ParameterError, UnknownNameError
@@ -26,39 +25,45 @@ class Recipe:
     """The training settings of one run, the same for every method that is compared.
 
     AdaSAM alone is an exception: see :func:`method_recipe`.
+
+    Args:
+        optimizer: Base optimizer that applies a method's gradient; amsgrad is Adam(amsgrad=True).
+        lr: Peak learning rate, > 0.
+        momentum: SGD's momentum, or the beta1 of the others; in [0, 1).
+        nesterov: Nesterov momentum (SGD only).
+        weight_decay: Weight decay on all parameters, >= 0; decoupled for AdamW, part of the gradient for the others.
+        schedule: After the warm-up: linear to 0 (onecycle), half a cosine to 0, constant, or /10 at 1/2 and 3/4 (step).
+        warmup: Share of training in which the learning rate rises linearly to its peak, in [0, 1).
+        epochs: Passes over the training set, >= 1.
+        batch_size: Examples per step, >= 1.
+        label_smoothing: Share of the target spread over all classes, in [0, 1).
+        precision: Arithmetic of forward and backward; parameters stay fp32 (autocast); auto is bf16 where it is fast.
+        channels_last: Memory layout of images and convolution weights: pixel by pixel, faster for most convolutions.
+        clip: Largest norm of the gradient that is applied, > 0; None does not clip.
+        accumulate: Parts of a batch that run one after the other, >= 1, to save memory; the step is the whole batch's.
+        ema: Decay of an average of the weights, in (0, 1), which is evaluated in their place; None has no average.
     """
 
     optimizer: Literal["sgd", "adamw", "adam", "amsgrad"] = "sgd"
-    """Base optimizer that applies a method's gradient; amsgrad is Adam(amsgrad=True)."""
     lr: float = 0.1
-    """Peak learning rate, > 0."""
     momentum: float = 0.9
-    """SGD's momentum, or the beta1 of the others; in [0, 1)."""
     nesterov: bool = True
-    """Nesterov momentum (SGD only)."""
     weight_decay: float = 5e-4
-    """Weight decay on all parameters, >= 0; decoupled for AdamW, part of the gradient for the others."""
     schedule: Literal["onecycle", "cosine", "constant", "step"] = "onecycle"
-    """After the warm-up: linear to 0 (onecycle), half a cosine to 0, constant, or /10 at 1/2 and 3/4 (step)."""
     warmup: float = 0.25
-    """Share of training in which the learning rate rises linearly to its peak, in [0, 1)."""
     epochs: int = 10
-    """Passes over the training set, >= 1."""
     batch_size: int = 128
-    """Examples per step, >= 1."""
     label_smoothing: float = 0.0
-    """Share of the target spread over all classes, in [0, 1)."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of forward and backward; parameters stay fp32 (autocast)."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
     channels_last: bool = False
-    """Memory layout of images and convolution weights: pixel by pixel, faster for most convolutions."""
     clip: float | None = None
-    """Largest norm of the gradient that is applied, > 0; None does not clip."""
+    accumulate: int = 1
+    ema: float | None = None
 
     def __post_init__(self) -> None:
         checks.one_of("optimizer", self.optimizer, ("sgd", "adamw", "adam", "amsgrad"))
         checks.one_of("schedule", self.schedule, ("onecycle", "cosine", "constant", "step"))
-        checks.one_of("precision", self.precision, ("fp32", "bf16"))
+        checks.one_of("precision", self.precision, ("fp32", "bf16", "auto"))
         _above_zero("lr", self.lr, "take 0.1 for SGD, 1e-3 for AdamW")
         checks.at_least("weight_decay", self.weight_decay, 0, "0 decays nothing")
         checks.whole("epochs", self.epochs, 1, "take at least one")
@@ -67,6 +72,9 @@ class Recipe:
             _share(name, getattr(self, name))
         if self.clip is not None:
             _above_zero("clip", self.clip, "None does not clip")
+        checks.whole("accumulate", self.accumulate, 1, "1 runs the batch at once")
+        if self.ema is not None and (isinstance(self.ema, bool) or not 0 < self.ema < 1):
+            raise ArgumentError(f"ema must be in (0, 1), but is {self.ema!r}; take 0.999, or None for no average")
         if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
             raise ArgumentError(
                 "nesterov must be False where momentum is 0, but is True; set nesterov=False or momentum=0.9"
@@ -85,44 +93,6 @@ class Recipe:
         return dataclasses.replace(self, **changes)
 
 
-def recipe(task: str, model: str, device: str | torch.device = "cpu") -> Recipe:
-    """The default recipe for a task and a model, by name.
-
-    Args:
-        task: Key of a task.
-        model: Key of a model, or the name of a torchvision or timm model.
-        device: Where training runs; convolutional networks get bf16 where that is faster there.
-    """
-    settings: dict[str, Any] = {"epochs": 40, "batch_size": 64} if task == "digits" else {}
-    if task.startswith("cifar"):
-        settings["epochs"] = 30
-        # The smaller BatchNorm networks take twice the rate. Not more: in a trial of 60 steps, warm-up included,
-        # ResNet-20 went on well with 0.1, recovered from 0.2 and was thrown back for good by 0.4.
-        settings["lr"] = 0.2 if model in ("convnet", "resnet20") else 0.1
-    if model != "mlp" and task != "digits":  # convolutions on 8 × 8 pixels are too small to gain from either
-        settings["channels_last"] = True
-        settings["precision"] = "bf16" if fast_bf16(device) else "fp32"
-    if is_transformer(model):
-        settings |= _TRANSFORMER
-    return Recipe(**settings)
-
-
-_TRANSFORMER: dict[str, Any] = {
-    "optimizer": "adamw",
-    "lr": 1e-3,
-    "weight_decay": 0.05,
-    "schedule": "cosine",
-    "warmup": 0.1,
-    "channels_last": False,
-    "clip": 1.0,
-}
-
-
-def default_model(task: str) -> str:
-    """The model that is trained on a task where none is named."""
-    return {"digits": "mlp", "fashion-mnist": "convnet"}.get(task, "resnet20")
-
-
 def fast_bf16(device: str | torch.device = "cpu") -> bool:
     """Whether bf16 is faster than fp32 there: the device computes in it, rather than imitating it.
 
@@ -137,14 +107,19 @@ def fast_bf16(device: str | torch.device = "cpu") -> bool:
     return False
 
 
-def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """The recipe's optimizer over all trainable parameters, in one group: weight decay acts on each of them."""
-    params = [p for p in model.parameters() if p.requires_grad]
-    if not params:
+def make_optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The recipe's optimizer.
+
+    Args:
+        recipe: Which one, with its settings.
+        groups: Parameter groups, as :meth:`lowland.lab.Task.param_groups` gives them. A group's own settings stay; its
+            ``lr`` is multiplied by the schedule as the recipe's is.
+    """
+    if not any(group["params"] for group in groups):
         raise ParameterError("model must have a trainable parameter, but all are frozen; unfreeze some")
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
-            params,
+            groups,
             lr=recipe.lr,
             momentum=recipe.momentum,
             nesterov=recipe.nesterov,
@@ -152,12 +127,19 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
         )
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
     return kind(
-        params,
+        groups,
         lr=recipe.lr,
         betas=(recipe.momentum, 0.999),
         weight_decay=recipe.weight_decay,
         amsgrad=recipe.optimizer == "amsgrad",
     )
+
+
+def resolved(recipe: Recipe, device: str | torch.device) -> Recipe:
+    """The recipe with ``precision="auto"`` decided for a device."""
+    if recipe.precision != "auto":
+        return recipe
+    return recipe.replace(precision="bf16" if fast_bf16(device) else "fp32")
 
 
 def lr_at(recipe: Recipe, progress: float) -> float:

@@ -1,83 +1,113 @@
-"""What a classification task is: images and labels in memory, and how a batch of them is prepared."""
+"""What a task is: data, model and loss, and how well a model does."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lowland.core.errors import DataError
-from lowland.lab.data.images import Augmentation
+from lowland.core.cutting import Cutter
+from lowland.core.loss import Loss
+from lowland.lab.metric import Metric
+from lowland.lab.recipe import Recipe
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Task:
-    """A classification task with its training and test examples in memory.
+@runtime_checkable
+class Dataset(Protocol):
+    """Examples that batches are taken from, by their positions."""
 
-    Args:
-        name: Key in ``TASKS``.
-        train_inputs: (N, C, H, W), uint8 pixels or floats.
-        train_targets: (N,) int64, what a method is trained on (noisy, where label noise was asked for).
-        clean_targets: (N,) int64, the labels before label noise; the same tensor where there is none.
-        test_inputs: (M, C, H, W).
-        test_targets: (M,) int64, never noisy.
-        classes: Number of classes.
-        mean: Per channel, in the unit of the stored inputs (0 to 255 for uint8 photographs).
-        std: Per channel, in the same unit.
-        augmentation: What training batches go through; None leaves them alone.
-        confusions: Class to the class that asymmetric noise mistakes it for; None is the next class.
-        noise: Share of labels replaced, among the classes the kind of noise touches.
-        noise_kind: "symmetric" or "asymmetric".
-        noise_seed: What the replaced labels were drawn from.
+    def __len__(self) -> int:
+        """How many examples there are."""
+
+    def batch(self, index: Tensor, generator: torch.Generator | None) -> Any:
+        """The examples at these positions, as the model and the loss take them.
+
+        Args:
+            index: Positions, int64 of shape ``(B,)``.
+            generator: Random numbers for augmentation; None where examples must come as they are, for evaluation.
+        """
+
+
+class Task(ABC):
+    """Data, model and loss; make it a frozen dataclass, whose fields are part of its text and of a run's identity.
+
+    ::
+
+        @dataclass(frozen=True, kw_only=True)
+        class Pose(lab.Task):
+            joints: int = 17
+            metrics = (PCK,)
+
+            def datasets(self, root):
+                return {"train": ..., "test": ...}
+
+            def model(self, name):
+                return Net(self.joints)
+
+            def loss(self, model, batch):
+                return mse_loss(model(batch[0]), batch[1], reduction="none").mean((1, 2))
+
+    Attributes:
+        metrics: What is measured beside the loss; the first is the headline of a comparison. Without any, the loss is.
+        models: Names of models that the task makes; the first is the default.
+        cut: How batches are cut over ranks and by methods; None cuts tensors along dimension 0.
     """
 
-    name: str
-    train_inputs: Tensor
-    train_targets: Tensor
-    clean_targets: Tensor
-    test_inputs: Tensor
-    test_targets: Tensor
-    classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    augmentation: Augmentation | None = None
-    confusions: Mapping[int, int] | None = None
-    noise: float = 0.0
-    noise_kind: str = "symmetric"
-    noise_seed: int = 0
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    models: ClassVar[tuple[str, ...]] = ("default",)
+    cut: ClassVar[Cutter | None] = None
 
-    def __post_init__(self) -> None:
-        pairs = (
-            ("train", self.train_inputs, self.train_targets),
-            ("train", self.train_inputs, self.clean_targets),
-            ("test", self.test_inputs, self.test_targets),
-        )
-        for part, inputs, targets in pairs:
-            if len(inputs) == 0 or len(inputs) != len(targets):
-                raise DataError(
-                    f"{self.name}: the {part} part needs as many images as labels, at least one, "
-                    f"but has {len(inputs)} and {len(targets)}; get the files again"
-                )
-            low, high = int(targets.min()), int(targets.max())
-            if low < 0 or high >= self.classes:
-                raise DataError(
-                    f"{self.name}: {part} labels must be in 0..{self.classes - 1}, but are in {low}..{high}; "
-                    "get the files again"
-                )
+    @abstractmethod
+    def datasets(self, root: Path | None) -> Mapping[str, Any]:
+        """The parts "train" and "test", and "validation" where the data has one.
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
-        channels, height, width = self.train_inputs.shape[1:]
-        return int(channels), int(height), int(width)
+        A part is a :class:`Dataset`, a torch ``Dataset`` whose items are collated, or a ``DataLoader``, of which data
+        set, ``collate_fn`` and ``num_workers`` are used.
 
-    def normalize(self, inputs: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
-        """A batch (B, C, H, W) of stored inputs as float32, (x − mean) / std per channel."""
-        # A fresh tensor even for float inputs: the in-place arithmetic must not reach the stored images.
-        # The layout changes last: on a CPU that takes half the time of converting into the other layout at once.
-        floats = inputs.to(torch.float32, copy=True)
-        mean = torch.tensor(self.mean, device=inputs.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=inputs.device).view(1, -1, 1, 1)
-        return floats.sub_(mean).div_(std).contiguous(memory_format=memory_format)
+        Args:
+            root: Folder of data files, from ``--data`` or ``LOWLAND_DATA``; None where neither is given.
+        """
+
+    @abstractmethod
+    def model(self, name: str) -> nn.Module:
+        """A fresh model; its random numbers are seeded by the caller.
+
+        Args:
+            name: What ``--model`` says, by default the first of ``models``.
+        """
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Any) -> Tensor | Loss:
+        """The loss: one per example, shape ``(B,)``, a mean, shape ``()``, or a :class:`lowland.Loss`."""
+
+    def predict(self, model: nn.Module, batch: Any) -> Any:
+        """What the metrics see; by default what the model says to the batch's first entry."""
+        return model(batch[0])
+
+    def recipe(self, model: str) -> Recipe:
+        """How the model is trained, the same for every method; it should train *plain* well."""
+        return Recipe()
+
+    def param_groups(self, model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+        """Parameter groups of the optimizer; by default one with all trainable parameters."""
+        return [{"params": [p for p in model.parameters() if p.requires_grad]}]
+
+    def training_loss(self, model: nn.Module, batch: Any, recipe: Recipe) -> Tensor | Loss:
+        """The loss that is trained on, where the recipe changes it, as label smoothing does; by default ``loss``."""
+        return self.loss(model, batch)
+
+    def judged(self, model: nn.Module, batch: Any) -> tuple[Tensor | Loss, Any]:
+        """Loss and prediction of a batch in evaluation; override it where one forward pass gives both."""
+        return self.loss(model, batch), self.predict(model, batch) if self.metrics else None
+
+    def seeded(self, seed: int) -> Self:
+        """The task as a run with this seed sees it, such as with label noise drawn from the seed."""
+        return self
+
+    def defaults(self, method: str, model: str) -> Mapping[str, Any]:
+        """Fields of a method that the task fills where the user leaves them open, by the method's key."""
+        return {}

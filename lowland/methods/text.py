@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from lowland.core.errors import ArgumentError, UnknownNameError
-from lowland.methods import outside
+from lowland.core.outside import split, value_of
 from lowland.methods.base import Method
 from lowland.methods.catalog import GEOMETRIES, METHODS
+from lowland.methods.outside import OUTSIDE
 
 
 def key_of(method: Method) -> str:
@@ -40,14 +40,14 @@ def kind_of(name: str) -> type[Method]:
         ArgumentError: A file or module that cannot be imported, or a name in it that is no method.
     """
     if name not in METHODS:
-        kind = outside.load(name)
+        kind = OUTSIDE.load(name)
         if kind is None and "," in name and "=" not in name:
             raise ArgumentError(
                 f"methods must be named one by one, but {name!r} has a comma; write {' '.join(name.split(','))}, or "
                 "fields after a colon, as in sam:rho=0.1"
             )
         if kind is None:
-            raise UnknownNameError("method", name, [*METHODS, *outside.installed()])
+            raise UnknownNameError("method", name, [*METHODS, *OUTSIDE.installed()])
         METHODS[name] = kind
     return METHODS[name]
 
@@ -76,7 +76,7 @@ def make(text: str, *, fill: Callable[[str], Mapping[str, Any]] | None = None, *
     """
     if not isinstance(text, str):
         raise ArgumentError(f'text must be a string such as "sam:rho=0.05", but is {text!r}; a method is used as it is')
-    key, rest = outside.split(text, METHODS)
+    key, rest = split(text, METHODS)
     kind = kind_of(key)
     known = _given(kind)
     given: dict[str, Any] = {**(fill(key) if fill is not None else {}), **defaults}
@@ -140,7 +140,4 @@ def _value(name: str, text: str) -> Any:
         if text not in GEOMETRIES:
             raise UnknownNameError("geometry", text, GEOMETRIES)
         return GEOMETRIES[text]()
-    try:
-        return float(text) if text.lstrip("+-") == "inf" else ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+    return value_of(text)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowland.core import batch as batching
 from lowland.core import checks
+from lowland.core.batch import Batches
+from lowland.core.cutting import Cutter
 from lowland.core.errors import ArgumentError
 from lowland.core.geometry import L2
 from lowland.core.loss import LossFn
@@ -20,7 +21,13 @@ from lowland.executors import Local, Work
 
 
 def m_sharpness(
-    model: nn.Module, loss_fn: LossFn, batches: Iterable[Any], *, rho: float = 0.05, m: int = 128
+    model: nn.Module,
+    loss_fn: LossFn,
+    batches: Iterable[Any],
+    *,
+    rho: float = 0.05,
+    m: int = 128,
+    cut: Cutter | None = None,
 ) -> Tensor:
     """How much the loss rises when each micro-batch moves the weights along its own gradient.
 
@@ -35,6 +42,7 @@ def m_sharpness(
             are weighted by their size, or by what their ``Loss`` counts.
         rho: Radius of the ascent step, >= 0, in parameter norm.
         m: Examples in a micro-batch, >= 1. Sharpness grows as m falls, so compare only equal m and rho.
+        cut: How batches are cut, as for :class:`lowland.Engine`; by default tensors along dimension 0.
 
     Returns:
         The mean rise, shape ``()``, on the model's device.
@@ -47,18 +55,19 @@ def m_sharpness(
     checks.at_least("rho", rho, 0, "0.05 is usual")
     checks.whole("m", m, 1, "128 is usual")
     params: Vec = [p for p in model.parameters() if p.requires_grad]
-    work = Work(model, params, loss_fn=loss_fn, scaler=None, micro_batch=None, rng="free")
+    cutting = Batches(cut)
+    work = Work(model, params, loss_fn=loss_fn, batches=cutting, scaler=None, micro_batch=None, rng="free")
     executor, geometry = Local(), L2()
     rises: list[Tensor] = []
     sizes: list[Tensor | float] = []
     with _set_aside(model, params), _full_precision():
         for batch in batches:
-            for part in batching.split(batch, m):
+            for part in cutting.split(batch, m):
                 (here,) = executor.run(work, (Probe(part, cut=part is not batch),))
                 at = geometry.ascent(params, here.grad or [], rho)
                 (there,) = executor.run(work, (Probe(part, at=at, grad=False, cut=part is not batch),))
                 rises.append(there.loss - here.loss)
-                sizes.append(here.divisor if isinstance(here.divisor, Tensor) else float(batching.size(part)))
+                sizes.append(here.divisor if isinstance(here.divisor, Tensor) else float(cutting.size(part)))
     if not rises:
         raise ArgumentError("batches must hold at least one batch, but are empty; pass training examples")
     weights = torch.stack([torch.as_tensor(n, dtype=rises[0].dtype, device=rises[0].device) for n in sizes])

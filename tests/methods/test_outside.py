@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 from lowland import SAM
+from lowland.core import outside as core
 from lowland.core.errors import ArgumentError, UnknownNameError
 from lowland.methods import METHODS, key_of, make, outside, spell
 
@@ -60,7 +61,7 @@ def file(tmp_path: Path) -> Iterator[Path]:
     ],
 )
 def test_the_name_ends_at_the_colon_before_the_first_field(text: str, name: str, fields: str) -> None:
-    assert outside.split(text, METHODS) == (name, fields)
+    assert core.split(text, METHODS) == (name, fields)
 
 
 def test_a_method_from_a_file(file: Path) -> None:
@@ -81,10 +82,13 @@ def test_a_method_from_a_module(file: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_method_from_an_entry_point(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(file.parent)
-    points = [EntryPoint("my-sam", "usam:USAM", outside.GROUP), EntryPoint("gone", "no_such_module:X", outside.GROUP)]
-    monkeypatch.setattr(outside, "entry_points", lambda group: [p for p in points if p.group == group])
+    points = [
+        EntryPoint("my-sam", "usam:USAM", outside.OUTSIDE.group),
+        EntryPoint("gone", "no_such_module:X", outside.OUTSIDE.group),
+    ]
+    monkeypatch.setattr(core, "entry_points", lambda group: [p for p in points if p.group == group])
     assert make("my-sam:theta=2").theta == 2
-    assert outside.installed() == ["gone", "my-sam"]
+    assert outside.OUTSIDE.installed() == ["gone", "my-sam"]
     with pytest.raises(ArgumentError, match="'gone' cannot be: ModuleNotFoundError"):
         make("gone")
     with pytest.raises(UnknownNameError, match="did you mean 'my-sam'"):

@@ -7,19 +7,21 @@ alone, and every method sees the same data in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from lowland.core import checks
+from lowland.core.batch import Batches
+from lowland.core.cutting import Cutter
 from lowland.core.errors import ArgumentError
 from lowland.lab.data.streams import stream
-from lowland.lab.task import Task
+from lowland.lab.data.wrapped import dataset
 
-Batch = tuple[Tensor, Tensor, Tensor]
-"""Inputs (B, C, H, W) float32, targets (B,) int64, index (B,) int64 of the examples in their part."""
+Wanted = Iterable[tuple[Tensor, torch.Generator | None]]
 
 
 class Loader:
@@ -29,80 +31,134 @@ class Loader:
     train.
 
     Args:
-        task: Where the images are from; they are moved to ``device`` once, as they are stored.
+        parts: "train", "test" and maybe "validation", as :meth:`lowland.lab.Task.datasets` gives them.
         batch_size: Examples per training batch, >= 1.
-        seed: Of order and augmentation.
-        device: Where the batches lie.
-        channels_last: Whether inputs are laid out pixel by pixel, which convolutions in bf16 like.
+        seed: Of order and augmentation, and of what is cut off for validation.
+        validation: Share of the training part that is kept for validation, in [0, 1), where the data has no such part.
+        device: Where the batches lie; a part that has ``to(device, memory_format)`` is moved once, as it is stored.
+        channels_last: Whether images are laid out pixel by pixel, which convolutions in bf16 like.
         drop_last: Leave out every last batch that is not full.
         share: Which part of every batch this rank gets, and into how many equal parts it is cut. Batches are made
             whole and then cut, so that several ranks see what one would.
+        cut: How batches are cut; by default tensors along dimension 0.
     """
 
     def __init__(
         self,
-        task: Task,
+        parts: Mapping[str, Any],
         batch_size: int,
         seed: int,
         *,
+        validation: float = 0.0,
         device: str | torch.device = "cpu",
         channels_last: bool = False,
         drop_last: bool = False,
         share: tuple[int, int] = (0, 1),
+        cut: Cutter | None = None,
     ) -> None:
         checks.whole("batch_size", batch_size, 1, "take 64 or 128")
-        count = len(task.train_targets)
-        if batch_size % share[1]:
+        missing = {"train", "test"} - set(parts)
+        if missing:
             raise ArgumentError(
-                f"batch_size must be a multiple of {share[1]}, the ranks that divide a batch, but is {batch_size}; "
-                f"take {batch_size // share[1] * share[1] or share[1]}"
+                f"datasets() must give the parts train and test, but has no {sorted(missing)[0]}; it has "
+                f"{', '.join(parts) or 'none'}"
             )
-        if drop_last and count < batch_size:
-            raise ArgumentError(
-                f"batch_size must be <= {count}, the number of training examples, because only full batches "
-                f"are used, but is {batch_size}; take a smaller one"
-            )
-        self.task = task
-        self.batch_size = batch_size
-        self.share = share
-        self.seed = seed
         self.device = torch.device(device)
         self._format = torch.channels_last if channels_last else torch.contiguous_format
-        self._train = (task.train_inputs.to(self.device), task.train_targets.to(self.device))
-        self._test = (task.test_inputs.to(self.device), task.test_targets.to(self.device))
-        full, rest = divmod(count, batch_size)
-        self._steps = full if drop_last or (rest < 2 and full) else full + (rest > 0)
+        self.data = {name: self._placed(dataset(name, part)) for name, part in parts.items()}
+        self.batch_size, self.share, self.seed = batch_size, share, seed
+        self._batches = Batches(cut)
+        self.index = {name: torch.arange(len(data)) for name, data in self.data.items()}
+        if validation and "validation" not in parts:
+            self._cut_off(validation)
+        self._steps = self._count(len(self.index["train"]), drop_last)
+
+    def _placed(self, data: Any) -> Any:
+        return data.to(self.device, self._format) if callable(getattr(data, "to", None)) else data
+
+    def _cut_off(self, share: float) -> None:
+        """Keep a share of the training part for validation, the same one whatever the method."""
+        checks.at_least("validation", share, 0, "0.1 keeps a tenth of the training part")
+        count = len(self.index["train"])
+        kept = round(share * count)
+        if not 1 <= kept < count:
+            raise ArgumentError(
+                f"validation must leave both parts an example, but {share!r} of {count} keeps {kept}; take 0.1"
+            )
+        order = torch.randperm(count, generator=stream(self.seed, "validation"))
+        self.data["validation"] = self.data["train"]
+        self.index["validation"], self.index["train"] = order[:kept].sort().values, order[kept:].sort().values
+
+    def _count(self, count: int, drop_last: bool) -> int:
+        """Batches in an epoch."""
+        if self.batch_size % self.share[1]:
+            raise ArgumentError(
+                f"batch_size must be a multiple of {self.share[1]}, the ranks that divide a batch, but is "
+                f"{self.batch_size}; take {self.batch_size // self.share[1] * self.share[1] or self.share[1]}"
+            )
+        if drop_last and count < self.batch_size:
+            raise ArgumentError(
+                f"batch_size must be <= {count}, the number of training examples, because only full batches "
+                f"are used, but is {self.batch_size}; take a smaller one"
+            )
+        full, rest = divmod(count, self.batch_size)
+        return full if drop_last or (rest < 2 and full) else full + (rest > 0)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
         return self._steps
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    @property
+    def here(self) -> int:
+        """Examples of a training batch that this rank gets."""
+        return self.batch_size // self.share[1]
+
+    @property
+    def examples(self) -> int:
+        """Examples that training draws from."""
+        return len(self.index["train"])
+
+    @property
+    def positions(self) -> int:
+        """One more than the largest position that a training batch can hold."""
+        return len(self.data["train"])
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The training batches of ``epoch`` (counted from 0), from batch ``start`` on."""
         checks.whole("epoch", epoch, 0, "the first epoch is 0")
         checks.whole("start", start, 0, "0 is the first batch of the epoch")
-        order = torch.randperm(len(self.task.train_targets), generator=stream(self.seed, "order", epoch))
-        order = order.to(self.device)
-        for batch in range(start, self._steps):
-            index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            whole = self._batch(self._train, index, augment=epoch * self._steps + batch)
+        order = torch.randperm(self.examples, generator=stream(self.seed, "order", epoch))
+        order = self.index["train"][order]
+
+        def wanted() -> Iterator[tuple[Tensor, torch.Generator]]:
+            for batch in range(start, self._steps):
+                index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+                yield index, stream(self.seed, "augmentation", epoch * self._steps + batch)
+
+        for whole in self._made("train", wanted()):
             yield whole if self.share[1] == 1 else self._part(whole)
 
-    def evaluation(self, batch_size: int = 1000, part: Literal["train", "test"] = "test") -> Iterator[Batch]:
-        """All examples of a part once, in stored order, without augmentation."""
+    def evaluation(self, batch_size: int = 1000, part: str = "test", most: int | None = None) -> Iterator[Any]:
+        """All examples of a part once, in stored order, without augmentation; or the first of them."""
         checks.whole("batch_size", batch_size, 1, "take 1000")
-        checks.one_of("part", part, ("train", "test"))
-        source = self._train if part == "train" else self._test
-        for index in torch.split(torch.arange(len(source[1]), device=self.device), batch_size):
-            yield self._batch(source, index)
+        checks.one_of("part", part, tuple(self.data))
+        yield from self._made(part, ((index, None) for index in torch.split(self.index[part][:most], batch_size)))
 
-    def _part(self, whole: Batch) -> Batch:
+    def _made(self, part: str, wanted: Wanted) -> Iterator[Any]:
+        data = self.data[part]
+        made = data.stream(wanted) if callable(getattr(data, "stream", None)) else (data.batch(*w) for w in wanted)
+        for batch in made:
+            yield batch if callable(getattr(data, "to", None)) else pytree.tree_map(self._moved, batch)
+
+    def _moved(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        leaf = leaf.to(self.device)
+        return leaf.contiguous(memory_format=self._format) if leaf.ndim == 4 and leaf.is_floating_point() else leaf
+
+    def _part(self, whole: Any) -> Any:
+        """This rank's examples; images keep their layout."""
         number, count = self.share
-        inputs, targets, index = (t.tensor_split(count)[number] for t in whole)
-        return inputs.clone(memory_format=torch.preserve_format), targets, index
-
-    def _batch(self, source: tuple[Tensor, Tensor], index: Tensor, augment: int | None = None) -> Batch:
-        inputs, targets = source[0][index], source[1][index]
-        if augment is not None and self.task.augmentation is not None:
-            inputs = self.task.augmentation(inputs, stream(self.seed, "augmentation", augment))
-        return self.task.normalize(inputs, self._format), targets, index
+        part = self._batches.chunk(whole, count)[number]
+        keep = torch.preserve_format
+        return pytree.tree_map(lambda t: t.clone(memory_format=keep) if isinstance(t, Tensor) else t, part)

@@ -11,18 +11,18 @@ from torch import Tensor
 
 from lowland.core import checks
 from lowland.core.errors import ArgumentError
+from lowland.lab.data.images import ImageSet
 from lowland.lab.data.streams import stream
-from lowland.lab.task import Task
 
 NoiseKind = Literal["symmetric", "asymmetric"]
 
 
-def noisy(task: Task, rate: float, kind: NoiseKind = "symmetric", seed: int = 0) -> Task:
-    """The task with a share of its training labels replaced; test labels stay as they are.
+def noisy(images: ImageSet, rate: float, kind: NoiseKind = "symmetric", seed: int = 0) -> ImageSet:
+    """The images with a share of its training labels replaced; test labels stay as they are.
 
     ``symmetric`` replaces a label by one of the *other* classes, each equally likely, so ``rate`` is the
     share of wrong labels. ``asymmetric`` replaces it by the class it is easily mistaken for
-    (``task.confusions``; where a task names none, the next class), and ``rate`` counts within the classes
+    (``images.confusions``; where they name none, the next class), and ``rate`` counts within the classes
     that have such a class: for CIFAR-10 these are 5 of 10, so 0.4 makes 20 % of all labels wrong, as is usual
     in the literature.
 
@@ -30,7 +30,7 @@ def noisy(task: Task, rate: float, kind: NoiseKind = "symmetric", seed: int = 0)
     ``seed``. A smaller rate replaces a subset of what a larger one replaces.
 
     Args:
-        task: A task without label noise.
+        images: Images without label noise.
         rate: In [0, 1).
         kind: "symmetric" or "asymmetric".
         seed: Whatever integer; the same seed gives the same labels.
@@ -40,10 +40,10 @@ def noisy(task: Task, rate: float, kind: NoiseKind = "symmetric", seed: int = 0)
     checks.one_of("noise_kind", kind, ("symmetric", "asymmetric"))
     generator = stream(seed, "label noise", kind)
     if kind == "symmetric":
-        targets = _symmetric(task.clean_targets, task.classes, rate, generator)
+        targets = _symmetric(images.clean_targets, images.classes, rate, generator)
     else:
-        targets = _asymmetric(task.clean_targets, _table(task), rate, generator)
-    return replace(task, train_targets=targets, noise=float(rate), noise_kind=kind, noise_seed=seed)
+        targets = _asymmetric(images.clean_targets, _table(images), rate, generator)
+    return replace(images, train_targets=targets, noise=float(rate), noise_kind=kind, noise_seed=seed)
 
 
 def _symmetric(clean: Tensor, classes: int, rate: float, generator: torch.Generator) -> Tensor:
@@ -64,8 +64,8 @@ def _asymmetric(clean: Tensor, table: Tensor, rate: float, generator: torch.Gene
     return targets
 
 
-def _table(task: Task) -> Tensor:
+def _table(images: ImageSet) -> Tensor:
     """(C,): the class that each class is mistaken for, or itself."""
-    following: Mapping[int, int] = {c: (c + 1) % task.classes for c in range(task.classes)}
-    confusions = following if task.confusions is None else task.confusions
-    return torch.tensor([confusions.get(c, c) for c in range(task.classes)])
+    following: Mapping[int, int] = {c: (c + 1) % images.classes for c in range(images.classes)}
+    confusions = following if images.confusions is None else images.confusions
+    return torch.tensor([confusions.get(c, c) for c in range(images.classes)])

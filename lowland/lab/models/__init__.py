@@ -13,12 +13,12 @@ from torch import nn
 from lowland.core import checks
 from lowland.core.errors import ArgumentError, UnknownNameError
 from lowland.lab.data.streams import derived
-from lowland.lab.models import hub as foreign
+from lowland.lab.models import hub
 from lowland.lab.models.mlp import convnet, mlp
 from lowland.lab.models.resnet import resnet20, resnet56
 from lowland.lab.models.wide import wrn_16_4
 
-__all__ = ["MODELS", "build"]
+__all__ = ["MODELS", "build", "make", "seeded"]
 
 MODELS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
     "mlp": mlp,
@@ -29,32 +29,44 @@ MODELS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
 }
 
 
-def build(name: str, *, shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
-    """The model of that name with fresh weights, which depend on nothing but ``seed``.
-
-    The global random state is left as it was.
+def make(name: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """The model of that name with fresh weights from torch's own random numbers.
 
     Args:
         name: A key of ``MODELS``, or the name of a torchvision or timm model where those are installed:
             ``torchvision:resnet18``, ``timm:vit_tiny_patch16_224``, or without the package where it is clear.
         shape: (channels, height, width) of one image.
         classes: Number of logits, >= 2.
-        seed: Of the weights.
 
     Raises:
         UnknownNameError: No such model.
         ArgumentError: The model cannot be used for such images, or its package is not installed.
     """
     checks.whole("classes", classes, 2, "a task has at least two")
-    package = None if name in MODELS else foreign.package_of(name)
+    package = None if name in MODELS else hub.package_of(name)
     if name not in MODELS and package is None:
-        known = [*MODELS, *(f"{p}:NAME (where {p} is installed)" for p in foreign.PACKAGES)]
+        known = [*MODELS, *(f"{p}:NAME (where {p} is installed)" for p in hub.PACKAGES)]
         raise UnknownNameError("model", name, known)
+    if package is not None:
+        return hub.make(package, name.rpartition(":")[2], shape, classes)
+    if min(shape[1:]) < 8:
+        raise ArgumentError(f"shape must be at least 8 × 8 pixels, but is {shape}; enlarge the images")
+    return MODELS[name](shape, classes)
+
+
+def build(name: str, *, shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
+    """The same with weights that depend on nothing but ``seed``; the global random state is left as it was."""
+    return seeded(lambda: make(name, shape, classes), seed)
+
+
+def seeded(maker: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A model whose weights depend on nothing but ``seed``; the global random state is left as it was.
+
+    Args:
+        maker: Makes a model with torch's own random numbers, on the CPU.
+        seed: Of the weights.
+    """
     # devices=[]: nothing is drawn on a GPU; default_generator leaves its state alone, manual_seed would not.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(derived(seed, "weights"))
-        if package is not None:
-            return foreign.make(package, name.rpartition(":")[2], shape, classes)
-        if min(shape[1:]) < 8:
-            raise ArgumentError(f"shape must be at least 8 × 8 pixels, but is {shape}; enlarge the images")
-        return MODELS[name](shape, classes)
+        return maker()

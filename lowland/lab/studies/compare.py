@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, count, islice
@@ -11,13 +14,15 @@ from typing import Any, Protocol
 
 import torch
 
-from lowland.core import checks
 from lowland.core.errors import ArgumentError, ParameterError, UsageError
 from lowland.lab.budget import Budget, Kind
-from lowland.lab.config import RunConfig, config_line, differences, refuse_other
+from lowland.lab.config import RunConfig
+from lowland.lab.data.loader import Loader
+from lowland.lab.identity import differences
 from lowland.lab.recipe import method_recipe
+from lowland.lab.studies.contestants import grid
 from lowland.lab.training.clock import Clock
-from lowland.lab.training.prepare import complete, loader_of, task_of
+from lowland.lab.training.prepare import check_select, complete, line_of, loader_of
 from lowland.lab.training.run import Update, train
 from lowland.lab.training.trainer import Trainer, settings
 from lowland.methods import METHODS
@@ -40,29 +45,6 @@ class Display(Protocol):
 
     def end(self, name: str, line: dict[str, Any], *, kept: bool) -> None:
         """The run is over with this last line; ``kept`` says that it had been before."""
-
-
-def grid(base: RunConfig, methods: Sequence[str], seeds: int) -> list[RunConfig]:
-    """All runs of a comparison, the methods of one seed after the other.
-
-    So the methods take turns: a machine that grows slower, or an interrupt, hits all alike.
-
-    Args:
-        base: What the runs share; its method and seed are replaced.
-        methods: Methods as text.
-        seeds: How many, >= 1: 0, 1, ...
-    """
-    checks.whole("seeds", seeds, 1, "5 seeds make intervals that mean something")
-    if not methods:
-        raise ArgumentError("methods must name at least one method, but is empty; give plain and sam, for example")
-    twice = sorted({m for m in methods if list(methods).count(m) > 1})
-    if twice:
-        raise ArgumentError(f"methods must differ, but {twice[0]} is named twice; leave one out")
-    return [
-        replace(base, seed=seed, method=method, recipe=method_recipe(base.recipe, method))
-        for seed in range(seeds)
-        for method in methods
-    ]
 
 
 def expand(methods: Sequence[str], base: RunConfig) -> tuple[list[str], list[str]]:
@@ -97,13 +79,15 @@ def _objection(key: str, base: RunConfig) -> str | None:
 
 def _check_method(config: RunConfig) -> None:
     """Refuse a method that cannot work on the model: an engine is made, and nothing computed."""
-    loader, task = loader_of(config, task_of(config)), task_of(config)
     with torch.random.fork_rng(devices=[config.on()] if config.on().type == "cuda" else []):
-        Trainer(config, complete(config, len(loader), len(task.train_targets)), task)
+        Trainer(config, complete(config, loader_of(config)))
 
 
 def compare(runs: Sequence[RunConfig], out: Path, display: Display, *, command: Sequence[str] = ()) -> list[Path]:
     """Do what is missing of a comparison: finished runs are kept, unfinished ones resumed.
+
+    A run's folder has a hash of all that makes it this run in its name: task and model with their sources, recipe,
+    method, budget and lowland's version. So what another recipe or another width has trained is never taken for it.
 
     Args:
         runs: What :func:`grid` made.
@@ -116,27 +100,22 @@ def compare(runs: Sequence[RunConfig], out: Path, display: Display, *, command: 
 
     Raises:
         ArgumentError: A method is unknown, or named twice in other words.
-        StateError: A folder holds a run of another configuration; nothing has been trained then.
         ParameterError: A method cannot work on the model; nothing has been trained then, either.
         UsageError: A method cannot work with the optimizer; the same.
     """
-    lines = [_line(config) for config in runs]
+    lines = _lines(runs)
     _check_twice(lines)
-    for config, line in zip(runs, lines, strict=True):
-        recorded = history(out / config.name).config
-        if recorded is not None:  # before hours are spent on the runs before it
-            refuse_other(recorded, line, out / config.name)
-    missing = {config.method: config for config in runs if history(out / config.name).end is None}
+    folders = [out / line["run"] for line in lines]
+    ends = [history(folder).end for folder in folders]
+    missing = {config.label: config for config, end in zip(runs, ends, strict=True) if end is None}
     for config in missing.values():
         _check_method(config)
-    for config in runs:
-        folder = out / config.name
-        before = history(folder).end
+    for config, folder, before in zip(runs, folders, ends, strict=True):
         if before is None:
-            display.begin(config.name)
+            display.begin(folder.name)
         line = before or train(config, folder, resume=True, progress=display.update, command=command)
-        display.end(config.name, line, kept=before is not None)
-    return [out / config.name for config in runs]
+        display.end(folder.name, line, kept=before is not None)
+    return folders
 
 
 def budget(kind: Kind, limit: float | None, base: RunConfig, out: Path) -> Budget:
@@ -152,7 +131,7 @@ def budget(kind: Kind, limit: float | None, base: RunConfig, out: Path) -> Budge
     """
     if limit is not None:
         return Budget(kind=kind, limit=limit)
-    steps = base.recipe.epochs * len(loader_of(base, task_of(base)))
+    steps = base.recipe.epochs * len(loader_of(base))
     if kind != "seconds":
         return Budget(kind=kind, limit=steps)
     timed = replace(base, method="plain", budget=Budget(kind=kind, limit=1.0))
@@ -177,23 +156,42 @@ def _check_twice(lines: Sequence[dict[str, Any]]) -> None:
         first.append(line)
 
 
-def _line(config: RunConfig) -> dict[str, Any]:
-    task = task_of(config)
-    steps = len(loader_of(config, task))
-    method = complete(config, steps, len(task.train_targets))
-    return config_line(config, method, steps_per_epoch=steps, command=())
+def _lines(runs: Sequence[RunConfig]) -> list[dict[str, Any]]:
+    """The first lines of all runs, seed after seed as they come."""
+    lines: list[dict[str, Any]] = []
+    loaders: dict[tuple[int, int, bool], Loader] = {}
+    for config in runs:
+        key = (config.seed, config.recipe.batch_size, config.recipe.channels_last)
+        if key not in loaders:
+            loaders = {key: loader_of(config)} | {k: v for k, v in loaders.items() if k[0] == config.seed}
+        check_select(config, loaders[key])
+        lines.append(line_of(config, loaders[key], complete(config, loaders[key])))
+    return lines
+
+
+def run_name(config: RunConfig) -> str:
+    """The name of a run's folder."""
+    return str(_lines([config])[0]["run"])
+
+
+def page_name(runs: Sequence[RunConfig]) -> str:
+    """The page's file name: task, model, and a hash of who is compared, so that no comparison overwrites another's."""
+    first = runs[0]
+    compared = json.dumps(sorted({(r.label, r.seed, repr(r.recipe), repr(r.budget), r.select) for r in runs}))
+    readable = re.sub(r"[^A-Za-z0-9._=+-]", "_", f"{Path(first.task_text).name}-{Path(first.model_text).name}")
+    return f"{readable[:120]}-{hashlib.sha256(compared.encode()).hexdigest()[:8]}.html"
 
 
 def _recorded_limit(config: RunConfig, out: Path) -> float | None:
     """The limit of runs in ``out`` that differ from this one in method, its recipe, seed and limit alone."""
-    free, lines = ("method", "seed", "budget.limit"), {config.recipe: _line(config)}
+    free, lines = ("method", "sources.method", "seed", "budget.limit"), {config.recipe: _lines([config])[0]}
     for file in sorted(out.glob(f"*/{RUN_FILE}")):
         recorded = history(file.parent).config
         if recorded is None:
             continue
         recipe = method_recipe(config.recipe, str(recorded["method"].get("text")))
         if recipe not in lines:
-            lines[recipe] = _line(replace(config, recipe=recipe))
+            lines[recipe] = _lines([replace(config, recipe=recipe)])[0]
         if all(name.startswith(free) for name, _, _ in differences(recorded, lines[recipe])):
             return float(recorded["budget"]["limit"])
     return None
@@ -202,8 +200,7 @@ def _recorded_limit(config: RunConfig, out: Path) -> float | None:
 def _plain_step(config: RunConfig) -> float:
     """Seconds of a plain step, the median of some."""
     with settings(config):
-        task = task_of(config)
-        trainer, loader, clock = Trainer(config, Plain(), task), loader_of(config, task), Clock(config.on())
+        trainer, loader, clock = Trainer(config, Plain()), loader_of(config), Clock(config.on())
         batches: Iterator[Any] = chain.from_iterable(loader.batches(epoch) for epoch in count())
         clock.start()
         for batch in islice(batches, TIMED):

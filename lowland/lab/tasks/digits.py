@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 
 from lowland.core.errors import MissingExtraError
-from lowland.lab.task import Task
+from lowland.lab.data.images import ImageSet
+from lowland.lab.tasks.classification import Classification
 
 TEST = 500
 
 
-def load(data: Path | None = None) -> Task:
-    """The task ``digits``: 1,297 training and 500 test images, always the same ones, classes in proportion.
+def load(data: Path | None = None) -> ImageSet:
+    """The images: 1,297 training and 500 test images, always the same ones, classes in proportion.
 
     Args:
         data: Not used; the images are part of scikit-learn.
@@ -31,7 +34,7 @@ def load(data: Path | None = None) -> Task:
     images = torch.from_numpy(digits.images).to(torch.uint8).unsqueeze(1)  # (1797, 1, 8, 8), values 0 to 16
     labels = torch.from_numpy(digits.target).to(torch.int64)
     train, test = train_test_split(range(len(labels)), test_size=TEST, stratify=digits.target, random_state=0)
-    return Task(
+    return ImageSet(
         name="digits",
         train_inputs=images[train],
         train_targets=labels[train],
@@ -42,3 +45,20 @@ def load(data: Path | None = None) -> Task:
         mean=(4.88,),
         std=(6.02,),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digits(Classification):
+    """Handwritten digits, 8 × 8 pixels: 1,297 for training and 500 for the test; they need no download."""
+
+    shape: ClassVar[tuple[int, int, int]] = (1, 8, 8)
+    classes: ClassVar[int] = 10
+    models: ClassVar[tuple[str, ...]] = ("mlp", "convnet", "resnet20", "resnet56", "wrn-16-4")
+
+    def images(self, root: Path | None) -> ImageSet:
+        """See :func:`load`."""
+        return load(root)
+
+    def settings(self, model: str) -> dict[str, Any]:
+        """40 epochs; convolutions on 8 × 8 pixels are too small to gain from layout or bf16."""
+        return {"epochs": 40, "batch_size": 64}

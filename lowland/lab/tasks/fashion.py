@@ -7,28 +7,30 @@ Algorithms", arXiv:1708.07747.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lowland.core.errors import DataError
 from lowland.lab.data import files
-from lowland.lab.data.images import Augmentation
-from lowland.lab.task import Task
+from lowland.lab.data.images import Augmentation, ImageSet
+from lowland.lab.tasks.classification import Classification
 
 SOURCE = "https://github.com/zalandoresearch/fashion-mnist"
 NAMES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 
 
-def load(data: Path | None = None) -> Task:
-    """The task ``fashion-mnist``, read from ``FashionMNIST/raw/*-ubyte`` or ``*-ubyte.gz``."""
+def load(data: Path | None = None) -> ImageSet:
+    """The images of ``fashion-mnist``, read from ``FashionMNIST/raw/*-ubyte`` or ``*-ubyte.gz``."""
     contents = files.read("fashion-mnist", "FashionMNIST/raw", NAMES, data, SOURCE)
     train, train_labels, test, test_labels = (
         _idx(name, content) for name, content in zip(NAMES, contents, strict=True)
     )
     targets = train_labels.long()
-    return Task(
+    return ImageSet(
         name="fashion-mnist",
         train_inputs=train.unsqueeze(1),
         train_targets=targets,
@@ -54,3 +56,16 @@ def _idx(name: str, content: bytes) -> Tensor:
         )
     # bytearray: torch wants memory it may write to
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)[start:].reshape(sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FashionMnist(Classification):
+    """Grey images of clothing, 28 × 28 pixels: 60,000 for training and 10,000 for the test."""
+
+    shape: ClassVar[tuple[int, int, int]] = (1, 28, 28)
+    classes: ClassVar[int] = 10
+    models: ClassVar[tuple[str, ...]] = ("convnet", "mlp", "resnet20", "resnet56", "wrn-16-4")
+
+    def images(self, root: Path | None) -> ImageSet:
+        """See :func:`load`."""
+        return load(root)

@@ -9,10 +9,9 @@ from functools import cache, lru_cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lowland.engine import Engine
-from lowland.lab.training.evaluate import cross_entropy
 from lowland.lab.training.memory import LiveTensors
 from lowland.methods import make
 from lowland.methods.base import Method
@@ -127,7 +126,7 @@ def _train(method: Method, steps: int, each: list[float] | None = None) -> Engin
         hidden = [nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU()]
         model = nn.Sequential(*hidden, nn.Linear(WIDTH, 4))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    engine = Engine(method, model, optimizer, cross_entropy(), allow_unaveraged=True)  # also on one of several ranks
+    engine = Engine(method, model, optimizer, _loss, allow_unaveraged=True)  # also on one of several ranks
     for step in range(steps):
         inputs, targets = torch.randn(BATCH, WIDTH, generator=draw), torch.randint(4, (BATCH,), generator=draw)
         before = engine.cost.gradients + engine.cost.weights
@@ -137,6 +136,10 @@ def _train(method: Method, steps: int, each: list[float] | None = None) -> Engin
         optimizer.step()
         optimizer.zero_grad()
     return engine
+
+
+def _loss(model: nn.Module, batch: Any) -> Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
 
 
 def _peak(method: Method, steps: int) -> int:

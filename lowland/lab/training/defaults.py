@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from lowland.core import schedule
-from lowland.lab.recipe import is_transformer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,14 +14,12 @@ class Training:
     """What the defaults of a method depend on.
 
     Args:
-        model: Key or name of the model.
         steps: Length of the training, as far as it can be told before, >= 1.
         steps_per_epoch: Batches in an epoch, >= 1.
         examples: Size of the training set, >= 1.
         lr: Peak learning rate, > 0.
     """
 
-    model: str
     steps: int
     steps_per_epoch: int
     examples: int
@@ -40,21 +37,7 @@ def method_defaults(method: str, training: Training) -> dict[str, Any]:
         method: Key of the method.
         training: What it is for.
     """
-    filled = {} if is_transformer(training.model) else dict(TUNED.get(method, {}))
-    return filled | (FITTED[method](training) if method in FITTED else {})
-
-
-TUNED: dict[str, dict[str, Any]] = {
-    # Published for vision transformers is 0.7; on small CNNs nothing was gained above 0.3 (arXiv 2401.12033, A.14).
-    "looksam": {"alpha": 0.2},
-    # Published for WRN-16-4 and ResNet-50 is 3, which throws small networks off: 21.4 % after 2 epochs of CIFAR-10 with
-    # ResNet-20, where plain has 73.0 % and 0.3 has 72.8 % (docs/results.md).
-    "momentum-sam": {"rho": 0.3},
-    # Published for fine-tuning is 0.2. From scratch each tensor then takes a fifth of the steps: a point below plain on
-    # clean digits (96.8 % against 97.8 %), where 0.9 on 2 epochs of CIFAR-10 keeps up (docs/results.md).
-    "sl-sam": {"s": 0.9},
-}
-"""Values for small networks without attention, by method, where the class's own are for something else."""
+    return FITTED[method](training) if method in FITTED else {}
 
 
 def _refreshes(training: Training) -> dict[str, Any]:

@@ -3,63 +3,99 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the name everybody knows it by
 
-from lowland.core.loss import LossFn
-
-
-class Score(NamedTuple):
-    """How a model does on a set of examples: mean cross-entropy, and the fraction it gets right."""
-
-    loss: float
-    accuracy: float
+from lowland.core.batch import Batches
+from lowland.core.loss import Loss, LossFn
+from lowland.lab.metric import Metric
+from lowland.lab.recipe import Recipe
+from lowland.lab.task import Task
 
 
-def cross_entropy(*, precision: str = "fp32", label_smoothing: float = 0.0) -> LossFn:
-    """The training loss of classification, one per example, for batches ``(inputs, targets, ...)``.
+def training_loss(task: Task, recipe: Recipe, device: torch.device) -> LossFn:
+    """The loss that is trained on: the task's, under autocast where the recipe says bf16."""
 
-    Args:
-        precision: ``bf16`` runs the forward pass under autocast; the loss itself is always fp32.
-        label_smoothing: Share of the target spread over all classes, in [0, 1).
-    """
-
-    def loss_fn(model: nn.Module, batch: Any) -> Tensor:
-        inputs, targets = batch[0], batch[1]
-        outputs = forward(model, inputs, precision)
-        return F.cross_entropy(outputs, targets, reduction="none", label_smoothing=label_smoothing)
+    def loss_fn(model: nn.Module, batch: Any) -> Tensor | Loss:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16"):
+            return task.training_loss(model, batch, recipe)
 
     return loss_fn
 
 
-def forward(model: nn.Module, inputs: Tensor, precision: str) -> Tensor:
-    """The logits, in fp32."""
-    with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        outputs: Tensor = model(inputs)
-    return outputs.float()
-
-
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Any], *, precision: str = "fp32") -> Score:
-    """Loss and accuracy in evaluation mode, without label smoothing; the model's mode comes back."""
-    training = model.training
+def evaluate(
+    task: Task, model: nn.Module, batches: Iterable[Any], *, precision: str = "fp32", device: torch.device
+) -> dict[str, float]:
+    """Loss and metrics in evaluation mode; the model's modes come back.
+
+    Args:
+        task: Whose loss and metrics.
+        model: The model.
+        batches: What is judged.
+        precision: ``bf16`` runs under autocast.
+        device: Where the model is.
+
+    Returns:
+        ``loss`` and every metric by its name. The loss is a mean over examples, or over what its ``Loss`` counts.
+    """
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    losses: list[Tensor] = []
-    hits: list[Tensor] = []
-    count = 0
+    counts = [(metric, metric.begin()) for metric in task.metrics]
+    sizes, totals, divisors = Batches(task.cut), [], []
     try:
-        for inputs, targets, *_ in batches:
-            outputs = forward(model, inputs, precision)
-            losses.append(F.cross_entropy(outputs, targets, reduction="sum").double())
-            hits.append((outputs.argmax(1) == targets).sum())
-            count += len(targets)
+        for batch in batches:
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                loss, prediction = task.judged(model, batch)
+            total, divisor = _terms(loss, sizes, batch)
+            totals.append(total.double())
+            divisors.append(float(divisor))
+            for _, count in counts:
+                count.add(prediction, batch)
     finally:
-        model.train(training)
-    return Score(float(torch.stack(losses).sum()) / count, int(torch.stack(hits).sum()) / count)
+        for module, training in modes:
+            module.training = training
+    mean = float(torch.stack(totals).sum()) / (sum(divisors) or 1) if totals else float("nan")
+    return {"loss": mean} | {metric.name: count.value() for metric, count in counts}
+
+
+def _terms(loss: Tensor | Loss, sizes: Batches, batch: Any) -> tuple[Tensor, float]:
+    """A loss as a sum and what it is divided by."""
+    if isinstance(loss, Loss):
+        return torch.as_tensor(loss.total), float(loss.count)
+    if loss.ndim:
+        return loss.sum(), float(len(loss))
+    size = sizes.known_size(batch) or 1
+    return loss * size, float(size)
+
+
+def headline(metrics: Sequence[Metric], figures: Mapping[str, float | None]) -> str:
+    """The first metric, or the loss where there is none, as people read it.
+
+    Example:
+        >>> headline([Metric(name="accuracy", update=len, unit="%", scale=100)], {"accuracy": 0.9312})
+        'accuracy 93.12 %'
+    """
+    if not metrics:
+        value = figures.get("loss")
+        return "loss unknown" if value is None else f"loss {value:.4g}"
+    metric, value = metrics[0], figures.get(metrics[0].name)
+    if value is None:
+        return f"no {metric.name}"
+    shown = f"{metric.scale * value:.2f}" if metric.scale != 1 else f"{value:.4g}"
+    return f"{metric.name} {shown} {metric.unit}".rstrip()
+
+
+def better(task: Task, figures: Mapping[str, float], than: Mapping[str, float] | None) -> bool:
+    """Whether the headline figure is better; not a number is worse than anything."""
+    name, sign = (task.metrics[0].name, 1 if task.metrics[0].higher else -1) if task.metrics else ("loss", -1)
+    value = figures[name]
+    if value != value:
+        return False
+    return than is None or than[name] != than[name] or sign * value > sign * than[name]
 
 
 def fingerprint(model: nn.Module) -> str:

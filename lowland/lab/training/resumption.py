@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lowland.core.errors import StateError
-from lowland.lab.config import refuse_other
+from lowland.lab.identity import refuse_other
 from lowland.runs.file import History
 
 

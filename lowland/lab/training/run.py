@@ -9,22 +9,22 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lowland.lab.config import IDENTITY, RunConfig, config_line, now, refuse_other
+from lowland.lab.config import RunConfig
 from lowland.lab.data.loader import Loader
-from lowland.lab.tasks import Task
+from lowland.lab.identity import IDENTITY, now, refuse_other
 from lowland.lab.training import checkpoint
 from lowland.lab.training.clock import Clock, typical
-from lowland.lab.training.evaluate import cross_entropy, evaluate, fingerprint
+from lowland.lab.training.evaluate import better, evaluate, fingerprint, headline
 from lowland.lab.training.events import Events
 from lowland.lab.training.losses import Losses
-from lowland.lab.training.prepare import complete, loader_of, task_of
+from lowland.lab.training.prepare import check_select, complete, line_of, loader_of
 from lowland.lab.training.resumption import changed_versions, check_held, restarted
 from lowland.lab.training.signals import Stopped, deferred
 from lowland.lab.training.trainer import Trainer, rehearse, settings
@@ -53,7 +53,7 @@ class Update:
     step: int
     epoch: int
     loss: float
-    accuracy: float | None
+    score: str | None  # the headline metric on the test part, such as "accuracy 93.12 %"
     steps_per_second: float
 
 
@@ -66,7 +66,6 @@ def train(
     *,
     resume: bool = False,
     progress: Progress | None = None,
-    task: Task | None = None,
     command: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train one run to its end.
@@ -76,7 +75,6 @@ def train(
         folder: Its folder, which gets ``run.jsonl``, ``checkpoints/`` and, on request, ``events/``.
         resume: Go on with what the folder holds. A finished run is left alone; an empty folder starts one.
         progress: Told about ten times a second how far it is.
-        task: The task, where the caller has loaded it.
         command: What was typed to start it, for the record.
 
     Returns:
@@ -88,17 +86,17 @@ def train(
     """
     with world(config.mesh, config.device) as ranks, settings(config):
         held = History(*ranks.tell(history(folder)))
-        task = task or task_of(config)
-        loader = loader_of(config, task, ranks.share)
-        method = complete(config, len(loader), len(task.train_targets))
-        line = config_line(config, method, steps_per_epoch=len(loader), command=command, world=ranks)
+        loader = loader_of(config, ranks.share)
+        check_select(config, loader)
+        method = complete(config, loader)
+        line = line_of(config, loader, method, command=command, world=ranks)
         ranks.agree({name: line[name] for name in (*IDENTITY, "steps_per_epoch")})
         line = ranks.tell(line)
         if held.config is not None:
             check_held(held.config, line, folder, resume=resume or restarted(held, line))
             if held.end is not None:
                 return held.end
-        with closing(_Run(config, folder, line, loader, lambda: Trainer(config, method, task, ranks), ranks)) as run:
+        with closing(_Run(config, folder, line, loader, lambda: Trainer(config, method, ranks), ranks)) as run:
             run.begin(held)
             run.go(progress if ranks.first else None)
             return run.finish()
@@ -125,9 +123,11 @@ class _Run:
         self.epoch = self.batch = self.peak = 0
         self.losses = Losses(ranks, config.on())
         self.gradients: list[float] = []  # cumulative, after every step
-        self.score: dict[str, float] = {}
+        self.task = config.task.seeded(config.seed)
+        self.score: dict[str, dict[str, float]] = {}  # of the parts that were judged last
+        self.best: dict[str, Any] = {}  # the best epoch on validation, with what the parts were judged then
         # Training time that all ranks go by, and seconds that the last checkpoint took.
-        self.best = self.seconds = self._writing = 0.0
+        self.seconds = self._writing = 0.0
         self.events: Events | None = None
         self._told = self._saved = time.monotonic()
 
@@ -159,14 +159,16 @@ class _Run:
     def finish(self) -> dict[str, Any]:
         """Judge the final weights and write the last line."""
         engine, clock = self.trainer.engine, self.clock
-        rise = m_sharpness(self.trainer.whole(), cross_entropy(), self._judged(), rho=RHO, m=M)
+        with self.trainer.evaluated() as model:
+            rise = m_sharpness(model, self.task.loss, self._judged(), rho=RHO, m=M, cut=self.task.cut)
+            sha = fingerprint(model)
         return self.file.write(
             "end",
             epochs=self.epoch,
             step=engine.step,
             **self.score,
+            **({"best": self.best} if self.best else {}),
             diverged=self.losses.diverged,
-            best_test_accuracy=self.best,
             seconds=clock.seconds,
             seconds_per_step=typical(clock.laps, [b - a for a, b in pairwise([0.0, *self.gradients])]),
             gradients_per_step=engine.cost.gradients / engine.step,
@@ -175,7 +177,7 @@ class _Run:
             forwards_per_step=(engine.cost.forwards - engine.cost.gradients) / engine.step,
             peak_memory=self.peak,
             m_sharpness=float(rise),
-            weights_sha256=fingerprint(self.trainer.whole()),
+            weights_sha256=sha,
         )
 
     def close(self) -> None:
@@ -196,7 +198,7 @@ class _Run:
     def go(self, progress: Progress | None) -> None:
         """Train until the budget is spent, the loss is no number any more, or a signal comes."""
         with deferred() as signaled:
-            while (self.fraction() < 1 or self.batch) and not self.losses.lost:
+            while (self.fraction() < 1 or self.batch) and not self.losses.lost and not self._patient_no_more():
                 self._rest_of_epoch(progress, signaled)
                 self._end_epoch()
                 self._listen(signaled())
@@ -211,7 +213,7 @@ class _Run:
             loss = self.trainer.step(batch, fraction)
             self.clock.lap()
             self.batch += 1
-            self.losses.add(loss, len(batch[1]), step=self.trainer.engine.step)
+            self.losses.add(loss, self.loader.here, step=self.trainer.engine.step)
             self.gradients.append(self.trainer.engine.cost.gradients)
             self._listen(signaled(), due=self._due())
             if self.trainer.engine.step % (self.config.checkpoint_every or math.inf) == 0:
@@ -220,17 +222,14 @@ class _Run:
             self.clock.start()
 
     def _end_epoch(self) -> None:
-        model, precision, engine = self.trainer.whole(), self.config.recipe.precision, self.trainer.engine
-        test = evaluate(model, self.loader.evaluation(), precision=precision)
-        self.score = {"test_loss": test.loss, "test_accuracy": test.accuracy}
-        self.best = max(self.best, test.accuracy)
+        engine = self.trainer.engine
         self.epoch += 1
+        self._judge()
         line = self.file.write(
             "epoch",
             epoch=self.epoch,
             step=engine.step,
             train_loss=self.losses.end_epoch(),
-            train_accuracy=evaluate(model, self._judged(), precision=precision).accuracy,
             **self.score,
             lr=self.trainer.optimizer.param_groups[0]["lr"],
             seconds=self.clock.seconds,
@@ -242,16 +241,35 @@ class _Run:
             self.events.write(line)
         self.batch = 0
 
+    def _judge(self) -> None:
+        """Loss and metrics of all parts, and whether this epoch is the best on validation."""
+        parts = {name: self.loader.evaluation(part=name) for name in ("test", "validation") if name in self.loader.data}
+        with self.trainer.evaluated() as model:
+            self.score = {
+                name: evaluate(
+                    self.task, model, batches, precision=self.config.recipe.precision, device=self.trainer.device
+                )
+                for name, batches in (parts | {"train": self._judged()}).items()
+            }
+        seen = self.score.get("validation")
+        if seen is not None and better(self.task, seen, self.best.get("validation")):
+            self.best = {"epoch": self.epoch, **{name: self.score[name] for name in parts}}
+
+    def _patient_no_more(self) -> bool:
+        """Whether the best epoch on validation is too long ago."""
+        return self.config.patience is not None and self.epoch - self.best.get("epoch", 0) >= self.config.patience
+
     def _judged(self) -> Iterator[Any]:
-        return islice(self.loader.evaluation(M, part="train"), JUDGED // M)
+        return self.loader.evaluation(M, part="train", most=JUDGED)
 
     def _tell(self, progress: Progress | None, loss: Tensor) -> None:
         if progress is None or time.monotonic() - self._told < TELL_SECONDS:
             return
         self._told = time.monotonic()
         step = self.trainer.engine.step
-        accuracy, speed = self.score.get("test_accuracy"), step / self.clock.seconds
-        progress(Update(self.config.name, self.fraction(), step, self.epoch, float(loss), accuracy, speed))
+        score = f"test {headline(self.task.metrics, self.score['test'])}" if self.score else None
+        speed = step / self.clock.seconds
+        progress(Update(self.line["run"], self.fraction(), step, self.epoch, float(loss), score, speed))
 
     # Checkpoints
 
@@ -277,7 +295,8 @@ class _Run:
             "config": self.line,
             "trainer": self.trainer.state(),
             "place": {"epoch": self.epoch, "batch": self.batch, "peak": self.peak},
-            "score": self.score | {"best": self.best},
+            "score": self.score,
+            "best": self.best,
             "losses": self.losses.state(),
             "seconds": self.clock.seconds,
             "laps": torch.tensor(self.clock.laps, dtype=torch.float64),
@@ -291,8 +310,7 @@ class _Run:
         self.trainer.load(state["trainer"], tensors)
         for name, value in state["place"].items():
             setattr(self, name, value)
-        self.score = dict(state["score"])
-        self.best = self.score.pop("best")
+        self.score, self.best = state["score"], state["best"]
         # Checkpoints of 0.1.0 have the sums alone.
         self.losses.load(**(state["losses"] if "losses" in state else {"seen": state["seen"]}))
         self.seconds = self.clock.seconds = state["seconds"]

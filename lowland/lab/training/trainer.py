@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain, count, islice
 from typing import Any
 
@@ -11,15 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lowland.core.errors import ArgumentError
 from lowland.engine import Engine
 from lowland.lab import models
 from lowland.lab.config import RunConfig
 from lowland.lab.data.loader import Loader
 from lowland.lab.data.streams import derived
-from lowland.lab.recipe import lr_at, make_optimizer
-from lowland.lab.tasks import Task
+from lowland.lab.recipe import Recipe, lr_at, make_optimizer
+from lowland.lab.training.average import Average
 from lowland.lab.training.checkpoint import ALONE
-from lowland.lab.training.evaluate import cross_entropy
+from lowland.lab.training.evaluate import training_loss
 from lowland.lab.training.memory import meter
 from lowland.lab.training.wrapped import Whole, plain_state, wrap
 from lowland.methods.base import Method
@@ -34,12 +36,11 @@ class Trainer:
     Args:
         config: The run.
         method: Its method, complete.
-        task: Its task.
         world: The ranks that train together; by default this process alone.
 
     Attributes:
         model: As this rank trains it, in training mode.
-        whole: Gives the unwrapped model with all its weights, for evaluation.
+        whole: Gives the unwrapped model with all its weights.
         optimizer: The base optimizer.
         engine: The method at work.
 
@@ -48,39 +49,56 @@ class Trainer:
         UsageError: The method cannot work with this optimizer.
     """
 
-    def __init__(self, config: RunConfig, method: Method, task: Task, world: World = ALONE) -> None:
+    def __init__(self, config: RunConfig, method: Method, world: World = ALONE) -> None:
         recipe, self.device, self.world = config.recipe, config.on(), world
-        self.recipe, self._seed = recipe, config.seed
+        self.recipe, self._seed, task = recipe, config.seed, config.task.seeded(config.seed)
         sharded = config.shard and world.along("data") is not None
         # fully_shard refuses parameters that are not contiguous
         layout = torch.channels_last if recipe.channels_last and not sharded else torch.contiguous_format
 
         def build() -> nn.Module:
-            made = models.build(config.model, shape=task.shape, classes=task.classes, seed=config.seed)
-            placed: nn.Module = made.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
+            placed: nn.Module = fresh_model(config).to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
             return placed.train()
 
         self.model = wrap(build(), world, shard=config.shard)
         self.whole = Whole(self.model, build)
-        self.optimizer = make_optimizer(recipe, self.model)
-        loss_fn = cross_entropy(precision=recipe.precision, label_smoothing=recipe.label_smoothing)
-        mesh = world.along("probe", "replicate")
-        self.engine = Engine(method, self.model, self.optimizer, loss_fn, mesh=mesh, seed=config.seed)
+        self.optimizer = make_optimizer(recipe, task.param_groups(self.model, recipe))
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.engine = Engine(
+            method,
+            self.model,
+            self.optimizer,
+            training_loss(task, recipe, self.device),
+            mesh=world.along("probe", "replicate"),
+            micro_batch=_part(recipe, world) if recipe.accumulate > 1 else None,
+            cut=task.cut,
+            seed=config.seed,
+        )
+        self.average = None if recipe.ema is None else Average(self.model, recipe.ema)
         torch.manual_seed(self._dropout_seed(0))
 
     def step(self, batch: Any, progress: float) -> Tensor:
         """One step at the learning rate that belongs to this progress; returns the loss, shape ()."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr_at(self.recipe, progress)
+        rate = lr_at(self.recipe, progress)
+        for group, own in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate if own == self.recipe.lr else own * (rate / self.recipe.lr)
         loss = self.engine.backward(batch)
         if self.recipe.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.engine.step)
         return loss
 
+    @contextmanager
+    def evaluated(self) -> Iterator[nn.Module]:
+        """The unwrapped model that is judged: at the present weights, or at their average."""
+        with nullcontext() if self.average is None else self.average.in_place():
+            yield self.whole()
+
     def tensors(self) -> dict[str, Tensor]:
-        """Model, optimizer state and the method's vectors by name; DTensors where they are sharded."""
+        """Model, optimizer state, the method's vectors and the average by name; DTensors where they are sharded."""
         found = {f"model/{n}": t for n, t in plain_state(self.model).items()}
         for name, p in self._named():
             held = self.optimizer.state.get(p, {})
@@ -155,6 +173,20 @@ def _place(path: str, name: str) -> tuple[str, str, bool]:
         return kind, rest.removeprefix(f"{name}/"), rest.startswith(f"{name}/") and "/" not in rest[len(name) + 1 :]
     key = rest.removesuffix(f"/{name}")
     return kind, key, rest.endswith(f"/{name}")
+
+
+def fresh_model(config: RunConfig) -> nn.Module:
+    """The run's model with fresh weights, which its seed decides."""
+    maker, _ = config.maker()
+    made = models.seeded(maker, config.seed)
+    if not isinstance(made, nn.Module):
+        raise ArgumentError(f"model {config.model_text} must make an nn.Module, but made {made!r}; return the module")
+    return made
+
+
+def _part(recipe: Recipe, world: World) -> int:
+    """Examples in a part of this rank's share of a batch."""
+    return max(1, math.ceil(recipe.batch_size / world.share[1] / recipe.accumulate))
 
 
 def rehearse(make: Callable[[], Trainer], loader: Loader, steps: int = REHEARSED) -> int:

@@ -1,0 +1,86 @@
+"""``lowland tasks``: what can be trained on, and one task in full."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from lowland.cli.docstrings import parse
+from lowland.core.errors import LowlandError
+from lowland.lab import names
+from lowland.lab.data.wrapped import dataset
+from lowland.lab.identity import plain_fields
+from lowland.lab.recipe import Recipe
+from lowland.lab.task import Task
+
+
+@dataclass(kw_only=True)
+class Tasks:
+    """List the tasks, or show one: its fields, sizes, metrics, models, recipe and source.
+
+    Args:
+        name: A task, such as cifar10:noise=0.4 or my_task.py:Pose; left out, all are listed.
+        model: The model whose recipe is shown; left out, the task's first.
+        data: Folder of the data files; left out, the environment variable LOWLAND_DATA.
+    """
+
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    model: str | None = None
+    data: Path | None = None
+
+    def run(self, console: Console, argv: Sequence[str]) -> int:
+        """Print the list, or one task."""
+        if self.name is None:
+            for name, kind in names.tasks().items():
+                _say(console, f"{name}: {parse(kind).title}")
+            for name in names.OUTSIDE_TASK.installed():
+                _say(console, f"{name}: of an installed package")
+            _say(console, "Your own: my_task.py:Name or package.module:Name, wherever a task is named.")
+            return 0
+        task = names.make(self.name)
+        model = self.model or task.models[0]
+        _say(console, f"{names.spell(task)}: {parse(type(task)).title}")
+        for what, text in self._described(task, model).items():
+            _say(console, f"  {what:9} {text}")
+        return 0
+
+    def _described(self, task: Task, model: str) -> dict[str, str]:
+        told = parse(type(task)).fields
+        fields = dataclasses.fields(task) if dataclasses.is_dataclass(task) else ()
+        changed = plain_fields(task.recipe(model))
+        usual = plain_fields(Recipe())
+        recipe = ", ".join(f"{name}={value}" for name, value in changed.items() if value != usual[name])
+        return {
+            "fields": "; ".join(f"{f.name}={getattr(task, f.name)} {told.get(f.name, '')}".strip() for f in fields)
+            or "none",
+            "sizes": self._sizes(task),
+            "metrics": ", ".join(m.name + ("" if m.higher else " (less is better)") for m in task.metrics)
+            or "the loss",
+            "models": ", ".join(task.models),
+            "recipe": f"{recipe or 'the default one'} (for {model})",
+            "source": _source(task),
+        }
+
+    def _sizes(self, task: Task) -> str:
+        root = self.data or os.environ.get("LOWLAND_DATA")
+        try:
+            parts = task.datasets(None if root is None else Path(root))
+            return ", ".join(f"{len(dataset(name, part)):,} for {name}" for name, part in parts.items())
+        except LowlandError as error:
+            return f"unknown, {error}"
+
+
+def _source(task: Task) -> str:
+    code = names.OUTSIDE_TASK.source(type(task))
+    return "lowland's own" if code is None else f"{type(task).__module__}, hash {code}"
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False)

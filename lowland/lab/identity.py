@@ -1,0 +1,207 @@
+"""What makes two runs the same run: the first line of a run file, and the name of its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowland.core.errors import StateError
+from lowland.core.geometry import Geometry
+from lowland.lab import names
+from lowland.lab.config import RunConfig
+from lowland.methods import GEOMETRIES, key_of
+from lowland.methods.base import Method
+from lowland.methods.outside import source
+from lowland.parallel import World, job
+
+IDENTITY = (
+    "task", "model", "shapes", "seed", "recipe", "budget", "validation", "select", "patience", "method", "sources",
+    "lowland",
+)  # fmt: skip
+"""The fields of a config line that decide the trajectory; two runs that share them are the same run.
+
+Device, mesh, threads and folder are where a run is carried out. The method comes after what its defaults depend on, so
+that of two runs the cause of a difference is named first.
+"""
+
+
+def shapes(model: nn.Module) -> str:
+    """A hash of the names and shapes of a model's parameters."""
+    text = "\n".join(f"{name} {tuple(p.shape)}" for name, p in model.named_parameters())
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def config_line(
+    config: RunConfig,
+    method: Method,
+    model: str,
+    *,
+    steps_per_epoch: int,
+    command: Sequence[str],
+    world: World | None = None,
+) -> dict[str, Any]:
+    """What the run file begins with.
+
+    Args:
+        config: The run.
+        method: Its method, complete.
+        model: Names and shapes of its parameters, as :func:`shapes` gives them.
+        steps_per_epoch: Batches in an epoch.
+        command: What was typed.
+        world: The ranks.
+    """
+    device = config.on()
+    line = {
+        "time": now(),
+        "command": list(command),
+        "job": job(),
+        "contestant": config.label,
+        "task": config.task_text,
+        "model": config.model_text,
+        "shapes": model,
+        "metrics": [metric.described() for metric in config.task.metrics],
+        "seed": config.seed,
+        "method": {
+            "key": key_of(method),
+            "class": type(method).__name__,
+            "text": config.method_text,
+            "fields": plain_fields(method),
+        },
+        "recipe": plain_fields(config.recipe),
+        "budget": {"kind": config.budget.kind, "limit": config.budget.limit},
+        "validation": config.validation,
+        "select": config.select,
+        "patience": config.patience,
+        "sources": _sources(config, method),
+        "lowland": metadata.version("lowland"),
+        "device": device.type,
+        "threads": config.threads,
+        "steps_per_epoch": steps_per_epoch,
+        "versions": {
+            "lowland": metadata.version("lowland"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": {
+            "device": device.type,
+            "name": _machine(device),
+            "threads": torch.get_num_threads(),
+            **_tf32(device),
+            "ranks": world.size if world else 1,
+            "mesh": ",".join(f"{k}={v}" for k, v in world.sizes.items()) if world else "",
+        },
+    }
+    loaded: dict[str, Any] = json.loads(json.dumps(line))  # as it will be read back, so that lines compare
+    return {"run": name_of(loaded), **loaded}
+
+
+def name_of(line: Mapping[str, Any]) -> str:
+    """The run folder's name: what a reader knows it by, and a hash of all that makes it this run."""
+    hashed = hashlib.sha256(json.dumps(_flat(line), sort_keys=True).encode()).hexdigest()[:8]
+    readable = "-".join(
+        re.sub(r"[^A-Za-z0-9._=+@-]", "_", Path(part).name if "/" in part else part)
+        for part in (line["task"], line["model"], line["contestant"])
+    )
+    return f"{readable[:150]}-seed{line['seed']}-{hashed}"
+
+
+def differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The fields of :data:`IDENTITY` in which two config lines differ: name, recorded value, asked value."""
+    old, new = _flat(recorded), _flat(asked)
+    return [(name, old.get(name), new.get(name)) for name in [*new, *(old.keys() - new.keys())]
+            if old.get(name) != new.get(name)]  # fmt: skip
+
+
+def refuse_other(recorded: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to mix two different runs in one folder.
+
+    Raises:
+        StateError: The folder's run has another configuration.
+    """
+    for name, old, new in differences(recorded, asked):
+        raise StateError(
+            f"{name} must be {old!r}, as in the run in {folder}, but is {new!r}; go on with the recorded value, "
+            "choose another --out or --name, or remove that folder"
+        )
+
+
+def now() -> str:
+    """The time, as run files write it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def plain_fields(value: Any) -> dict[str, Any]:
+    """What was given to make it; a wrapper has a radius only to be a method, and none is given."""
+    return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+
+
+def _sources(config: RunConfig, method: Method) -> dict[str, str]:
+    """Hashes of the code that is not lowland's own."""
+    _, made_by = config.maker()
+    found = {
+        "task": names.OUTSIDE_TASK.source(type(config.task)),
+        "model": None if made_by is None else names.OUTSIDE_MODEL.source(made_by),
+        "method": source(method),
+    }
+    return {name: code for name, code in found.items() if code is not None}
+
+
+def _flat(line: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name in IDENTITY:
+        value = line.get(name)
+        if name == "method" and isinstance(value, Mapping):
+            # spelled "sam" or "sam:rho=0.05", it is the same method
+            flat["method"] = value.get("key")
+            flat |= {f"method.{k}": v for k, v in value.get("fields", {}).items()}
+        elif isinstance(value, Mapping):
+            flat |= {f"{name}.{k}": v for k, v in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON holds it; a geometry by its name where it has its defaults, a method with all its fields."""
+    if isinstance(value, Geometry):
+        return next((name for name, kind in GEOMETRIES.items() if value == kind()), repr(value))
+    if isinstance(value, Method):
+        return f"{key_of(value)}({', '.join(f'{k}={v}' for k, v in plain_fields(value).items())})"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no number for it
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else repr(value)
+
+
+def _tf32(device: torch.device) -> dict[str, bool]:
+    """Where fp32 is computed in TF32, which rounds most of a small displacement away; nothing on a CPU."""
+    if device.type != "cuda":
+        return {}
+    return {
+        "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
+        "tf32_convolutions": torch.backends.cudnn.allow_tf32,
+    }
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return found[0] if found else platform.processor() or platform.machine()
