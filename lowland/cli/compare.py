@@ -12,7 +12,7 @@ from lowland.cli.display import display
 from lowland.cli.options import DIVERGED, Options, command
 from lowland.lab.studies.compare import compare, expand, grid
 from lowland.parallel import ranks
-from lowland.report import LEGEND, notes, read_all, rich_table, statement, summarize, verdict, write_page
+from lowland.report import legend, notes, read_all, rich_table, summarize, verdict, write_page
 
 
 @dataclass(kw_only=True)
@@ -47,7 +47,7 @@ class Compare(Options):
         target = page.with_name(page.name.replace(":", "_"))
         write_page(records, target, command=shlex.join(command(argv)), remarks=left_out)
         console.print(rich_table(rows, console.width))
-        for text in (verdict(rows), statement(rows), *notes(records), *left_out, LEGEND, f"page: {page}"):
+        for text in (verdict(rows), *notes(records), *left_out, legend(rows), f"page: {page}"):
             if text:
                 console.print(text, markup=False, highlight=False, soft_wrap=text.startswith("page"))
         return DIVERGED if any(row.diverged for row in rows) else 0
