@@ -23,10 +23,13 @@ def lines_of(
     epochs: int = 8,
     finished: bool = True,
     seconds_per_step: float = 0.01,
-    seconds: float | None = None,
     **config: Any,
 ) -> list[dict[str, Any]]:
-    """The lines of one run, ending exactly at the accuracy given."""
+    """The lines of one run as older versions wrote them, ending exactly at the accuracy given.
+
+    ``text`` is a method and, behind ``@``, a recipe of its own, which is not looked into.
+    """
+    text, at, own = text.partition("@")
     key = text.partition(":")[0]
     total, sequential = COSTS.get(key, (2.0, 2.0))
     draw = random.Random(f"{text}{seed}")
@@ -36,22 +39,26 @@ def lines_of(
         "text": text,
         "fields": {} if key == "plain" else {"rho": 0.05},
     }
-    head = {
-        "kind": "config",
-        "run": f"digits-mlp-{text.replace(':', '_')}-seed{seed}",
-        "time": f"2026-11-20T18:{seed:02d}:00+00:00",
-        "task": "digits",
-        "model": "mlp",
-        "seed": seed,
-        "method": method,
-        "recipe": {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "epochs": epochs},
-        "noise": {"kind": "symmetric", "rate": 0.0},
-        "budget": {"kind": "steps", "limit": 22.0 * epochs},
-        "parameters": 12345,
-        "steps_per_epoch": 22,
-        "versions": {"lowland": "0.1.0", "torch": "2.13.0", "python": "3.11.7"},
-        "machine": {"device": "cpu", "name": "test machine", "threads": 2},
-    } | config
+    head = (
+        {
+            "kind": "config",
+            "run": f"digits-mlp-{text.replace(':', '_')}-seed{seed}",
+            "time": f"2026-11-20T18:{seed:02d}:00+00:00",
+            "task": "digits",
+            "model": "mlp",
+            "seed": seed,
+            "method": method,
+            "recipe": {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "epochs": epochs},
+            "noise": {"kind": "symmetric", "rate": 0.0},
+            "budget": {"kind": "steps", "limit": 22.0 * epochs},
+            "parameters": 12345,
+            "steps_per_epoch": 22,
+            "versions": {"lowland": "0.1.0", "torch": "2.13.0", "python": "3.11.7"},
+            "machine": {"device": "cpu", "name": "test machine", "threads": 2},
+        }
+        | ({"contestant": f"{text}@{own}"} if at else {})
+        | config
+    )
     found: list[dict[str, Any]] = [head]
     for epoch in range(1, epochs + 1):
         away = math.exp(-5 * epoch / epochs) - math.exp(-5)
@@ -88,6 +95,33 @@ def lines_of(
         "weights_sha256": "0123456789abcdef" * 4,
     }
     return [*found, end] if finished else found
+
+
+def modern(lines: list[dict[str, Any]], *metrics: dict[str, Any], select: str = "last") -> list[dict[str, Any]]:
+    """The same lines as they are written today: values by the names of their metrics, the first one the headline.
+
+    The headline takes the place of the accuracy, and the best epoch is the one before the last, 0.01 better than it.
+    """
+    name = metrics[0]["name"]
+    found = [lines[0] | {"metrics": list(metrics), "select": select}]
+    del found[0]["noise"]
+    for line in lines[1:]:
+        values = {"loss": line.pop("test_loss"), name: line.pop("test_accuracy")}
+        line.pop("train_accuracy", None)
+        line |= {"test": values, "validation": values}
+        if line["kind"] == "end":
+            del line["best_test_accuracy"]
+            better = values | {name: values[name] + (0.01 if metrics[0].get("higher", True) else -0.01)}
+            line["best"] = {"epoch": line["epochs"] - 1, "test": better, "validation": values}
+        found.append(line)
+    return found
+
+
+def write_lines(folder: Path, lines: list[dict[str, Any]]) -> Path:
+    """Write a run file into a new folder and return the folder."""
+    folder.mkdir(parents=True)
+    (folder / "run.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return folder
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from lowland.cli.options import DIVERGED, Options, command
 from lowland.lab.studies.compare import compare, expand, page_name
 from lowland.lab.studies.contestants import grid
 from lowland.parallel import ranks
-from lowland.report import LEGEND, notes, read_all, rich_table, statement, summarize, verdict, write_page
+from lowland.report import legend, notes, read_all, rich_table, summarize, verdict, write_page
 
 
 @dataclass(kw_only=True)
@@ -46,7 +46,7 @@ class Compare(Options):
         page = self.out / page_name(runs)
         write_page(records, page, command=shlex.join(command(argv)), remarks=left_out)
         console.print(rich_table(rows, console.width))
-        for text in (verdict(rows), statement(rows), *notes(records), *left_out, LEGEND, f"page: {page}"):
+        for text in (verdict(rows), *notes(records), *left_out, legend(rows), f"page: {page}"):
             if text:
                 console.print(text, markup=False, highlight=False, soft_wrap=text.startswith("page"))
         return DIVERGED if any(row.diverged for row in rows) else 0

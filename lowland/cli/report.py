@@ -11,13 +11,12 @@ from rich.console import Console
 
 from lowland.core.errors import ArgumentError
 from lowland.report import (
-    LEGEND,
     export,
     groups,
+    legend,
     notes,
     read_all,
     rich_table,
-    statement,
     summarize,
     verdict,
     write_page,
@@ -49,7 +48,7 @@ class Report:
             rows = summarize(members)
             console.print("\n" + ", ".join(filter(None, heading)), style="bold", markup=False, highlight=False)
             console.print(rich_table(rows, console.width))
-            for text in (verdict(rows), statement(rows), *notes(members), LEGEND):
+            for text in (verdict(rows), *notes(members), legend(rows)):
                 if text:
                     console.print(text, markup=False, highlight=False)
         path = write_page(records, self.out, title=self.title)

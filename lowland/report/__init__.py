@@ -10,32 +10,35 @@
 from __future__ import annotations
 
 from lowland.report.export import export
+from lowland.report.grouping import groups
 from lowland.report.page import write_page
-from lowland.report.sentences import notes, statement, verdict
-from lowland.report.summary import Row, groups, summarize
-from lowland.report.table import LEGEND, markdown, rich_table
-from lowland.runs.record import EndRecord, EpochRecord, MethodRecord, RunRecord, read, read_all
+from lowland.report.sentences import notes, verdict
+from lowland.report.summary import Row, summarize
+from lowland.report.table import legend, markdown, rich_table
+from lowland.runs.reader import read, read_all
+from lowland.runs.record import BestRecord, EndRecord, EpochRecord, MethodRecord, MetricRecord, RunRecord
 from lowland.runs.statistics import Estimate, effect, estimate, paired
 
 __all__ = [
-    "LEGEND",
+    "BestRecord",
     "EndRecord",
     "EpochRecord",
     "Estimate",
     "MethodRecord",
+    "MetricRecord",
     "Row",
     "RunRecord",
     "effect",
     "estimate",
     "export",
     "groups",
+    "legend",
     "markdown",
     "notes",
     "paired",
     "read",
     "read_all",
     "rich_table",
-    "statement",
     "summarize",
     "verdict",
     "write_page",

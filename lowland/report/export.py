@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lowland.core.errors import ArgumentError
-from lowland.report.summary import chosen, groups, summarize
+from lowland.report.grouping import chosen, groups
+from lowland.report.summary import summarize
 from lowland.report.table import markdown
 from lowland.runs.record import RunRecord
 
@@ -62,9 +63,7 @@ def _parts(records: Sequence[RunRecord]) -> dict[str, str]:
     from lowland.report import drawing, figures  # here: matplotlib loads slowly
 
     rows, finished = summarize(records), chosen(records)
-    look = drawing.looks(
-        [r.method.text for r in records], next((r.method.text for r in records if r.method.key == "plain"), None)
-    )
+    look = drawing.looks([r.contestant for r in records], next((row.contestant for row in rows if row.baseline), None))
     drawn = {
         "front.svg": figures.front(rows, look),
         "epochs.svg": figures.curves(finished, rows, look),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from lowland.core.errors import MissingExtraError
 from lowland.report.drawing import MUTED, STYLE, Look, canvas, svg
 from lowland.report.summary import Row
-from lowland.runs.record import EpochRecord, RunRecord
+from lowland.runs.record import ACCURACY, EpochRecord, MetricRecord, RunRecord
 from lowland.runs.statistics import Estimate, estimate
 
 try:
@@ -28,7 +28,7 @@ def curves(
     rows: Sequence[Row],
     look: Mapping[str, Look],
     *,
-    value: Literal["test_accuracy", "train_loss"] = "test_accuracy",
+    value: Literal["test", "train_loss"] = "test",
     over: Literal["epoch", "seconds"] = "epoch",
 ) -> str:
     """Mean over seeds with its 95 % band, epoch by epoch; empty where nothing was recorded.
@@ -40,8 +40,9 @@ def curves(
         value: what is drawn.
         over: the horizontal axis; seconds are the mean time at which the seeds reached the epoch.
     """
-    scale = 100 if value == "test_accuracy" else 1
-    lines = {row.label: (_line(records, row.method, value, over, scale), look[row.method]) for row in rows}
+    metric = rows[0].metric if rows else ACCURACY
+    scale = metric.scale if value == "test" else 1
+    lines = {row.label: (_line(records, row.contestant, value, over, scale), look[row.contestant]) for row in rows}
     lines = {label: (points, style) for label, (points, style) in lines.items() if points}
     if not lines:
         return ""
@@ -50,13 +51,13 @@ def curves(
         for turn, (label, (points, style)) in enumerate(lines.items()):
             _draw(axes, label, points, style, turn)
         means = [[mean.mean for _, mean in points] for points, _ in lines.values()]
-        if value == "test_accuracy":
+        if value == "test":
             _zoom(axes, means, [b for points, _ in lines.values() for _, mean in points for b in _bounds(mean)])
         else:
             _scale_losses(axes, [mean for line in means for mean in line])
         axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=over == "epoch"))
         axes.set_xlabel("epoch" if over == "epoch" else "seconds of training")
-        axes.set_ylabel("test accuracy, %" if value == "test_accuracy" else "training loss")
+        axes.set_ylabel(_axis(metric) if value == "test" else "training loss")
         axes.set_xlim(left=0 if over == "seconds" else min(points[0][0] for points, _ in lines.values()))
         _legend(figure, list(lines))
         return svg(figure)
@@ -65,7 +66,7 @@ def curves(
 def front(rows: Sequence[Row], look: Mapping[str, Look]) -> str:
     """Accuracy with its interval against the cost of a step, and the line of those no other dominates."""
     label, cost = cost_axis(rows)
-    points = [(cost[row.method], row.accuracy, row) for row in rows if row.accuracy and row.method in cost]
+    points = [(cost[row.contestant], row.score, row) for row in rows if row.score and row.contestant in cost]
     if not points:
         return ""
     with rc_context(STYLE):
@@ -80,7 +81,7 @@ def front(rows: Sequence[Row], look: Mapping[str, Look]) -> str:
             drawstyle="steps-post",
         )
         for x, accuracy, row in points:
-            style = look[row.method]
+            style = look[row.contestant]
             half = None if accuracy.half is None else 100 * accuracy.half
             axes.errorbar(
                 x,
@@ -95,14 +96,14 @@ def front(rows: Sequence[Row], look: Mapping[str, Look]) -> str:
         axes.margins(x=0.16, y=0.12)
         axes.locator_params(axis="x", nbins=6)
         axes.set_xlabel(label)
-        axes.set_ylabel("test accuracy, %")
+        axes.set_ylabel(_axis(rows[0].metric))
         _name(figure, axes, [(x, accuracy, row.label) for x, accuracy, row in points], best)
         return svg(figure)
 
 
 def cost_axis(rows: Sequence[Row]) -> tuple[str, dict[str, float]]:
     """The cost that all finished rows share: relative time, else seconds, else gradients per step."""
-    finished = [row for row in rows if row.accuracy]
+    finished = [row for row in rows if row.score]
     axes: list[tuple[str, str, float]] = [
         ("time", "time per step, × plain", 1.0),
         ("seconds", "time per step, ms", 1000.0),
@@ -110,7 +111,7 @@ def cost_axis(rows: Sequence[Row]) -> tuple[str, dict[str, float]]:
     ]
     base = next((row.label for row in rows if row.baseline), "plain")
     for name, label, unit in axes:
-        values = {row.method: getattr(row, name) for row in finished}
+        values = {row.contestant: getattr(row, name) for row in finished}
         if values and None not in values.values():
             return label.replace("plain", base), {method: unit * value for method, value in values.items()}
     return "", {}
@@ -134,17 +135,22 @@ def _line(
     records: Sequence[RunRecord], method: str, value: str, over: str, scale: float
 ) -> list[tuple[float, Estimate]]:
     """Points of one method at the epochs that all its finished seeds recorded."""
-    runs = [{e.epoch: e for e in r.epochs} for r in records if r.finished and r.method.text == method]
+    runs_metric = next((r.metric.name for r in records), "")
+    runs = [{e.epoch: e for e in r.epochs} for r in records if r.finished and r.contestant == method]
     shared = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
     points = []
     for number in shared:
         epochs: list[EpochRecord] = [run[number] for run in runs]
-        values = [getattr(epoch, value) for epoch in epochs]
+        values = [epoch.test.get(runs_metric) if value == "test" else epoch.train_loss for epoch in epochs]
         places = [getattr(epoch, over) for epoch in epochs]
-        mean = None if None in values + places else estimate(scale * v for v in values)
+        mean = None if None in values + places else estimate(scale * v for v in values if v is not None)
         if mean is not None:
             points.append((sum(places) / len(places), mean))
     return points
+
+
+def _axis(metric: MetricRecord) -> str:
+    return f"test {metric.name}" + (f", {metric.unit}" if metric.unit else "")
 
 
 def _bounds(mean: Estimate) -> tuple[float, float]:

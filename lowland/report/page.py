@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tempfile
@@ -12,9 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowland.core.errors import ArgumentError, MissingExtraError
-from lowland.report.sentences import notes, statement, verdict
-from lowland.report.summary import Row, budget_text, chosen, groups, noise_text, summarize
-from lowland.report.table import LEGEND, NONE, columns
+from lowland.report.grouping import budget_text, chosen, groups, noise_text
+from lowland.report.sentences import notes, verdict
+from lowland.report.summary import Row, summarize
+from lowland.report.table import columns, legend, own_recipe
+from lowland.report.table import value_text as _value
+from lowland.report.values import NONE, minus
+from lowland.report.values import plural as _plural
 from lowland.runs.record import MethodRecord, RunRecord
 
 if TYPE_CHECKING:
@@ -103,8 +106,9 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters["parts"] = re.compile(r"[^:,]*[:,]?").findall  # where a long method text may break
-    texts = [record.method.text for record in records]
-    baseline = next((r.method.text for r in records if r.method.key == "plain"), None)
+    environment.filters["own"] = own_recipe
+    texts = [record.contestant for record in records]
+    baseline = next((r.contestant for r in records if r.method.key == "plain" and "@" not in r.contestant), None)
     look = drawing.looks(texts, baseline)
     sections = [_section(group, look) for group in groups(records).values()]
     for section in sections:
@@ -115,7 +119,6 @@ def render(
         title=heading,
         sections=sections,
         commands=commands,
-        legend=LEGEND,
         colors=list(zip(drawing.COLORS, range(1, 9), strict=True)),
         date=max(record.time for record in records)[:10],
         dash=NONE,
@@ -138,16 +141,16 @@ def _section(records: Sequence[RunRecord], look: Mapping[str, Look]) -> dict[str
         "title": group_title(records),
         "verdict": verdict(rows),
         "budget": budget_text(records[0]),
-        "statement": statement(rows),
+        "legend": legend(rows),
         "notes": list(notes(records)),
         "columns": shown,
-        "rows": [(row, look[row.method].number, [(column, column.cell(row)) for column in shown]) for row in rows],
+        "rows": [(row, look[row.contestant].number, [(column, column.cell(row)) for column in shown]) for row in rows],
         "figures": _figures(chosen(records), rows, look),
         "runs": [_run(record) for record in records],
         "setting": _setting(records),
         "methods": [
-            (record.method.text, record.method.cls, _fields(record.method))
-            for record in {record.method.text: record for record in records}.values()
+            (record.contestant, record.method.cls, _fields(record.method))
+            for record in {record.contestant: record for record in records}.values()
         ],
     }
 
@@ -210,14 +213,6 @@ def _values(texts: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(texts)) or NONE
 
 
-def _value(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "none"}[value]
-    if isinstance(value, int | float):
-        return f"{value:g}" if isinstance(value, float) else f"{value:,}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
 def _fields(method: MethodRecord) -> str:
     if method.key == "plain":  # it has a radius only to be a method
         return "perturbs nothing"
@@ -227,15 +222,16 @@ def _fields(method: MethodRecord) -> str:
 def _run(record: RunRecord) -> dict[str, Any]:
     """One line of the table of runs; an unfinished run shows its last epoch."""
     last = {} if not record.epochs else vars(record.epochs[-1]) | {"epochs": record.epochs[-1].epoch}
-    best = max((e.test_accuracy for e in record.epochs if e.test_accuracy is not None), default=None)
-    shown = last | {"best_test_accuracy": best} | ({} if record.end is None else vars(record.end))
+    shown = last | ({} if record.end is None else vars(record.end))
+    metric = record.metric
+    best = None if record.end is None or record.end.best is None else record.end.best.test.get(metric.name)
     figures = [
-        ("method", record.method.text),
+        ("method", record.contestant),
         ("seed", str(record.seed)),
         ("epochs", _form(shown.get("epochs", 0), 1, ",.0f")),
         ("steps", _form(shown.get("step", 0), 1, ",.0f")),
-        ("accuracy, %", _form(shown.get("test_accuracy"), 100, ".2f")),
-        ("best, %", _form(shown.get("best_test_accuracy"), 100, ".2f")),
+        (metric.name, _form(shown.get("test", {}).get(metric.name), metric.scale, ".4g")),
+        ("at best epoch", _form(best, metric.scale, ".4g")),
         ("train loss", _form(shown.get("train_loss"), 1, "#.4g")),
         ("seconds", _form(shown.get("seconds"), 1, ",.1f")),
         ("ms per step", _form(shown.get("seconds_per_step"), 1000, "#.3g")),
@@ -249,8 +245,4 @@ def _run(record: RunRecord) -> dict[str, Any]:
 
 
 def _form(value: float | None, unit: float, form: str) -> str:
-    return NONE if value is None else format(unit * value, form).replace("-", "−")
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    return NONE if value is None else minus(format(unit * value, form))

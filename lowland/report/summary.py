@@ -1,12 +1,14 @@
-"""From runs to one row per method."""
+"""From runs to one row per contestant."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import median
+from typing import Any
 
-from lowland.runs.record import EndRecord, RunRecord
+from lowland.report.grouping import chosen
+from lowland.runs.record import ACCURACY, EndRecord, MetricRecord, RunRecord
 from lowland.runs.statistics import Effect, Estimate, effect, estimate, holm, paired
 
 RIPE = 8
@@ -17,60 +19,71 @@ training, on eight it has caught up (docs/results.md)."""
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One method over its finished seeds; fractions, seconds and bytes, None where nothing is known."""
+    """One contestant over its finished seeds: a method and, if need be, a recipe of its own.
 
-    method: str
-    label: str  # the key where no other row shares it, else the full text
+    Values of the metric are as stored, before scaling; times are in seconds, memory in bytes. None where nothing is
+    known. A difference is positive where the contestant is better, whichever way the metric runs.
+    """
+
+    contestant: str
+    label: str  # the method's key where no other row shares it, else its full text; its own recipe behind
     baseline: bool
+    plain: bool  # an ordinary training, with the baseline's recipe or one of its own
+    metric: MetricRecord = ACCURACY
+    fields: Mapping[str, Any] = field(default_factory=dict)  # of the method
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # where it differs from the baseline's
     seeds: tuple[int, ...]
     unfinished: tuple[int, ...]
-    accuracy: Estimate | None
+    scores: Mapping[int, float]  # by seed: what is compared
+    score: Estimate | None
+    last: Estimate | None  # at the end of the training, where the score is that of the best epoch
     difference: Estimate | None  # to the baseline, paired over the common seeds; None for the baseline itself
     p: float | None  # of the difference, corrected for the number of comparisons in the table
     effect: Effect | None
     diverged: tuple[int, ...]  # seeds whose training broke down; with one of them, nothing is compared
     epochs: int | None  # of the shortest finished run
+    steps: float | None
     gradients: float | None  # per step, in full-batch equivalents
     sequential: float | None  # per step, on the critical path
     seconds: float | None  # per step, median over seeds
     time: float | None  # seconds per step relative to the baseline's, median over common seeds
+    work: float | None  # gradients of the whole training relative to the baseline's
+    duration: float | None  # seconds of the whole training relative to the baseline's, median over common seeds
     memory: float | None  # peak, median over seeds
     memory_ratio: float | None
     sharpness: float | None
 
 
 def summarize(records: Sequence[RunRecord], baseline: str = "plain") -> list[Row]:
-    """One row per method text: the baseline first, the others in the order of the records.
+    """One row per contestant: the baseline first, the others in the order of the records.
 
-    P values are corrected for the number of comparisons, after Holm; trainings below 8 epochs get none. A method that
-    diverged in any seed is compared with nothing, and neither is any where the baseline diverged.
+    P values are corrected for the number of comparisons, after Holm; trainings below 8 epochs get none. A contestant
+    that diverged in any seed is compared with nothing, and neither is any where the baseline diverged.
 
-    Of several runs of one method and seed the latest finished one counts. Unfinished runs are listed only.
+    Of several runs of one contestant and seed the latest finished one counts. Unfinished runs are listed only.
 
     Args:
-        records: runs of one group (see :func:`groups`).
-        baseline: text or key of the method that the others are compared with.
+        records: runs of one group (see :func:`~lowland.report.grouping.groups`).
+        baseline: text or key of the method that the others are compared with, with the comparison's recipe.
     """
     runs = chosen(records)
-    methods = {record.method.text: record.method.key for record in runs}
-    reference = baseline if baseline in methods else next((t for t, k in methods.items() if k == baseline), None)
-    order = sorted(methods, key=lambda text: text != reference)
-    keys = list(methods.values())
-    ends: dict[str, dict[int, EndRecord]] = {text: {} for text in methods}
-    for record in runs:
-        if record.end is not None:
-            ends[record.method.text][record.seed] = record.end
-    base = ends[reference] if reference is not None else {}
+    by_name: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        by_name.setdefault(run.contestant, []).append(run)
+    keys = {name: members[0].method.key for name, members in by_name.items()}
+    shared = {name: key for name, key in keys.items() if "@" not in name}
+    reference = baseline if baseline in keys else next((t for t, k in shared.items() if k == baseline), None)
+    base = by_name.get(reference or "", [])
+    usual = _usual(base or runs)
     rows = [
         _row(
-            text,
-            label=methods[text] if keys.count(methods[text]) == 1 else text,
-            baseline=text == reference,
-            ends=ends[text],
-            base=base,
-            unfinished=tuple(sorted(r.seed for r in runs if r.method.text == text and not r.finished)),
+            by_name[name],
+            label=_label(name, keys),
+            baseline=name == reference,
+            base={run.seed: run for run in base if run.end is not None},
+            usual=usual,
         )
-        for text in order
+        for name in sorted(keys, key=lambda name: name != reference)
     ]
     values = holm([None if row.difference is None else row.difference.p for row in rows])
     return [
@@ -85,41 +98,88 @@ def too_short(rows: Sequence[Row]) -> int | None:
     return fewest if fewest < RIPE and len(rows) > 1 else None
 
 
+def advantage(metric: MetricRecord, values: Mapping[int, float], others: Mapping[int, float]) -> Estimate | None:
+    """By how much values are better than others, paired by seed: positive is better, whichever way the metric runs."""
+    return paired(values, others) if metric.higher else paired(others, values)
+
+
+def _label(name: str, keys: Mapping[str, str]) -> str:
+    method, at, recipe = name.partition("@")
+    rivals = {other.partition("@")[0] for other, key in keys.items() if key == keys[name]}
+    return (keys[name] if len(rivals) == 1 else method) + at + recipe
+
+
+def _usual(records: Sequence[RunRecord]) -> Mapping[str, Any]:
+    """The recipe of most of these runs."""
+    recipes = [record.recipe for record in records]
+    return max(recipes, key=recipes.count, default={})
+
+
 def _row(
-    text: str,
+    runs: Sequence[RunRecord],
     *,
     label: str,
     baseline: bool,
-    ends: Mapping[int, EndRecord],
-    base: Mapping[int, EndRecord],
-    unfinished: tuple[int, ...],
+    base: Mapping[int, RunRecord],
+    usual: Mapping[str, Any],
 ) -> Row:
-    accuracies = _known(ends, lambda end: end.test_accuracy)
-    seconds = _known(ends, lambda end: end.seconds_per_step)
-    memory = _known(ends, lambda end: end.peak_memory)
+    first = runs[0]
+    metric = first.metric
+    finished = {run.seed: run for run in runs if run.end is not None}
+    ends = _ends(finished)
+    ends_of_base = _ends(base)
+    scores = {seed: run.score for seed, run in finished.items() if run.score is not None}
+    last = {seed: run.last for seed, run in finished.items() if run.last is not None}
     diverged = tuple(sorted(seed for seed, end in ends.items() if end.diverged))
-    compared = not (baseline or diverged or any(end.diverged for end in base.values()))
-    difference = paired(accuracies, _known(base, lambda end: end.test_accuracy)) if compared else None
+    compared = not (baseline or diverged or any(end.diverged for end in ends_of_base.values()))
+    reference = {seed: run.score for seed, run in base.items() if run.score is not None}
     return Row(
-        method=text,
+        contestant=first.contestant,
         label=label,
         baseline=baseline,
+        plain=first.method.key == "plain",
+        metric=metric,
+        fields={} if first.method.key == "plain" else first.method.fields,  # plain has a radius only to be a method
+        recipe={name: value for name, value in first.recipe.items() if value != usual.get(name)},
         seeds=tuple(sorted(ends)),
-        unfinished=unfinished,
-        accuracy=None if diverged else estimate(accuracies.values()),
-        difference=difference,
+        unfinished=tuple(sorted(run.seed for run in runs if run.end is None)),
+        scores={} if diverged else scores,
+        score=None if diverged else estimate(scores.values()),
+        last=estimate(last.values()) if first.select == "best" and not diverged else None,
+        difference=advantage(metric, scores, reference) if compared else None,
         p=None,
         effect=None,
         diverged=diverged,
         epochs=min((end.epochs for end in ends.values() if not end.diverged), default=None),
-        gradients=_mean(_known(ends, lambda end: end.gradients_per_step)),
-        sequential=_mean(_known(ends, lambda end: end.sequential_per_step)),
-        seconds=median(seconds.values()) if seconds else None,
-        time=_ratio(seconds, _known(base, lambda end: end.seconds_per_step)),
-        memory=median(memory.values()) if memory else None,
-        memory_ratio=_ratio(memory, _known(base, lambda end: end.peak_memory)),
         sharpness=None if diverged else _mean(_known(ends, lambda end: end.m_sharpness)),
+        **_costs(ends, ends_of_base),
     )
+
+
+def _ends(runs: Mapping[int, RunRecord]) -> dict[int, EndRecord]:
+    return {seed: run.end for seed, run in runs.items() if run.end is not None}
+
+
+def _costs(ends: Mapping[int, EndRecord], base: Mapping[int, EndRecord]) -> dict[str, float | None]:
+    """What these runs cost, and relative to the baseline's."""
+    seconds = _known(ends, lambda end: end.seconds_per_step)
+    memory = _known(ends, lambda end: end.peak_memory)
+    return {
+        "steps": _mean(_known(ends, lambda end: end.step)),
+        "gradients": _mean(_known(ends, lambda end: end.gradients_per_step)),
+        "sequential": _mean(_known(ends, lambda end: end.sequential_per_step)),
+        "seconds": median(seconds.values()) if seconds else None,
+        "time": _ratio(seconds, _known(base, lambda end: end.seconds_per_step)),
+        "work": _ratio(_known(ends, _gradients), _known(base, _gradients)),
+        "duration": _ratio(_known(ends, lambda end: end.seconds), _known(base, lambda end: end.seconds)),
+        "memory": median(memory.values()) if memory else None,
+        "memory_ratio": _ratio(memory, _known(base, lambda end: end.peak_memory)),
+    }
+
+
+def _gradients(end: EndRecord) -> float | None:
+    """Of the whole training."""
+    return None if end.gradients_per_step is None else end.gradients_per_step * end.step
 
 
 def _known(ends: Mapping[int, EndRecord], value: Callable[[EndRecord], float | None]) -> dict[int, float]:
@@ -133,35 +193,3 @@ def _mean(values: Mapping[int, float]) -> float | None:
 def _ratio(values: Mapping[int, float], base: Mapping[int, float]) -> float | None:
     ratios = [values[seed] / base[seed] for seed in values if base.get(seed)]
     return median(ratios) if ratios else None
-
-
-def chosen(records: Iterable[RunRecord]) -> list[RunRecord]:
-    """One run per method and seed: the latest of the finished ones, else the latest."""
-    best: dict[tuple[str, int], RunRecord] = {}
-    for record in records:
-        place = (record.method.text, record.seed)
-        held = best.get(place)
-        if held is None or (record.finished, record.time) >= (held.finished, held.time):
-            best[place] = record
-    return list(best.values())
-
-
-def groups(records: Iterable[RunRecord]) -> dict[tuple[str, ...], list[RunRecord]]:
-    """Records that may stand in one table: the same task, model, label noise and budget, spelled out."""
-    found: dict[tuple[str, ...], list[RunRecord]] = {}
-    for record in records:
-        key = (record.task, record.model, noise_text(record), budget_text(record))
-        found.setdefault(key, []).append(record)
-    return found
-
-
-def noise_text(record: RunRecord) -> str:
-    """The label noise in words; empty without noise."""
-    rate = record.noise.get("rate") or 0
-    return f"{100 * rate:g} % {record.noise.get('kind', '')} label noise".replace("  ", " ") if rate else ""
-
-
-def budget_text(record: RunRecord) -> str:
-    """The budget in words: ``880 steps``; empty where none is recorded."""
-    kind, limit = record.budget.get("kind"), record.budget.get("limit")
-    return f"{limit:,.10g} {kind}" if isinstance(limit, int | float) else str(kind or "")

@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lowland.core.errors import MissingExtraError
-from lowland.report.sentences import percent
 from lowland.report.summary import Row
+from lowland.report.values import NONE, Form, form, number
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-NONE = "–"
 WIDE = 100  # columns of a terminal that hold every cell on one line
 NARROW = 80  # columns below which a row of cells would be cut off
 STYLES = {"better": "green", "worse": "red", "open": "", None: ""}
 MARKS = {"better": "▲", "worse": "▼", "open": "○", None: ""}
-LEGEND = (
-    "± is the 95 % t-interval over seeds, each by itself. Differences are paired by seed: ▲ better and ▼ worse where "
-    "their t-test has p < 0.05 after Holm's correction for the number of comparisons in the table, ○ open, also where "
-    "every seed differs by the same, which a test cannot judge. "
-    "Gradients per step: all of them / one after another, where independent ones run side by side."
-)
+
+HELP = {
+    "score": "Mean over seeds ± its 95 % t-interval.",
+    "gradients": "All of them / one after another, where independent ones run side by side.",
+    "work": "Gradients / seconds of all steps together, relative to the baseline's.",
+    "memory": "The most that one step holds at once: weights, gradients, activations and what the method keeps.",
+    "sharpness": (
+        "How much the training loss rises, on average, when the weights take a short step along the gradient of a "
+        "micro-batch. The lower, the flatter; it says nothing about the test set by itself."
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: a name for styling, a title (a line break where it may be split) and its cell for a row."""
+    """One column.
+
+    Args:
+        name: For styling.
+        title: Its heading, with a line break where it may be split.
+        cell: Its text for a row.
+        help: What it holds, in a line for readers who see it for the first time; empty where the title says it.
+    """
 
     name: str
     title: str
     cell: Callable[[Row], str]
+    help: str = ""
 
     @property
     def heading(self) -> str:
@@ -44,20 +57,43 @@ class Column:
 def columns(rows: Sequence[Row]) -> list[Column]:
     """The columns these rows can fill: nothing relative without a baseline, nothing that was not measured."""
     base = next((row.label for row in rows if row.baseline and row.seeds), None)
+    style = form(rows)
+    found = [Column("method", "method", lambda row: row.contestant), Column("seeds", "seeds", _seeds)]
+    found += _scores(rows, style)
+    if base is not None:
+        title = style.titled(f"gain over\n{base}", style.points)
+        found.append(Column("difference", title, lambda row: _difference(row, style), _help_gain(rows, style)))
+    found += _costs(rows, base)
+    if any(row.sharpness is not None for row in rows):
+        found.append(
+            Column("sharpness", "m-sharp-\nness", lambda row: number(row.sharpness, "{:#.3g}"), HELP["sharpness"])
+        )
+    return found
+
+
+def _scores(rows: Sequence[Row], style: Form) -> list[Column]:
+    metric = style.metric
+    better = "" if metric.higher else " Lower is better."
+    title = style.titled(f"test\n{metric.name}", style.unit)
+    if not any(row.last for row in rows):
+        return [Column("score", title, lambda row: _score(row, style), f"{HELP['score']}{better}")]
+    where = " At the epoch that was best on the validation part; the end of the training stands beside it."
+    return [
+        Column("score", title, lambda row: _score(row, style), f"{HELP['score']}{better}{where}"),
+        Column("last", style.titled("at the\nend", style.unit), lambda row: _last(row, style)),
+    ]
+
+
+def _costs(rows: Sequence[Row], base: str | None) -> list[Column]:
     timed = any(row.time is not None for row in rows)
     found = [
-        Column("method", "method", lambda row: row.method),
-        Column("seeds", "seeds", _seeds),
-        Column("accuracy", "test\naccuracy, %", _accuracy),
+        Column("gradients", "gradients\nper step", _gradients, HELP["gradients"]),
+        Column("time", "time\nper step", _time if timed else _milliseconds, f"relative to {base}'s" if timed else ""),
     ]
-    if base is not None:
-        found.append(Column("difference", f"gain over\n{base}, points", _difference))
-    found.append(Column("gradients", "gradients\nper step", _gradients))
-    found.append(Column("time", "time\nper step", _time if timed else _milliseconds))
+    if longer(rows):
+        found.append(Column("work", "whole\ntraining", _work, HELP["work"]))
     if any(row.memory is not None for row in rows):
-        found.append(Column("memory", "peak\nmemory, MiB", _memory))
-    if any(row.sharpness is not None for row in rows):
-        found.append(Column("sharpness", "m-sharp-\nness", lambda row: _number(row.sharpness, "{:#.3g}")))
+        found.append(Column("memory", "peak\nmemory, MiB", _memory, HELP["memory"]))
     return found
 
 
@@ -99,7 +135,7 @@ def rich_table(rows: Sequence[Row], width: int = WIDE) -> RenderableType:
         table.add_column(title, justify=justify, overflow=overflow, no_wrap=column.name != "method")  # type: ignore[arg-type]
     for row in rows:
         cells = [Text(column.cell(row) if width >= WIDE else _two_lines(column.cell(row))) for column in shown]
-        cells[0] = Text("\n".join(_wrapped(row.method)), style="bold")
+        cells[0] = Text(_named(row), style="bold")
         for column, cell in zip(shown, cells, strict=True):
             if column.name == "difference":
                 cell.stylize(STYLES[row.effect])
@@ -125,13 +161,61 @@ def _blocks(rows: Sequence[Row], width: int) -> RenderableType:
         for column in shown:
             style = STYLES[row.effect] if column.name == "difference" else ""
             grid.add_row(Padding(column.heading, (0, 0, 0, 2)), Text(column.cell(row), style=style))
-        blocks += [Text("\n".join(_wrapped(row.method, width)), style="bold"), grid]
+        blocks += [Text(_named(row, width), style="bold"), grid]
     return Group(*blocks)
+
+
+def legend(rows: Sequence[Row]) -> str:
+    """What the signs of the table mean."""
+    shown = {column.name: column.help for column in columns(rows)}
+    return " ".join(filter(None, [shown["score"], shown.get("difference"), f"Gradients: {_lower(shown['gradients'])}"]))
+
+
+def own_recipe(row: Row) -> str:
+    """What differs in a row's recipe from the baseline's and is not in its name: ``lr=0.005, optimizer=amsgrad``."""
+    named = {part.partition("=")[0] for part in row.contestant.partition("@")[2].split(",")}
+    return spelled({name: value for name, value in row.recipe.items() if name not in named})
+
+
+def spelled(fields: Mapping[str, Any]) -> str:
+    """Fields as text: ``rho=0.05, geometry=l2``."""
+    return ", ".join(f"{name}={value_text(value)}" for name, value in fields.items())
+
+
+def value_text(value: Any) -> str:
+    """A value of a recipe or a method as people write it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, int | float):
+        return f"{value:g}" if isinstance(value, float) else f"{value:,}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def longer(rows: Sequence[Row]) -> bool:
+    """Whether contestants trained for different numbers of steps, so that the cost of a step is not the whole cost."""
+    base = next((row for row in rows if row.baseline), None)
+    if base is None or not base.steps:
+        return False
+    return any(row.steps and row.work and not 0.98 < row.steps / base.steps < 1.02 for row in rows)
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _help_gain(rows: Sequence[Row], style: Form) -> str:
+    tested = sum(row.p is not None for row in rows)
+    corrected = f" after Holm's correction for {tested} comparisons" if tested > 1 else ""
+    said = f"Paired by seed ± its 95 % t-interval, each by itself. ▲ better and ▼ worse: p < 0.05{corrected}; ○ open."
+    return said if style.metric.higher else f"{said} A gain is positive where the {style.metric.name} is lower."
 
 
 def _cell(column: Column, row: Row) -> str:
     text = column.cell(row)
-    return f"`{text.replace('|', chr(92) + '|')}`" if column.name == "method" else text
+    if column.name != "method":
+        return text
+    own = own_recipe(row)
+    return f"`{text.replace('|', chr(92) + '|')}`" + (f" ({own.replace('|', chr(92) + '|')})" if own else "")
 
 
 def _two_lines(text: str) -> str:
@@ -140,46 +224,52 @@ def _two_lines(text: str) -> str:
     return text
 
 
-def _wrapped(method: str, width: int = 14) -> list[str]:
+def _named(row: Row, width: int = 14) -> str:
+    """A contestant's name and its own recipe, cut where a reader would."""
+    own = own_recipe(row)
+    return "\n".join(_wrapped(row.contestant, width) + (textwrap.wrap(own, max(width, 14)) if own else []))
+
+
+def _wrapped(method: str, width: int) -> list[str]:
     """A method text cut after colons and commas, so that narrow terminals break it where a reader would."""
-    spaced = method.replace(":", ": ").replace(",", ", ")
+    spaced = method.replace(":", ": ").replace(",", ", ").replace("@", " @")
     return [line.replace(" ", "") for line in textwrap.wrap(spaced, width, break_on_hyphens=False)] or [method]
-
-
-def _number(value: float | None, form: str) -> str:
-    return NONE if value is None else form.format(value).replace("-", "−")
 
 
 def _seeds(row: Row) -> str:
     return f"{len(row.seeds)} of {len(row.seeds) + len(row.unfinished)}" if row.unfinished else f"{len(row.seeds)}"
 
 
-def _accuracy(row: Row) -> str:
+def _score(row: Row, style: Form) -> str:
     if row.diverged:
         return f"diverged in {len(row.diverged)} of {len(row.seeds)}"
-    if row.accuracy is None:
+    if row.score is None:
         return "unfinished" if row.unfinished and not row.seeds else NONE
-    half = "" if row.accuracy.half is None else f" ± {percent(row.accuracy.half)}"
-    return f"{percent(row.accuracy.mean)}{half}"
+    return style.interval(row.score)
 
 
-def _difference(row: Row) -> str:
-    if row.difference is None:
-        return NONE
-    half = "" if row.difference.half is None else f" ± {percent(row.difference.half)}"
-    return f"{percent(row.difference.mean, sign=True)}{half} {MARKS[row.effect]}"
+def _last(row: Row, style: Form) -> str:
+    return NONE if row.last is None else style.interval(row.last)
+
+
+def _difference(row: Row, style: Form) -> str:
+    return NONE if row.difference is None else f"{style.interval(row.difference, sign=True)} {MARKS[row.effect]}"
 
 
 def _gradients(row: Row) -> str:
-    return NONE if row.gradients is None else f"{row.gradients:.2f} / {_number(row.sequential, '{:.2f}')}"
+    return NONE if row.gradients is None else f"{row.gradients:.2f} / {number(row.sequential, '{:.2f}')}"
 
 
 def _time(row: Row) -> str:
-    return _number(row.time, "{:.2f} ×")
+    return number(row.time, "{:.2f} ×")
 
 
 def _milliseconds(row: Row) -> str:
-    return _number(None if row.seconds is None else 1000 * row.seconds, "{:.3g} ms")
+    return number(None if row.seconds is None else 1000 * row.seconds, "{:.3g} ms")
+
+
+def _work(row: Row) -> str:
+    return NONE if row.work is None else f"{row.work:.2f} × / {number(row.duration, '{:.2f} ×')}"
 
 
 def _memory(row: Row) -> str:

@@ -18,9 +18,8 @@ def test_all_methods_but_what_cannot_work(tmp_path, capsys):
     assert {json.loads(p.read_text().splitlines()[0])["method"]["text"] for p in tmp_path.glob("*/run.jsonl")} == (
         METHODS.keys() - {"sam-on"} | {"sam:rho=0.1"}
     )
-    assert "The recipes of these runs differ in lr, optimizer and weight_decay: adasam has its own." in shown
     page = (tmp_path / "digits-mlp.html").read_text()
-    assert "The recipes of these runs differ in lr, optimizer and weight_decay: adasam has its own." in page
+    assert "optimizer=amsgrad, lr=0.005, weight_decay=5e-05" in page  # in its row
     line = json.loads((tmp_path / "digits-mlp-adasam-seed0" / "run.jsonl").read_text().splitlines()[0])
     assert (line["recipe"]["optimizer"], line["recipe"]["lr"]) == ("amsgrad", 0.1 / 20)
 

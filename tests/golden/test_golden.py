@@ -51,7 +51,8 @@ def test_the_run_file_is_read(file: Path) -> None:
     assert record.recipe == config["recipe"]
     assert record.end is not None
     assert [e.train_loss for e in record.epochs] == [line["train_loss"] for line in lines(file, "epoch")]
-    assert record.end.test_accuracy == end["test_accuracy"]
+    assert record.end.test == {"accuracy": end["test_accuracy"], "loss": end["test_loss"]}
+    assert record.score == end["test_accuracy"]
     assert record.end.gradients_per_step == end["gradients_per_step"]
     assert record.end.m_sharpness == end["m_sharpness"]
 

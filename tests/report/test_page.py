@@ -68,7 +68,7 @@ def test_page_says_what_the_runs_say(write_run: WriteRun, tmp_path: Path) -> Non
     text = page.text
     for told in (
         "digits · mlp · 3 methods × 2 seeds",
-        "sam and sampa beat plain.",
+        "Take sampa: +3.02 ± 0.25 points over plain, p = 0.0084 after Holm's correction for 2 comparisons, at 2.00",
         "Equal budget: 176 steps each.",
         "90.50 ± 6.35",
         "+2.02 ± 0.25 ▲",

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_runs import lines_of, modern, write_lines
 
 from lowland.core.errors import DataError
-from lowland.report import read, read_all
+from lowland.report import MetricRecord, read, read_all
+from lowland.runs.record import ACCURACY
 
 WriteRun = Callable[..., Path]
 
@@ -30,7 +32,7 @@ def test_read_folder_and_file(write_run: WriteRun) -> None:
     assert (record.method.key, record.method.text, record.method.fields) == ("sampa", "sampa:rho=0.1", {"rho": 0.05})
     assert [e.epoch for e in record.epochs] == [1, 2, 3]
     assert record.end is not None
-    assert record.end.test_accuracy == 0.9
+    assert record.end.test == {"accuracy": 0.9, "loss": 0.2}
     assert record.finished
     assert record.command is None
 
@@ -38,6 +40,50 @@ def test_read_folder_and_file(write_run: WriteRun) -> None:
 @pytest.mark.parametrize(("command", "text"), [("lowland demo", "lowland demo"), (["a", "b c"], "a 'b c'")])
 def test_command(write_run: WriteRun, command: object, text: str) -> None:
     assert read(write_run(command=command, epochs=3)).command == text
+
+
+def test_an_older_file_is_judged_by_accuracy(write_run: WriteRun) -> None:
+    record = read(write_run("sam", accuracy=0.9))
+    assert record.metrics == (ACCURACY,) == (MetricRecord(name="accuracy", unit="%", scale=100.0, higher=True),)
+    assert (record.contestant, record.select, record.metric.bounds) == ("sam", "last", (0.0, 100.0))
+    assert record.end is not None
+    assert record.end.best is None  # what was chosen on the test set is not read
+    assert record.score == record.last == 0.9
+    assert record.epochs[-1].test == {"loss": pytest.approx(0.2), "accuracy": 0.9}
+    assert record.epochs[-1].train == {"accuracy": None}
+    assert record.epochs[-1].validation == {}
+
+
+@pytest.mark.parametrize(("select", "score"), [("last", 20.0), ("best", 19.99)])
+def test_a_file_with_metrics_of_its_own(tmp_path: Path, select: str, score: float) -> None:
+    perplexity = {"name": "perplexity", "unit": "", "scale": 1, "higher": False}
+    lines = lines_of("plain@epochs=16", accuracy=20.0, epochs=3)
+    hits = {"name": "top5", "unit": "%", "scale": 100}
+    record = read(write_lines(tmp_path / "run", modern(lines, perplexity, hits, select=select)))
+    assert record.metrics == (
+        MetricRecord(name="perplexity", higher=False),
+        MetricRecord(name="top5", unit="%", scale=100.0),
+    )
+    assert (record.contestant, record.method.text, record.noise) == ("plain@epochs=16", "plain", {})
+    assert record.end is not None
+    assert record.end.best is not None
+    assert record.end.best.epoch == 2
+    assert record.end.best.validation == record.end.test
+    assert (record.last, record.score) == (20.0, pytest.approx(score))
+    assert record.epochs[-1].test == record.epochs[-1].validation == record.end.test
+    assert record.metric.bounds == (float("-inf"), float("inf"))
+
+
+def test_without_a_best_epoch_there_is_no_best_score(tmp_path: Path) -> None:
+    lines = modern(lines_of(), {"name": "accuracy", "unit": "%", "scale": 100}, select="best")
+    del lines[-1]["best"]
+    record = read(write_lines(tmp_path / "run", lines))
+    assert (record.score, record.last) == (None, 0.95)
+
+
+def test_an_unknown_selection_is_refused(write_run: WriteRun) -> None:
+    with pytest.raises(DataError, match="select must be best or last, but is 'first'"):
+        read(write_run(select="first"))
 
 
 def test_torn_last_line_is_ignored(write_run: WriteRun) -> None:
@@ -59,7 +105,7 @@ def test_resumed_run_replaces_what_is_repeated(write_run: WriteRun) -> None:
     append(folder, {"kind": "resumed", "step": 30, "time": ""}, epoch(2, 44, 0.5, seconds=9.0))
     record = read(folder)
     assert [(e.epoch, e.step) for e in record.epochs] == [(1, 22), (2, 44)]
-    assert record.epochs[1].test_accuracy == 0.5
+    assert record.epochs[1].test["accuracy"] == 0.5
     assert record.epochs[1].seconds == 9.0
     assert record.resumed == 1
     assert record.warnings == ("line 5 of the run file is damaged and was left out",)
@@ -68,7 +114,7 @@ def test_resumed_run_replaces_what_is_repeated(write_run: WriteRun) -> None:
 def test_later_line_of_an_epoch_wins(write_run: WriteRun) -> None:
     folder = write_run(epochs=3)
     append(folder, epoch(3, 66, 0.25))
-    assert [e.test_accuracy for e in read(folder).epochs][2:] == [0.25]
+    assert [e.test["accuracy"] for e in read(folder).epochs][2:] == [0.25]
 
 
 def test_resumed_after_the_end_is_unfinished(write_run: WriteRun) -> None:
@@ -84,7 +130,7 @@ def test_null_and_not_finite_numbers_are_none(write_run: WriteRun) -> None:
     append(folder, epoch(4, 88, 0.5) | {"train_loss": None, "test_loss": float("nan")})
     last = read(folder).epochs[-1]
     assert last.train_loss is None
-    assert last.test_loss is None
+    assert last.test["loss"] is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,232 @@
+"""Run files, read back: one ``run.jsonl`` per run, one JSON object per line.
+
+A run that was killed may end in a torn line, and a resumed one repeats epochs; both are ordinary here.
+A file that never was a run file is refused with a :class:`~lowland.core.errors.DataError`.
+
+Older files are read, too: they name no metrics, because all were judged by accuracy, and spell its values
+``test_accuracy``, ``test_loss`` and ``train_accuracy``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from lowland.core.errors import DataError
+from lowland.runs.file import RUN_FILE
+from lowland.runs.record import (
+    ACCURACY,
+    BestRecord,
+    EndRecord,
+    EpochRecord,
+    MethodRecord,
+    MetricRecord,
+    RunRecord,
+    Values,
+)
+
+
+def read(folder_or_file: str | Path) -> RunRecord:
+    """Read one run.
+
+    Args:
+        folder_or_file: a run folder, or its ``run.jsonl``.
+
+    Raises:
+        DataError: the file is missing, or is not a run file.
+    """
+    path = Path(folder_or_file)
+    path = path / RUN_FILE if path.is_dir() else path
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise DataError(f"no run file at {path} ({error.strerror}); name a run folder or a {RUN_FILE}") from None
+    lines, damaged = _parse(text)
+    try:
+        return _assemble(path, lines, damaged)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+        raise DataError(f"{path} is not a run file of lowland: {reason}; name another file") from error
+
+
+def read_all(paths: Iterable[str | Path]) -> list[RunRecord]:
+    """Read many runs: run folders, run files, or parent folders that are searched for them.
+
+    Runs found in a search come in the order in which they were started; an empty file there (a run killed
+    before its first line) is passed over, and one that is no run file is left out with a warning. A run named twice is
+    read once.
+
+    Raises:
+        DataError: a path holds no run, or a file that was named is not a run file.
+    """
+    records: dict[Path, RunRecord] = {}
+    for path in map(Path, paths):
+        if path.is_dir() and not (path / RUN_FILE).is_file():
+            found = _search(path)
+            if not found:
+                raise DataError(f"no {RUN_FILE} below {path}; name a folder that `lowland` wrote runs into")
+            found.sort(key=lambda record: (record.time, str(record.path)))
+        else:
+            found = [read(path)]
+        for record in found:
+            records.setdefault(record.path.resolve(), record)
+    return list(records.values())
+
+
+def _search(folder: Path) -> list[RunRecord]:
+    records = []
+    for file in sorted(folder.rglob(RUN_FILE)):
+        if not file.stat().st_size:
+            continue
+        try:
+            records.append(read(file))
+        except DataError as error:
+            warnings.warn(f"left out: {error}", stacklevel=3)
+    return records
+
+
+def _parse(text: str) -> tuple[list[dict[str, Any]], list[int]]:
+    """The objects of a file and the numbers of damaged lines; a torn last line is neither."""
+    lines: list[dict[str, Any]] = []
+    damaged: list[int] = []
+    numbered = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    for position, (number, line) in enumerate(numbered, 1):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        if isinstance(value, dict):
+            lines.append(value)
+        elif position < len(numbered):
+            damaged.append(number)
+    return lines, damaged
+
+
+def _assemble(path: Path, lines: list[dict[str, Any]], damaged: list[int]) -> RunRecord:
+    if not lines or lines[0].get("kind") != "config":
+        raise ValueError('its first line is no {"kind": "config", ...}')
+    config, end, resumed = lines[0], None, 0
+    epochs: dict[int, EpochRecord] = {}
+    lost: set[int] = set()  # epochs whose loss was no number
+    told = [f"line {number} of the run file is damaged and was left out" for number in damaged]
+    for line in lines[1:]:
+        kind = line.get("kind")
+        if kind == "config":
+            config = line
+        elif kind == "epoch":
+            epoch = _epoch(line)
+            epochs[epoch.epoch] = epoch
+            lost = lost | {epoch.epoch} if line.get("train_loss", 0) is None else lost - {epoch.epoch}
+        elif kind == "resumed":
+            # what lies beyond the checkpoint is run again; its old seconds would not fit the new ones
+            epochs = {n: epoch for n, epoch in epochs.items() if epoch.step <= line["step"]}
+            end, resumed = None, resumed + 1
+        elif kind == "warning":
+            told.append(str(line["message"]))
+        elif kind == "end":
+            end = _end(line)
+    ordered = tuple(epochs[n] for n in sorted(epochs))
+    if end is not None and ordered and ordered[-1].epoch in lost:  # also in files that do not say so themselves
+        end = replace(end, diverged=True)
+    return _record(path, config, epochs=ordered, resumed=resumed, warnings=tuple(told), end=end)
+
+
+def _record(path: Path, config: dict[str, Any], **rest: Any) -> RunRecord:
+    method, command, parameters = config["method"], config.get("command"), config.get("parameters")
+    return RunRecord(
+        path=path,
+        run=str(config.get("run") or path.parent.name),
+        time=str(config.get("time", "")),
+        task=str(config["task"]),
+        model=str(config["model"]),
+        seed=int(config["seed"]),
+        method=MethodRecord(
+            key=str(method["key"]),
+            cls=str(method.get("class", method["key"])),
+            text=str(method.get("text") or method["key"]),
+            fields=dict(method.get("fields") or {}),
+        ),
+        contestant=str(config.get("contestant") or method.get("text") or method["key"]),
+        metrics=_metrics(config.get("metrics")),
+        select=_select(config.get("select") or "last"),
+        recipe=dict(config.get("recipe") or {}),
+        noise=dict(config.get("noise") or {}),
+        budget=dict(config.get("budget") or {}),
+        parameters=None if parameters is None else int(parameters),
+        versions=dict(config.get("versions") or {}),
+        machine=dict(config.get("machine") or {}),
+        command=shlex.join(map(str, command)) if isinstance(command, list) else command and str(command),
+        **rest,
+    )
+
+
+def _metrics(value: Any) -> tuple[MetricRecord, ...]:
+    """The metrics of a config line; accuracy where it names none."""
+    found = tuple(
+        MetricRecord(
+            name=str(metric["name"]),
+            unit=str(metric.get("unit") or ""),
+            scale=float(metric.get("scale", 1.0)),
+            higher=bool(metric.get("higher", True)),
+        )
+        for metric in value or ()
+    )
+    return found or (ACCURACY,)
+
+
+def _select(value: str) -> Literal["best", "last"]:
+    if value == "best":
+        return "best"
+    if value == "last":
+        return "last"
+    raise ValueError(f"select must be best or last, but is {value!r}")
+
+
+def _epoch(line: dict[str, Any]) -> EpochRecord:
+    return EpochRecord(
+        epoch=int(line["epoch"]),
+        step=int(line["step"]),
+        train_loss=_number(line.get("train_loss")),
+        test=_values(line, "test"),
+        train=_values(line, "train"),
+        validation=_values(line, "validation"),
+        seconds=_number(line.get("seconds")),
+        gradients=_number(line.get("gradients")),
+        sequential=_number(line.get("sequential")),
+    )
+
+
+def _end(line: dict[str, Any]) -> EndRecord:
+    costs = ["seconds", "seconds_per_step", "gradients_per_step", "sequential_per_step"]
+    costs += ["weights_per_step", "forwards_per_step", "peak_memory", "m_sharpness"]
+    best = line.get("best")
+    return EndRecord(
+        epochs=int(line["epochs"]),
+        step=int(line["step"]),
+        test=_values(line, "test"),
+        best=best
+        and BestRecord(epoch=int(best["epoch"]), test=_values(best, "test"), validation=_values(best, "validation")),
+        weights_sha256=str(line.get("weights_sha256") or ""),
+        diverged=bool(line.get("diverged")),
+        **{name: _number(line.get(name)) for name in costs},
+    )
+
+
+def _values(line: Mapping[str, Any], part: str) -> Values:
+    """The metrics on a part of the data; older files have a key for each, such as ``test_accuracy``."""
+    if part in line:
+        return {str(name): _number(value) for name, value in (line[part] or {}).items()}
+    old = {name: line[f"{part}_{name}"] for name in ("loss", "accuracy") if f"{part}_{name}" in line}
+    return {name: _number(value) for name, value in old.items() if (part, name) != ("train", "loss")}
+
+
+def _number(value: Any) -> float | None:
+    """What is absent, null or not finite is None."""
+    number = None if value is None else float(value)
+    return number if number is not None and math.isfinite(number) else None
