@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -17,6 +17,7 @@ from lowland.core.errors import LowlandError
 from lowland.lab import names
 from lowland.lab.data.wrapped import dataset
 from lowland.lab.identity import plain_fields
+from lowland.lab.metric import Metric
 from lowland.lab.recipe import Recipe
 from lowland.lab.task import Task
 
@@ -53,7 +54,7 @@ class Tasks:
 
     def _described(self, task: Task, model: str) -> dict[str, str]:
         told = parse(type(task)).fields
-        fields = dataclasses.fields(task) if dataclasses.is_dataclass(task) else ()
+        fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(task) if dataclasses.is_dataclass(task) else ()
         changed = plain_fields(task.recipe(model))
         usual = plain_fields(Recipe())
         recipe = ", ".join(f"{name}={value}" for name, value in changed.items() if value != usual[name])
@@ -61,8 +62,7 @@ class Tasks:
             "fields": "; ".join(f"{f.name}={getattr(task, f.name)} {told.get(f.name, '')}".strip() for f in fields)
             or "none",
             "sizes": self._sizes(task),
-            "metrics": ", ".join(m.name + ("" if m.higher else " (less is better)") for m in task.metrics)
-            or "the loss",
+            "metrics": ", ".join(map(_metric, task.metrics)) or "the loss",
             "models": ", ".join(task.models),
             "recipe": f"{recipe or 'the default one'} (for {model})",
             "source": _source(task),
@@ -75,6 +75,10 @@ class Tasks:
             return ", ".join(f"{len(dataset(name, part)):,} for {name}" for name, part in parts.items())
         except LowlandError as error:
             return f"unknown, {error}"
+
+
+def _metric(metric: Metric) -> str:
+    return metric.name if metric.higher else f"{metric.name} (less is better)"
 
 
 def _source(task: Task) -> str:

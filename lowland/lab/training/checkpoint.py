@@ -3,6 +3,7 @@
 A checkpoint is a folder, ``checkpoints/step-000001200``:
 
 - tensors, as ``torch.distributed.checkpoint`` writes them: every rank its shards, readable on another number of ranks;
+  small ones that are not sharded lie together, see :mod:`lowland.lab.training.packing`;
 - ``state.pt``: all else, as ``torch.save`` writes it and ``torch.load(weights_only=True)`` reads it;
 - ``weights.safetensors``: the model's weights alone, whole, for other programs;
 - ``manifest.json``: the SHA-256 of every file, written last.
@@ -27,16 +28,17 @@ from torch import Tensor
 
 from lowland.core import shards
 from lowland.core.errors import MissingExtraError, StateError
+from lowland.lab.training import packing
+from lowland.lab.training.packing import Like
 from lowland.parallel import World
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 STATE = "state.pt"
 WEIGHTS = "weights.safetensors"
+PACKED = "packed"  # the key in state.pt under which stands which small tensors lie together
 MODEL = "model/"  # what the names of the model's tensors begin with
 ALONE = World(0, 1, torch.device("cpu"), None, {})
-
-Like = Callable[[str, torch.Size, torch.dtype], Tensor]
 
 
 def save(
@@ -67,14 +69,15 @@ def save(
     path = folder / FOLDER / f"step-{step:09d}"
     unfinished = path.with_name(f"{path.name}.tmp")
     _together(lambda: _make_room(unfinished), folder, world)
-    _together(lambda: _write_tensors(unfinished, tensors, world), folder, world, everyone=True)
+    packs, contents = packing.pack(tensors)
+    _together(lambda: _write_tensors(unfinished, packs, world), folder, world, everyone=True)
     whole = {}
     for name, tensor in tensors.items():
         if name.startswith(MODEL):
             found = shards.whole(tensor)  # a collective
             if world.first:  # cloned, because tied tensors share memory, which safetensors refuses
                 whole[name.removeprefix(MODEL)] = found.detach().cpu().contiguous().clone()
-    _together(lambda: _complete(unfinished, path, state, whole, keep), folder, world)
+    _together(lambda: _complete(unfinished, path, state | {PACKED: contents}, whole, keep), folder, world)
     return path
 
 
@@ -141,7 +144,7 @@ def _complete(unfinished: Path, path: Path, state: dict[str, Any], whole: dict[s
             sums[file.name] = hashlib.file_digest(opened, "sha256").hexdigest()
             os.fsync(opened.fileno())
     with (unfinished / MANIFEST).open("w") as opened:
-        json.dump({"format": 2, "sha256": sums}, opened, indent=1)
+        json.dump({"format": 3, "sha256": sums}, opened, indent=1)
         opened.flush()
         os.fsync(opened.fileno())
     _sync(unfinished)
@@ -173,8 +176,11 @@ def load(path: Path, like: Like | None = None, world: World = ALONE) -> tuple[di
     state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
     reader = FileSystemReader(path)
     make = like or (lambda name, size, dtype: torch.empty(size, dtype=dtype))
-    found = reader.read_metadata().state_dict_metadata
-    tensors: dict[str, Any] = {n: make(n, m.size, m.properties.dtype) for n, m in found.items()}  # type: ignore[union-attr]
+    contents = state.pop(PACKED, {})  # checkpoints of 0.1.0 have all tensors apart
+    tensors: dict[str, Any] = {}
+    for name, held in reader.read_metadata().state_dict_metadata.items():
+        kind, size = held.properties.dtype, held.size  # type: ignore[union-attr]
+        tensors[name] = torch.empty(size, dtype=kind) if name in contents else make(name, size, kind)
     try:
         with _quietly():
             load_all(tensors, storage_reader=reader, no_dist=world.size == 1)
@@ -184,7 +190,7 @@ def load(path: Path, like: Like | None = None, world: World = ALONE) -> tuple[di
         raise StateError(
             f"checkpoint {path} cannot be read into this model ({_cause(error)}); see its {STATE}"
         ) from error
-    return state, tensors
+    return state, packing.unpack(tensors, contents, make)
 
 
 def check(path: Path) -> None:

@@ -138,7 +138,7 @@ class _Run:
         self.trainer = self.make()  # an unknown model is refused before there is a folder
         damaged: list[str] = []
         path = self.ranks.tell(checkpoint.latest(self.folder, damaged.append) if self.ranks.first else None)  # for all
-        found = None if path is None else checkpoint.load(path, self.trainer.like, self.ranks)
+        found = None if path is None else checkpoint.load(path, self.trainer.snapshot.like, self.ranks)
         if found is not None:
             # The run file may be gone or another one: what a checkpoint belongs to, it says itself.
             refuse_other(found[0]["config"], self.line, self.folder)

@@ -23,7 +23,8 @@ from lowland.lab.training.average import Average
 from lowland.lab.training.checkpoint import ALONE
 from lowland.lab.training.evaluate import training_loss
 from lowland.lab.training.memory import meter
-from lowland.lab.training.wrapped import Whole, plain_state, wrap
+from lowland.lab.training.snapshot import Snapshot
+from lowland.lab.training.wrapped import Whole, wrap
 from lowland.methods.base import Method
 from lowland.parallel import World
 
@@ -43,6 +44,7 @@ class Trainer:
         whole: Gives the unwrapped model with all its weights.
         optimizer: The base optimizer.
         engine: The method at work.
+        snapshot: What is saved of these three, by name.
 
     Raises:
         ParameterError: The method cannot work on this model.
@@ -75,6 +77,7 @@ class Trainer:
             seed=config.seed,
         )
         self.average = None if recipe.ema is None else Average(self.model, recipe.ema)
+        self.snapshot = Snapshot(self.model, self.optimizer, self.engine, self.average)
         torch.manual_seed(self._dropout_seed(0))
 
     def step(self, batch: Any, progress: float) -> Tensor:
@@ -99,13 +102,7 @@ class Trainer:
 
     def tensors(self) -> dict[str, Tensor]:
         """Model, optimizer state, the method's vectors and the average by name; DTensors where they are sharded."""
-        found = {f"model/{n}": t for n, t in plain_state(self.model).items()}
-        for name, p in self._named():
-            held = self.optimizer.state.get(p, {})
-            found |= {f"optimizer/{name}/{k}": v for k, v in held.items() if isinstance(v, Tensor)}
-        for key, vector in self.engine.state_dict()["vectors"].items():
-            found |= {f"engine/{key}/{n}": t for n, t in vector.items()}
-        return found
+        return self.snapshot.tensors()
 
     def state(self) -> dict[str, Any]:
         """All else that decides the steps to come, of all ranks; all of them call this."""
@@ -119,32 +116,16 @@ class Trainer:
         return {
             "engine": engine,
             "optimizer": [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups],
+            "optimizer_values": self.snapshot.values(),
             "shares": [by_share[number] for number in sorted(by_share)],
         }
 
-    def like(self, name: str, size: torch.Size, dtype: torch.dtype) -> Tensor:
-        """Where a saved tensor of this name is read into: a DTensor where the parameter is one."""
-        for parameter, p in {**plain_state(self.model), **dict(self._named())}.items():
-            if p.shape == size and (name.endswith(f"/{parameter}") or f"/{parameter}/" in name):
-                return torch.empty_like(p, dtype=dtype, requires_grad=False)
-        return torch.empty(size, dtype=dtype)
-
-    @torch.no_grad()
     def load(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Go on where :meth:`state` and :meth:`tensors` were taken, maybe on another number of ranks."""
-        for name, t in plain_state(self.model).items():
-            t.copy_(tensors[f"model/{name}"])
+        # Checkpoints of 0.1.0 have the optimizer's tensors alone.
+        vectors = self.snapshot.load(tensors, state.get("optimizer_values", {}))
         for group, saved in zip(self.optimizer.param_groups, state["optimizer"], strict=True):
             group.update(saved)
-        self.optimizer.state.clear()
-        vectors: dict[str, dict[str, Tensor]] = {key: {} for key in self.engine.vector_keys}
-        for name, p in self._named():
-            for path, t in tensors.items():
-                kind, key, owner = _place(path, name)
-                if kind == "optimizer" and owner:
-                    self.optimizer.state[p][key] = t
-                elif kind == "engine" and owner:
-                    vectors[key][name] = t
         number, count = self.world.share
         shares = [each["values"] for each in state["shares"]]
         values = shares[number] if len(shares) == count else self.engine.method.reshard(shares, number, count)
@@ -157,22 +138,10 @@ class Trainer:
         else:  # this share was not there; what it draws is anyone's choice, but its own
             torch.manual_seed(self._dropout_seed(self.engine.step))
 
-    def _named(self) -> list[tuple[str, Any]]:
-        return list(zip(self.engine.names, self.engine.params, strict=True))
-
     def _dropout_seed(self, step: int) -> int:
         """Ranks that see other examples drop other units; those that see the same drop the same."""
         place = ("training",) if self.world.share[0] == step == 0 else ("training", *self.world.share, step)
         return derived(self._seed, *place)
-
-
-def _place(path: str, name: str) -> tuple[str, str, bool]:
-    """Of what kind a saved tensor is, under which key, and whether it belongs to the parameter ``name``."""
-    kind, _, rest = path.partition("/")
-    if kind == "optimizer":
-        return kind, rest.removeprefix(f"{name}/"), rest.startswith(f"{name}/") and "/" not in rest[len(name) + 1 :]
-    key = rest.removesuffix(f"/{name}")
-    return kind, key, rest.endswith(f"/{name}")
 
 
 def fresh_model(config: RunConfig) -> nn.Module:
