@@ -1,1 +1,46 @@
-"""Training runs that can be compared: tasks, models, recipes, budgets, checkpoints and run files."""
+"""The laboratory: a task is data, model and loss; a comparison trains it with several methods.
+
+::
+
+    result = lab.compare(Pose(), ["plain", "sam", VaSSO(), "plain@epochs=16"], seeds=5, out="runs")
+    print(result)          # the table and a sentence
+    result.page            # an HTML page with figures
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lowland.lab.budget import Budget
+    from lowland.lab.config import RunConfig
+    from lowland.lab.metric import Metric
+    from lowland.lab.names import make as load
+    from lowland.lab.recipe import Recipe
+    from lowland.lab.studies.door import Comparison, compare
+    from lowland.lab.task import Dataset, Task
+    from lowland.lab.training.run import train
+
+__all__ = ["Budget", "Comparison", "Dataset", "Metric", "Recipe", "RunConfig", "Task", "compare", "load", "train"]
+
+_PLACES = {
+    "Budget": "budget:Budget",
+    "Comparison": "studies.door:Comparison",
+    "Dataset": "task:Dataset",
+    "Metric": "metric:Metric",
+    "Recipe": "recipe:Recipe",
+    "RunConfig": "config:RunConfig",
+    "Task": "task:Task",
+    "compare": "studies.door:compare",
+    "load": "names:make",
+    "train": "training.run:train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Loaded at first use: a task file needs neither trainer nor report."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _PLACES[name].partition(":")
+    return getattr(import_module(f"{__name__}.{module}"), attribute)

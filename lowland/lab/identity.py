@@ -62,7 +62,6 @@ def config_line(
         command: What was typed.
         world: The ranks.
     """
-    device = config.on()
     line = {
         "time": now(),
         "command": list(command),
@@ -86,9 +85,19 @@ def config_line(
         "patience": config.patience,
         "sources": _sources(config, method),
         "lowland": metadata.version("lowland"),
+        "steps_per_epoch": steps_per_epoch,
+        **_circumstances(config, world),
+    }
+    loaded: dict[str, Any] = json.loads(json.dumps(line))  # as it will be read back, so that lines compare
+    return {"run": name_of(loaded), **loaded}
+
+
+def _circumstances(config: RunConfig, world: World | None) -> dict[str, Any]:
+    """Where and with what a run is carried out."""
+    device = config.on()
+    return {
         "device": device.type,
         "threads": config.threads,
-        "steps_per_epoch": steps_per_epoch,
         "versions": {
             "lowland": metadata.version("lowland"),
             "torch": torch.__version__,
@@ -103,8 +112,6 @@ def config_line(
             "mesh": ",".join(f"{k}={v}" for k, v in world.sizes.items()) if world else "",
         },
     }
-    loaded: dict[str, Any] = json.loads(json.dumps(line))  # as it will be read back, so that lines compare
-    return {"run": name_of(loaded), **loaded}
 
 
 def name_of(line: Mapping[str, Any]) -> str:

@@ -65,10 +65,10 @@ class Loader:
             )
         self.device = torch.device(device)
         self._format = torch.channels_last if channels_last else torch.contiguous_format
-        self.data = {name: self._placed(dataset(name, part)) for name, part in parts.items()}
+        self.parts = {name: self._placed(dataset(name, part)) for name, part in parts.items()}
         self.batch_size, self.share, self.seed = batch_size, share, seed
         self._batches = Batches(cut)
-        self.index = {name: torch.arange(len(data)) for name, data in self.data.items()}
+        self.index = {name: torch.arange(len(data)) for name, data in self.parts.items()}
         if validation and "validation" not in parts:
             self._cut_off(validation)
         self._steps = self._count(len(self.index["train"]), drop_last)
@@ -86,7 +86,7 @@ class Loader:
                 f"validation must leave both parts an example, but {share!r} of {count} keeps {kept}; take 0.1"
             )
         order = torch.randperm(count, generator=stream(self.seed, "validation"))
-        self.data["validation"] = self.data["train"]
+        self.parts["validation"] = self.parts["train"]
         self.index["validation"], self.index["train"] = order[:kept].sort().values, order[kept:].sort().values
 
     def _count(self, count: int, drop_last: bool) -> int:
@@ -121,7 +121,7 @@ class Loader:
     @property
     def positions(self) -> int:
         """One more than the largest position that a training batch can hold."""
-        return len(self.data["train"])
+        return len(self.parts["train"])
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The training batches of ``epoch`` (counted from 0), from batch ``start`` on."""
@@ -141,11 +141,11 @@ class Loader:
     def evaluation(self, batch_size: int = 1000, part: str = "test", most: int | None = None) -> Iterator[Any]:
         """All examples of a part once, in stored order, without augmentation; or the first of them."""
         checks.whole("batch_size", batch_size, 1, "take 1000")
-        checks.one_of("part", part, tuple(self.data))
+        checks.one_of("part", part, tuple(self.parts))
         yield from self._made(part, ((index, None) for index in torch.split(self.index[part][:most], batch_size)))
 
     def _made(self, part: str, wanted: Wanted) -> Iterator[Any]:
-        data = self.data[part]
+        data = self.parts[part]
         made = data.stream(wanted) if callable(getattr(data, "stream", None)) else (data.batch(*w) for w in wanted)
         for batch in made:
             yield batch if callable(getattr(data, "to", None)) else pytree.tree_map(self._moved, batch)

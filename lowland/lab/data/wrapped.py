@@ -27,10 +27,10 @@ class Items:
     """
 
     def __init__(self, data: Any, collate: Callable[[list[Any]], Any] = default_collate, workers: int = 0) -> None:
-        self.data, self.collate, self.workers = data, collate, workers
+        self.items, self.collate, self.workers = data, collate, workers
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.items)
 
     def batch(self, index: Tensor, generator: torch.Generator | None) -> Any:
         """The items at these positions, collated."""
@@ -40,10 +40,10 @@ class Items:
         """Batches in this order, fetched ahead by the workers."""
         plan = (list(zip(index.tolist(), _seeds(g, len(index)), strict=True)) for index, g in wanted)
         if not self.workers:
-            fetch = _Seeded(self.data)
+            fetch = _Seeded(self.items)
             yield from (self.collate([fetch[pair] for pair in pairs]) for pairs in plan)
             return
-        fetching: Any = _Seeded(self.data)
+        fetching: Any = _Seeded(self.items)
         loader: Any = DataLoader(fetching, batch_sampler=_Plan(plan), collate_fn=self.collate, num_workers=self.workers)
         yield from loader
 
@@ -62,7 +62,7 @@ class _Seeded:
     """A data set whose items are fetched with random numbers of their own; the global ones go on as they were."""
 
     def __init__(self, data: Any) -> None:
-        self.data = data
+        self.items = data
 
     def __getitem__(self, pair: tuple[int, int]) -> Any:
         position, seed = pair
@@ -73,7 +73,7 @@ class _Seeded:
         if numpy is not None:
             numpy.random.seed(seed % 2**32)
         try:
-            return self.data[position]
+            return self.items[position]
         finally:
             torch.set_rng_state(before[0])
             random.setstate(before[1])

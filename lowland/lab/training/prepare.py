@@ -64,7 +64,7 @@ def check_select(config: RunConfig, loader: Loader) -> None:
         ArgumentError: There is none.
     """
     name = "select" if config.select == "best" else "patience" if config.patience is not None else None
-    if name is not None and "validation" not in loader.data:
+    if name is not None and "validation" not in loader.parts:
         raise ArgumentError(
             f"{name} needs a validation part, since the test part chooses nothing, but there is none; give validation, "
             "the share of the training part to keep for it, such as 0.1"

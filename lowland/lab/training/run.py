@@ -243,7 +243,9 @@ class _Run:
 
     def _judge(self) -> None:
         """Loss and metrics of all parts, and whether this epoch is the best on validation."""
-        parts = {name: self.loader.evaluation(part=name) for name in ("test", "validation") if name in self.loader.data}
+        parts = {
+            name: self.loader.evaluation(part=name) for name in ("test", "validation") if name in self.loader.parts
+        }
         with self.trainer.evaluated() as model:
             self.score = {
                 name: evaluate(
