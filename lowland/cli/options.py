@@ -25,7 +25,7 @@ def _changes() -> type:
     """Every field of a recipe as an option; None leaves what the task's recipe says."""
     hints, told = get_type_hints(Recipe), parse(Recipe).fields
     fields = [
-        (name, Annotated[hint | None, tyro.conf.arg(help=told[name], help_behavior_hint="left out: the task's")], None)
+        (name, Annotated[hint | None, tyro.conf.arg(help=told[name], help_behavior_hint="(default: the task's)")], None)
         for name, hint in hints.items()
     ]
     return make_dataclass("Recipe", fields, kw_only=True)  # the name is the help's heading

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 
 from lowland.cli.main import main
-from lowland.lab.recipe import recipe
+from lowland.lab import names
 from lowland.lab.training import run
 from lowland.methods import METHODS
 
@@ -19,10 +20,11 @@ def test_compare_prints_table_verdict_and_page(tmp_path, capsys):
     arguments = ["compare", *TINY, "--methods", "plain", "sam:rho=0.1", "--seeds", "2", "--out", str(tmp_path)]
     assert main(arguments) == 0
     first = capsys.readouterr().out
-    assert "[4/4] digits-mlp-sam_rho=0.1-seed1: test" in first
+    assert re.search(r"\[4/4\] digits-mlp-sam_rho=0\.1-seed1-[0-9a-f]{8}: test accuracy", first)
     assert "2.00 / 2.00" in first
-    assert f"page: {tmp_path / 'digits-mlp.html'}" in first
-    assert "sam" in (tmp_path / "digits-mlp.html").read_text()
+    (page,) = tmp_path.glob("digits-mlp-*.html")
+    assert f"page: {page}" in first
+    assert "sam" in page.read_text()
     assert main(arguments) == 0
     assert capsys.readouterr().out.count("(kept)") == 4
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "again.html")]) == 0
@@ -42,14 +44,31 @@ def test_train_records_what_was_typed(tmp_path, capsys):
     assert line["method"]["fields"]["alpha"] == 0.2
 
 
-def test_a_recipe_has_the_defaults_of_its_task(capsys):
+def test_a_recipe_has_the_defaults_of_its_task(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["train", "--task", "cifar10", "--help"])
+        main(["train", "--help"])
     assert stop.value.code == 0
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    epochs = recipe("cifar10", "resnet20").epochs
-    assert epochs != recipe("digits", "mlp").epochs
-    assert f"Passes over the training set, >= 1. (default: {epochs})" in shown
+    assert "Passes over the training set, >= 1. (default: the task's)" in shown
+    epochs = names.make("cifar10").recipe("resnet20").epochs
+    assert epochs != names.make("digits").recipe("mlp").epochs
+    assert main(["tasks", "cifar10", "--data", str(tmp_path)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"epochs={epochs}" in shown
+    assert "sizes unknown, cifar10:" in shown
+
+
+def test_tasks_are_listed_and_shown(capsys):
+    assert main(["tasks"]) == 0
+    shown = capsys.readouterr().out
+    assert [line.partition(":")[0] for line in shown.splitlines() if not line.startswith(("Your", " "))] == [
+        "cifar10", "cifar100", "digits", "fashion-mnist"
+    ]  # fmt: skip
+    assert main(["tasks", "digits:noise=0.4"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in ("noise=0.4 Share of wrong", "1,297 for train, 500 for test", "metrics accuracy", "mlp, convnet",
+                 "epochs=40, batch_size=64 (for mlp)", "source lowland's own"):  # fmt: skip
+        assert text in shown
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -61,12 +80,17 @@ def test_a_recipe_has_the_defaults_of_its_task(capsys):
     (["train", "--model", "mpl"], "did you mean 'mlp'?"),
     (["train", "--limit", "-3"], "limit must be a number > 0, but is -3.0"),
     (["train", "--device", "toaster"], "device must be cpu, cuda or auto, but is 'toaster'"),
-    (["train", "--noise", "1.5"], "noise must be in [0, 1), but is 1.5"),
+    (["train", "--task", "digits:noise=1.5"], "noise must be in [0, 1), but is 1.5"),
     (["compare", "--seeds", "0"], "seeds must be an integer >= 1, but is 0"),
     (["train", "--method", "sam-on"], "the model must have a normalization layer for SAMON to perturb"),
     (["compare", "--methods", "all", "sam-on"], "the model must have a normalization layer for SAMON to perturb"),
-    (["train", "--method", "momentum-sam", "--momentum", "0", "--no-nesterov"], "momentum must be > 0"),
+    (["train", "--method", "momentum-sam", "--momentum", "0"], "momentum must be > 0"),
     (["methods", "sma"], "unknown method 'sma': did you mean 'sam'?"),
+    (["train", "--shard"], "--shard divides the weights over several processes, but there is one"),
+    (["train", "--lr", "-1"], "lr must be a number > 0, but is -1.0"),
+    (["train", "--select", "best"], "select needs a validation part"),
+    (["train", "--method", "plain@epoch=3"], "unknown recipe field 'epoch': did you mean 'epochs'?"),
+    (["train", "--task", "digits", "--model", "no_such.py:Net"], "a model must be in a file that is there"),
     (["report"], "runs must name at least one folder"),
 ])  # fmt: skip
 def test_errors_are_one_clear_line(arguments, message, tmp_path, capsys, monkeypatch):
@@ -77,16 +101,6 @@ def test_errors_are_one_clear_line(arguments, message, tmp_path, capsys, monkeyp
     assert shown.err.startswith("lowland: error: ")
     assert shown.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
-
-
-def test_recipe_errors_are_clear_lines_too(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    try:
-        code = main(["train", "--lr", "-1"])
-    except SystemExit as stop:  # tyro makes the recipe, and shows its message in a box
-        code = stop.code
-    assert code == 2
-    assert "lr must be a number > 0, but is -1.0" in " ".join(capsys.readouterr().err.split())
 
 
 def test_an_unwritable_folder(tmp_path, capsys):

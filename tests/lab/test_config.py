@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lowland.lab.config import _tf32, config_line, differences
+from lowland.lab.identity import _tf32, config_line, differences
+from lowland.lab.training.prepare import complete, line_of, loader_of
 from lowland.methods import make
 
 
 def fields(config, method):
     made = make(method)
-    return config_line(replace(config, method=method), made, steps_per_epoch=6, command=())["method"]["fields"]
+    return config_line(replace(config, method=method), made, "", steps_per_epoch=6, command=())["method"]["fields"]
 
 
 def test_a_method_inside_another_is_recorded_with_all_its_fields(config):
@@ -25,7 +26,7 @@ def test_a_method_inside_another_is_recorded_with_all_its_fields(config):
 
 def test_spelled_in_another_way_it_is_the_same_run(config):
     lines = [
-        config_line(replace(config, method=text), make(text), steps_per_epoch=6, command=())
+        config_line(replace(config, method=text), make(text), "", steps_per_epoch=6, command=())
         for text in ("late:start=1", "late:inner=sam:rho=0.05", "late:start=1,inner=sam:rho=0.1")
     ]
     lines[1]["method"]["fields"]["start"] = 1
@@ -40,10 +41,9 @@ def test_infinite_thresholds_survive_a_run_file(config, text):
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
-def test_schedules_are_told(config, task):
-    from lowland.lab.training.prepare import complete
-
-    line = config_line(config, complete(replace(config, method="gsam"), 6, 99), steps_per_epoch=6, command=())
+def test_schedules_are_told(config):
+    gsam = replace(config, method="gsam")
+    line = line_of(gsam, loader_of(gsam), complete(gsam, loader_of(gsam)))
     assert line["method"]["fields"]["rho"] == "FollowLR(high=0.05, low=0.0, lr_high=0.05, lr_low=0.0)"
 
 

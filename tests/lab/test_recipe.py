@@ -7,31 +7,41 @@ import pytest
 import torch
 from torch import nn
 
+from lowland.cli.docstrings import parse
 from lowland.core.errors import ArgumentError, ParameterError, UnknownNameError
+from lowland.lab.budget import Budget
+from lowland.lab.config import RunConfig
 from lowland.lab.models import MODELS
-from lowland.lab.recipe import (
-    Recipe,
-    default_model,
-    fast_bf16,
-    lr_at,
-    make_optimizer,
-    method_recipe,
-    recipe,
-)
-from lowland.lab.tasks import TASKS
+from lowland.lab.names import make as task_of
+from lowland.lab.recipe import Recipe, fast_bf16, lr_at, make_optimizer, method_recipe
 from lowland.methods import METHODS
 
+TASKS = ("digits", "fashion-mnist", "cifar10", "cifar100")
 
-@pytest.mark.parametrize("task", list(TASKS))
+
+def recipe(task: str, model: str) -> Recipe:
+    """As a run on this device has it."""
+    made = task_of(task)
+    config = RunConfig(
+        task=made, model=model, method="sam", seed=0, recipe=made.recipe(model), budget=Budget(limit=1), device="cpu"
+    )
+    return config.recipe
+
+
+def groups(model: nn.Module) -> list[dict[str, Any]]:
+    return task_of("digits").param_groups(model, Recipe())
+
+
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("model", [*MODELS, "torchvision:resnet18", "timm:vit_tiny_patch16_224"])
 def test_there_is_a_recipe_for_everything(task: str, model: str) -> None:
     made = recipe(task, model)
     assert made == recipe(task, model)
-    assert make_optimizer(made, nn.Linear(2, 2)).param_groups[0]["lr"] == made.lr
+    assert make_optimizer(made, groups(nn.Linear(2, 2))).param_groups[0]["lr"] == made.lr
 
 
 def test_default_models_are_known() -> None:
-    assert {task: default_model(task) for task in TASKS} == {
+    assert {task: task_of(task).models[0] for task in TASKS} == {
         "digits": "mlp",
         "fashion-mnist": "convnet",
         "cifar10": "resnet20",
@@ -173,7 +183,7 @@ def test_schedules_are_clamped_and_bounded(schedule: Any) -> None:
 def test_optimizers(name: Any, kind: type) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     model[0].bias.requires_grad_(False)
-    made = make_optimizer(Recipe(optimizer=name, lr=0.2, momentum=0.8, weight_decay=0.01), model)
+    made = make_optimizer(Recipe(optimizer=name, lr=0.2, momentum=0.8, weight_decay=0.01), groups(model))
     assert type(made) is kind
     (group,) = made.param_groups
     assert len(group["params"]) == 3  # weight, and BatchNorm's two: decay acts on all that train
@@ -207,13 +217,20 @@ def test_every_other_method_shares_the_recipe(method: str) -> None:
 
 def test_optimizer_of_a_frozen_model() -> None:
     with pytest.raises(ParameterError, match="model must have a trainable parameter"):
-        make_optimizer(Recipe(), nn.Linear(2, 2).requires_grad_(False))
+        make_optimizer(Recipe(), groups(nn.Linear(2, 2).requires_grad_(False)))
 
 
 def test_every_field_is_documented() -> None:
-    import inspect
+    assert set(parse(Recipe).fields) == {field.name for field in fields(Recipe)}
 
-    source = inspect.getsource(Recipe)
-    for field in fields(Recipe):
-        after = source.split(f"    {field.name}: ", 1)[1].splitlines()[1]
-        assert after.strip().startswith('"""'), field.name
+
+@pytest.mark.parametrize(("field", "value"), [("accumulate", 0), ("ema", 0.0), ("ema", 1.0), ("ema", True)])
+def test_bad_values_of_accumulation_and_average(field: str, value: Any) -> None:
+    with pytest.raises(ArgumentError, match=rf"^{field} must be .*but is {value!r}; "):
+        Recipe(**{field: value})
+
+
+def test_groups_keep_their_own_rates() -> None:
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    made = make_optimizer(Recipe(lr=0.1), [{"params": first.parameters()}, {"params": second.parameters(), "lr": 0.02}])
+    assert [group["lr"] for group in made.param_groups] == [0.1, 0.02]

@@ -10,11 +10,9 @@ from typing import Any
 from lowland.core.errors import MissingExtraError
 
 FOLDER = "events"
+PARTS = ("train", "validation", "test")
 TAGS = {
-    "train_loss": "train/loss",
-    "train_accuracy": "train/accuracy",
-    "test_loss": "test/loss",
-    "test_accuracy": "test/accuracy",
+    "train_loss": "train/loss of the steps",
     "lr": "cost/lr",
     "seconds": "cost/seconds",
     "gradients": "cost/gradients",
@@ -46,6 +44,10 @@ class Events:
         for name, tag in TAGS.items():
             if line.get(name) is not None:
                 self._writer.add_scalar(tag, line[name], line["step"])
+        for part in PARTS:
+            for name, value in line.get(part, {}).items():
+                if value is not None:
+                    self._writer.add_scalar(f"{part}/{name}", value, line["step"])
 
     def close(self) -> None:
         """Write out what is buffered."""

@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from lowland.core.errors import ArgumentError
+from lowland.lab.data.images import ImageSet
 from lowland.lab.data.noise import noisy
-from lowland.lab.task import Task
 from lowland.lab.tasks.cifar import CONFUSIONS
 
 COUNT = 2003
 
 
-def task(classes: int = 10, confusions: Mapping[int, int] | None = None) -> Task:
+def task(classes: int = 10, confusions: Mapping[int, int] | None = None) -> ImageSet:
     targets = torch.arange(COUNT) % classes
     images = torch.zeros(COUNT, 1, 1, 1, dtype=torch.uint8)
-    return Task(
+    return ImageSet(
         name="stripes",
         train_inputs=images,
         train_targets=targets,

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
-from lowland.core.errors import ArgumentError, ParameterError, StateError, UnknownNameError
-from lowland.lab import tasks
+from lowland.core.errors import ArgumentError, ParameterError, UnknownNameError
 from lowland.lab.budget import Budget
 from lowland.lab.studies import compare as module
-from lowland.lab.studies.compare import budget, compare, expand, grid
+from lowland.lab.studies.compare import budget, compare, expand, run_name
+from lowland.lab.studies.contestants import grid
+from lowland.lab.tasks.digits import Digits
 from lowland.methods import METHODS
 from lowland.runs.file import history
 
@@ -35,20 +38,11 @@ class Watch:
         (self.kept if kept else self.done).append(name)
 
 
-@pytest.fixture(autouse=True)
-def rows(task, monkeypatch):
-    """The tiny task under a name, so that it is found like any other."""
-    monkeypatch.setitem(tasks.TASKS, "rows", lambda data: task)
-
-
 def test_methods_take_turns(config):
-    names = [c.name for c in grid(config, ["plain", "sampa:rho=0.1,lam=0.2"], 2)]
-    assert names == [
-        "rows-mlp-plain-seed0",
-        "rows-mlp-sampa_rho=0.1_lam=0.2-seed0",
-        "rows-mlp-plain-seed1",
-        "rows-mlp-sampa_rho=0.1_lam=0.2-seed1",
-    ]
+    runs = grid(config, ["plain", "sampa:rho=0.1,lam=0.2"], 2)
+    assert [(c.method, c.seed) for c in runs] == [
+        ("plain", 0), ("sampa:rho=0.1,lam=0.2", 0), ("plain", 1), ("sampa:rho=0.1,lam=0.2", 1)
+    ]  # fmt: skip
 
 
 def test_adasam_has_a_recipe_of_its_own(config):
@@ -98,8 +92,14 @@ def test_a_check_leaves_random_numbers_alone(config):
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_noise_shows_in_the_name(config):
-    assert replace(config, noise=0.2).name == "rows-mlp-sam-symmetric0.2-seed0"
+def test_a_name_says_what_a_reader_knows_and_a_hash_the_rest(config):
+    name = run_name(config)
+    assert re.fullmatch(r".*Rows-mlp-sam-seed0-[0-9a-f]{8}", name)
+    other = run_name(replace(config, recipe=config.recipe.replace(lr=0.1)))
+    assert other != name
+    assert other[:-8] == name[:-8]
+    assert run_name(replace(config, device="cpu", threads=1, tensorboard=True)) == name  # where it is carried out
+    assert run_name(replace(config, task=Digits(noise=0.2))).startswith("digits_noise=0.2-mlp-sam-seed0-")
 
 
 @pytest.mark.parametrize(("methods", "seeds", "rule"), [
@@ -114,7 +114,7 @@ def test_grids_that_are_none(config, methods, seeds, rule):
 
 def test_after_an_interrupt_only_what_is_missing_is_done(config, tmp_path):
     runs = grid(config, ["plain", "sam"], 2)
-    names = [c.name for c in runs]
+    names = [run_name(c) for c in runs]
     first, second, third = Watch(stop=names[2]), Watch(), Watch()
     with pytest.raises(KeyboardInterrupt):
         compare(runs, tmp_path, first)
@@ -132,17 +132,36 @@ def test_an_unfinished_run_is_resumed(config, tmp_path, kill):
     with kill(4):
         compare(runs, tmp_path, Watch())
     compare(runs, tmp_path, Watch())
-    resumed = history(tmp_path / runs[0].name).end
+    resumed = history(tmp_path / run_name(runs[0])).end
     compare(runs, tmp_path / "whole", Watch())
-    assert resumed["weights_sha256"] == history(tmp_path / "whole" / runs[0].name).end["weights_sha256"]
+    assert resumed["weights_sha256"] == history(tmp_path / "whole" / run_name(runs[0])).end["weights_sha256"]
 
 
-def test_a_collision_is_refused_before_anything_is_trained(config, tmp_path):
-    compare(grid(config, ["sam"], 1), tmp_path, Watch())
+def test_another_recipe_is_another_run(config, tmp_path):
+    (first,) = compare(grid(config, ["sam"], 1), tmp_path, Watch())
     watch = Watch()
-    with pytest.raises(StateError, match=r"recipe\.lr must be 0\.05, .* but is 0\.1;"):
-        compare(grid(replace(config, recipe=config.recipe.replace(lr=0.1)), ["plain", "sam"], 1), tmp_path, watch)
-    assert watch.begun == []
+    (other,) = compare(grid(replace(config, recipe=config.recipe.replace(lr=0.1)), ["sam"], 1), tmp_path, watch)
+    assert watch.done == [other.name]
+    assert first != other
+
+
+def test_another_width_of_the_model_is_another_run(config, tmp_path):
+    def net(width):
+        return lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 3))
+
+    narrow, wide = (replace(config, model=net(width)) for width in (4, 8))
+    (first,) = compare(grid(narrow, ["sam"], 1), tmp_path, Watch())
+    watch = Watch()
+    compare(grid(wide, ["sam"], 1), tmp_path, watch)
+    assert watch.kept == []
+    again = Watch()
+    compare(grid(narrow, ["sam"], 1), tmp_path, again)
+    assert again.kept == [first.name]
+
+
+def test_one_method_spelled_in_two_ways_is_refused(config, tmp_path):
+    with pytest.raises(ArgumentError, match=r"methods must differ, but sam and sam:rho=0\.05 are the same here"):
+        compare(grid(config, ["sam", "sam:rho=0.05"], 1), tmp_path, Watch())
 
 
 def test_an_unknown_method_is_refused_before_anything_is_trained(config, tmp_path):

@@ -29,7 +29,7 @@ def test_no_image_is_in_both_parts() -> None:
 
 def test_pixels_are_standardized() -> None:
     task = digits.load()
-    inputs = task.normalize(task.train_inputs)
+    inputs = task.parts()["train"].normalize(task.train_inputs)
     assert float(inputs.mean()) == pytest.approx(0, abs=1e-3)
     assert float(inputs.std()) == pytest.approx(1, abs=1e-3)
 

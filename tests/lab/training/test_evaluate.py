@@ -1,59 +1,96 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from lowland.lab.training.evaluate import cross_entropy, evaluate, fingerprint
+from lowland import Loss
+from lowland.lab.recipe import Recipe
+from lowland.lab.task import Task
+from lowland.lab.tasks.digits import Digits
+from lowland.lab.training.evaluate import better, evaluate, fingerprint, headline, training_loss
 
-
-class Fixed(nn.Module):
-    """Says what it was shown."""
-
-    def forward(self, x):
-        return x
-
-
+CPU = torch.device("cpu")
 LOGITS = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
 TARGETS = torch.tensor([0, 0, 0])
 LOSSES = torch.log1p(torch.exp(torch.tensor([-2.0, 1.0, -3.0])))
 
 
+@dataclass(frozen=True)
+class Weighed(Task):
+    """The loss of digits with another return."""
+
+    kind: str = "loss"
+
+    def datasets(self, root: Any) -> Any:
+        return {}
+
+    def model(self, name: str) -> nn.Module:
+        return nn.Identity()
+
+    def loss(self, model: nn.Module, batch: Any) -> Any:
+        losses = Digits().loss(model, batch)
+        return losses.mean() if self.kind == "mean" else Loss(losses.sum(), torch.tensor(float(len(losses))))
+
+
 @pytest.mark.parametrize("cut", [1, 2, 3])
-def test_score_does_not_depend_on_the_batches(cut):
-    batches = zip(LOGITS.split(cut), TARGETS.split(cut), strict=True)
-    score = evaluate(Fixed(), batches)
-    assert score.accuracy == 2 / 3
-    assert score.loss == pytest.approx(float(LOSSES.mean()))
+@pytest.mark.parametrize("task", [Digits(), Weighed(), Weighed("mean")], ids=["examples", "sum", "mean"])
+def test_figures_do_not_depend_on_the_batches(cut: int, task: Task) -> None:
+    batches = list(zip(LOGITS.split(cut), TARGETS.split(cut), strict=True))
+    figures = evaluate(task, nn.Identity(), batches, device=CPU)
+    assert figures["loss"] == pytest.approx(float(LOSSES.mean()))
+    assert figures.get("accuracy", 2 / 3) == 2 / 3
 
 
-def test_evaluation_leaves_the_model_alone():
+def test_evaluation_leaves_the_model_alone() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout())
+    model[1].eval()
     before = fingerprint(model)
-    evaluate(model, [(LOGITS, TARGETS)])
-    assert model.training
+    evaluate(Digits(), model, [(LOGITS, TARGETS)], device=CPU)
+    assert [m.training for m in model.modules()] == [True, True, False, True]
     assert fingerprint(model) == before
 
 
-def test_training_loss_is_per_example():
-    torch.testing.assert_close(cross_entropy()(Fixed(), (LOGITS, TARGETS, torch.arange(3))), LOSSES)
-    smooth = cross_entropy(label_smoothing=0.5)(Fixed(), (LOGITS, TARGETS, torch.arange(3)))
+def test_training_loss_is_per_example() -> None:
+    batch = (LOGITS, TARGETS, torch.arange(3))
+    torch.testing.assert_close(training_loss(Digits(), Recipe(), CPU)(nn.Identity(), batch), LOSSES)
+    smooth: Any = training_loss(Digits(), Recipe(label_smoothing=0.5), CPU)(nn.Identity(), batch)
     torch.testing.assert_close(smooth, nn.CrossEntropyLoss(reduction="none", label_smoothing=0.5)(LOGITS, TARGETS))
 
 
-def test_bf16_is_in_the_forward_pass_alone():
+def test_bf16_is_in_the_forward_pass_alone() -> None:
     model, batch = nn.Linear(2, 2), (LOGITS, TARGETS)
-    usual, low = cross_entropy()(model, batch), cross_entropy(precision="bf16")(model, batch)
+    usual: Any = training_loss(Digits(), Recipe(), CPU)(model, batch)
+    low: Any = training_loss(Digits(), Recipe(precision="bf16"), CPU)(model, batch)
     assert low.dtype == torch.float32
     assert not torch.equal(usual, low)
     torch.testing.assert_close(usual, low, rtol=0.05, atol=0.05)
 
 
-def test_fingerprints_see_every_bit():
+def test_better_goes_by_the_first_metric_and_its_direction() -> None:
+    assert better(Digits(), {"accuracy": 0.5, "loss": 9.0}, {"accuracy": 0.4, "loss": 1.0})
+    assert not better(Digits(), {"accuracy": 0.4}, {"accuracy": 0.4})
+    assert better(Weighed(), {"loss": 1.0}, {"loss": 2.0})
+    assert better(Weighed(), {"loss": 1.0}, None)
+    assert not better(Weighed(), {"loss": float("nan")}, None)
+    assert better(Weighed(), {"loss": 1.0}, {"loss": float("nan")})
+
+
+def test_headlines() -> None:
+    assert headline(Digits.metrics, {"accuracy": 0.98765}) == "accuracy 98.77 %"
+    assert headline((), {"loss": 0.123456}) == "loss 0.1235"
+    assert headline(Digits.metrics, {"accuracy": None}) == "no accuracy"
+
+
+def test_fingerprints_see_every_bit() -> None:
     model = nn.BatchNorm1d(3)
     before = fingerprint(model)
     with torch.no_grad():
         model.weight[0] = torch.nextafter(model.weight[0], torch.tensor(2.0))
     changed = fingerprint(model)
+    assert model.num_batches_tracked is not None
     model.num_batches_tracked += 1
     assert len({before, changed, fingerprint(model)}) == 3

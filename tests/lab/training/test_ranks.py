@@ -8,9 +8,9 @@ import re
 import signal
 import warnings
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -21,13 +21,32 @@ import lowland
 from lowland.core.errors import LowlandError, StateError
 from lowland.lab.budget import Budget
 from lowland.lab.config import RunConfig
+from lowland.lab.data.images import Augmentation, ImageSet
 from lowland.lab.recipe import Recipe
-from lowland.lab.tasks import Augmentation, Task
+from lowland.lab.tasks.classification import Classification
 from lowland.lab.training import checkpoint, run
 from lowland.lab.training.signals import Stopped
 
+
+@dataclass(frozen=True, kw_only=True)
+class Rows(Classification):
+    shape: ClassVar[tuple[int, int, int]] = (1, 8, 8)
+    classes: ClassVar[int] = 3
+
+    def images(self, root: Path | None) -> ImageSet:
+        draw = torch.Generator().manual_seed(1)
+        targets = torch.randint(3, (71,), generator=draw)
+        pixels = torch.randint(0, 120, (71, 1, 8, 8), generator=draw, dtype=torch.uint8)
+        pixels[torch.arange(71), 0, targets * 2] += 100
+        return ImageSet(
+            name="rows", train_inputs=pixels[:51], train_targets=targets[:51], clean_targets=targets[:51],
+            test_inputs=pixels[51:], test_targets=targets[51:], classes=3, mean=(60.0,), std=(40.0,),
+            augmentation=Augmentation(padding=1),
+        )  # fmt: skip
+
+
 RECIPE = Recipe(lr=0.05, epochs=2, batch_size=8)
-BASE = RunConfig(task="rows", model="mlp", method="sampa", seed=0, recipe=RECIPE, budget=Budget(limit=12), device="cpu")
+BASE = RunConfig(task=Rows(), model="mlp", method="sampa", seed=0, recipe=RECIPE, budget=Budget(limit=12), device="cpu")
 MESHES = [
     {"mesh": "probe=2"},
     {"mesh": "data=2"},
@@ -38,18 +57,6 @@ MESHES = [
 
 class Kill(Exception):  # noqa: N818 - no error of the library
     """All ranks die at once, right after a checkpoint."""
-
-
-def rows() -> Task:
-    draw = torch.Generator().manual_seed(1)
-    targets = torch.randint(3, (71,), generator=draw)
-    pixels = torch.randint(0, 120, (71, 1, 8, 8), generator=draw, dtype=torch.uint8)
-    pixels[torch.arange(71), 0, targets * 2] += 100
-    return Task(
-        name="rows", train_inputs=pixels[:51], train_targets=targets[:51], clean_targets=targets[:51],
-        test_inputs=pixels[51:], test_targets=targets[51:], classes=3, mean=(60.0,), std=(40.0,),
-        augmentation=Augmentation(padding=1),
-    )  # fmt: skip
 
 
 @contextmanager
@@ -81,7 +88,7 @@ def _trained(folder: Path, changes: dict[str, Any], deadly: int | None, resume: 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run.checkpoint, "save", save)
         try:
-            return run.train(replace(BASE, **changes), folder, task=rows(), resume=resume)
+            return run.train(replace(BASE, **changes), folder, resume=resume)
         except Kill:
             return None
 
@@ -105,7 +112,7 @@ def test_ranks_train_as_one_process_does(tmp_path: Path, changes: dict[str, Any]
     alone = trained(tmp_path / "alone", {"method": method})
     ends = on_ranks(2, trained, tmp_path / "ranks", {"method": method, **changes})
     assert ends[0]["weights_sha256"] == ends[1]["weights_sha256"]
-    assert ends[0]["test_accuracy"] == alone["test_accuracy"]
+    assert ends[0]["test"] == alone["test"]
     assert_near(tmp_path / "ranks", tmp_path / "alone")
     lines = (tmp_path / "ranks" / "run.jsonl").read_text().splitlines()
     assert [line.split('"')[3] for line in lines] == ["config", "epoch", "epoch", "end"]  # one rank writes
@@ -256,7 +263,7 @@ def stopped(folder: Path) -> str:
         patch.setattr(run.Trainer, "step", step)
         patch.setattr(run, "rehearse", lambda *args: 0)
         try:
-            run.train(replace(BASE, mesh="probe=2"), folder, task=rows())
+            run.train(replace(BASE, mesh="probe=2"), folder)
         except Stopped as stop:
             return f"{stop.signum} at {len(list((folder / 'checkpoints').iterdir()))}"
     return "went on"

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from lowland.lab import tasks
 from lowland.lab.training.run import train
 
 
@@ -21,12 +20,11 @@ from lowland.lab.training.run import train
     ("esam", "convnet"),
     ("sam-on", "convnet"),
 ])  # fmt: skip
-def test_resume_in_the_middle(config, task, tmp_path, kill, monkeypatch, method, model):
-    monkeypatch.setitem(tasks.TASKS, "rows", lambda data: task)
+def test_resume_in_the_middle(config, tmp_path, kill, method, model):
     config = replace(config, method=method, model=model, checkpoint_every=4)
-    whole = train(config, tmp_path / "whole", task=task)
+    whole = train(config, tmp_path / "whole")
     with kill(4):
-        train(config, tmp_path / "killed", task=task)
-    again = train(config, tmp_path / "killed", task=task, resume=True)
+        train(config, tmp_path / "killed")
+    again = train(config, tmp_path / "killed", resume=True)
     assert again["weights_sha256"] == whole["weights_sha256"]
     assert again["gradients_per_step"] == whole["gradients_per_step"]

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from lowland.core.errors import DataError
-from lowland.lab.task import Task
+from lowland.lab.data.images import ImageSet
 
 
-def task(dtype: torch.dtype = torch.uint8) -> Task:
+def task(dtype: torch.dtype = torch.uint8) -> ImageSet:
     images = (torch.arange(4 * 2 * 3 * 3) % 256).reshape(4, 2, 3, 3).to(dtype)
     targets = torch.tensor([0, 1, 2, 0])
-    return Task(
+    return ImageSet(
         name="tiny",
         train_inputs=images,
         train_targets=targets,
@@ -30,7 +30,8 @@ def task(dtype: torch.dtype = torch.uint8) -> Task:
 def test_normalize(dtype: torch.dtype, layout: torch.memory_format) -> None:
     made = task(dtype)
     before = made.train_inputs.clone()
-    got = made.normalize(made.train_inputs, layout)
+    part = replace(made.parts()["train"], memory_format=layout)
+    got = part.normalize(made.train_inputs)
     assert got.dtype == torch.float32
     assert got.is_contiguous(memory_format=layout)
     assert torch.allclose(got[:, 1], (before[:, 1].float() - 20) / 4)
