@@ -136,3 +136,56 @@ def write_run(tmp_path: Path) -> WriteRun:
         return place
 
     return write
+
+
+# Gain in points, its spread over seeds, and the time of a step: a comparison as it may be, with equal costs and knots.
+FAMILY = {
+    "sam": (2.3, 1.1, 2.13),
+    "sampa": (2.6, 1.0, 2.91),
+    "looksam:k=5,alpha=0.2": (4.1, 1.3, 1.73),
+    "micro-sam": (1.9, 0.7, 6.71),
+    "vsam": (-0.1, 1.1, 1.79),
+    "arsam": (-0.1, 1.1, 1.65),
+    "ausam": (8.5, 1.4, 2.13),
+    "k-sam": (2.8, 0.9, 1.99),
+    "esam": (8.6, 1.1, 2.40),
+    "friendly-sam": (10.0, 1.3, 2.90),
+    "stable-sam": (2.2, 1.0, 1.95),
+    "adasam": (1.5, 0.4, 2.51),
+    "asam": (2.9, 0.9, 2.08),
+    "gsam": (2.8, 1.0, 2.28),
+    "wsam": (23.3, 1.3, 2.04),
+    "bisam": (2.8, 1.0, 3.36),
+    "ae-sam": (1.8, 0.9, 1.54),
+    "rst": (1.6, 0.7, 1.47),
+    "async-sam": (1.0, 1.0, 2.50),
+    "late:start=0.9,inner=looksam:k=5": (-0.4, 0.2, 1.30),
+    "momentum-sam": (1.9, 0.6, 1.26),
+    "sl-sam": (1.4, 0.5, 1.83),
+}
+
+
+def family(count: int, seeds: int = 5, base: float = 0.7056, **options: Any) -> list[list[dict[str, Any]]]:
+    """The lines of runs of plain training and of the first ``count - 1`` methods of a family."""
+    found = []
+    draw = random.Random(count)
+    start = [base + 0.02 * draw.uniform(-1, 1) for _ in range(seeds)]
+    for text, (gain, spread, time) in ({"plain": (0.0, 0.0, 1.0)} | dict(list(FAMILY.items())[: count - 1])).items():
+        for seed in range(seeds):
+            accuracy = min(0.9999, start[seed] + (gain + spread * draw.uniform(-1.4, 1.4)) / 100)
+            pace = 0.004 * time * draw.uniform(0.97, 1.03)
+            fields = {"rho": 0.05, "geometry": "l2"} | ({"lam": 0.2} if text == "sampa" else {})
+            method = {"key": text.partition(":")[0], "class": "", "text": text, "fields": fields}
+            found.append(
+                lines_of(
+                    text,
+                    seed,
+                    accuracy=accuracy,
+                    epochs=40,
+                    seconds_per_step=pace,
+                    method=method,
+                    run=f"{text}-seed{seed}",
+                    **options,
+                )
+            )
+    return found

@@ -7,13 +7,17 @@ drawing serves light, dark and paper. Text stays text, in the font of the page.
 from __future__ import annotations
 
 import io
+import math
 import re
+import textwrap
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lowland.core.errors import MissingExtraError
+from lowland.report.summary import Row
+from lowland.report.values import Form
 
 try:
     from matplotlib.figure import Figure
@@ -25,10 +29,12 @@ if TYPE_CHECKING:
 
 INK, MUTED, LINE = "#1c2430", "#5f6b7a", "#dde2e8"
 NEUTRAL = "#4a5563"  # the baseline
+GREY = "#98a2ae"  # all that have no color of their own
 # Okabe and Ito's colors, the light ones darkened to carry a thin line; each has a marker of its own as well
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#b8529a", "#c28f00", "#3aa0dc", "#7a3b8f", "#7a7a1f")
 MARKERS = ("s", "^", "D", "v", "P", "X", "h", "p")
-_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", NEUTRAL: "c0"} | {
+LINE_PT = 11.5  # height of a line of text, in points
+_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", NEUTRAL: "c0", GREY: "c9"} | {
     color: f"c{n}" for n, color in enumerate(COLORS, 1)
 }
 STYLE: dict[Any, Any] = {
@@ -55,24 +61,78 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Look:
-    """How one method is drawn in every figure."""
+    """How one contestant is drawn in every figure."""
 
     color: str
     marker: str
-    number: int  # of its CSS variable
+    number: int  # of its CSS variable; 0 is the baseline, 9 the grey of many
+
+    @property
+    def grey(self) -> bool:
+        """Whether it shares the grey of all that have no color of their own."""
+        return self.color == GREY
 
 
-def looks(methods: Sequence[str], baseline: str | None) -> dict[str, Look]:
-    """A color and a marker for each method text; the baseline is neutral."""
-    others = [method for method in dict.fromkeys(methods) if method != baseline]
-    found = {m: Look(COLORS[n % 8], MARKERS[(n + n // 8) % 8], n % 8 + 1) for n, m in enumerate(others)}
-    return found | ({baseline: Look(NEUTRAL, "o", 0)} if baseline is not None else {})
+def looks(rows: Sequence[Row]) -> dict[str, Look]:
+    """A color and a marker for each contestant; the baseline is neutral.
+
+    Of more than eight others, those with the largest gains have a color, or the best scores where there is no baseline.
+    """
+    others = sorted((row for row in rows if not row.baseline), key=_promise)
+    colored = {row.contestant for row in others[: len(COLORS)]}
+    found = {row.contestant: Look(NEUTRAL, "o", 0) for row in rows if row.baseline}
+    for row in rows:
+        if row.contestant in colored:
+            n = len(found) - any(row.baseline for row in rows)
+            found[row.contestant] = Look(COLORS[n], MARKERS[n], n + 1)
+    return {row.contestant: found.get(row.contestant, Look(GREY, "o", 9)) for row in rows}
 
 
-def canvas(room: float = 0.0) -> tuple[Figure, Axes]:
-    """An empty figure, of a size that reads on a phone and in two columns; ``room`` inches taller on request."""
-    figure = Figure(figsize=(5.2, 3.7 + room), layout="constrained")
-    return figure, figure.add_subplot()
+def canvas(width: float, height: float, *, left: float, right: float) -> tuple[Figure, Axes]:
+    """An empty figure with room for a title above and a label below.
+
+    Args:
+        width: Of the figure, in inches.
+        height: Of the figure, in inches.
+        left: Room for the numbers of the vertical axis, in inches.
+        right: Room beside the axes, in inches.
+    """
+    figure = Figure(figsize=(width, height))
+    top, bottom = 0.3, 0.45
+    place = (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
+    return figure, figure.add_axes(place)
+
+
+def label_axes(axes: Axes, horizontal: str, vertical: str) -> None:
+    """Name the axes; the vertical one's name stands above it, where it is read without turning the head."""
+    axes.set_xlabel(horizontal, parse_math=False)
+    place = axes.get_position()
+    edge = 0.01 - place.x0 / place.width  # of the figure
+    axes.set_title(vertical, loc="left", fontsize=9.5, color=MUTED, pad=9, x=edge, parse_math=False)
+
+
+def _promise(row: Row) -> float:
+    if row.difference is not None:
+        return -row.difference.mean
+    if row.score is None:
+        return math.inf
+    return -row.score.mean if row.metric.higher else row.score.mean
+
+
+def score_title(style: Form) -> str:
+    """What the headline metric on the test set is called on an axis."""
+    return style.titled(f"test {style.metric.name}", style.unit)
+
+
+def ink(style: Look) -> str:
+    """The color of a label: that of its mark, but never as light as the grey."""
+    return MUTED if style.grey else style.color
+
+
+def broken(label: str, width: int) -> list[str]:
+    """A label in lines, broken after colons and commas and before @."""
+    spaced = label.replace(":", ": ").replace(",", ", ").replace("@", " @")
+    return [line.replace(" ", "") for line in textwrap.wrap(spaced, width, break_on_hyphens=False)] or [label]
 
 
 def svg(figure: Figure) -> str:

@@ -60,14 +60,16 @@ def standalone(svg: str) -> str:
 
 
 def _parts(records: Sequence[RunRecord]) -> dict[str, str]:
-    from lowland.report import drawing, figures  # here: matplotlib loads slowly
+    from lowland.report.curves import curves  # here: matplotlib loads slowly
+    from lowland.report.drawing import looks
+    from lowland.report.gains import gains
 
     rows, finished = summarize(records), chosen(records)
-    look = drawing.looks([r.contestant for r in records], next((row.contestant for row in rows if row.baseline), None))
+    look = looks(rows)
     drawn = {
-        "front.svg": figures.front(rows, look),
-        "epochs.svg": figures.curves(finished, rows, look),
-        "seconds.svg": figures.curves(finished, rows, look, over="seconds"),
-        "loss.svg": figures.curves(finished, rows, look, value="train_loss"),
+        "gains.svg": gains(rows, look),
+        "epochs.svg": curves(finished, rows, look),
+        "seconds.svg": curves(finished, rows, look, over="seconds"),
+        "loss.svg": curves(finished, rows, look, value="train_loss"),
     }
     return {"table.md": markdown(rows)} | {name: standalone(svg) for name, svg in drawn.items() if svg}

@@ -14,11 +14,11 @@ from lowland.core.errors import ArgumentError, MissingExtraError
 from lowland.report.grouping import budget_text, chosen, groups, noise_text
 from lowland.report.sentences import notes, verdict
 from lowland.report.summary import Row, summarize
-from lowland.report.table import columns, legend, own_recipe
+from lowland.report.table import columns, own_recipe, unsaid_fields
 from lowland.report.table import value_text as _value
-from lowland.report.values import NONE, minus
+from lowland.report.values import NONE, listed, minus
 from lowland.report.values import plural as _plural
-from lowland.runs.record import MethodRecord, RunRecord
+from lowland.runs.record import RunRecord
 
 if TYPE_CHECKING:
     from lowland.report.drawing import Look
@@ -107,10 +107,8 @@ def render(
     )
     environment.filters["parts"] = re.compile(r"[^:,]*[:,]?").findall  # where a long method text may break
     environment.filters["own"] = own_recipe
-    texts = [record.contestant for record in records]
-    baseline = next((r.contestant for r in records if r.method.key == "plain" and "@" not in r.contestant), None)
-    look = drawing.looks(texts, baseline)
-    sections = [_section(group, look) for group in groups(records).values()]
+    environment.filters["unsaid"] = unsaid_fields
+    sections = [_section(group) for group in groups(records).values()]
     for section in sections:
         section["notes"] += remarks
     heading = title or (sections[0]["title"] if len(sections) == 1 else f"{len(sections)} comparisons")
@@ -119,7 +117,7 @@ def render(
         title=heading,
         sections=sections,
         commands=commands,
-        colors=list(zip(drawing.COLORS, range(1, 9), strict=True)),
+        colors=list(enumerate(drawing.COLORS, 1)),
         date=max(record.time for record in records)[:10],
         dash=NONE,
     )
@@ -130,59 +128,75 @@ def group_title(records: Sequence[RunRecord]) -> str:
     rows = summarize(records)
     counts = sorted({len(row.seeds) + len(row.unfinished) for row in rows})
     seeds = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    size = f"{_plural(len(rows), 'method')} × {seeds} seed{'' if seeds == '1' else 's'}"
+    noun = "contestant" if any("@" in row.contestant for row in rows) else "method"
+    size = f"{_plural(len(rows), noun)} × {seeds} seed{'' if seeds == '1' else 's'}"
     return " · ".join(part for part in (records[0].task, records[0].model, noise_text(records[0]), size) if part)
 
 
-def _section(records: Sequence[RunRecord], look: Mapping[str, Look]) -> dict[str, Any]:
+def _section(records: Sequence[RunRecord]) -> dict[str, Any]:
+    from lowland.report.drawing import looks
+
     rows = summarize(records)
-    shown = columns(rows)
+    shown, look, used = columns(rows), looks(rows), chosen(records)
     return {
         "title": group_title(records),
         "verdict": verdict(rows),
-        "budget": budget_text(records[0]),
-        "legend": legend(rows),
+        "budget": _budget(records),
         "notes": list(notes(records)),
         "columns": shown,
         "rows": [(row, look[row.contestant].number, [(column, column.cell(row)) for column in shown]) for row in rows],
-        "figures": _figures(chosen(records), rows, look),
+        "first": _first(rows, look),
+        "figures": _figures(used, rows, look),
         "runs": [_run(record) for record in records],
         "setting": _setting(records),
-        "methods": [
-            (record.contestant, record.method.cls, _fields(record.method))
-            for record in {record.contestant: record for record in records}.values()
-        ],
     }
 
 
-def _figures(records: Sequence[RunRecord], rows: Sequence[Row], look: Mapping[str, Look]) -> list[Figure]:
-    from lowland.report import figures
+def _budget(records: Sequence[RunRecord]) -> str:
+    """The budget in a sentence, with those that have another; empty where none is recorded."""
+    usual = next((r for r in records if "@" not in r.contestant), records[0])
+    others = {r.contestant: budget_text(r) for r in records if budget_text(r) != budget_text(usual)}
+    named = listed([f"{name} ({budget})" for name, budget in others.items()])
+    equal = f"Equal budget: {budget_text(usual)} each" if budget_text(usual) else ""
+    return f"{equal}{f', except {named}' if others else ''}." if equal else ""
 
-    band = " Bands are 95 % intervals over seeds." if any(len(row.seeds) > 1 for row in rows) else ""
-    bars = "Bars are 95 % intervals over seeds; t" if band else "T"
-    drawn = [
-        Figure(
-            figures.front(rows, look),
-            "Test accuracy against the cost of a step, one point per method",
-            f"Accuracy against cost. {bars}he dashed line joins the methods that no other beats in both.",
-        ),
-        Figure(
-            figures.curves(records, rows, look),
-            "Test accuracy against epochs, one line per method",
-            f"Test accuracy by epoch, mean over seeds.{band} The axis leaves out the start of the training.",
-        ),
-        Figure(
-            figures.curves(records, rows, look, over="seconds"),
-            "Test accuracy against seconds, one line per method",
-            f"Test accuracy by training time, evaluation excluded, at the mean time of each epoch.{band}",
-        ),
-        Figure(
-            figures.curves(records, rows, look, value="train_loss"),
-            "Training loss against epochs, one line per method",
-            f"Training loss by epoch, mean over seeds.{band}",
-        ),
-    ]
-    return [figure for figure in drawn if figure.svg]
+
+def _first(rows: Sequence[Row], look: Mapping[str, Look]) -> list[Figure]:
+    """The first figure twice, for wide and for narrow screens; empty where nothing is finished."""
+    from lowland.report.gains import gains
+
+    base = next((row.label for row in rows if row.baseline and row.score), None)
+    metric, bars = rows[0].metric, any(len(row.seeds) > 1 for row in rows)
+    if base is None:
+        said = f"Test {metric.name} against cost." + (" Bars are 95 % intervals over seeds." if bars else "")
+    else:
+        lower = "" if metric.higher else f" A gain is positive where the {metric.name} is lower."
+        interval = " with its 95 % interval" if bars else ""
+        marks = " Filled marks differ from it after correction, hollow ones may not." if bars else ""
+        said = f"Gain over {base} in the same seed{interval}; the line at 0 is {base}.{marks}{lower}"
+    if sum(one.grey for one in look.values()):
+        said += " The eight largest gains have a color."
+    drawn = [gains(rows, look), gains(rows, look, narrow=True)]
+    return [Figure(svg, said, said) for svg in drawn if svg]
+
+
+def _figures(records: Sequence[RunRecord], rows: Sequence[Row], look: Mapping[str, Look]) -> list[Figure]:
+    from lowland.report.curves import Over, Value, banded, curves
+
+    mean = ", mean over seeds" if any(len(row.seeds) > 1 for row in rows) else ""
+    name = rows[0].metric.name
+    captions: dict[tuple[Value, Over], str] = {
+        ("test", "epoch"): f"Test {name} by epoch{mean}. The axis has the values after a third of the training.",
+        ("test", "seconds"): f"Test {name} by time of training, evaluation excluded{mean}.",
+        ("train_loss", "epoch"): f"Training loss by epoch{mean}.",
+    }
+    found = []
+    for (value, over), caption in captions.items():
+        band = " Bands are 95 % intervals." if banded(records, rows, value, over) else ""
+        svg = curves(records, rows, look, value=value, over=over)
+        if svg:
+            found.append(Figure(svg, caption, caption + band))
+    return found
 
 
 def _setting(records: Sequence[RunRecord]) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -211,12 +225,6 @@ def _merged(mappings: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 def _values(texts: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(texts)) or NONE
-
-
-def _fields(method: MethodRecord) -> str:
-    if method.key == "plain":  # it has a radius only to be a method
-        return "perturbs nothing"
-    return ", ".join(f"{name} = {_value(value)}" for name, value in method.fields.items()) or "no fields"
 
 
 def _run(record: RunRecord) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ STYLES = {"better": "green", "worse": "red", "open": "", None: ""}
 MARKS = {"better": "▲", "worse": "▼", "open": "○", None: ""}
 
 HELP = {
+    "method": (
+        "Below its name, the hyperparameters that the name does not say (rho is the length of the perturbation), and "
+        "what its recipe has different."
+    ),
     "score": "Mean over seeds ± its 95 % t-interval.",
     "gradients": "All of them / one after another, where independent ones run side by side.",
     "work": "Gradients / seconds of all steps together, relative to the baseline's.",
@@ -58,7 +63,7 @@ def columns(rows: Sequence[Row]) -> list[Column]:
     """The columns these rows can fill: nothing relative without a baseline, nothing that was not measured."""
     base = next((row.label for row in rows if row.baseline and row.seeds), None)
     style = form(rows)
-    found = [Column("method", "method", lambda row: row.contestant), Column("seeds", "seeds", _seeds)]
+    found = [Column("method", "method", lambda row: row.contestant, HELP["method"]), Column("seeds", "seeds", _seeds)]
     found += _scores(rows, style)
     if base is not None:
         title = style.titled(f"gain over\n{base}", style.points)
@@ -73,13 +78,14 @@ def columns(rows: Sequence[Row]) -> list[Column]:
 
 def _scores(rows: Sequence[Row], style: Form) -> list[Column]:
     metric = style.metric
-    better = "" if metric.higher else " Lower is better."
+    several = any(row.score and row.score.half is not None for row in rows)
+    told = [HELP["score"] if several else "", "" if metric.higher else "Lower is better."]
     title = style.titled(f"test\n{metric.name}", style.unit)
     if not any(row.last for row in rows):
-        return [Column("score", title, lambda row: _score(row, style), f"{HELP['score']}{better}")]
-    where = " At the epoch that was best on the validation part; the end of the training stands beside it."
+        return [Column("score", title, lambda row: _score(row, style), " ".join(filter(None, told)))]
+    told.append("At the epoch that was best on the validation part; the end of the training stands beside it.")
     return [
-        Column("score", title, lambda row: _score(row, style), f"{HELP['score']}{better}{where}"),
+        Column("score", title, lambda row: _score(row, style), " ".join(filter(None, told))),
         Column("last", style.titled("at the\nend", style.unit), lambda row: _last(row, style)),
     ]
 
@@ -88,7 +94,12 @@ def _costs(rows: Sequence[Row], base: str | None) -> list[Column]:
     timed = any(row.time is not None for row in rows)
     found = [
         Column("gradients", "gradients\nper step", _gradients, HELP["gradients"]),
-        Column("time", "time\nper step", _time if timed else _milliseconds, f"relative to {base}'s" if timed else ""),
+        Column(
+            "time",
+            "time\nper step",
+            _time if timed else _milliseconds,
+            f"The median over seeds, relative to {base}'s." if timed else "The median over seeds.",
+        ),
     ]
     if longer(rows):
         found.append(Column("work", "whole\ntraining", _work, HELP["work"]))
@@ -177,6 +188,12 @@ def own_recipe(row: Row) -> str:
     return spelled({name: value for name, value in row.recipe.items() if name not in named})
 
 
+def unsaid_fields(row: Row) -> str:
+    """The hyperparameters of a row's method that its name does not say: ``rho=0.05, geometry=l2``."""
+    named = {part.partition("=")[0] for part in re.split("[:,]", row.contestant.partition("@")[0])}
+    return spelled({name: value for name, value in row.fields.items() if name not in named})
+
+
 def spelled(fields: Mapping[str, Any]) -> str:
     """Fields as text: ``rho=0.05, geometry=l2``."""
     return ", ".join(f"{name}={value_text(value)}" for name, value in fields.items())
@@ -206,7 +223,9 @@ def _lower(text: str) -> str:
 def _help_gain(rows: Sequence[Row], style: Form) -> str:
     tested = sum(row.p is not None for row in rows)
     corrected = f" after Holm's correction for {tested} comparisons" if tested > 1 else ""
-    said = f"Paired by seed ± its 95 % t-interval, each by itself. ▲ better and ▼ worse: p < 0.05{corrected}; ○ open."
+    several = any(row.difference and row.difference.half is not None for row in rows)
+    interval = " ± its 95 % t-interval, each by itself" if several else ""
+    said = f"Paired by seed{interval}. ▲ better and ▼ worse: p < 0.05{corrected}; ○ open."
     return said if style.metric.higher else f"{said} A gain is positive where the {style.metric.name} is lower."
 
 

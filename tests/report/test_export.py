@@ -18,7 +18,7 @@ def records(write_run):
 def test_table_and_figures_are_files_of_their_own(records, tmp_path: Path) -> None:
     written = export(records, tmp_path / "new" / "folder")
     endings = {path.name.rpartition("-")[2] for path in written}
-    assert endings == {"table.md", "front.svg", "epochs.svg", "seconds.svg", "loss.svg"}
+    assert endings == {"table.md", "gains.svg", "epochs.svg", "seconds.svg", "loss.svg"}
     (table,) = (path for path in written if path.suffix == ".md")
     assert table.read_text() == markdown(summarize(records))
     for path in written:

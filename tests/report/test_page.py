@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from made_runs import lines_of, modern, write_lines
 
 from lowland.core.errors import ArgumentError
 from lowland.report import read, write_page
@@ -72,7 +73,7 @@ def test_page_says_what_the_runs_say(write_run: WriteRun, tmp_path: Path) -> Non
         "Equal budget: 176 steps each.",
         "90.50 ± 6.35",
         "+2.02 ± 0.25 ▲",
-        "SAM(rho = 0.05)",
+        "rho=0.05",
         "weight decay 0.0005",
         "torch 2.13.0",
         "test machine",
@@ -80,7 +81,7 @@ def test_page_says_what_the_runs_say(write_run: WriteRun, tmp_path: Path) -> Non
         "lowland compare --seeds 2",
     ):
         assert told in text
-    assert page.tags.count("svg") == page.tags.count("figcaption") == 4
+    assert (page.tags.count("svg"), page.tags.count("figcaption")) == (5, 4)  # the first figure for two widths
     assert list(path.parent.iterdir()) == [path]  # no draft is left
 
 
@@ -150,8 +151,37 @@ def test_one_seed(write_run: WriteRun) -> None:
     text = " ".join(Page(html).texts)
     assert "one seed decides nothing" in text
     assert "3 methods × 1 seed" in text
-    assert "Bars are" not in text
+    assert "interval" not in text
     assert " ± 0" not in text
+
+
+def test_contestants_of_equal_cost(write_run: WriteRun) -> None:
+    records = records_of(write_run)
+    budget = {"kind": "steps", "limit": 352.0}
+    own = {"optimizer": "adam", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "epochs": 16}
+    for seed in range(2):
+        again = write_run("plain@epochs=16", seed, accuracy=0.95, epochs=16, budget=budget, recipe=own)
+        records.append(read(again))
+    page = Page(render(records))
+    assert "4 contestants × 2 seeds" in page.text
+    assert "Equal budget: 176 steps each, except plain@epochs=16 (352 steps)." in page.text
+    assert "recipe: optimizer=adam" in page.text
+    assert "epochs=16; recipe" not in page.text  # its name says it
+    assert "2.00 × / 2.00 ×" in page.text
+
+
+def test_no_word_of_accuracy_where_it_is_not_measured(tmp_path: Path) -> None:
+    perplexity = {"name": "perplexity", "unit": "", "scale": 1, "higher": False}
+    runs = [(m, s) for m in ("plain", "sam") for s in range(3)]
+    records = [
+        read(write_lines(tmp_path / f"{m}{s}", modern(lines_of(m, s, accuracy=20.0 + s), perplexity, select="best")))
+        for m, s in runs
+    ]
+    html = render(records)
+    text = Page(html).text
+    assert "accuracy" not in html.lower()
+    for told in ("test perplexity", "at the end", "Lower is better.", "best on the validation part", "is lower"):
+        assert told in text
 
 
 def test_unfinished_runs_only(write_run: WriteRun) -> None:
