@@ -1,0 +1,71 @@
+"""Where tensors are kept that a pass may write: buffers, frozen parameters, and attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from lowland import modes, shards
+from lowland.executors.uses import modules_of, uses
+
+ABSENT = object()  # what is in a place that is not there yet
+
+_OWN = frozenset(vars(nn.Module()))  # what every module has in its dictionary
+
+
+class Place(NamedTuple):
+    """Where a tensor is kept: ``owner[key]``, a module's buffers, parameters or attributes.
+
+    Attributes:
+        owner: What keeps it.
+        key: Under which key.
+        name: For messages.
+        norm: Whether it belongs to a layer with running statistics.
+        frozen: Whether it is a parameter that is not trained, so that it is seldom written and may be large.
+    """
+
+    owner: Any
+    key: str
+    name: str
+    norm: bool = False
+    frozen: bool = False
+
+
+def places_of(model: nn.Module, loss_fn: Callable[..., Any] | None) -> list[Place]:
+    """All places of a model, and of what its loss function uses beside it."""
+    places: list[Place] = []
+    own = set(model.modules())
+    told = {m for m in own if modes.heeds_flag(m)} - modes.captured(model)
+    named = list(model.named_modules())
+    for place, m in modules_of(loss_fn).items():
+        named += [(f"loss_fn: {place}.{name}".rstrip("."), part) for name, part in m.named_modules() if part not in own]
+    whole = not any(hasattr(m, "_get_fsdp_state") for m in own)  # fully_shard exchanges parameters during a pass
+    seen: set[int] = set()
+    for name, m in named:
+        if m in told:
+            continue
+        for owner in (m._buffers, vars(m), m._parameters) if whole else (m._buffers, vars(m)):
+            for key, value in list(owner.items()):
+                frozen = owner is m._parameters
+                if _counts(owner, m, key, value) and id(value) not in seen:
+                    places.append(Place(owner, key, f"{name}.{key}".lstrip("."), isinstance(m, _NormBase), frozen))
+                    if value is not None:
+                        seen.add(id(value))
+    for place, values in uses(loss_fn)[1].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and id(value) not in seen:
+                places.append(Place(values, key, f"loss_fn: {place}.{key}"))
+                seen.add(id(value))
+    return places
+
+
+def _counts(owner: Any, m: nn.Module, key: str, value: Any) -> bool:
+    """Whether what a module keeps is a tensor that no optimizer trains, or may become one."""
+    if owner is m._parameters:
+        return type(value) in shards.ORDINARY and not value.requires_grad
+    if value is None:
+        return owner is m._buffers or key not in _OWN
+    return isinstance(value, Tensor)
