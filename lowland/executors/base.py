@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lowland.batch import Batches
 from lowland.errors import UsageError
 from lowland.executors.buffers import Buffers
-from lowland.executors.guards import Ownership, Suspect, dismiss
+from lowland.executors.guards import Ownership, Remembered, Suspect, dismiss, outsiders
 from lowland.loss import LossFn
 from lowland.modes import SharedRNG, seeds
 from lowland.probe import Probe, Reading
@@ -36,8 +36,11 @@ class Work:
         buffers: What forward writes beside the weights.
         ownership: Whether gradients must be copied.
         suspects: Tensors beside the parameters that the losses of this step have reached.
-        first: Whether no step has been completed yet, so that what the loss reaches is looked at.
-        watched: Whether weights and gradients are looked at around each forward and backward of this step.
+        gradients: Those that other tensors had before a backward that the caller runs; None where nobody has looked.
+        outsiders: Parameters of modules that the loss function uses beside the model.
+        first: Whether no step has been completed yet.
+        watched: Whether weights, gradients and what the loss reaches are looked at around each forward and backward of
+            this step.
         reentrant: Whether the model checkpoints reentrantly; None before that was looked at.
         reached: Which parameters any backward pass of this step has reached.
         step: Number of the step.
@@ -70,6 +73,7 @@ class Work:
         self.ownership = Ownership(model, self.device)
         self.first = True
         self.suspects: list[Suspect] = []
+        self.outsiders: list[Tensor] = []
         self.reentrant: bool | None = None
         self._writes = any(getattr(m, "max_norm", None) is not None for m in model.modules())
         self.begin()
@@ -82,6 +86,9 @@ class Work:
         self.reached = [False] * len(self.params)
         self.finite: Tensor | None = None
         self.suspects = []
+        self.gradients: list[Remembered] | None = None
+        if self.first:
+            self.outsiders = outsiders([*self.model.parameters()], self.loss_fn)
         self.asked = 0
         self._shared: int | None = None
         self.replicas.begin()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _VERSION, _GRAD = operator.attrgetter("_version"), operator.attrgetter("grad")
 
 Suspect: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None]"  # a tensor, and its gradient before
+Remembered: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None, Tensor | None]"  # a gradient and its copy, too
 
 
 def graph(loss: Tensor) -> list[Any]:
@@ -118,6 +119,45 @@ def _gathered(model: nn.Module) -> set[int]:
     return found
 
 
+def outsiders(params: Sequence[Tensor], loss_fn: Callable[..., Any] | None) -> list[Tensor]:
+    """Parameters of modules that the loss function uses beside the model: the loss may come to reach them later."""
+    known = set(map(id, params))
+    return [p for m in modules_of(loss_fn).values() for p in m.parameters() if id(p) not in known]
+
+
+def looked_at(work: Work) -> bool:
+    """Whether losses of this step are asked what they reach: in some steps, or if there is something to reach."""
+    return work.watched or any(p.requires_grad for p in work.outsiders)
+
+
+def remember(work: Work) -> None:
+    """Copy the gradients of all other trainable tensors: a backward that the caller runs adds to them unseen."""
+    if work.gradients is None and looked_at(work):
+        known = set(map(id, work.params))
+        found = [t for t in gc.get_objects() if issubclass(type(t), Tensor) and id(t) not in known]
+        leaves = [t for t in found if t.requires_grad and t.is_leaf]
+        work.gradients = [(weakref.ref(t), t.grad, None if t.grad is None else t.grad.clone()) for t in leaves]
+
+
+def suspect_after(work: Work, loss: Tensor) -> None:
+    """:func:`suspect` after the caller's backward; a refusal leaves no tensor with a gradient of this step.
+
+    Raises:
+        ParameterError: The loss reaches trainable parameters that are not the engine's, or tensors of another pass.
+    """
+    if not looked_at(work):
+        return
+    try:
+        suspect(work, loss, work.loss_fn)
+    except ParameterError:
+        for ref, grad, copy in work.gradients or ():
+            if (t := ref()) is not None:
+                if grad is not None and copy is not None:
+                    grad.detach().copy_(copy)
+                t.grad = grad
+        raise
+
+
 def suspect(work: Work, loss: Tensor, loss_fn: Callable[..., Any] | None) -> None:
     """Note what this loss reaches beside the parameters; what an earlier pass has reached, too, is nobody's own.
 
@@ -136,7 +176,7 @@ def suspect(work: Work, loss: Tensor, loss_fn: Callable[..., Any] | None) -> Non
 
 
 def inspect(work: Work, probe: Probe, loss: Tensor, before: Sequence[int] | None) -> None:
-    """Look at what a loss reaches, in an engine's first step, and at what forward has done to the weights.
+    """Look at what a loss reaches, in some steps, and at what forward has done to the weights.
 
     Args:
         work: The work of the engine.
@@ -148,7 +188,7 @@ def inspect(work: Work, probe: Probe, loss: Tensor, before: Sequence[int] | None
         ParameterError: The loss reaches trainable parameters that are not the engine's.
         UsageError: That forward has written weights.
     """
-    if work.first:
+    if looked_at(work):
         suspect(work, loss, probe.loss_fn or work.loss_fn)
     if probe.wrt is not None and work.reentrant is None:
         work.reentrant = reentrant(loss)

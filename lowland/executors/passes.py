@@ -15,7 +15,7 @@ from lowland import vec
 from lowland.errors import LossError, ParameterError, UsageError
 from lowland.executors.base import Work
 from lowland.executors.displacement import displaced, forget_derived, put_back
-from lowland.executors.guards import any_gradient, fused, inspect, moved, suspect, versions
+from lowland.executors.guards import any_gradient, fused, inspect, moved, remember, suspect_after, versions
 from lowland.loss import Loss, Terms, divisor, terms
 from lowland.modes import compiled, frozen_stats, only, traceless
 from lowland.probe import Probe, Reading
@@ -80,6 +80,8 @@ class Pass:
             if work.rng is not None:
                 work.rng.rewind()
             stack.enter_context(torch.set_grad_enabled(probe.grad))
+            if self._on_error is not None:  # the caller runs forward and backward
+                remember(work)
             self._versions = versions(work.params) if work.watched and self._displaced and probe.stats else None
             self._stack = stack.pop_all()
         return self
@@ -234,8 +236,8 @@ class Pass:
                 "this pass is for other examples than the step's batch, which the method has kept or cut, so the loss "
                 "of the step's batch would be wrong; run the model on p.batch and say so: p.adopt(loss, batch=p.batch)"
             )
-        if self.work.first and loss.requires_grad:
-            suspect(self.work, loss, self.work.loss_fn)
+        if loss.requires_grad:
+            suspect_after(self.work, loss)
         self._loss = loss.detach().mean()
 
     def __exit__(
