@@ -41,7 +41,7 @@ class Work:
         first: Whether no step has been completed yet.
         watched: Whether weights, gradients and what the loss reaches are looked at around each forward and backward of
             this step.
-        reentrant: Whether the model checkpoints reentrantly; None before that was looked at.
+        reentrant: Whether backward may run others inside, as reentrant checkpointing does; None: not looked at.
         reached: Which parameters any backward pass of this step has reached.
         step: Number of the step.
         asked: How often it has asked for several probes together.
@@ -83,6 +83,8 @@ class Work:
         self.step = step
         # Steps 0, 1, 2, 4, 8, …; and all of them where forward is known to write weights now and then.
         self.watched = self._writes or step & (step - 1) == 0
+        if step and step & (step - 1) == 0 and not self.reentrant:
+            self.reentrant = None
         self.reached = [False] * len(self.params)
         self.finite: Tensor | None = None
         self.suspects = []
