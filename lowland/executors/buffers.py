@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lowland.errors import UsageError
+from lowland.executors.containers import Containers, Moment
+from lowland.executors.keepers import where
 from lowland.executors.places import ABSENT, Place, places_of
 from lowland.probe import Probe
 from lowland.shards import ORDINARY
@@ -35,6 +37,12 @@ class Kept(NamedTuple):
     copy: Tensor | None
 
 
+class Before(list[Kept]):
+    """What was in all places at one moment, and in containers."""
+
+    rest: Moment
+
+
 class Buffers:
     """The tensors that passes may write, and what was in them.
 
@@ -51,9 +59,10 @@ class Buffers:
         self._new = True  # no step has been completed yet: all tensors are copied
         self._written: set[int] = set()
         self._held: set[tuple[int, str]] = set()  # all that the model's modules held when the step began
-        self._start: list[Kept] | None = None
-        self._starts: dict[int, list[Kept]] = {}
+        self._start: Before | None = None
+        self._starts: dict[int, Before] = {}
         self._places: list[Place] = []
+        self._containers = Containers()
         self._quiet: list[Place] = []  # frozen parameters that the first step has not written
         self._watched: list[Tensor] = []  # the same as tensors
         self._versions: list[int] = []  # of these, when the step began
@@ -62,12 +71,17 @@ class Buffers:
     @property
     def written(self) -> list[str]:
         """The names of all tensors that a pass has written, running statistics left out."""
-        return [self._places[i].name for i in sorted(self._written) if not self._places[i].norm]
+        names = [self._places[i].name for i in sorted(self._written) if not self._places[i].norm]
+        return names + list(self._containers.written.values())
+
+    def _find(self) -> list[Place]:
+        more = self._containers.find(self._model, self._loss_fn)
+        return places_of(self._model, self._containers.modules, more)
 
     def begin(self, first: bool = True) -> None:
         """A step begins; in the first, places are looked for, also after each pass, which may have made some."""
         if first:
-            self._places, self._quiet = places_of(self._model, self._loss_fn), []
+            self._places, self._quiet = self._find(), []
             self._held = {(id(o), key) for m in self._model.modules() for o in (m._buffers, vars(m)) for key in o}
             frozen = sum(p.owner[p.key].numel() for p in self._places if p.frozen)
             self._afford = frozen <= max(SMALL, sum(p.numel() for p in self._model.parameters() if p.requires_grad))
@@ -98,18 +112,18 @@ class Buffers:
         if moved:
             raise _unkept(moved[0].name)
 
-    def _look(self, *lists: list[Kept]) -> None:
+    def _look(self, *lists: Before) -> None:
         """Add places that a pass has made; nothing was there before."""
         known = {_where(place) for place in self._places} | self._held
-        made = [p for p in places_of(self._model, self._loss_fn) if _where(p) not in known]
+        made = [p for p in self._find() if _where(p) not in known]
         self._places += made
-        for kept in {id(k): k for k in (*lists, *self._starts.values(), self._start or [])}.values():
+        for kept in {id(k): k for k in (*lists, *self._starts.values(), self._start or Before())}.values():
             kept += [Kept(ABSENT, 0, None)] * (len(self._places) - len(kept))
 
     @contextmanager
     def passing(self, probe: Probe) -> Iterator[None]:
         """One pass; what it writes stays if it reports."""
-        if not self._places and not self._quiet and not self._new:
+        if not self._places and not self._quiet and not self._containers and not self._new:
             yield
             return
         if not probe.stats:
@@ -162,8 +176,9 @@ class Buffers:
                 "have to do in turn; use executor=Local()"
             )
 
-    def _now(self) -> list[Kept]:
-        kept = []
+    def _now(self) -> Before:
+        kept = Before()
+        kept.rest = self._containers.now(self._new)
         for i, place in enumerate(self._places):
             t = place.owner.get(place.key, ABSENT)
             if not isinstance(t, Tensor):
@@ -176,14 +191,14 @@ class Buffers:
             kept.append(Kept(t, _version(t), t.detach().clone() if copied else None))
         return kept
 
-    def _note(self, before: list[Kept]) -> None:
+    def _note(self, before: Before) -> None:
         for i, (kept, place) in enumerate(zip(before, self._places, strict=True)):
             same = place.owner.get(place.key, ABSENT) is kept.tensor and _version(kept.tensor) == kept.version
             if not same or (self._new and _differs(kept)):
                 self._written.add(i)
 
     @torch.no_grad()
-    def _put(self, kept: list[Kept]) -> None:
+    def _put(self, kept: Before) -> None:
         unseen: list[tuple[Tensor, Tensor]] = []
         lost: list[Place] = []
         for i, (place, (tensor, version, copy)) in enumerate(zip(self._places, kept, strict=True)):
@@ -212,13 +227,14 @@ class Buffers:
                 tensor.detach().copy_(copy)
         if unseen:
             torch._foreach_copy_([t for t, _ in unseen], [c for _, c in unseen])
-        if lost:
+        gone = [place.name for place in lost] + self._containers.put(kept.rest)
+        if gone:
             self._late.update(map(_where, lost))
-            raise _unkept(lost[0].name)
+            raise _unkept(gone[0])
 
 
 def _where(place: Place) -> tuple[int, str]:
-    return id(place.owner), place.key
+    return where(place.owner, place.key)
 
 
 def _differs(kept: Kept) -> bool:

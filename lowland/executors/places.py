@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lowland import modes, shards
-from lowland.executors.uses import modules_of, uses
+from lowland.executors.uses import OWN
 
 ABSENT = object()  # what is in a place that is not there yet
-
-_OWN = frozenset(vars(nn.Module()))  # what every module has in its dictionary
 
 
 class Place(NamedTuple):
@@ -34,14 +32,22 @@ class Place(NamedTuple):
     frozen: bool = False
 
 
-def places_of(model: nn.Module, loss_fn: Callable[..., Any] | None) -> list[Place]:
-    """All places of a model, and of what its loss function uses beside it."""
+def places_of(
+    model: nn.Module, modules: Mapping[str, nn.Module], more: Sequence[tuple[Any, str, str]] = ()
+) -> list[Place]:
+    """All places of a model, and of what its loss function or the model itself uses beside it.
+
+    Args:
+        model: The model.
+        modules: Other modules.
+        more: ``(owner, key, name)`` of tensors in other places.
+    """
     places: list[Place] = []
     own = set(model.modules())
     told = {m for m in own if modes.heeds_flag(m)} - modes.captured(model)
     named = list(model.named_modules())
-    for place, m in modules_of(loss_fn).items():
-        named += [(f"loss_fn: {place}.{name}".rstrip("."), part) for name, part in m.named_modules() if part not in own]
+    for place, m in modules.items():
+        named += [(f"{place}.{name}".rstrip("."), part) for name, part in m.named_modules() if part not in own]
     whole = not any(hasattr(m, "_get_fsdp_state") for m in own)  # fully_shard exchanges parameters during a pass
     seen: set[int] = set()
     for name, m in named:
@@ -54,11 +60,11 @@ def places_of(model: nn.Module, loss_fn: Callable[..., Any] | None) -> list[Plac
                     places.append(Place(owner, key, f"{name}.{key}".lstrip("."), isinstance(m, _NormBase), frozen))
                     if value is not None:
                         seen.add(id(value))
-    for place, values in uses(loss_fn)[1].items():
-        for key, value in values.items():
-            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and id(value) not in seen:
-                places.append(Place(values, key, f"loss_fn: {place}.{key}"))
-                seen.add(id(value))
+    for owner, key, name in more:
+        value = owner.get(key)
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and id(value) not in seen:
+            places.append(Place(owner, key, f"loss_fn: {name}"))
+            seen.add(id(value))
     return places
 
 
@@ -67,5 +73,5 @@ def _counts(owner: Any, m: nn.Module, key: str, value: Any) -> bool:
     if owner is m._parameters:
         return type(value) in shards.ORDINARY and not value.requires_grad
     if value is None:
-        return owner is m._buffers or key not in _OWN
+        return owner is m._buffers or key not in OWN
     return isinstance(value, Tensor)
