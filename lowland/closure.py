@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lowland import doors, state
 from lowland.engine import Engine
-from lowland.errors import UsageError
+from lowland.errors import ArgumentError, UsageError
 
 
 class ClosureOptimizer(Optimizer):
@@ -53,6 +53,10 @@ class ClosureOptimizer(Optimizer):
     """
 
     def __init__(self, engine: Engine) -> None:
+        if not isinstance(engine, Engine):
+            raise ArgumentError(
+                f"engine must be an Engine, but is {engine!r}; write ClosureOptimizer(Engine(SAM(), model, base))"
+            )
         if engine.method.needs_batch:
             raise UsageError(
                 f"{engine.method.kind} keeps or cuts batches, which a closure hides; call engine.backward(batch)"
@@ -126,6 +130,11 @@ class ClosureOptimizer(Optimizer):
         if closure is None:
             self._check_idle()
             return self.base.step()
+        if not callable(closure):
+            raise ArgumentError(
+                f"closure must be a function without arguments, but is a {type(closure).__name__}; pass the function "
+                "that computes the loss, not what it returns"
+            )
         earlier = [p.grad for p in self.engine.params]
         back = state.kept(self.engine)
         try:

@@ -17,7 +17,7 @@ from lowland.executors.base import Work
 from lowland.executors.displacement import displaced, forget_derived
 from lowland.executors.guards import any_gradient, inspect, remember, suspect_after
 from lowland.executors.still import Mark, check_forward, run_backward
-from lowland.loss import Loss, Terms, divisor, terms
+from lowland.loss import Loss, Terms, divisor, one_for_all, terms
 from lowland.modes import compiled, frozen_stats, only, traceless
 from lowland.probe import Probe, Reading
 from lowland.vec import Vec
@@ -132,10 +132,10 @@ class Pass:
             )
         batch = part if part is not None else self._piece if self._several else self.batch
         read = terms(loss, None if batch is None else self.work.batches.known_size(batch))
-        if share is None and (self._several or self.probe.cut) and read.count is None:
+        if share is None and (self._several or self.probe.cut) and (read.count is None or one_for_all(read.losses)):
             raise LossError(
                 "loss_fn must return what a part of a batch weighs, too, but returned a mean, shape (), for a part; "
-                'return one loss per example, reduction="none", or lowland.Loss(total, count)'
+                'return one loss per example, reduction="none", no mean that is expanded, or lowland.Loss(total, count)'
             )
         if read.losses is not None:
             self._losses.append(read.losses.detach())
