@@ -81,6 +81,17 @@ class ClosureOptimizer(Optimizer):
         self.base = engine.optimizer
         super().__init__(self.base.param_groups, self.base.defaults)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy would run the method on the old model.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(
+            "ClosureOptimizer must not be copied or pickled, because its engine and model would not go along; copy "
+            "model and base optimizer, and make Engine and ClosureOptimizer of the copies"
+        )
+
     # Groups and state are shared, also after the base optimizer has loaded a state and made new ones.
 
     @property

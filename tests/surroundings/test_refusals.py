@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,7 @@ from hand import close, sgd, square
 from torch import Tensor, nn
 
 import lowland
-from lowland.errors import ArgumentError, BatchError, LossError, ParameterError, StateError
+from lowland.errors import ArgumentError, BatchError, LossError, ParameterError, StateError, UsageError
 
 METHODS = [lowland.SAM(), lowland.SAMPa(), lowland.LookSAM(k=2), lowland.MicroSAM(m=2)]
 each = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.kind)
@@ -120,6 +122,27 @@ def test_a_model_that_is_converted_needs_a_new_engine(method: Any) -> None:
     with pytest.raises(ParameterError, match=r"since the engine was made weight, bias are of another"):
         made.backward(X)
     assert made.step == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "loader", "message"),
+    [
+        ([nn.BatchNorm1d(3)], [X], "model must be a torch.nn.Module, but is a list"),
+        (nn.BatchNorm1d(3), X, "loader must give batches one after the other, but is a Tensor"),
+        (nn.BatchNorm1d(3), None, "loader must give batches one after the other, but is a NoneType"),
+        (nn.BatchNorm1d(3), [X.numpy()], "loader must give tensors of inputs, .* but gave a ndarray"),
+    ],
+    ids=["list", "tensor", "none", "numpy"],
+)
+def test_statistics_are_refreshed_on_tensors(model: Any, loader: Any, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        lowland.refresh_stats(model, loader)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_a_closure_optimizer_is_not_copied(copied: Any) -> None:
+    with pytest.raises(UsageError, match="ClosureOptimizer must not be copied or pickled"):
+        copied(lowland.ClosureOptimizer(engine()))
 
 
 def test_doors_say_what_they_want() -> None:
