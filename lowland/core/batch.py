@@ -31,6 +31,10 @@ class Parts(Sequence[Any]):
     """
 
     def __init__(self, parts: Iterable[Any]) -> None:
+        if isinstance(parts, str | Tensor) or not isinstance(parts, Iterable):
+            raise BatchError(
+                f"Parts must hold batches, but was given a {type(parts).__name__}; pass a list: Parts([first, second])"
+            )
         self._parts = tuple(parts)
         if not self._parts or any(isinstance(part, Parts) for part in self._parts):
             raise BatchError(
@@ -83,6 +87,11 @@ class Batches:
         if isinstance(batch, Parts):
             return sum(map(self.size, batch))
         size = self.cutter.size(batch)
+        if type(size) is not int:
+            raise ArgumentError(
+                f"size(batch) of cut must return the number of examples, an int, but returned {size!r}; return "
+                "len(batch), or int(…) of a number of another kind"
+            )
         if size < 1:
             raise BatchError(f"a batch must hold at least one example, but has {size}; skip empty batches")
         return size
@@ -154,18 +163,29 @@ class Batches:
     def _runs(self, batch: Any, ends: Sequence[int]) -> list[Any]:
         """Runs of examples between consecutive ``ends``."""
         if not isinstance(batch, Parts):
-            return [self.cutter.take(batch, slice(start, end)) for start, end in pairwise(ends)]
+            runs = [self.cutter.take(batch, slice(start, end)) for start, end in pairwise(ends)]
+            if not isinstance(self.cutter, Slices):
+                self._check_taken(runs, ends)
+            return runs
         edges = [0, *accumulate(map(self.size, batch))]
         places = list(zip(batch, edges, edges[1:], strict=False))
-        runs = []
+        found = []
         for start, end in pairwise(ends):
             run = [
                 part if start <= a and b <= end else self.cutter.take(part, slice(max(start - a, 0), min(end, b) - a))
                 for part, a, b in places
                 if a < end and start < b
             ]
-            runs.append(run[0] if len(run) == 1 else Parts(run))
-        return runs
+            found.append(run[0] if len(run) == 1 else Parts(run))
+        return found
+
+    def _check_taken(self, runs: list[Any], ends: Sequence[int]) -> None:
+        for run, (start, end) in zip(runs, pairwise(ends), strict=True):
+            if self.cutter.size(run) != end - start:
+                raise BatchError(
+                    f"take(batch, index) of cut must return the examples of index, but for slice({start}, {end}) "
+                    f"returned a batch of {self.cutter.size(run)}; return these {end - start}, as size(batch) counts"
+                )
 
 
 def rejoined(held: Sequence[Any], number: int, count: int) -> Any:

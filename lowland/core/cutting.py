@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -176,6 +177,12 @@ def _length(tensor: Tensor, dim: Any, name: str) -> int | None:
     """The number of examples in a tensor; None where it is carried along."""
     if tensor.dim() == 0 or dim is None:
         return None
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        raise BatchError(
+            f"tensors of a batch that is cut must be dense, but {name} is {kind}; say how it is cut: Engine(…, cut=…) "
+            "takes an object with size(batch) and take(batch, index), or pass Parts([…])"
+        )
     if type(dim) is not int or tensor.dim() <= dim:
         raise BatchError(
             f"every tensor of a batch that is cut needs dimension {dim} for the examples, but {name} has shape "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -117,13 +118,26 @@ def terms(loss: Any, size: int | None) -> Terms:
     return Terms(loss.mean(), losses=loss, count=float(len(loss)))
 
 
+def one_for_all(losses: Tensor | None) -> bool:
+    """Whether losses by example are one number that was expanded, such as a mean."""
+    return losses is not None and len(losses) > 1 and losses.stride() == (0,)
+
+
 def divisor(total: Tensor, count: Tensor) -> Tensor:
     """The count, or 1 where nothing was counted and nothing was summed, as on a rank whose examples are all padding."""
     return torch.where((count == 0) & (total == 0), torch.ones_like(count), count)
 
 
 def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+    if isinstance(value, Tensor):
+        return value.detach()
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    found = copy.copy(value)
+    for f in fields(value):
+        if hasattr(value, f.name):
+            object.__setattr__(found, f.name, pytree.tree_map(_detached, getattr(value, f.name)))
+    return found
 
 
 def _shown(value: Any) -> str:

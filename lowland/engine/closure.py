@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lowland.core.errors import UsageError
+from lowland.core.errors import ArgumentError, UsageError
 from lowland.engine import Engine, doors, state
 
 
@@ -52,6 +52,10 @@ class ClosureOptimizer(Optimizer):
     """
 
     def __init__(self, engine: Engine) -> None:
+        if not isinstance(engine, Engine):
+            raise ArgumentError(
+                f"engine must be an Engine, but is {engine!r}; write ClosureOptimizer(Engine(SAM(), model, base))"
+            )
         if engine.method.needs_batch:
             raise UsageError(
                 f"{engine.method.kind} keeps or cuts batches, which a closure hides; call engine.backward(batch)"
@@ -75,6 +79,17 @@ class ClosureOptimizer(Optimizer):
         self.engine = engine
         self.base = engine.optimizer
         super().__init__(self.base.param_groups, self.base.defaults)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy would run the method on the old model.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(
+            "ClosureOptimizer must not be copied or pickled, because its engine and model would not go along; copy "
+            "model and base optimizer, and make Engine and ClosureOptimizer of the copies"
+        )
 
     # Groups and state are shared, also after the base optimizer has loaded a state and made new ones.
 
@@ -125,6 +140,11 @@ class ClosureOptimizer(Optimizer):
         if closure is None:
             self._check_idle()
             return self.base.step()
+        if not callable(closure):
+            raise ArgumentError(
+                f"closure must be a function without arguments, but is a {type(closure).__name__}; pass the function "
+                "that computes the loss, not what it returns"
+            )
         earlier = [p.grad for p in self.engine.params]
         back = state.kept(self.engine)
         try:

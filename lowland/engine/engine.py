@@ -174,8 +174,8 @@ class Engine:
         each by its own gradient and adds the results, which for ``SAM`` is mSAM; schedules and cycles count each call.
 
         Args:
-            batch: Any object that the loss function takes. Only methods that cut, keep or choose examples look inside:
-                see ``cut``.
+            batch: Any object that the loss function takes, but no iterator, which can be read once. Only methods that
+                cut, keep or choose examples look inside: see ``cut``.
 
         Returns:
             The mean training loss, detached, shape ``()``.

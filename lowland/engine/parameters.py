@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +13,13 @@ from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from lowland.core import checks
-from lowland.core.errors import ParameterError
+from lowland.core.errors import ArgumentError, ParameterError
 from lowland.core.geometry import Geometry, Radii
 from lowland.core.shards import is_sharded
 from lowland.core.wrappers import short_names
 from lowland.engine import owners
 
+_DTYPE = operator.attrgetter("dtype")
 _TRAINS = operator.attrgetter("requires_grad")
 
 
@@ -46,6 +48,7 @@ class Parameters:
         self._model, self._optimizers = model, optimizers
         self._grouped = [[list(group["params"]) for group in o.param_groups] for o in optimizers]
         self._places = owners.places(model, list(trainable))
+        self._dtypes = list(map(_DTYPE, self.vec))
         self._owners = [model.get_submodule(n.rpartition(".")[0]) for n in trainable]
         self._selected: dict[Geometry, list[bool]] = {}
         self._thawed: list[bool] | None = None  # which are not frozen since; None: not looked at in this step
@@ -67,6 +70,12 @@ class Parameters:
             raise ParameterError(
                 "the trainable parameters must stay those the engine was made with, but a parameter was "
                 "exchanged, added or unfrozen since; make a new Engine from the same method, model and optimizer"
+            )
+        if (now := list(map(_DTYPE, self.vec))) != self._dtypes:
+            changed = [n for n, a, b in zip(self.names, now, self._dtypes, strict=True) if a != b]
+            raise ParameterError(
+                f"parameters must keep their dtype, which memory and optimizer have, but since the engine was made "
+                f"{_some(changed)} of another, as after model.float(); convert the model first, then make the Engine"
             )
         self._thawed, before = None, self._registrations
         self._registrations = owners.Registrations.count
@@ -142,8 +151,36 @@ class Parameters:
             return [True] * len(self.vec)
         if geometry not in self._selected:
             found = zip(self._owners, self.names, self.vec, strict=True)
-            self._selected[geometry] = [bool(select(m, n, p)) for m, n, p in found]
+            self._selected[geometry] = [_answer(select, m, n, p) for m, n, p in found]
         return self._selected[geometry]
+
+
+def _answer(select: Any, owner: nn.Module, name: str, p: Tensor) -> bool:
+    """What a predicate says of a parameter.
+
+    Raises:
+        ArgumentError: It cannot be called so, or says something else than yes or no.
+    """
+    remedy = 'write select=lambda module, name, p: name.endswith("weight")'
+    if not callable(select):
+        raise ArgumentError(
+            f"geometry.select must be a function (module, name, parameter), but is {select!r}; {remedy}"
+        )
+    try:
+        inspect.signature(select).bind(owner, name, p)
+    except TypeError as error:
+        raise ArgumentError(
+            f"geometry.select must take (module, name, parameter), but cannot ({error}); {remedy}"
+        ) from None
+    except ValueError:  # built in
+        pass
+    found = select(owner, name, p)
+    if isinstance(found, Tensor) and found.numel() != 1:
+        raise ArgumentError(
+            f"geometry.select must return True or False for a parameter, but for {name} returned a tensor of shape "
+            f"{tuple(found.shape)}; {remedy}"
+        )
+    return bool(found)
 
 
 def _groups(optimizers: Sequence[Optimizer]) -> list[tuple[Optimizer, dict[str, Any]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,6 +83,11 @@ def save(engine: Engine) -> dict[str, Any]:
 
 def load(engine: Engine, state_dict: dict[str, Any], strict: bool = True) -> None:
     """Check everything, then change the engine."""
+    if not isinstance(state_dict, Mapping):
+        raise StateError(
+            f"state_dict must be what Engine.state_dict() gave, but is a {type(state_dict).__name__}; load the "
+            "checkpoint with torch.load first"
+        )
     missing = [k for k in save(engine) if k not in state_dict and k != "share"]  # which older states do not have
     if missing:
         raise StateError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lowland.core import vec
-from lowland.core.errors import UsageError
+from lowland.core.errors import BatchError, UsageError
 from lowland.core.probe import Plan, Probe, Reading, conversation
 from lowland.core.vec import Vec
 from lowland.engine import plans, state, watch
@@ -28,11 +28,7 @@ def drive(engine: Engine, batch: Any) -> Drive:
     """Run the plan for whoever answers its probes; on any exception, leave all as it was."""
     if engine.under_way:
         raise UsageError("a step is already under way; finish or leave the loop over engine.passes() first")
-    if batch is None and engine.method.needs_batch:
-        raise UsageError(
-            f"{engine.method.kind} keeps or cuts batches, which a closure hides; "
-            "call engine.backward(batch) or engine.passes(batch)"
-        )
+    _check_batch(engine, batch)
     engine.parameters.check_unchanged(engine.step, engine.work.replicas.fsdp)
     before = dict(engine.memory), dict(engine.lagged.waiting), engine.rng.getstate()
     engine.work.replicas.check_covered()
@@ -72,6 +68,20 @@ def drive(engine: Engine, batch: Any) -> Drive:
     engine.work.first = False
     engine.loss, engine.aux = loss, aux[0] if len(aux) == 1 else aux or None
     return loss
+
+
+def _check_batch(engine: Engine, batch: Any) -> None:
+    """Refuse a batch that is missing, or can be read once only."""
+    if batch is None and engine.method.needs_batch:
+        raise UsageError(
+            f"{engine.method.kind} keeps or cuts batches, which a closure hides; "
+            "call engine.backward(batch) or engine.passes(batch)"
+        )
+    if isinstance(batch, Iterator):
+        raise BatchError(
+            f"a batch must be the same in all passes, but is a {type(batch).__name__}, an iterator, which can be read "
+            "once; take the batch out of it first: engine.backward(next(iterator))"
+        )
 
 
 def _converse(

@@ -16,7 +16,7 @@ from lowland.core.probe import Probe, Reading
 from lowland.core.vec import Vec
 from lowland.executors.buffers import Buffers
 from lowland.executors.data_parallel import Replicas
-from lowland.executors.guards import Ownership, Suspect, dismiss
+from lowland.executors.guards import Ownership, Remembered, Suspect, dismiss, outsiders
 from lowland.executors.modes import SharedRNG, seeds
 
 
@@ -36,9 +36,12 @@ class Work:
         buffers: What forward writes beside the weights.
         ownership: Whether gradients must be copied.
         suspects: Tensors beside the parameters that the losses of this step have reached.
-        first: Whether no step has been completed yet, so that what the loss reaches is looked at.
-        watched: Whether weights and gradients are looked at around each forward and backward of this step.
-        reentrant: Whether the model checkpoints reentrantly; None before that was looked at.
+        gradients: Those that other tensors had before a backward that the caller runs; None where nobody has looked.
+        outsiders: Parameters of modules that the loss function uses beside the model.
+        first: Whether no step has been completed yet.
+        watched: Whether weights, gradients and what the loss reaches are looked at around each forward and backward of
+            this step.
+        reentrant: Whether backward may run others inside, as reentrant checkpointing does; None: not looked at.
         reached: Which parameters any backward pass of this step has reached.
         step: Number of the step.
         asked: How often it has asked for several probes together.
@@ -70,6 +73,7 @@ class Work:
         self.ownership = Ownership(model, self.device)
         self.first = True
         self.suspects: list[Suspect] = []
+        self.outsiders: list[Tensor] = []
         self.reentrant: bool | None = None
         self._writes = any(getattr(m, "max_norm", None) is not None for m in model.modules())
         self.begin()
@@ -79,9 +83,14 @@ class Work:
         self.step = step
         # Steps 0, 1, 2, 4, 8, …; and all of them where forward is known to write weights now and then.
         self.watched = self._writes or step & (step - 1) == 0
+        if step and step & (step - 1) == 0 and not self.reentrant:
+            self.reentrant = None
         self.reached = [False] * len(self.params)
         self.finite: Tensor | None = None
         self.suspects = []
+        self.gradients: list[Remembered] | None = None
+        if self.first:
+            self.outsiders = outsiders([*self.model.parameters()], self.loss_fn)
         self.asked = 0
         self._shared: int | None = None
         self.replicas.begin()

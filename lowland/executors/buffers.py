@@ -1,42 +1,32 @@
 """Tensors beside the parameters that forward or the loss writes: written once per step, by the pass that reports.
 
-They are known by identity and version, not by type: registered buffers and tensors in attributes, of the model and of
-the modules and objects that the loss function uses. Torch's own BatchNorm is not among them: ``frozen_stats``
-tells it. ``torch.nn.functional.batch_norm`` and replayed CUDA graphs write without a new version, so small tensors are
-put back whatever their version says.
+They are known by identity and version, not by type: registered buffers, frozen parameters and tensors in attributes, of
+the model and of the modules and objects that the loss function uses. Torch's own BatchNorm is not among them:
+``frozen_stats`` tells it. ``.data``, ``torch.nn.functional.batch_norm`` and replayed CUDA graphs write without a
+new version, so the first step compares values, and later small tensors are put back whatever their version says.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from lowland.core.errors import UsageError
 from lowland.core.probe import Probe
 from lowland.core.shards import ORDINARY
-from lowland.executors import modes
-from lowland.executors.norm_stats import heeds_flag
-from lowland.executors.uses import modules_of, uses
+from lowland.executors.containers import Containers, Moment
+from lowland.executors.keepers import where
+from lowland.executors.places import ABSENT, Place, places_of
+
+_VERSION = operator.attrgetter("_version")
 
 SMALL = 1 << 16  # entries up to which a tensor is always copied, because it may be written now and then
 LARGE = 1 << 24  # the same in the first step, for what the loss function uses, which may be a whole data set
-
-
-_ABSENT = object()  # what is in a place that is not there yet
-
-
-class Place(NamedTuple):
-    """Where a tensor is kept: ``owner[key]``, a module's buffers or attributes."""
-
-    owner: dict[str, Any]
-    key: str
-    name: str
-    norm: bool
 
 
 class Kept(NamedTuple):
@@ -45,6 +35,12 @@ class Kept(NamedTuple):
     tensor: Any
     version: int
     copy: Tensor | None
+
+
+class Before(list[Kept]):
+    """What was in all places at one moment, and in containers."""
+
+    rest: Moment
 
 
 class Buffers:
@@ -63,36 +59,75 @@ class Buffers:
         self._new = True  # no step has been completed yet: all tensors are copied
         self._written: set[int] = set()
         self._held: set[tuple[int, str]] = set()  # all that the model's modules held when the step began
-        self._start: list[Kept] | None = None
-        self._starts: dict[int, list[Kept]] = {}
+        self._start: Before | None = None
+        self._starts: dict[int, Before] = {}
         self._places: list[Place] = []
+        self._containers = Containers()
+        self._quiet: list[Place] = []  # frozen parameters that the first step has not written
+        self._watched: list[Tensor] = []  # the same as tensors
+        self._versions: list[int] = []  # of these, when the step began
+        self._late: set[tuple[int, str]] = set()  # places that must be copied, whatever their size
 
     @property
     def written(self) -> list[str]:
         """The names of all tensors that a pass has written, running statistics left out."""
-        return [self._places[i].name for i in sorted(self._written) if not self._places[i].norm]
+        names = [self._places[i].name for i in sorted(self._written) if not self._places[i].norm]
+        return names + list(self._containers.written.values())
+
+    def _find(self) -> list[Place]:
+        more = self._containers.find(self._model, self._loss_fn)
+        return places_of(self._model, self._containers.modules, more)
 
     def begin(self, first: bool = True) -> None:
         """A step begins; in the first, places are looked for, also after each pass, which may have made some."""
         if first:
-            self._places, self._written = _places(self._model, self._loss_fn), set()
+            self._places, self._quiet = self._find(), []
             self._held = {(id(o), key) for m in self._model.modules() for o in (m._buffers, vars(m)) for key in o}
+            frozen = sum(p.owner[p.key].numel() for p in self._places if p.frozen)
+            self._afford = frozen <= max(SMALL, sum(p.numel() for p in self._model.parameters() if p.requires_grad))
+        elif self._new or self._moved():
+            self._sort()
+        self._written |= {i for i, place in enumerate(self._places) if _where(place) in self._late}
+        self._watched = [place.owner[place.key] for place in self._quiet]
+        self._versions = list(map(_VERSION, self._watched))
         self._new, self._start, self._starts = first, None, {}
 
-    def _look(self, *lists: list[Kept]) -> None:
+    def _sort(self) -> None:
+        """Put frozen parameters that nothing has written apart: looking at their versions is all that they cost."""
+        self._late |= {_where(self._places[i]) for i in self._written} | {_where(place) for place in self._moved()}
+        known = [*self._places, *self._quiet]
+        self._places = [place for place in known if not place.frozen or _where(place) in self._late]
+        self._quiet = [place for place in known if place.frozen and _where(place) not in self._late]
+        self._written = set()
+
+    def _moved(self) -> list[Place]:
+        """Frozen parameters that were written for the first time in this step."""
+        now = list(map(_VERSION, self._watched))
+        if now == self._versions:
+            return []
+        return [place for place, a, b in zip(self._quiet, now, self._versions, strict=True) if a != b]
+
+    def _late_refusal(self) -> None:
+        moved = self._moved()
+        if moved:
+            raise _unkept(moved[0].name)
+
+    def _look(self, *lists: Before) -> None:
         """Add places that a pass has made; nothing was there before."""
-        known = {(id(place.owner), place.key) for place in self._places} | self._held
-        made = [p for p in _places(self._model, self._loss_fn) if (id(p.owner), p.key) not in known]
+        known = {_where(place) for place in self._places} | self._held
+        made = [p for p in self._find() if _where(p) not in known]
         self._places += made
-        for kept in {id(k): k for k in (*lists, *self._starts.values(), self._start or [])}.values():
-            kept += [Kept(_ABSENT, 0, None)] * (len(self._places) - len(kept))
+        for kept in {id(k): k for k in (*lists, *self._starts.values(), self._start or Before())}.values():
+            kept += [Kept(ABSENT, 0, None)] * (len(self._places) - len(kept))
 
     @contextmanager
     def passing(self, probe: Probe) -> Iterator[None]:
         """One pass; what it writes stays if it reports."""
-        if not self._places and not self._new:
+        if not self._places and not self._quiet and not self._containers and not self._new:
             yield
             return
+        if not probe.stats:
+            self._late_refusal()
         now = self._now()
         if self._start is None:
             self._start = now
@@ -112,11 +147,12 @@ class Buffers:
         finally:
             if self._new:
                 self._look(now, start)
-                before += [(_ABSENT, 0)] * (len(self._places) - len(before))
+                before += [(ABSENT, 0)] * (len(self._places) - len(before))
             for i, ((tensor, version), place) in enumerate(zip(before, self._places, strict=True)):
-                if place.owner.get(place.key, _ABSENT) is not tensor or _version(tensor) != version:
+                if place.owner.get(place.key, ABSENT) is not tensor or _version(tensor) != version:
                     self._written.add(i)
             self._put(now)
+        self._late_refusal()
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
@@ -131,7 +167,7 @@ class Buffers:
             yield
         finally:
             for place, tensor in zip(self._places, before, strict=True):
-                if place.owner.get(place.key, _ABSENT) is not tensor:
+                if place.owner.get(place.key, ABSENT) is not tensor:
                     place.owner[place.key] = tensor
                     bound.append(place.name)
         if bound:
@@ -140,49 +176,81 @@ class Buffers:
                 "have to do in turn; use executor=Local()"
             )
 
-    def _now(self) -> list[Kept]:
-        kept = []
+    def _now(self) -> Before:
+        kept = Before()
+        kept.rest = self._containers.now(self._new)
         for i, place in enumerate(self._places):
-            t = place.owner.get(place.key, _ABSENT)
+            t = place.owner.get(place.key, ABSENT)
             if not isinstance(t, Tensor):
                 kept.append(Kept(t, 0, None))
                 continue
             always = SMALL if not self._new else LARGE if place.name.startswith("loss_fn: ") else t.numel()
+            if place.frozen and not (self._new and self._afford):
+                always = -1
             copied = (i in self._written or t.numel() <= always or place.norm) and _writable(t)
             kept.append(Kept(t, _version(t), t.detach().clone() if copied else None))
         return kept
 
-    def _note(self, before: list[Kept]) -> None:
+    def _note(self, before: Before) -> None:
         for i, (kept, place) in enumerate(zip(before, self._places, strict=True)):
-            if place.owner.get(place.key, _ABSENT) is not kept.tensor or _version(kept.tensor) != kept.version:
+            same = place.owner.get(place.key, ABSENT) is kept.tensor and _version(kept.tensor) == kept.version
+            if not same or (self._new and _differs(kept)):
                 self._written.add(i)
 
     @torch.no_grad()
-    def _put(self, kept: list[Kept]) -> None:
+    def _put(self, kept: Before) -> None:
         unseen: list[tuple[Tensor, Tensor]] = []
+        lost: list[Place] = []
         for i, (place, (tensor, version, copy)) in enumerate(zip(self._places, kept, strict=True)):
-            if place.owner.get(place.key, _ABSENT) is not tensor:
+            if place.owner.get(place.key, ABSENT) is not tensor:
                 self._written.add(i)
-                if tensor is _ABSENT:
+                if tensor is ABSENT:
                     del place.owner[place.key]
                 else:
                     place.owner[place.key] = tensor
             if not isinstance(tensor, Tensor):
                 continue
+            if copy is not None and tensor.shape != copy.shape:
+                self._written.add(i)
+                tensor.set_(copy.clone())  # type: ignore[call-overload]
+                continue
             if _version(tensor) == version:
                 if copy is not None and type(tensor) in ORDINARY:
+                    if self._new and _differs(Kept(tensor, version, copy)):
+                        self._written.add(i)
                     unseen.append((tensor.data, copy))  # .data: whoever holds a graph need not know
                 continue
             self._written.add(i)
             if copy is None:
-                raise UsageError(
-                    f"a tensor that forward writes must be kept, but {place.name} was written for the first time after "
-                    "the first step, so its value before is gone; the step is taken back, and from now on it is kept: "
-                    "call backward again"
-                )
-            tensor.detach().copy_(copy)
+                lost.append(place)
+            else:
+                tensor.detach().copy_(copy)
         if unseen:
             torch._foreach_copy_([t for t, _ in unseen], [c for _, c in unseen])
+        gone = [place.name for place in lost] + self._containers.put(kept.rest)
+        if gone:
+            self._late.update(map(_where, lost))
+            raise _unkept(gone[0])
+
+
+def _where(place: Place) -> tuple[int, str]:
+    return where(place.owner, place.key)
+
+
+def _differs(kept: Kept) -> bool:
+    """Whether a tensor has other values than its copy though its version is the same, as after writing ``.data``."""
+    t, copy = kept.tensor, kept.copy
+    if copy is None or type(t) not in ORDINARY or t.layout is not torch.strided:
+        return False
+    return t.shape != copy.shape or not torch.equal(t.detach().nan_to_num(), copy.nan_to_num())
+
+
+def _unkept(name: str) -> UsageError:
+    return UsageError(
+        f"a tensor that forward writes must be kept, but {name} was written for the first time after the first step, "
+        "or is a large frozen parameter, so its value before is gone; the step is taken back, and from now on it is "
+        "kept: call backward again"
+    )
 
 
 def _writable(t: Tensor) -> bool:
@@ -193,29 +261,3 @@ def _writable(t: Tensor) -> bool:
 
 def _version(t: Any) -> int:
     return t._version if isinstance(t, Tensor) and not t.is_inference() else 0
-
-
-def _places(model: nn.Module, loss_fn: Callable[..., Any] | None) -> list[Place]:
-    places: list[Place] = []
-    own = set(model.modules())
-    told = {m for m in own if heeds_flag(m)} - modes.captured(model)
-    named = list(model.named_modules())
-    for place, m in modules_of(loss_fn).items():
-        named += [(f"loss_fn: {place}.{name}".rstrip("."), part) for name, part in m.named_modules() if part not in own]
-    seen: set[int] = set()
-    for name, m in named:
-        if m in told:
-            continue
-        for owner in (m._buffers, vars(m)):
-            for key, value in list(owner.items()):
-                plain = owner is not m._buffers and (key.startswith("_") and value is None)
-                if (isinstance(value, Tensor) or value is None) and not plain and id(value) not in seen:
-                    places.append(Place(owner, key, f"{name}.{key}".lstrip("."), isinstance(m, _NormBase)))
-                    if value is not None:
-                        seen.add(id(value))
-    for place, values in uses(loss_fn)[1].items():
-        for key, value in values.items():
-            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and id(value) not in seen:
-                places.append(Place(values, key, f"loss_fn: {place}.{key}", False))
-                seen.add(id(value))
-    return places

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from lowland.core.probe import Probe
     from lowland.executors.base import Work
 
-_VERSION, _GRAD = operator.attrgetter("_version"), operator.attrgetter("grad")
+_GRAD = operator.attrgetter("grad")
 
 Suspect: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None]"  # a tensor, and its gradient before
+Remembered: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None, Tensor | None]"  # a gradient and its copy, too
 
 
 def graph(loss: Tensor) -> list[Any]:
@@ -38,9 +39,9 @@ def graph(loss: Tensor) -> list[Any]:
     return list(found)
 
 
-def reentrant(loss: Tensor) -> bool:
-    """Whether a loss goes through reentrant checkpointing, whose backward needs an input that requires a gradient."""
-    return any(type(node).__name__ == "CheckpointFunctionBackward" for node in graph(loss))
+def leaves(loss: Tensor) -> set[int]:
+    """The ids of all tensors that a loss's graph leads to. A backward that reaches others runs another one inside."""
+    return {id(node.variable) for node in graph(loss) if hasattr(node, "variable")}
 
 
 def strangers(
@@ -118,6 +119,45 @@ def _gathered(model: nn.Module) -> set[int]:
     return found
 
 
+def outsiders(params: Sequence[Tensor], loss_fn: Callable[..., Any] | None) -> list[Tensor]:
+    """Parameters of modules that the loss function uses beside the model: the loss may come to reach them later."""
+    known = set(map(id, params))
+    return [p for m in modules_of(loss_fn).values() for p in m.parameters() if id(p) not in known]
+
+
+def looked_at(work: Work) -> bool:
+    """Whether losses of this step are asked what they reach: in some steps, or if there is something to reach."""
+    return work.watched or any(p.requires_grad for p in work.outsiders)
+
+
+def remember(work: Work) -> None:
+    """Copy the gradients of all other trainable tensors: a backward that the caller runs adds to them unseen."""
+    if work.gradients is None and looked_at(work):
+        known = set(map(id, work.params))
+        found = [t for t in gc.get_objects() if issubclass(type(t), Tensor) and id(t) not in known]
+        leaves = [t for t in found if t.requires_grad and t.is_leaf]
+        work.gradients = [(weakref.ref(t), t.grad, None if t.grad is None else t.grad.clone()) for t in leaves]
+
+
+def suspect_after(work: Work, loss: Tensor) -> None:
+    """:func:`suspect` after the caller's backward; a refusal leaves no tensor with a gradient of this step.
+
+    Raises:
+        ParameterError: The loss reaches trainable parameters that are not the engine's, or tensors of another pass.
+    """
+    if not looked_at(work):
+        return
+    try:
+        suspect(work, loss, work.loss_fn)
+    except ParameterError:
+        for ref, grad, copy in work.gradients or ():
+            if (t := ref()) is not None:
+                if grad is not None and copy is not None:
+                    grad.detach().copy_(copy)
+                t.grad = grad
+        raise
+
+
 def suspect(work: Work, loss: Tensor, loss_fn: Callable[..., Any] | None) -> None:
     """Note what this loss reaches beside the parameters; what an earlier pass has reached, too, is nobody's own.
 
@@ -135,53 +175,19 @@ def suspect(work: Work, loss: Tensor, loss_fn: Callable[..., Any] | None) -> Non
     work.suspects += found
 
 
-def inspect(work: Work, probe: Probe, loss: Tensor, before: Sequence[int] | None) -> None:
-    """Look at what a loss reaches, in an engine's first step, and at what forward has done to the weights.
-
-    Args:
-        work: The work of the engine.
-        probe: What the pass is for.
-        loss: Its loss, with its graph.
-        before: Versions of the weights before a displaced forward that reports; None for other passes.
+def inspect(work: Work, probe: Probe, loss: Tensor) -> None:
+    """Look at what a loss reaches, in some steps.
 
     Raises:
         ParameterError: The loss reaches trainable parameters that are not the engine's.
-        UsageError: That forward has written weights.
     """
-    if work.first:
+    if looked_at(work):
         suspect(work, loss, probe.loss_fn or work.loss_fn)
-    if probe.wrt is not None and work.reentrant is None:
-        work.reentrant = reentrant(loss)
-    if before is not None and (changed := moved(before, work.params)):
-        raise UsageError(
-            "forward must not write weights for a method whose reporting pass is displaced, but writes "
-            f"{work.named(changed)}, as Embedding(max_norm=…) does, and what it writes would be undone; use a method "
-            "that visits the weights, such as SAM, or renormalize after optimizer.step()"
-        )
 
 
 def any_gradient(params: Vec) -> bool:
     """Whether any parameter has a gradient now."""
     return list(map(_GRAD, params)).count(None) < len(params)
-
-
-def versions(params: Vec) -> list[int]:
-    """How often each parameter has been written in place."""
-    return list(map(_VERSION, params))
-
-
-def moved(before: Sequence[int], params: Vec) -> list[int]:
-    """The places of the parameters that were written since."""
-    now = versions(params)
-    return [] if now == before else [i for i, (v, w) in enumerate(zip(before, now, strict=True)) if v != w]
-
-
-def fused(names: str) -> UsageError:
-    """The refusal of weights that change while backward runs."""
-    return UsageError(
-        f"weights must stay where they are while backward runs, but {names} changed, as by an optimizer fused into "
-        "backward (register_post_accumulate_grad_hook); step the optimizer after engine.backward(batch)"
-    )
 
 
 class Ownership:
@@ -201,7 +207,7 @@ class Ownership:
         self._last: list[tuple[weakref.ref[Tensor], int]] = []
 
     def own(self, grads: list[Tensor | None], *, check: bool) -> list[Tensor | None]:
-        """The gradients, copied where that is needed.
+        """The gradients, which were copied where that is known to be needed.
 
         Args:
             grads: What backward has left.
@@ -210,9 +216,7 @@ class Ownership:
         Raises:
             UsageError: They do, and the earlier ones are still in use.
         """
-        if self.needed:
-            return [None if g is None else g.clone() for g in grads]
-        if not check:
+        if self.needed or not check:
             self._last.clear()
             return grads
         strided = [g for g in grads if g is not None and type(g) in ORDINARY and g.layout is torch.strided]

@@ -41,10 +41,7 @@ def refresh_stats(
         ArgumentError: There is no batch; ``forward`` is None and a batch is neither tensor, tuple nor list; or
             ``forward`` cannot be called. Then, as after any exception, the statistics are as they were.
     """
-    if forward is not None and not callable(forward):
-        raise ArgumentError(
-            f"forward must be a function (model, batch), but is {forward!r}; write forward=lambda model, batch: …"
-        )
+    _check(model, loader, forward)
     norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
     if not norms:
         warnings.warn(
@@ -82,9 +79,28 @@ def refresh_stats(
             module.training = training
 
 
+def _check(model: Any, loader: Any, forward: Any) -> None:
+    """Refuse arguments of the wrong kind."""
+    if forward is not None and not callable(forward):
+        raise ArgumentError(
+            f"forward must be a function (model, batch), but is {forward!r}; write forward=lambda model, batch: …"
+        )
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(
+            f"model must be a torch.nn.Module, but is a {type(model).__name__}; pass the model itself, "
+            "such as engine.model"
+        )
+    if isinstance(loader, Tensor) or not isinstance(loader, Iterable):
+        raise ArgumentError(
+            f"loader must give batches one after the other, but is a {type(loader).__name__}; pass a DataLoader, or a "
+            "list: refresh_stats(model, [inputs])"
+        )
+
+
 def _inputs(batch: Any) -> Any:
     inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    if isinstance(inputs, Tensor) or not isinstance(inputs, Mapping | str | bytes | tuple | list | type(None)):
+    plain = isinstance(inputs, Mapping | str | bytes | int | float | tuple | list | type(None))
+    if isinstance(inputs, Tensor) or not (plain or type(inputs).__module__ == "numpy"):
         return inputs
     raise ArgumentError(
         f"loader must give tensors of inputs, or tuples that begin with one, but gave a {type(batch).__name__}; say "

@@ -13,14 +13,15 @@ from torch import Tensor
 
 from lowland.core import vec
 from lowland.core.errors import LossError, ParameterError, UsageError
-from lowland.core.loss import Loss, Terms, divisor, terms
+from lowland.core.loss import Loss, Terms, divisor, one_for_all, terms
 from lowland.core.probe import Probe, Reading
 from lowland.core.vec import Vec
 from lowland.executors.base import Work
-from lowland.executors.displacement import displaced, forget_derived, put_back
-from lowland.executors.guards import any_gradient, fused, inspect, moved, suspect, versions
+from lowland.executors.displacement import displaced, forget_derived
+from lowland.executors.guards import any_gradient, inspect, remember, suspect_after
 from lowland.executors.modes import compiled, only, traceless
 from lowland.executors.norm_stats import frozen_stats
+from lowland.executors.still import Mark, check_forward, run_backward
 
 # Maps of these cost a tenth of a loop in Python, which counts where parameters are many and small.
 _GRAD, _LAYOUT = operator.attrgetter("grad"), operator.attrgetter("layout")
@@ -45,7 +46,7 @@ class Pass:
         self._sums: Tensor | None = None  # total and count of the parts so far, shape (2,)
         self._unit: Tensor | None = None  # what earlier parts were divided by
         self._displaced = False
-        self._versions: list[int] | None = None  # of the weights, before a displaced forward that reports
+        self._before: Mark | None = None  # of the weights, before a displaced forward that reports
         self.sparse = True  # False where the caller's backward must find all parameters as they are
         self._reached: list[bool] | None = None  # which parameters backward has reached; None: all
         self._inputs: list[Tensor] | None = None  # what a compiled model's loss is differentiated for; None: all
@@ -70,18 +71,19 @@ class Pass:
             if not probe.stats:
                 stack.enter_context(frozen_stats(work.model))
                 stack.enter_context(traceless())
-            if probe.wrt is not None and not work.replicas.sharded:  # fully_shard's backward is for all parameters
+            whole = work.replicas.sharded or work.reentrant is not False or work.ownership.needed
+            if probe.wrt is not None and not whole:  # else the whole backward runs, and the rest of it is dropped
                 if not self.sparse or compiled(work.model):
                     chosen = zip(work.params, probe.wrt, strict=True)
                     self._inputs = [p for p, wanted in chosen if wanted and p.requires_grad]
-                elif (
-                    work.reentrant is False and not work.ownership.needed
-                ):  # else the whole backward runs, and the rest of it is dropped
+                else:
                     stack.enter_context(only(work.params, probe.wrt))
             if work.rng is not None:
                 work.rng.rewind()
             stack.enter_context(torch.set_grad_enabled(probe.grad))
-            self._versions = versions(work.params) if work.watched and self._displaced and probe.stats else None
+            if self._on_error is not None:  # the caller runs forward and backward
+                remember(work)
+            self._before = Mark(work) if work.watched and self._displaced and probe.stats else None
             self._stack = stack.pop_all()
         return self
 
@@ -131,10 +133,10 @@ class Pass:
             )
         batch = part if part is not None else self._piece if self._several else self.batch
         read = terms(loss, None if batch is None else self.work.batches.known_size(batch))
-        if share is None and (self._several or self.probe.cut) and read.count is None:
+        if share is None and (self._several or self.probe.cut) and (read.count is None or one_for_all(read.losses)):
             raise LossError(
                 "loss_fn must return what a part of a batch weighs, too, but returned a mean, shape (), for a part; "
-                'return one loss per example, reduction="none", or lowland.Loss(total, count)'
+                'return one loss per example, reduction="none", no mean that is expanded, or lowland.Loss(total, count)'
             )
         if read.losses is not None:
             self._losses.append(read.losses.detach())
@@ -186,18 +188,12 @@ class Pass:
                 "loss_fn must return a loss that depends on the model's trainable parameters, but the loss "
                 "needs no gradient; compute it from the model's output without detach() or no_grad()"
             )
-        inspect(self.work, self.probe, loss, self._versions)
+        inspect(self.work, self.probe, loss)
+        check_forward(self.work, self._before)
         if self.work.scaler is not None:
             loss = self.work.scaler.scale(loss)
         work = self.work
-        hooked = work.first and any(p._post_accumulate_grad_hooks for p in work.params)
-        saved = vec.clone(work.params) if hooked and not self._displaced else None
-        before = versions(work.params) if work.watched else None
-        loss.backward(inputs=self._inputs)  # type: ignore[no-untyped-call]
-        if before is not None and (changed := moved(before, work.params)):
-            if saved is not None:
-                put_back(work.params, saved)
-            raise fused(work.named(changed))
+        run_backward(work, loss, self._inputs, displaced=self._displaced, chosen=self.probe.wrt is not None)
         if self._left and work.ownership.needed:  # the next part's backward would overwrite what this one has left
             for p in work.params:
                 p.grad = None if p.grad is None else p.grad.clone()
@@ -235,8 +231,8 @@ class Pass:
                 "this pass is for other examples than the step's batch, which the method has kept or cut, so the loss "
                 "of the step's batch would be wrong; run the model on p.batch and say so: p.adopt(loss, batch=p.batch)"
             )
-        if self.work.first and loss.requires_grad:
-            suspect(self.work, loss, self.work.loss_fn)
+        if loss.requires_grad:
+            suspect_after(self.work, loss)
         self._loss = loss.detach().mean()
 
     def __exit__(
@@ -249,6 +245,8 @@ class Pass:
                 grads: list[Tensor | None] = list(map(_GRAD, params))
                 for p in params:
                     p.grad = None
+                if self.work.ownership.needed:  # now: the buffer that they lie in may be one that is put back
+                    grads = [None if g is None else g.clone() for g in grads]
                 if self.probe.wrt is not None:  # a caller's own backward may have done more than was asked
                     grads = [g if wanted else None for g, wanted in zip(grads, self.probe.wrt, strict=True)]
             finally:

@@ -1,78 +1,117 @@
-"""What a loss function uses: modules, and dictionaries and objects that may keep state."""
+"""What a function or a module uses: modules, tensors in variables and attributes, containers, and numbers."""
 
 from __future__ import annotations
 
 import functools
 import types
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lowland.executors.keepers import Cell, Fixed, Kind, Slots
+
+DEPTH = 6  # of attributes and entries that are looked at
+OWN = frozenset(vars(nn.Module()))  # what every module has in its dictionary
+
+
+class Uses:
+    """What was found, under names for messages.
+
+    Attributes:
+        modules: The modules.
+        tensors: ``(owner, key, name)`` of tensors in variables, slots and classes.
+        objects: The dictionaries of objects that are no modules, and those of modules of one's own.
+        containers: ``(owner, key, container, name)`` of lists, deques and dicts; the owner is None inside another one.
+    """
+
+    def __init__(self) -> None:
+        self.modules: dict[str, nn.Module] = {}
+        self.tensors: list[tuple[Any, str, str]] = []
+        self.objects: dict[str, dict[str, Any]] = {}
+        self.containers: list[tuple[Any, str, Any, str]] = []
+        self._seen: set[int] = set()
+
+    def attributes(self, m: nn.Module, name: str) -> None:
+        """What a module of one's own keeps beside parameters, buffers and modules; torch's keep nothing more."""
+        if type(m).__module__.partition(".")[0] == "torch":
+            return
+        self.objects[name] = vars(m)
+        for key, value in list(vars(m).items()):
+            if key not in OWN and type(value) not in (int, float, bool, str):
+                self.look(value, f"{name}.{key}".lstrip("."), DEPTH - 2, vars(m), key)
+
+    def look(self, value: Any, name: str, depth: int = 0, owner: Any = None, key: str = "") -> None:
+        """Look at a value and, up to a depth, at what is in it."""
+        if isinstance(value, Tensor):
+            if not isinstance(owner, dict | None) or depth == -1:
+                self.tensors.append((owner, key, name))
+            return
+        depth = max(depth, 0)
+        if id(value) in self._seen or depth > DEPTH or len(self._seen) > 5000:
+            return
+        if isinstance(value, types.ModuleType) or _foreign(value):
+            return
+        self._seen.add(id(value))
+        if isinstance(value, nn.Module):
+            self.modules[name] = value
+        elif isinstance(value, functools.partial):
+            for i, part in enumerate([value.func, *value.args, *value.keywords.values()]):
+                self.look(part, f"{name}[{i}]" if i else name, depth + 1, Fixed(part))
+        elif isinstance(value, types.MethodType):
+            self.look(value.__self__, name, depth + 1)
+            self.look(value.__func__, name, depth + 1)
+        elif isinstance(value, types.FunctionType):
+            self.objects[name] = vars(value)
+            for key, part, where in _names(value):
+                # A dictionary of globals is looked at for the variables that are named, so its tensors count here.
+                self.look(part, key, -1 if isinstance(part, Tensor) else depth + 1, where, key)
+        elif isinstance(value, tuple | list | deque | dict):
+            self._entries(value, name, depth, owner, key)
+        else:
+            self._object(value, name, depth)
+
+    def _entries(self, value: Any, name: str, depth: int, owner: Any, key: str) -> None:
+        if not isinstance(value, tuple):
+            self.containers.append((owner, key, value, name))
+        for place, part in list(value.items() if isinstance(value, dict) else enumerate(value))[:64]:
+            self.look(part, f"{name}[{place!r}]", depth + 1, Fixed(part) if isinstance(value, tuple) else None)
+
+    def _object(self, value: Any, name: str, depth: int) -> None:
+        if isinstance(value, type):
+            for key, part in list(vars(value).items())[:64]:
+                part = part.__func__ if isinstance(part, classmethod | staticmethod) else part
+                self.look(part, f"{name}.{key}", depth + 1, Kind(value), key)
+        elif type(value).__module__ != "builtins":
+            if isinstance(getattr(value, "__dict__", None), dict):
+                self.objects[name] = vars(value)
+            for key, part, where in _attributes(value):
+                self.look(part, f"{name}.{key}", depth + 1, where, key)
+            for kind in type(value).__mro__:
+                self.look(kind, name, depth + 1)
+
 
 def modules_of(function: Any) -> dict[str, nn.Module]:
     """The modules that a function uses, by where they were found."""
-    return uses(function)[0]
+    return uses(function).modules
 
 
-def uses(function: Any) -> tuple[dict[str, nn.Module], dict[str, dict[str, Any]]]:
-    """The modules that a function uses, and the dictionaries and objects' attributes, by where they were found.
+def uses(function: Any) -> Uses:
+    """What a function uses.
 
     Looked at are the function itself, what it is bound to or partially given, its closure, its defaults, the globals
     that its code names, also in other modules of Python, and the attributes and methods of objects.
     """
-    found: dict[str, nn.Module] = {}
-    kept: dict[str, dict[str, Any]] = {}
-    seen: set[int] = set()
-
-    def look(value: Any, name: str, depth: int) -> None:
-        if (
-            id(value) in seen
-            or depth > 6
-            or len(seen) > 5000
-            or isinstance(value, types.ModuleType | Tensor)
-            or _foreign(value)
-        ):
-            return
-        seen.add(id(value))
-        if isinstance(value, nn.Module):
-            found[name] = value
-        elif isinstance(value, functools.partial):
-            for i, part in enumerate([value.func, *value.args, *value.keywords.values()]):
-                look(part, f"{name}[{i}]" if i else name, depth + 1)
-        elif isinstance(value, types.MethodType):
-            look(value.__self__, name, depth + 1)
-            look(value.__func__, name, depth + 1)
-        elif isinstance(value, types.FunctionType):
-            for key, part in _names(value):
-                look(part, key, depth + 1)
-        elif isinstance(value, tuple | list):
-            for i, part in enumerate(value[:64]):
-                look(part, f"{name}[{i}]", depth + 1)
-        elif isinstance(value, dict):
-            kept[name] = value
-            for key, part in list(value.items())[:64]:
-                look(part, f"{name}[{key!r}]", depth + 1)
-        elif isinstance(value, type):
-            for key, part in list(vars(value).items())[:64]:
-                part = part.__func__ if isinstance(part, classmethod | staticmethod) else part
-                look(part, f"{name}.{key}", depth + 1)
-        elif type(value).__module__ != "builtins":
-            if isinstance(getattr(value, "__dict__", None), dict):
-                kept[name] = vars(value)
-            for key, part in _attributes(value):
-                look(part, f"{name}.{key}", depth + 1)
-            for kind in type(value).__mro__:
-                look(kind, name, depth + 1)
-
-    look(function, getattr(function, "__name__", type(function).__name__), 0)
-    return found, kept
+    found = Uses()
+    found.look(function, getattr(function, "__name__", type(function).__name__))
+    return found
 
 
 def _foreign(value: Any) -> bool:
     """Whether its code is torch's or Python's, which keeps no state for a loss."""
-    if isinstance(value, nn.Module | functools.partial | types.MethodType | tuple | list | dict):
+    if isinstance(value, nn.Module | functools.partial | types.MethodType | tuple | list | dict | deque):
         return False
     if isinstance(value, torch.optim.Optimizer | torch.utils.data.Dataset) or type(value).__module__[:8] == "lowland.":
         return True  # an engine's memory changes between passes
@@ -80,32 +119,33 @@ def _foreign(value: Any) -> bool:
     return str(owner.__module__).partition(".")[0] in ("torch", "builtins", "numpy", "typing", "collections", "abc")
 
 
-def _attributes(value: Any) -> list[tuple[str, Any]]:
-    """What an object holds, in its dictionary and its slots."""
+def _attributes(value: Any) -> list[tuple[str, Any, Any]]:
+    """What an object holds, in its dictionary and its slots, and where."""
     slots = [s for kind in type(value).__mro__ for s in _listed(vars(kind).get("__slots__", ()))]
-    held = [*getattr(value, "__dict__", {}).items()][:64]
-    return held + [(s, getattr(value, s)) for s in slots if s not in ("__dict__", "__weakref__") and hasattr(value, s)]
+    held = [(key, part, vars(value)) for key, part in [*getattr(value, "__dict__", {}).items()][:64]]
+    named = [s for s in slots if s not in ("__dict__", "__weakref__") and hasattr(value, s)]
+    return held + [(s, getattr(value, s), Slots(value)) for s in named]
 
 
 def _listed(slots: Any) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
-def _names(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """What a function refers to: cells of its closure, defaults, and globals, also of functions within it."""
+def _names(function: types.FunctionType) -> Iterator[tuple[str, Any, Any]]:
+    """What a function refers to, and where: cells of its closure, defaults, and globals, also of functions inside."""
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
-            yield name, cell.cell_contents
+            yield name, cell.cell_contents, Cell(cell)
         except ValueError:  # not bound yet
             continue
     for part in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
-        yield "default", part
+        yield "default", part, Fixed(part)
     codes = [function.__code__]
     while codes:
         code = codes.pop()
         codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
         named = [(name, function.__globals__[name]) for name in code.co_names if name in function.__globals__]
-        yield from named
+        yield from ((name, value, function.__globals__) for name, value in named)
         for _, value in named:  # losses.criterion(…), with `import losses`
             if isinstance(value, types.ModuleType) and value.__name__.partition(".")[0] not in ("torch", "lowland"):
-                yield from ((name, vars(value)[name]) for name in code.co_names if name in vars(value))
+                yield from ((n, vars(value)[n], vars(value)) for n in code.co_names if n in vars(value))

@@ -1,0 +1,79 @@
+"""Where tensors are kept that a pass may write: buffers, frozen parameters, and attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from lowland.core import shards
+from lowland.executors import modes
+from lowland.executors.norm_stats import heeds_flag
+from lowland.executors.uses import OWN
+
+ABSENT = object()  # what is in a place that is not there yet
+
+
+class Place(NamedTuple):
+    """Where a tensor is kept: ``owner[key]``, a module's buffers, parameters or attributes.
+
+    Attributes:
+        owner: What keeps it.
+        key: Under which key.
+        name: For messages.
+        norm: Whether it belongs to a layer with running statistics.
+        frozen: Whether it is a parameter that is not trained, so that it is seldom written and may be large.
+    """
+
+    owner: Any
+    key: str
+    name: str
+    norm: bool = False
+    frozen: bool = False
+
+
+def places_of(
+    model: nn.Module, modules: Mapping[str, nn.Module], more: Sequence[tuple[Any, str, str]] = ()
+) -> list[Place]:
+    """All places of a model, and of what its loss function or the model itself uses beside it.
+
+    Args:
+        model: The model.
+        modules: Other modules.
+        more: ``(owner, key, name)`` of tensors in other places.
+    """
+    places: list[Place] = []
+    own = set(model.modules())
+    told = {m for m in own if heeds_flag(m)} - modes.captured(model)
+    named = list(model.named_modules())
+    for place, m in modules.items():
+        named += [(f"{place}.{name}".rstrip("."), part) for name, part in m.named_modules() if part not in own]
+    whole = not any(hasattr(m, "_get_fsdp_state") for m in own)  # fully_shard exchanges parameters during a pass
+    seen: set[int] = set()
+    for name, m in named:
+        if m in told:
+            continue
+        for owner in (m._buffers, vars(m), m._parameters) if whole else (m._buffers, vars(m)):
+            for key, value in list(owner.items()):
+                frozen = owner is m._parameters
+                if _counts(owner, m, key, value) and id(value) not in seen:
+                    places.append(Place(owner, key, f"{name}.{key}".lstrip("."), isinstance(m, _NormBase), frozen))
+                    if value is not None:
+                        seen.add(id(value))
+    for owner, key, name in more:
+        value = owner.get(key)
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and id(value) not in seen:
+            places.append(Place(owner, key, f"loss_fn: {name}"))
+            seen.add(id(value))
+    return places
+
+
+def _counts(owner: Any, m: nn.Module, key: str, value: Any) -> bool:
+    """Whether what a module keeps is a tensor that no optimizer trains, or may become one."""
+    if owner is m._parameters:
+        return type(value) in shards.ORDINARY and not value.requires_grad
+    if value is None:
+        return owner is m._buffers or key not in OWN
+    return isinstance(value, Tensor)
