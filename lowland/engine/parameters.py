@@ -49,6 +49,7 @@ class Parameters:
         self._grouped = [[list(group["params"]) for group in o.param_groups] for o in optimizers]
         self._places = owners.places(model, list(trainable))
         self._dtypes = list(map(_DTYPE, self.vec))
+        self._kinds = set(self._dtypes)
         self._owners = [model.get_submodule(n.rpartition(".")[0]) for n in trainable]
         self._selected: dict[Geometry, list[bool]] = {}
         self._thawed: list[bool] | None = None  # which are not frozen since; None: not looked at in this step
@@ -71,7 +72,10 @@ class Parameters:
                 "the trainable parameters must stay those the engine was made with, but a parameter was "
                 "exchanged, added or unfrozen since; make a new Engine from the same method, model and optimizer"
             )
-        if (now := list(map(_DTYPE, self.vec))) != self._dtypes:
+        if set(map(_DTYPE, self.vec)) != self._kinds or (
+            self._due(step) and list(map(_DTYPE, self.vec)) != self._dtypes
+        ):
+            now = list(map(_DTYPE, self.vec))
             changed = [n for n, a, b in zip(self.names, now, self._dtypes, strict=True) if a != b]
             raise ParameterError(
                 f"parameters must keep their dtype, which memory and optimizer have, but since the engine was made "
@@ -79,8 +83,20 @@ class Parameters:
             )
         self._thawed, before = None, self._registrations
         self._registrations = owners.Registrations.count
-        if step & (step - 1) == 0 or self._registrations != before:
+        if self._due(step) or self._registrations != before:
             self._check_model(sharded)
+
+    def _converted(self, step: int) -> bool:
+        """Whether parameters have another dtype than they had."""
+        kinds = set(map(_DTYPE, self.vec))
+        return kinds != self._kinds or (
+            self._due(step) and len(kinds) > 1 and list(map(_DTYPE, self.vec)) != self._dtypes
+        )
+
+    @staticmethod
+    def _due(step: int) -> bool:
+        """Whether everything is looked at: at steps 0, 1, 2, 4, 8, ...; at the others, what is quick."""
+        return step & (step - 1) == 0
 
     def check_unreached(self, sharded: Sequence[nn.Module] = ()) -> None:
         """The same where a loss has not reached all parameters, as it cannot where others have taken their place.
