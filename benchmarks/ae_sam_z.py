@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from itertools import chain, count, islice
 from typing import Any
 
-from lowland.lab.studies.budget import Budget
-
 from lowland import AESAM, Engine, Plan
 from lowland.core import vec
+from lowland.lab import names
+from lowland.lab.budget import Budget
 from lowland.lab.config import RunConfig
-from lowland.lab.recipe import recipe
-from lowland.lab.training.prepare import loader_of, task_of
+from lowland.lab.training.prepare import loader_of
 from lowland.lab.training.trainer import Trainer
 
 BATCHES = (16, 64, 128)
@@ -74,19 +73,19 @@ def measure(batch_size: int, lag: int = 0, seed: int = 0, steps: int = STEPS) ->
     Returns:
         The mean of z over the SAM steps, and their share of all steps.
     """
+    task = names.make("digits")
     config = RunConfig(
-        task="digits",
+        task=task,
         model="mlp",
         method="ae-sam",
         seed=seed,
-        recipe=recipe("digits", "mlp").replace(batch_size=batch_size),
+        recipe=task.recipe("mlp").replace(batch_size=batch_size),
         budget=Budget(limit=steps),
         device="cpu",
     )
-    task = task_of(config)
-    loader = loader_of(config, task)
+    loader = loader_of(config)
     method = Watched(total=steps, lag=lag)
-    trainer = Trainer(config, method, task)
+    trainer = Trainer(config, method)
     batches = chain.from_iterable(map(loader.batches, count()))
     for step, batch in enumerate(islice(batches, steps)):
         trainer.step(batch, step / steps)

@@ -112,7 +112,7 @@ def test_ranks_train_as_one_process_does(tmp_path: Path, changes: dict[str, Any]
     alone = trained(tmp_path / "alone", {"method": method})
     ends = on_ranks(2, trained, tmp_path / "ranks", {"method": method, **changes})
     assert ends[0]["weights_sha256"] == ends[1]["weights_sha256"]
-    assert ends[0]["test"] == alone["test"]
+    assert ends[0]["test"]["accuracy"] == alone["test"]["accuracy"]
     assert_near(tmp_path / "ranks", tmp_path / "alone")
     lines = (tmp_path / "ranks" / "run.jsonl").read_text().splitlines()
     assert [line.split('"')[3] for line in lines] == ["config", "epoch", "epoch", "end"]  # one rank writes
