@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from lowland.core.errors import MissingExtraError
+from lowland.report.columns import longer
 from lowland.report.drawing import LINE_PT, NEUTRAL, STYLE, Look, broken, canvas, ink, label_axes, score_title, svg
 from lowland.report.placing import Box, beside_points
 from lowland.report.summary import Row
-from lowland.report.table import longer
 from lowland.report.values import Form, form, minus
 
 try:

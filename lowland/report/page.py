@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowland.core.errors import ArgumentError, MissingExtraError
+from lowland.report.columns import columns, own_recipe, unsaid_fields
+from lowland.report.columns import value_text as _value
 from lowland.report.grouping import budget_text, chosen, groups, noise_text
 from lowland.report.sentences import notes, verdict
 from lowland.report.summary import Row, summarize
-from lowland.report.table import columns, own_recipe, unsaid_fields
-from lowland.report.table import value_text as _value
 from lowland.report.values import NONE, listed, minus
 from lowland.report.values import plural as _plural
 from lowland.runs.record import RunRecord
