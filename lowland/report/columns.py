@@ -186,7 +186,7 @@ def _milliseconds(row: Row) -> str:
 
 
 def _work(row: Row) -> str:
-    return NONE if row.work is None else f"{row.work:.2f} × / {number(row.duration, '{:.2f} ×')}"
+    return NONE if row.work is None else f"{row.work:.2f} / {number(row.duration, '{:.2f}')} ×"
 
 
 def _memory(row: Row) -> str:

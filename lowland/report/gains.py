@@ -146,9 +146,9 @@ def _points(rows: Sequence[Row], cost: Mapping[str, float], base: Row | None) ->
 
 
 def _limits(points: Sequence[Point], base: Row | None, style: Form) -> tuple[float, float]:
-    """All means, intervals up to once the range of the means, and nothing that is not possible."""
+    """All means, intervals up to 2.5 times the range of the means, and nothing that is not possible."""
     means = [point.mean for point in points]
-    room = max(max(means) - min(means), 3 * 10.0**-style.decimals)
+    room = max(2.5 * (max(means) - min(means)), 3 * 10.0**-style.decimals)
     low = max(min(means) - room, min(point.mean - point.half for point in points))
     high = min(max(means) + room, max(point.mean + point.half for point in points))
     pad = 0.12 * (high - low) or room
