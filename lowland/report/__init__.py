@@ -9,12 +9,13 @@
 
 from __future__ import annotations
 
+from lowland.report.columns import legend
 from lowland.report.export import export
 from lowland.report.grouping import groups
 from lowland.report.page import write_page
 from lowland.report.sentences import notes, verdict
 from lowland.report.summary import Row, summarize
-from lowland.report.table import legend, markdown, rich_table
+from lowland.report.table import markdown, rich_table
 from lowland.runs.reader import read, read_all
 from lowland.runs.record import BestRecord, EndRecord, EpochRecord, MethodRecord, MetricRecord, RunRecord
 from lowland.runs.statistics import Estimate, effect, estimate, paired

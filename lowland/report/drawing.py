@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 
 INK, MUTED, LINE = "#1c2430", "#5f6b7a", "#dde2e8"
 NEUTRAL = "#4a5563"  # the baseline
+PAPER = "#ffffff"  # inside of hollow marks
 GREY = "#98a2ae"  # all that have no color of their own
 # Okabe and Ito's colors, the light ones darkened to carry a thin line; each has a marker of its own as well
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#b8529a", "#c28f00", "#3aa0dc", "#7a3b8f", "#7a7a1f")
 MARKERS = ("s", "^", "D", "v", "P", "X", "h", "p")
 LINE_PT = 11.5  # height of a line of text, in points
-_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", NEUTRAL: "c0", GREY: "c9"} | {
+_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", NEUTRAL: "c0", GREY: "c9", PAPER: "paper"} | {
     color: f"c{n}" for n, color in enumerate(COLORS, 1)
 }
 STYLE: dict[Any, Any] = {

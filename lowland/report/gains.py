@@ -6,10 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from lowland.core.errors import MissingExtraError
-from lowland.report.drawing import LINE_PT, NEUTRAL, STYLE, Look, broken, canvas, ink, label_axes, score_title, svg
+from lowland.report.columns import longer
+from lowland.report.drawing import (
+    LINE_PT,
+    NEUTRAL,
+    PAPER,
+    STYLE,
+    Look,
+    broken,
+    canvas,
+    ink,
+    label_axes,
+    score_title,
+    svg,
+)
 from lowland.report.placing import Box, beside_points
 from lowland.report.summary import Row
-from lowland.report.table import longer
 from lowland.report.values import Form, form, minus
 
 try:
@@ -44,9 +56,8 @@ def gains(rows: Sequence[Row], look: Mapping[str, Look], *, narrow: bool = False
         narrow: for a phone: taller than wide.
     """
     label, cost = cost_axis(rows)
-    style = form(rows)
-    base = next((row for row in rows if row.baseline and row.score), None)
-    points = [point for row in rows if row.contestant in cost and (point := _point(row, cost, base, style))]
+    style, base = form(rows), _baseline(rows)
+    points = _points(rows, cost, base)
     if not points:
         return ""
     with rc_context(STYLE):
@@ -57,7 +68,8 @@ def gains(rows: Sequence[Row], look: Mapping[str, Look], *, narrow: bool = False
             axes.axhline(0, color=NEUTRAL, lw=1.2, zorder=2)
         for point in sorted(points, key=lambda point: not look[point.row.contestant].grey):
             _mark(axes, point, look[point.row.contestant])
-        _limit(axes, points, base, style)
+        axes.set_ylim(*_limits(points, base, style))
+        _limit_costs(axes, points)
         label_axes(axes, label, _gain_title(rows, base, style))
         if base is not None:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: minus(f"{y:+g}") if y else "0"))
@@ -108,7 +120,7 @@ def _mark(axes: Axes, point: Point, style: Look) -> None:
         color=style.color,
         fmt=style.marker,
         ms=5.5 if style.grey else 7,
-        mfc=style.color if told else "none",
+        mfc=style.color if told else PAPER,
         mew=1.4,
         lw=1.0 if style.grey else 1.6,
         capsize=0 if style.grey else 3,
@@ -116,10 +128,27 @@ def _mark(axes: Axes, point: Point, style: Look) -> None:
     )
 
 
-def _limit(axes: Axes, points: Sequence[Point], base: Row | None, style: Form) -> None:
-    """Axes that show all means, intervals up to once the range of the means, and nothing that is not possible."""
+def cut(rows: Sequence[Row]) -> bool:
+    """Whether :func:`gains` cuts an interval at the edge of the figure."""
+    base = _baseline(rows)
+    points = _points(rows, cost_axis(rows)[1], base)
+    low, high = _limits(points, base, form(rows)) if points else (0.0, 0.0)
+    return any(point.mean - point.half < low or point.mean + point.half > high for point in points)
+
+
+def _baseline(rows: Sequence[Row]) -> Row | None:
+    return next((row for row in rows if row.baseline and row.score), None)
+
+
+def _points(rows: Sequence[Row], cost: Mapping[str, float], base: Row | None) -> list[Point]:
+    style = form(rows)
+    return [point for row in rows if row.contestant in cost and (point := _point(row, cost, base, style))]
+
+
+def _limits(points: Sequence[Point], base: Row | None, style: Form) -> tuple[float, float]:
+    """All means, intervals up to 2.5 times the range of the means, and nothing that is not possible."""
     means = [point.mean for point in points]
-    room = max(max(means) - min(means), 3 * 10.0**-style.decimals)
+    room = max(2.5 * (max(means) - min(means)), 3 * 10.0**-style.decimals)
     low = max(min(means) - room, min(point.mean - point.half for point in points))
     high = min(max(means) + room, max(point.mean + point.half for point in points))
     pad = 0.12 * (high - low) or room
@@ -127,7 +156,11 @@ def _limit(axes: Axes, points: Sequence[Point], base: Row | None, style: Form) -
     least, most = (bound - zero for bound in style.metric.bounds)
     if base is not None and not style.metric.higher:
         least, most = -most, -least
-    axes.set_ylim(max(least, low - pad), min(most, high + pad))
+    return max(least, low - pad), min(most, high + pad)
+
+
+def _limit_costs(axes: Axes, points: Sequence[Point]) -> None:
+    """A logarithmic axis where costs differ by more than four times; never below 0."""
     costs = [point.cost for point in points]
     if max(costs) > 4 * min(costs) > 0:
         axes.set_xscale("log")

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowland.core.errors import ArgumentError, MissingExtraError
+from lowland.report.columns import columns, own_recipe, unsaid_fields
+from lowland.report.columns import value_text as _value
 from lowland.report.grouping import budget_text, chosen, groups, noise_text
 from lowland.report.sentences import notes, verdict
 from lowland.report.summary import Row, summarize
-from lowland.report.table import columns, own_recipe, unsaid_fields
-from lowland.report.table import value_text as _value
 from lowland.report.values import NONE, listed, minus
 from lowland.report.values import plural as _plural
 from lowland.runs.record import RunRecord
@@ -105,7 +105,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["parts"] = re.compile(r"[^:,]*[:,]?").findall  # where a long method text may break
+    environment.filters["parts"] = re.compile(r"@?[^:,@]*[:,]?").findall  # where a long method text may break
     environment.filters["own"] = own_recipe
     environment.filters["unsaid"] = unsaid_fields
     sections = [_section(group) for group in groups(records).values()]
@@ -163,7 +163,7 @@ def _budget(records: Sequence[RunRecord]) -> str:
 
 def _first(rows: Sequence[Row], look: Mapping[str, Look]) -> list[Figure]:
     """The first figure twice, for wide and for narrow screens; empty where nothing is finished."""
-    from lowland.report.gains import gains
+    from lowland.report.gains import cut, gains
 
     base = next((row.label for row in rows if row.baseline and row.score), None)
     metric, bars = rows[0].metric, any(len(row.seeds) > 1 for row in rows)
@@ -176,6 +176,8 @@ def _first(rows: Sequence[Row], look: Mapping[str, Look]) -> list[Figure]:
         said = f"Gain over {base} in the same seed{interval}; the line at 0 is {base}.{marks}{lower}"
     if sum(one.grey for one in look.values()):
         said += " The eight largest gains have a color."
+    if cut(rows):
+        said += " Intervals that leave the figure are cut."
     drawn = [gains(rows, look), gains(rows, look, narrow=True)]
     return [Figure(svg, said, said) for svg in drawn if svg]
 

@@ -10,7 +10,7 @@ from made_runs import family, lines_of, modern, write_lines
 
 from lowland.report import Row, read, summarize
 from lowland.report.drawing import COLORS, looks
-from lowland.report.gains import cost_axis, gains
+from lowland.report.gains import cost_axis, cut, gains
 
 WriteRun = Callable[..., Path]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -36,6 +36,7 @@ def test_every_contestant_is_named(tmp_path: Path, seeds: int, narrow: bool) -> 
     rows = rows_of(tmp_path, 6, seeds)
     svg = gains(rows, looks(rows), narrow=narrow)
     assert {row.label for row in rows} <= set(texts(svg))
+    assert not cut(rows)
     assert {"gain over plain, points", "time per step, × plain"} <= set(texts(svg))
     assert "<image" not in svg
 
@@ -74,6 +75,7 @@ def test_no_gain_beyond_what_is_possible(tmp_path: Path) -> None:
     assert rows[1].difference is not None
     assert rows[1].difference.half is not None
     assert rows[1].difference.half > 0.006
+    assert cut(rows)
     shown = numbers(gains(rows, looks(rows)))
     assert shown
     assert max(shown) <= 0.6

@@ -167,7 +167,7 @@ def test_contestants_of_equal_cost(write_run: WriteRun) -> None:
     assert "Equal budget: 176 steps each, except plain@epochs=16 (352 steps)." in page.text
     assert "recipe: optimizer=adam" in page.text
     assert "epochs=16; recipe" not in page.text  # its name says it
-    assert "2.00 × / 2.00 ×" in page.text
+    assert "2.00 / 2.00 ×" in page.text
 
 
 def test_no_word_of_accuracy_where_it_is_not_measured(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lowland.report import Row, markdown, read, rich_table, summarize
-from lowland.report.table import columns
+from lowland.report import Row, legend, markdown, read, rich_table, summarize
+from lowland.report.columns import columns
 
 WriteRun = Callable[..., Path]
 
@@ -51,7 +51,7 @@ def test_pipes_do_not_break_the_table(write_run: WriteRun) -> None:
 
 
 @pytest.mark.parametrize("long", ["sampa:rho=0.1,lam=0.2", "arsam:rho=0.05,window=50,p_max=0.85,warmup=300"])
-@pytest.mark.parametrize("width", [80, 100])
+@pytest.mark.parametrize("width", [80, 105])
 def test_terminal_table_cuts_nothing(write_run: WriteRun, long: str, width: int) -> None:
     rows = rows_of(write_run, ["plain", "micro-sam", long], seeds=3)
     out = StringIO()
@@ -61,7 +61,7 @@ def test_terminal_table_cuts_nothing(write_run: WriteRun, long: str, width: int)
     assert max(map(len, text.splitlines())) <= width
     for line in markdown(rows).splitlines()[2:]:
         method, *cells = (cell.strip(" `") for cell in line.strip("|").split("|"))
-        parts = cells if width == 100 else [p for cell in cells for p in re.split(r" (?=[±(/])", cell)]
+        parts = cells if width == 105 else [p for cell in cells for p in re.split(r" (?=[±(/])", cell)]
         for part in re.findall(r"[^:,]+[:,]?", method) + parts:
             assert part in text
 
@@ -82,6 +82,31 @@ def test_a_narrow_terminal_has_a_block_for_each_method(write_run: WriteRun, widt
             assert f" {column.cell(row)}" in text
     ends = {len(line.rstrip()) for line in lines if line.startswith("  seeds")}
     assert len(ends) == 1  # figures stand below each other
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 120])
+def test_more_columns_than_usual_are_not_squeezed(write_run: WriteRun, width: int) -> None:
+    own = {"optimizer": "sgd", "lr": 0.2, "momentum": 0.0, "weight_decay": 5e-4, "epochs": 16}
+    runs = [("plain", {"epochs": 8}), ("late:start=0.5,inner=looksam:k=5", {"epochs": 8})]
+    runs.append(("plain@epochs=16", {"epochs": 16, "recipe": own}))
+    rows = summarize([read(write_run(m, s, accuracy=0.9 + 0.01 * s, **o)) for m, o in runs for s in (0, 1)])  # type: ignore[arg-type]
+    out = StringIO()
+    Console(file=out, width=width).print(rich_table(rows, width))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert any("whole" in line for line in lines)
+    for part in ("2.00", "looksam:", "lr=0.2,", "momentum=0"):
+        assert any(part in line for line in lines)
+
+
+def test_the_legend_explains_what_the_table_shows(write_run: WriteRun) -> None:
+    rows = rows_of(write_run, ["plain", "sam"])
+    first, second, third = legend(rows).splitlines()
+    assert first == "test accuracy, %: mean over seeds ± its 95 % t-interval."
+    assert second.startswith("gain over plain, points: paired by seed ± its 95 % t-interval, each by itself. ▲ better")
+    assert third.startswith("gradients per step: all of them / one after another")
+    alone = legend(rows_of(write_run, ["looksam"], seeds=1))
+    assert alone == third
 
 
 def test_terminal_table_keeps_names_literal(write_run: WriteRun) -> None:
