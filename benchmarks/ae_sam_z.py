@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import chain, count, islice
 from typing import Any
 
-from lowland.lab.studies.budget import Budget
+from lowland.lab.budget import Budget
 
 from lowland import AESAM, Engine, Plan
 from lowland.core import vec

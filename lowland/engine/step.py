@@ -33,6 +33,7 @@ def drive(engine: Engine, batch: Any) -> Drive:
             f"{engine.method.kind} keeps or cuts batches, which a closure hides; "
             "call engine.backward(batch) or engine.passes(batch)"
         )
+    engine.training.check(engine.step, engine.work.first, engine.ranks)
     engine.parameters.check_unchanged(engine.step, engine.work.replicas.fsdp)
     before = dict(engine.memory), dict(engine.lagged.waiting), engine.rng.getstate()
     engine.work.replicas.check_covered()
