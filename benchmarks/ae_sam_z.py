@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 from itertools import chain, count, islice
 from typing import Any
 
-from lowland.lab.budget import Budget
-
 from lowland import AESAM, Engine, Plan
 from lowland.core import vec
+from lowland.lab.budget import Budget
 from lowland.lab.config import RunConfig
 from lowland.lab.recipe import recipe
 from lowland.lab.training.prepare import loader_of, task_of

@@ -89,6 +89,9 @@ class Engine(Answers):
         ParameterError: Model and optimizer disagree about parameters, or these cannot be perturbed reliably.
     """
 
+    loss: Tensor | None = None
+    aux: Any = None
+
     def __init__(
         self,
         method: Method,
@@ -128,8 +131,6 @@ class Engine(Answers):
             replicas.check_static()
         options = {"scaler": scaler, "micro_batch": micro_batch, "rng": rng, "replicas": replicas}
         self.work = Work(model, self.params, loss_fn=loss_fn, batches=self.batches, **options)
-        self.loss: Tensor | None = None
-        self.aux: Any = None
         self.lagged, self.rng, self.step = Lagged(), doors.generator(seed), 0
         self.memory = plans.memory(method.kind, method.init([p.detach() for p in self.params]))
         watch.unshared(method.kind, self.memory, self.params, self.names)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from lowland.lab.config import RunConfig
 from lowland.lab.data.loader import Loader
-from lowland.lab.recipe import keys
 from lowland.lab.tasks import NoiseKind, Task, load
-from lowland.lab.training.costs import EXAMPLES, STEPS, gradients_per_step
 from lowland.lab.training.defaults import Training, method_defaults
 from lowland.methods import make
 from lowland.methods.base import Method
@@ -52,42 +48,10 @@ def loader_of(config: RunConfig, task: Task, share: tuple[int, int] = (0, 1)) ->
 def complete(config: RunConfig, steps_per_epoch: int, examples: int) -> Method:
     """The method that a configuration's text stands for, with open fields filled by the recipe.
 
-    What a recipe gives in epochs or shares of the training becomes a number of steps, so the length of the training
-    must be known. Under a budget of steps it is the budget. A budget of gradients is divided by the gradients that the
-    method takes per step, and so is one of seconds, which by default is worth the recipe's epochs of plain training.
-    The divisor is counted while a tiny model trains, with the same shares of its training; adaptive methods may take
-    more here, and numbers of steps in the text are not scaled. It is an estimate, and the run file has what it gave.
-
     Args:
         config: The run.
         steps_per_epoch: Batches in an epoch, >= 1.
         examples: Size of the training set, >= 1.
     """
-    training = Training(
-        model=config.model,
-        steps=_budgeted(config, steps_per_epoch),
-        steps_per_epoch=steps_per_epoch,
-        examples=examples,
-        lr=config.recipe.lr,
-    )
-    if config.budget.kind != "steps" and keys(config.method) != ["plain"]:
-        price = gradients_per_step(_filled(config.method, _tiny(training)))
-        training = replace(training, steps=max(1, round(training.steps / price)))
-    return _filled(config.method, training)
-
-
-def _filled(method: str, training: Training) -> Method:
-    return make(method, fill=lambda key: method_defaults(key, training))
-
-
-def _budgeted(config: RunConfig, steps_per_epoch: int) -> int:
-    """How many steps the budget allows at one gradient each."""
-    if config.budget.kind == "seconds":
-        return config.recipe.epochs * steps_per_epoch
-    return math.ceil(config.budget.limit)
-
-
-def _tiny(training: Training) -> Training:
-    """The training of :mod:`lowland.lab.training.costs`, divided into as many epochs."""
-    epoch = round(STEPS * training.steps_per_epoch / training.steps)
-    return replace(training, steps=STEPS, steps_per_epoch=max(1, epoch), examples=EXAMPLES)
+    training = Training(model=config.model, steps_per_epoch=steps_per_epoch, examples=examples, lr=config.recipe.lr)
+    return make(config.method, fill=lambda key: method_defaults(key, training))
