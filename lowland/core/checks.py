@@ -21,6 +21,17 @@ def whole(name: str, value: Any, bound: int, remedy: str) -> None:
         raise ArgumentError(f"{name} must be an integer >= {bound}, but is {value!r}; {remedy}")
 
 
+def phase(name: str, value: Any, bound: int, remedy: str) -> None:
+    """Refuse a ``value`` that is neither steps, an integer >= ``bound``, nor a fraction of the training, in (0, 1)."""
+    if isinstance(value, bool) or not (
+        (isinstance(value, int) and value >= bound) or (isinstance(value, float) and 0 < value < 1)
+    ):
+        raise ArgumentError(
+            f"{name} must be an integer >= {bound}, in steps, or a fraction of the training in (0, 1), but is "
+            f"{value!r}; {remedy}"
+        )
+
+
 def within(name: str, value: Any, low: float, high: float, remedy: str) -> None:
     """Refuse a ``value`` that is no number in [``low``, ``high``]."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:

@@ -1,6 +1,7 @@
 """What changes during training, as values.
 
-Radii: ``SAM(rho=cosine(0.05, 0.2, steps=10_000))``. Steps at which a method works: ``Switch(when=every(5))``.
+Radii: ``SAM(rho=cosine(0.05, 0.2))``. Steps at which a method works: ``Switch(when=every(5))``. Lengths are numbers of
+steps, which are integers, or fractions of the training, for which an engine needs ``total_steps`` or ``progress``.
 """
 
 from __future__ import annotations
@@ -12,16 +13,27 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lowland.core import checks
-from lowland.core.errors import ArgumentError
+from lowland.core.errors import ArgumentError, UsageError
 
 
 @dataclass(frozen=True)
 class Schedule(ABC):
-    """A number that depends on the step and on the learning rate."""
+    """A number that depends on the step, on the learning rate, or on how much of the training is done."""
+
+    @property
+    def needs_progress(self) -> bool:
+        """Whether it goes by the fraction of the training that is done; :meth:`at` then gets it."""
+        return False
 
     @abstractmethod
-    def at(self, step: int, lr: float | Tensor) -> float:
-        """The value before step ``step`` (counted from 0), at learning rate ``lr``."""
+    def at(self, step: int, lr: float | Tensor, progress: float | None = None) -> float:
+        """The value before a step.
+
+        Args:
+            step: The step, counted from 0.
+            lr: The learning rate.
+            progress: The fraction of the training that is done, in [0, 1]; given where it is needed.
+        """
 
 
 @dataclass(frozen=True)
@@ -30,35 +42,47 @@ class Constant(Schedule):
 
     value: float
 
-    def at(self, step: int, lr: float | Tensor) -> float:
+    def at(self, step: int, lr: float | Tensor, progress: float | None = None) -> float:
         """See :meth:`Schedule.at`."""
         return self.value
 
 
 @dataclass(frozen=True)
-class Linear(Schedule):
-    """See :func:`linear`."""
+class _Ramp(Schedule):
+    """From one value to another."""
 
     start: float
     end: float
-    steps: int
+    steps: int | float | None = None
 
-    def at(self, step: int, lr: float | Tensor) -> float:
-        """See :meth:`Schedule.at`."""
-        return self.start + (self.end - self.start) * min(step / self.steps, 1.0)
+    @property
+    def needs_progress(self) -> bool:
+        """See :meth:`Schedule.needs_progress`."""
+        return not isinstance(self.steps, int)
+
+    def share(self, step: int, progress: float | None) -> float:
+        """How much of the ramp is done, in [0, 1]."""
+        if isinstance(self.steps, int):
+            return min(step / self.steps, 1.0)
+        return min(_known(progress) / (1.0 if self.steps is None else self.steps), 1.0)
 
 
 @dataclass(frozen=True)
-class Cosine(Schedule):
+class Linear(_Ramp):
+    """See :func:`linear`."""
+
+    def at(self, step: int, lr: float | Tensor, progress: float | None = None) -> float:
+        """See :meth:`Schedule.at`."""
+        return self.start + (self.end - self.start) * self.share(step, progress)
+
+
+@dataclass(frozen=True)
+class Cosine(_Ramp):
     """See :func:`cosine`."""
 
-    start: float
-    end: float
-    steps: int
-
-    def at(self, step: int, lr: float | Tensor) -> float:
+    def at(self, step: int, lr: float | Tensor, progress: float | None = None) -> float:
         """See :meth:`Schedule.at`."""
-        turn = (1 - math.cos(math.pi * min(step / self.steps, 1.0))) / 2
+        turn = (1 - math.cos(math.pi * self.share(step, progress))) / 2
         return self.start + (self.end - self.start) * turn
 
 
@@ -71,7 +95,7 @@ class FollowLR(Schedule):
     lr_high: float
     lr_low: float
 
-    def at(self, step: int, lr: float | Tensor) -> float:
+    def at(self, step: int, lr: float | Tensor, progress: float | None = None) -> float:
         """See :meth:`Schedule.at`."""
         if isinstance(lr, Tensor):
             raise ArgumentError(
@@ -93,22 +117,37 @@ def constant(value: float) -> Constant:
     return Constant(value)
 
 
-def linear(start: float, end: float, steps: int) -> Linear:
-    """From ``start`` to ``end`` in a straight line over ``steps`` steps, then ``end``.
+def linear(start: float, end: float, steps: int | float | None = None) -> Linear:
+    """From ``start`` to ``end`` in a straight line, then ``end``.
+
+    Args:
+        start: The first radius, >= 0.
+        end: The last one, >= 0.
+        steps: Length of the line: an integer >= 1 is a number of steps, a number in (0, 1) a fraction of the training,
+            None all of it.
 
     Example:
         >>> linear(0.0, 0.1, steps=10).at(step=5, lr=0.1)
         0.05
+        >>> linear(0.0, 0.1).at(step=5, lr=0.1, progress=0.25)
+        0.025
     """
     _check_ramp(start, end, steps)
     return Linear(start, end, steps)
 
 
-def cosine(start: float, end: float, steps: int) -> Cosine:
-    """From ``start`` to ``end`` along half a cosine over ``steps`` steps, then ``end``.
+def cosine(start: float, end: float, steps: int | float | None = None) -> Cosine:
+    """From ``start`` to ``end`` along half a cosine, then ``end``.
+
+    Args:
+        start: The first radius, >= 0.
+        end: The last one, >= 0.
+        steps: Length of the ramp, as in :func:`linear`.
 
     Example:
         >>> round(cosine(0.0, 0.1, steps=10).at(step=5, lr=0.1), 12)
+        0.05
+        >>> round(cosine(0.0, 0.1, steps=0.5).at(step=5, lr=0.1, progress=0.25), 12)
         0.05
     """
     _check_ramp(start, end, steps)
@@ -141,9 +180,19 @@ def follow_lr(high: float, low: float, *, lr_high: float, lr_low: float = 0.0) -
 class When(ABC):
     """Some of the steps of a training."""
 
+    @property
+    def needs_progress(self) -> bool:
+        """Whether it goes by the fraction of the training that is done; :meth:`holds` then gets it."""
+        return False
+
     @abstractmethod
-    def holds(self, step: int) -> bool:
-        """Whether step ``step`` (counted from 0) is one of them."""
+    def holds(self, step: int, progress: float | None = None) -> bool:
+        """Whether a step is one of them.
+
+        Args:
+            step: The step, counted from 0.
+            progress: The fraction of the training that is done before it, in [0, 1]; given where it is needed.
+        """
 
 
 @dataclass(frozen=True)
@@ -153,7 +202,7 @@ class Every(When):
     k: int
     offset: int = 0
 
-    def holds(self, step: int) -> bool:
+    def holds(self, step: int, progress: float | None = None) -> bool:
         """See :meth:`When.holds`."""
         return step % self.k == self.offset
 
@@ -165,8 +214,15 @@ class After(When):
     start: float
     total: int | None = None
 
-    def holds(self, step: int) -> bool:
+    @property
+    def needs_progress(self) -> bool:
+        """See :meth:`When.needs_progress`."""
+        return isinstance(self.start, float) and self.total is None
+
+    def holds(self, step: int, progress: float | None = None) -> bool:
         """See :meth:`When.holds`."""
+        if self.needs_progress:
+            return _known(progress) >= self.start - 1e-12  # 0.1 + 0.2 is more than 3 / 10
         # 0.07 * 100 is 7.000000000000001.
         return step >= (self.start if self.total is None else self.start * self.total - 1e-9)
 
@@ -189,21 +245,35 @@ def after(start: float, total: int | None = None) -> After:
     """From a step on.
 
     Args:
-        start: An integer is a step, counted from 0; a number in (0, 1) is a fraction of ``total``.
-        total: Steps of the whole training, >= 1; only for a fraction.
+        start: An integer is a step, counted from 0; a number in (0, 1) is a fraction of the training.
+        total: Steps of the whole training, >= 1; only for a fraction, and only where the engine's progress is not to
+            count.
 
     Example:
         >>> [step for step in range(10) if after(0.75, total=10).holds(step)]
         [8, 9]
+        >>> after(0.75).holds(step=5, progress=0.8)
+        True
     """
-    if isinstance(start, float) and 0 < start < 1:
-        checks.whole("total", total, 1, "a start in (0, 1) is a fraction of the training's steps; give their number")
-        return After(start, total)
-    checks.whole("start", start, 0, "give a step, or a fraction in (0, 1) together with total")
-    return After(start)
+    checks.phase("start", start, 0, "0.9 is the last tenth")
+    if isinstance(start, int):
+        return After(start)
+    if total is not None:
+        checks.whole("total", total, 1, "give the steps of the whole training, or None for the engine's progress")
+    return After(start, total)
 
 
-def _check_ramp(start: float, end: float, steps: int) -> None:
+def _check_ramp(start: float, end: float, steps: int | float | None) -> None:
     checks.at_least("start", start, 0, "a radius of 0 switches the perturbation off")
     checks.at_least("end", end, 0, "a radius of 0 switches the perturbation off")
-    checks.whole("steps", steps, 1, "give the length of the ramp in steps")
+    if steps is not None:
+        checks.phase("steps", steps, 1, "give the length of the ramp, or None for the whole training")
+
+
+def _known(progress: float | None) -> float:
+    if progress is None:
+        raise UsageError(
+            "progress must be given to what is a fraction of the training, but is None; make the engine with "
+            "Engine(…, total_steps=10_000), or set engine.progress = 0.37 before each step"
+        )
+    return progress

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -13,24 +13,22 @@ from torch.optim import Optimizer
 from lowland.core.batch import Batches
 from lowland.core.cutting import Cutter
 from lowland.core.errors import UsageError
-from lowland.core.geometry import Geometry, Radii
-from lowland.core.lagged import Lagged, read
+from lowland.core.lagged import Lagged
 from lowland.core.loss import LossFn
-from lowland.core.schedule import Schedule
-from lowland.core.vec import Vec
-from lowland.engine import doors, lookahead, plans, state, watch
+from lowland.engine import doors, plans, state, watch
+from lowland.engine.answers import Answers
 from lowland.engine.parameters import Parameters
+from lowland.engine.progress import Progress
 from lowland.engine.step import drive
 from lowland.executors.base import Executor, Work
 from lowland.executors.counted import Cost, Counted
 from lowland.executors.data_parallel import Replicas
 from lowland.executors.local import Pass
-from lowland.executors.mesh import collectives
 from lowland.executors.mesh.mesh import Mesh, along
 from lowland.methods.base import Method
 
 
-class Engine:
+class Engine(Answers):
     """Puts a method to work on a model: ``backward(batch)`` stands where ``loss.backward()`` stood.
 
     Clipping, GradScaler, ``optimizer.step()`` and schedulers stay as they are::
@@ -68,10 +66,14 @@ class Engine:
         allow_unaveraged: Accept several ranks over which nobody averages gradients, for trainings that are independent
             or that the caller averages.
         allow_low_precision: Accept bf16 or fp16 parameters, whose perturbation is mostly lost in rounding.
+        total_steps: Calls of :meth:`backward` in the whole training, >= 1, from which ``progress`` is counted.
 
     Attributes:
         step: Completed calls of :meth:`backward`. Schedules, cycles and warm-ups count these: accumulating n times is n
             steps, but one call on ``Parts`` of n is one.
+        progress: How much of the training is done, in [0, 1], for methods and schedules that go by it, such as
+            ``Late(start=0.9)``. It is ``step / total_steps``, unless the caller sets it as it sets the learning rate,
+            ``engine.progress = 0.37``: to the same number on all ranks, before every step, and anew after a resume.
         loss: The loss of the last step, detached, shape ``()``, as its method reports it; None before the first. With a
             ``Loss`` it is that over all ranks, else this rank's.
         aux: What the loss function returned in ``Loss(…, aux=…)`` in the pass that reports, detached, so that training
@@ -86,6 +88,9 @@ class Engine:
         ArgumentError: An argument breaks its rule.
         ParameterError: Model and optimizer disagree about parameters, or these cannot be perturbed reliably.
     """
+
+    loss: Tensor | None = None
+    aux: Any = None
 
     def __init__(
         self,
@@ -103,6 +108,7 @@ class Engine:
         seed: int = 0,
         allow_low_precision: bool = False,
         allow_unaveraged: bool = False,
+        total_steps: int | None = None,
     ) -> None:
         doors.check_method(method)
         doors.check_loss_fn(loss_fn)
@@ -111,6 +117,7 @@ class Engine:
         self.bound = partial(doors.bound, model=model)  # what loss functions of methods go through, too
         model, loss_fn = doors.one_module(model), self.bound(loss_fn)
         self.method, self.model, self.loss_fn = method, model, loss_fn
+        self.training = Progress(total_steps, method.kind if method.needs_progress else None)
         self.optimizers = doors.all_optimizers(optimizer)
         self.parameters = Parameters(model, self.optimizers, allow_low_precision=allow_low_precision)
         self.params, self.names = self.parameters.vec, self.parameters.names
@@ -124,18 +131,17 @@ class Engine:
             replicas.check_static()
         options = {"scaler": scaler, "micro_batch": micro_batch, "rng": rng, "replicas": replicas}
         self.work = Work(model, self.params, loss_fn=loss_fn, batches=self.batches, **options)
-        self.loss: Tensor | None = None
-        self.aux: Any = None
         self.lagged, self.rng, self.step = Lagged(), doors.generator(seed), 0
         self.memory = plans.memory(method.kind, method.init([p.detach() for p in self.params]))
         watch.unshared(method.kind, self.memory, self.params, self.names)
         self.vector_keys = state.vector_keys(self.memory, self.params)
         self.table_keys = [k for k, v in self.memory.items() if isinstance(v, Tensor)]
-        self.under_way, self._ranks = False, list(dict.fromkeys([*groups.values(), *replicas.groups]))
+        self.under_way, self.ranks = False, list(dict.fromkeys([*groups.values(), *replicas.groups]))
         doors.check_chosen(method, self.selected, self.parameters.group_radii)
         method.meet(self)
         if groups or replicas.groups:
-            replicas.check({"method": method, "rng": rng, "seed": seed}, self.names, list(groups.values()))
+            made = {"method": method, "rng": rng, "seed": seed, "total_steps": total_steps}
+            replicas.check(made, self.names, list(groups.values()))
 
     @property
     def optimizer(self) -> Optimizer:
@@ -226,57 +232,6 @@ class Engine:
                     asked = step.send((yield from self.executor.passes(self.work, asked, step.close)))
                 except StopIteration:
                     return
-
-    # What plans use
-
-    def lookahead(self, grad: Vec, *, raw: bool = False, among: Sequence[bool] | None = None) -> Vec:
-        """The base optimizer's next step for this gradient, not taken: a displacement from the weights.
-
-        Args:
-            grad: One tensor per parameter.
-            raw: Leave out momentum, weight decay and preconditioning: ``-lr * grad``.
-            among: Which parameters the gradient has reached; the others stay where they are, as the optimizer leaves
-                them, and so do frozen ones.
-        """
-        ask = lookahead.raw if raw else lookahead.displacement
-        return lookahead.each(ask, self.optimizers, self.params, grad, self.parameters.trained(among))
-
-    def ahead(self, grad: Vec, *, raw: bool = False, among: Sequence[bool] | None = None) -> Vec | Callable[[], Vec]:
-        """:meth:`lookahead` for one of several probes asked together: if arithmetic, left to whoever answers it."""
-        later = partial(self.lookahead, grad, raw=raw, among=among)
-        # A copy of the optimizer that takes a step may fail, or talk to all ranks, so all must let it.
-        return later if raw or all(map(lookahead.closed, self.optimizers)) else later()
-
-    def momentum(self) -> Vec:
-        """The base optimizer's buffer: SGD's momentum, Adam's mean; zero where there is none yet."""
-        return lookahead.each(lambda o, p, _: lookahead.momentum(o, p), self.optimizers, self.params, self.params)
-
-    def selected(self, geometry: Geometry) -> list[bool]:
-        """Which parameters a geometry accepts, whatever radius their groups give them."""
-        return self.parameters.select(geometry)
-
-    @property
-    def reached(self) -> list[bool]:
-        """Which parameters the passes of this step have reached so far."""
-        return self.work.reached
-
-    @property
-    def trained(self) -> list[bool]:
-        """Which parameters are trained in this step: all but those frozen since the engine was made."""
-        return self.parameters.trained(None) or [True] * len(self.params)
-
-    def later(self, name: str, tensor: Tensor) -> Any:
-        """Send device scalars to the host; get those sent under ``name`` the last time, None the first time."""
-        return self.lagged.swap(name, tensor)
-
-    def now(self, tensor: Tensor) -> Any:
-        """A small tensor's values, the first rank's on several, where all must call it; the host waits for them."""
-        return read(collectives.first(tensor, self._ranks))
-
-    def radii(self, rho: float | Schedule, geometry: Geometry) -> Radii:
-        """The radius for every parameter: a number where all share it, else one each, 0 for excluded ones."""
-        value = rho.at(self.step, self.optimizers[0].param_groups[0]["lr"]) if isinstance(rho, Schedule) else rho
-        return self.parameters.radii(value, geometry)
 
     # Checkpoints
 

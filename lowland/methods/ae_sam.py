@@ -24,7 +24,7 @@ class AESAM(Method):
 
         q    = ||g||^2
         mean = delta * mean + (1 - delta) * q,   var = delta * var + (1 - delta) * (q - mean)^2
-        SAM  where  q >= mean + c * sqrt(var),   c = (t/T) * l1 + (1 - t/T) * l2
+        SAM  where  q >= mean + c * sqrt(var),   c = p * l1 + (1 - p) * l2,   p the part of training that is done
 
     Args:
         rho: Radius, >= 0, in parameter norm.
@@ -32,7 +32,8 @@ class AESAM(Method):
         delta: How slowly mean and variance move, in [0, 1].
         l1: The threshold c at the end of training, in standard deviations; -inf is always SAM, inf never.
         l2: The threshold c at its start.
-        total: T, the steps of the whole training, >= 1. It must be given before training.
+        total: Steps of the whole training, >= 1, by which p is this method's own steps divided; None takes
+            ``engine.progress``.
         lag: 0 decides by the norm of this step; the host waits for its first gradient to be computed. 1 decides by the
             norm of the step before, and nothing waits. That norm says next to nothing about this step's gradient, so
             lag=1 is :class:`RST` with a share of SAM steps that moves with the threshold.
@@ -77,13 +78,13 @@ class AESAM(Method):
                 f"lag must be 0 or 1, but is {self.lag!r}; 0 decides by the norm of this step, 1 by the one before"
             )
 
+    @property
+    def needs_progress(self) -> bool:
+        """See :meth:`lowland.methods.base.Method.needs_progress`."""
+        return super().needs_progress or self.total is None
+
     def init(self, params: Vec) -> dict[str, Any]:
         """See :meth:`lowland.methods.base.Method.init`."""
-        if self.total is None:
-            raise ArgumentError(
-                "total must be given before training, but is None; give the steps of the whole training, over which "
-                "the threshold moves from l2 to l1: AESAM(total=10_000)"
-            )
         return {"t": 0, "mean": None, "var": 0.0}
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
@@ -91,30 +92,30 @@ class AESAM(Method):
         here = yield Probe(batch)
         size = vec.norm(here.grad).reshape(1)
         known = engine.now(size) if self.lag == 0 else engine.later("size", size)
-        if not self._stands_out(engine.memory, None if known is None else known[0]):
+        progress = engine.progress if self.total is None else min(engine.memory["t"] / self.total, 1.0)
+        z = self._deviation(engine.memory, None if known is None else known[0])
+        if not z >= self._threshold(progress):
             return here.loss, here.grad
         loss, up = here.loss, Probe(batch, at=self.ascent(engine, here.grad))
         del here
         there = yield up
         return loss, there.grad
 
-    def _stands_out(self, memory: dict[str, Any], size: float | None) -> bool:
-        t, mean, var = memory["t"], memory["mean"], memory["var"]
-        memory["t"] = t + 1
-        z = 0.0
+    def _deviation(self, memory: dict[str, Any], size: float | None) -> float:
+        """How many standard deviations the squared norm lies above its mean, after it has moved both."""
+        mean, var = memory["mean"], memory["var"]
+        memory["t"] += 1
         # An overflow under a loss scaler measures nothing; beyond 1e75 the square of q would be the next one.
-        if size is not None and size < 1e75:
-            q = size * size  # here, in double precision
-            first = mean is None
-            mean = q if first else q + self.delta * (mean - q)  # exactly the mean where q is
-            var = 0.0 if first else self.delta * var + (1 - self.delta) * (q - mean) ** 2
-            memory.update(mean=mean, var=var)
-            z = (q - mean) / math.sqrt(var) if var > 0 else 0.0
-        return z >= self._threshold(t)
+        if size is None or not size < 1e75:
+            return 0.0
+        q = size * size  # here, in double precision
+        first = mean is None
+        mean = q if first else q + self.delta * (mean - q)  # exactly the mean where q is
+        var = 0.0 if first else self.delta * var + (1 - self.delta) * (q - mean) ** 2
+        memory.update(mean=mean, var=var)
+        return (q - mean) / math.sqrt(var) if var > 0 else 0.0
 
-    def _threshold(self, t: int) -> float:
-        assert self.total is not None  # init refuses it
-        share = min(t / self.total, 1.0)
-        if self.l1 == self.l2 or share in (0.0, 1.0):  # 0 * inf would be NaN
-            return self.l2 if share < 1 else self.l1
-        return share * self.l1 + (1 - share) * self.l2
+    def _threshold(self, progress: float) -> float:
+        if self.l1 == self.l2 or progress in (0.0, 1.0):  # 0 * inf would be NaN
+            return self.l2 if progress < 1 else self.l1
+        return progress * self.l1 + (1 - progress) * self.l2

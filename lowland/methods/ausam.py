@@ -41,8 +41,10 @@ class AUSAM(Perturbing):
         alpha: Share of the batch that is drawn, in (0, 1]; rounded down, at least one.
         fmin: Chance weight of the least sensitive example, > 0.
         fmax: Chance weight of the most sensitive one after the ramp, >= fmin.
-        ramp: Steps during which f rises to fmax, >= 0; the release takes 30 epochs.
-        warmup: Steps on the whole batch at the start, >= 0, to fill the scores; the release takes 1 epoch.
+        ramp: How long f rises to fmax: an integer >= 0 is a number of steps, a number in (0, 1) a fraction of the
+            training; the release takes 30 of 200 epochs.
+        warmup: How long the whole batch is taken at the start, to fill the scores, in steps or as a fraction like
+            ``ramp``; the release takes 1 epoch.
         examples: N, the size of the training set. It must be given before training.
 
     Cost: 2 * alpha gradients per step, one after the other, so 1 with the default; 1 P of memory and 2 numbers per
@@ -69,8 +71,8 @@ class AUSAM(Perturbing):
     alpha: float = 0.5
     fmin: float = 0.1
     fmax: float = 0.5
-    ramp: int = 0
-    warmup: int = 0
+    ramp: int | float = 0
+    warmup: int | float = 0
     examples: int | None = None
     needs_batch: ClassVar[bool] = True
     whole_gradient: ClassVar[bool] = False
@@ -80,10 +82,15 @@ class AUSAM(Perturbing):
         checks.share("alpha", self.alpha, "1 is SAM", "0.5 draws half of the batch")
         checks.share("fmin", self.fmin, "0.1 is the release's value", "0 would never draw some examples, 0.1 is usual")
         checks.at_least("fmax", self.fmax, self.fmin, "fmax=fmin draws all alike")
-        checks.whole("ramp", self.ramp, 0, "give it in steps")
-        checks.whole("warmup", self.warmup, 0, "give it in steps")
+        checks.phase("ramp", self.ramp, 0, "0 begins with fmax")
+        checks.phase("warmup", self.warmup, 0, "0 draws from the first step on")
         if self.examples is not None:
             checks.whole("examples", self.examples, 1, "give the size of the training set")
+
+    @property
+    def needs_progress(self) -> bool:
+        """See :meth:`lowland.methods.base.Method.needs_progress`."""
+        return super().needs_progress or isinstance(self.ramp, float) or isinstance(self.warmup, float)
 
     def init(self, params: Vec) -> dict[str, Any]:
         """See :meth:`lowland.methods.base.Method.init`."""
@@ -101,10 +108,11 @@ class AUSAM(Perturbing):
         index, t = self._positions(batch, engine), engine.memory["t"]
         engine.memory["t"] = t + 1
         whole = engine.batches.size(batch)
-        count = whole if t < self.warmup else batches.part(self.alpha, whole)
+        warm = _share(engine, t, self.warmup) < 1
+        count = whole if warm else batches.part(self.alpha, whole)
         drawn = batch
         if count < whole:
-            chosen = self._draw(engine, index, count, t)
+            chosen = self._draw(engine, index, count, _share(engine, t, self.ramp))
             drawn, index = engine.batches.take(batch, chosen), index[chosen]
         here = yield self.probe(drawn)
         loss, before = here.loss, self.per_example(here)
@@ -139,15 +147,14 @@ class AUSAM(Perturbing):
             ) from None
         return index
 
-    def _draw(self, engine: Engine, index: Tensor, count: int, t: int) -> Tensor:
-        """``count`` places in the batch, drawn without replacement."""
+    def _draw(self, engine: Engine, index: Tensor, count: int, share: float) -> Tensor:
+        """``count`` places in the batch, drawn without replacement; ``share`` of the ramp is done."""
         sums, counts = engine.memory["sums"][index], engine.memory["counts"][index]  # (B,)
         seen = counts > 0
         scores = torch.where(seen, sums / torch.where(seen, counts, 1), 0)  # a share's part of a count may be below 1
         scores = torch.where(seen, scores, scores.max())
         low, high = scores.min(), scores.max()
         scaled = torch.where(high > low, (scores - low) / (high - low).clamp_min(torch.finfo(scores.dtype).tiny), 0)
-        share = min(t / self.ramp, 1.0) if self.ramp else 1.0
         chances = self.fmin + share * (self.fmax - self.fmin) * scaled
         # The first of exponential times with these rates: drawing one after another, in one go.
         uniform = torch.rand(index.shape, generator=self.generator(engine), device=index.device, dtype=chances.dtype)
@@ -159,3 +166,10 @@ class AUSAM(Perturbing):
         rise = torch.where(good, rise, 0).to(memory["sums"].dtype)
         memory["sums"] = memory["sums"].index_add(0, index, rise)
         memory["counts"] = memory["counts"].index_add(0, index, good.to(rise.dtype))
+
+
+def _share(engine: Engine, t: int, phase: int | float) -> float:
+    """How much of a phase is done before step ``t``, in [0, 1]."""
+    if phase == 0:
+        return 1.0
+    return min((engine.progress if isinstance(phase, float) else t) / phase, 1.0)

@@ -17,7 +17,7 @@ from lowland.core import checks
 from lowland.core.errors import ArgumentError, LossError, StateError
 from lowland.core.geometry import L2, Geometry
 from lowland.core.probe import Plan, Probe, Reading
-from lowland.core.schedule import Schedule
+from lowland.core.schedule import Schedule, When
 from lowland.core.vec import Vec
 
 if TYPE_CHECKING:
@@ -76,6 +76,16 @@ class Method(ABC):
                 f"geometry must be a Geometry, but is {self.geometry!r}; pass L2(), Adaptive() or Layerwise()"
             )
         self.check()
+
+    @property
+    def needs_progress(self) -> bool:
+        """Whether it reads ``engine.progress``; by default, whether a schedule or a method among its fields does.
+
+        A method that reads it itself says so here: ``return True``. An engine then refuses the first step where nobody
+        gives it, and ranks that differ.
+        """
+        inside = [getattr(self, f.name) for f in fields(self)]
+        return any(part.needs_progress for part in inside if isinstance(part, Schedule | When | Method))
 
     @property
     def kind(self) -> str:

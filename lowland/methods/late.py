@@ -24,10 +24,10 @@ class Late(Wrapper):
     ``d = g(w)`` before ``start``; the inner method's direction from then on.
 
     Args:
-        inner: The method of the last part; it has the radius: ``Late(inner=SAM(rho=0.1), start=0.9, total=10_000)``.
-        start: An integer is a step, counted from 0; a number in (0, 1) is a fraction of ``total``. It must be given
+        inner: The method of the last part; it has the radius: ``Late(inner=SAM(rho=0.1), start=0.9)``.
+        start: An integer is a step, counted from 0; a number in (0, 1) is a fraction of the training. It must be given
             before training.
-        total: Steps of the whole training, >= 1; only for a fraction.
+        total: Steps of the whole training, >= 1, of which a fraction is meant; None goes by ``engine.progress``.
 
     Cost: 1 gradient per step before the start, the inner method's after it: 1 + the share that is left for SAM; the
     inner method's memory and all-reduces.
@@ -36,7 +36,8 @@ class Late(Wrapper):
     momentum with it. Steps are calls of ``backward``, so with accumulation they are micro-steps.
 
     Invariants: start = 0 is the inner method, and a start beyond the end is the base optimizer. The inner method counts
-    its own steps: ``Late(inner=LookSAM())`` starts with a SAM step.
+    its own steps: ``Late(inner=LookSAM())`` starts with a SAM step. Progress is the whole training's for it, too, so
+    that its own fractions are not of the last part.
 
     Use: To get most of SAM's flatness for little more than plain training's price. Not where the early phase matters,
     as with much label noise, which plain training has memorized by then.
@@ -55,17 +56,25 @@ class Late(Wrapper):
         if self.start is not None:
             schedule.after(self.start, self.total)
 
+    @property
+    def needs_progress(self) -> bool:
+        """See :meth:`lowland.methods.base.Method.needs_progress`."""
+        return super().needs_progress or (self.start is not None and self._late().needs_progress)
+
     def init(self, params: Vec) -> dict[str, Any]:
         """See :meth:`lowland.methods.base.Method.init`."""
         if self.start is None:
             raise ArgumentError(
                 "start must be given before training, but is None; give the first step of the late part, or a fraction "
-                "such as Late(inner=SAM(), start=0.9, total=10_000)"
+                "such as Late(inner=SAM(), start=0.9)"
             )
         return super().init(params)
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.methods.base.Method.plan`."""
-        assert self.start is not None  # init refuses it
-        late = schedule.after(self.start, self.total).holds(engine.step)
+        late = engine.holds(self._late())
         return (yield from (self.inner if late else Plain()).plan(engine, batch))
+
+    def _late(self) -> schedule.After:
+        assert self.start is not None  # init refuses it
+        return schedule.after(self.start, self.total)

@@ -27,7 +27,7 @@ class Switch(Wrapper):
     ::
 
         Switch(when=every(5), inner=SAM())                                  # SAM every fifth step
-        Switch(when=after(0.5, total=1000), inner=SAMPa(), otherwise=SAM())    # from one method to another
+        Switch(when=after(0.5), inner=SAMPa(), otherwise=SAM())                # from one method to another
 
     Args:
         when: The steps of ``inner``: ``schedule.every(k)``, ``schedule.after(start)``, or a ``schedule.When`` of
@@ -38,7 +38,7 @@ class Switch(Wrapper):
     Cost: Each step costs what its method costs, in gradients and all-reduces; the memory of both.
 
     Invariants: ``every(1)`` is the inner method, and so is ``after(0)``. Each method counts its own steps in its own
-    memory; ``Late`` and radii that change see the engine's steps, whichever method took them.
+    memory; ``Late`` and radii that change see the engine's steps and progress, whichever method took them.
 
     Use: To try a schedule of methods. Not to make SAM cheaper on the cheap: ``LookSAM`` reuses what it finds.
     """
@@ -100,7 +100,7 @@ class Switch(Wrapper):
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.methods.base.Method.plan`."""
-        name, method = self._parts()[0 if self.when.holds(engine.step) else 1]
+        name, method = self._parts()[0 if engine.holds(self.when) else 1]
         return (yield from method.plan(cast("Engine", _Compartment(engine, f"{name}.")), batch))
 
     def _parts(self) -> tuple[tuple[str, Method], tuple[str, Method]]:

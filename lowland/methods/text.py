@@ -60,7 +60,7 @@ def make(text: str, *, fill: Callable[[str], Mapping[str, Any]] | None = None, *
 
     Args:
         text: For example ``"sampa:rho=0.1,lam=0.2"``, ``"looksam:geometry=layerwise"`` or
-            ``"late:start=0.5,total=1000,inner=looksam:k=5,alpha=0.2"``.
+            ``"late:start=0.5,inner=looksam:k=5,alpha=0.2"``.
         fill: Gives values for fields that the text leaves open, from a method's key; asked for inner methods, too.
         defaults: The same for the outermost method alone.
 

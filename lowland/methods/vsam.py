@@ -46,7 +46,8 @@ class VSAM(Method):
         a2: Response of s to dU.
         beta: How psf fades from step to step, in [0, 1]; 0 alternates between SAM and the plain gradient.
         last: How many of the last tensors N looks at, >= 1.
-        warmup: Steps of full SAM before the first window, >= 0.
+        warmup: Full SAM before the first window: an integer >= 0 is a number of steps, a number in (0, 1) a fraction of
+            the training.
 
     Cost: 1 + s/K gradients per step, about 1.2 to 1.5; 1 P of resident memory, 3 P during a refresh's second pass;
     1 + s/K all-reduces of P under data parallelism. The mean gradient perturbs: psf and the norms that steer s must be
@@ -77,7 +78,7 @@ class VSAM(Method):
     a2: float = 0.13
     beta: float = 0.7
     last: int = 10
-    warmup: int = 0
+    warmup: int | float = 0
 
     def check(self) -> None:
         """See :meth:`lowland.methods.base.Method.check`."""
@@ -88,13 +89,18 @@ class VSAM(Method):
         checks.at_least("a2", self.a2, 0, "0 switches this response off")
         checks.within("beta", self.beta, 0, 1, "0 reuses nothing")
         checks.whole("last", self.last, 1, "10 is the release's value")
-        checks.whole("warmup", self.warmup, 0, "give it in steps")
+        checks.phase("warmup", self.warmup, 0, "0 begins with the first window")
+
+    @property
+    def needs_progress(self) -> bool:
+        """See :meth:`lowland.methods.base.Method.needs_progress`."""
+        return super().needs_progress or isinstance(self.warmup, float)
 
     def init(self, params: Vec) -> dict[str, Any]:
         """See :meth:`lowland.methods.base.Method.init`."""
         return {
             "psf": vec.zeros(params),
-            "t": 0,  # steps of this method
+            "t": 0,  # steps of this method, without a warm-up that is a fraction
             "age": REUSES,  # steps since the last refresh; nothing to reuse yet
             "s": 1.0,
             "used": 0,  # refreshes in this window
@@ -122,7 +128,9 @@ class VSAM(Method):
     def _due(self, engine: Engine) -> bool:
         """Whether this step refreshes psf; the same on every rank, because all it uses is."""
         memory = engine.memory
-        counter = memory["t"] - self.warmup
+        if isinstance(self.warmup, float) and engine.progress < self.warmup:
+            return True
+        counter = memory["t"] - (self.warmup if isinstance(self.warmup, int) else 0)
         memory["t"] += 1
         if counter < 0:
             return True

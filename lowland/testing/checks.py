@@ -18,6 +18,8 @@ from lowland.engine import Engine
 from lowland.methods.base import Method
 from lowland.testing.networks import examples, losses, network, train
 
+STEPS = 10  # of the whole training, for methods that go by how much of it is done
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -34,7 +36,9 @@ class Trial:
     optimizer: Callable[[nn.Module], Optimizer]
 
     def engine(self, loss_fn: Any = losses, model: nn.Module | None = None, **options: Any) -> Engine:
-        """A new engine of a new network."""
+        """A new engine of a new network; a method that goes by progress is told it by ``total_steps``."""
+        if self.method.needs_progress:
+            options.setdefault("total_steps", STEPS)
         net = self.model() if model is None else model
         return Engine(self.method, net, self.optimizer(net), loss_fn, **options)
 

@@ -96,7 +96,7 @@ def test_a_page_in_detail():
     assert "1.20 gradients per step in total, 1.20 one after another" in text
     assert "k = 1 is SAM" in text
     assert "CVPR 2022, arXiv 2203.02714." in text
-    assert "with start=0.5, total=100" in " ".join(" ".join(shown(80, "late")).split())
+    assert "with start=0.5;" in " ".join(" ".join(shown(80, "late")).split())
     assert "inner = sam" in "\n".join(shown(80, "stable-sam"))
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowland.core import schedule
-from lowland.core.errors import ArgumentError
+from lowland.core.errors import ArgumentError, UsageError
 
 radii = st.floats(0, 10)
 steps = st.integers(0, 2000)
@@ -56,8 +56,14 @@ REFUSED = {
     "constant": (lambda: schedule.constant(-0.1), "value must be .*>= 0, but is -0.1; "),
     "start": (lambda: schedule.linear(-1.0, 0.0, 5), "start must be .*>= 0, but is -1.0; "),
     "end": (lambda: schedule.cosine(1.0, math.nan, 5), "end must be .*>= 0, but is nan; "),
-    "no steps": (lambda: schedule.cosine(0.0, 1.0, 0), "steps must be an integer >= 1, but is 0; "),
-    "half steps": (lambda: schedule.linear(0.0, 1.0, 2.5), "steps must be an integer >= 1, but is 2.5; "),
+    "no steps": (
+        lambda: schedule.cosine(0.0, 1.0, 0),
+        r"steps must be an integer >= 1, in steps, or a fraction of the training in \(0, 1\), but is 0; ",
+    ),
+    "half steps": (
+        lambda: schedule.linear(0.0, 1.0, 2.5),
+        "steps must be an integer >= 1, in steps, or .*, but is 2.5; ",
+    ),
     "high": (lambda: schedule.follow_lr(-1, 0, lr_high=1), "high must be .*>= 0, but is -1; "),
     "low": (lambda: schedule.follow_lr(1, -1, lr_high=1), "low must be .*>= 0, but is -1; "),
     "lr_high": (lambda: schedule.follow_lr(1, 0, lr_high=0.0), "lr_high must be .*but is 0.0; "),
@@ -142,11 +148,13 @@ NEVER = {
     "no k": (lambda: schedule.every(True), "k must be an integer >= 1, but is True"),
     "offset": (lambda: schedule.every(3, offset=-1), "offset must be an integer >= 0, but is -1"),
     "offset = k": (lambda: schedule.every(3, offset=3), "offset must be < k = 3, but is 3; 0 begins with the first"),
-    "start": (lambda: schedule.after(-1), "start must be an integer >= 0, but is -1; give a step, or a fraction"),
-    "start 1.0": (lambda: schedule.after(1.0, total=9), "start must be an integer >= 0, but is 1.0"),
-    "start 0.0": (lambda: schedule.after(0.0, total=9), "start must be an integer >= 0, but is 0.0"),
-    "nan": (lambda: schedule.after(math.nan, total=9), "start must be an integer >= 0, but is nan"),
-    "no total": (lambda: schedule.after(0.5), "total must be an integer >= 1, but is None; .* give their number"),
+    "start": (
+        lambda: schedule.after(-1),
+        "start must be an integer >= 0, in steps, or .*, but is -1; 0.9 is the last tenth",
+    ),
+    "start 1.0": (lambda: schedule.after(1.0, total=9), "start must be an integer >= 0, in steps, or .*, but is 1.0"),
+    "start 0.0": (lambda: schedule.after(0.0, total=9), "start must be an integer >= 0, in steps, or .*, but is 0.0"),
+    "nan": (lambda: schedule.after(math.nan, total=9), "start must be an integer >= 0, in steps, or .*, but is nan"),
     "total": (lambda: schedule.after(0.5, total=0), "total must be an integer >= 1, but is 0"),
     "half total": (lambda: schedule.after(0.5, total=9.5), "total must be an integer >= 1, but is 9.5"),
 }
@@ -161,3 +169,40 @@ def test_bad_steps_are_refused(make, message):
 def test_a_when_must_say_when():
     with pytest.raises(TypeError, match="holds"):
         schedule.When()
+
+
+# Fractions of the training
+
+
+def test_a_ramp_over_a_fraction_of_the_training():
+    """By hand: at 0.1 of the training a ramp over 0.4 of it is a quarter done, and the step does not matter."""
+    line, turn = schedule.linear(0.0, 0.2, steps=0.4), schedule.cosine(0.0, 0.2, steps=0.4)
+    assert [line.at(7, 0.1, progress) for progress in (0.0, 0.1, 0.4, 1.0)] == pytest.approx([0.0, 0.05, 0.2, 0.2])
+    assert turn.at(7, 0.1, 0.1) == pytest.approx(0.1 * (1 - math.sqrt(0.5)))
+    assert turn.at(7, 0.1, 0.2) == pytest.approx(0.1)
+
+
+def test_a_ramp_without_a_length_takes_the_whole_training():
+    assert schedule.linear(0.1, 0.0).at(0, 0.1, 0.25) == pytest.approx(0.075)
+    assert schedule.cosine(0.1, 0.0).at(0, 0.1, 0.5) == pytest.approx(0.05)
+    assert schedule.cosine(0.1, 0.0).at(0, 0.1, 1.0) == 0.0
+
+
+@pytest.mark.parametrize(("thousandths", "total"), [(70, 100), (300, 10), (1, 1000), (999, 1000), (500, 7)])
+def test_a_fraction_starts_at_the_same_step_by_progress_as_by_total(thousandths, total):
+    start = thousandths / 1000
+    by_total, by_progress = schedule.after(start, total=total), schedule.after(start)
+    steps = range(total + 1)
+    assert [by_progress.holds(t, t / total) for t in steps] == [by_total.holds(t) for t in steps]
+    assert schedule.after(0.1 + 0.2).holds(3, 3 / 10)  # 0.30000000000000004
+
+
+def test_who_needs_progress_says_so_and_is_refused_without_it():
+    needing = [schedule.linear(0, 1), schedule.linear(0, 1, 0.5), schedule.cosine(0, 1), schedule.after(0.5)]
+    assert all(each.needs_progress for each in needing)
+    content = [schedule.linear(0, 1, 5), schedule.constant(1), schedule.follow_lr(1, 0, lr_high=1), schedule.every(2)]
+    assert not any(each.needs_progress for each in [*content, schedule.after(5), schedule.after(0.5, total=9)])
+    with pytest.raises(UsageError, match=r"progress must be given to what is a fraction.*total_steps=10_000"):
+        schedule.linear(0.0, 0.1).at(0, 0.1)
+    with pytest.raises(UsageError, match="progress must be given to what is a fraction"):
+        schedule.after(0.5).holds(3)

@@ -205,11 +205,6 @@ def test_under_late_its_training_begins_with_its_own_first_step():
     assert choices(run, [problem.batch(0)] * 9) == [False] * 3 + [False] * 2 + [True] * 4
 
 
-def test_total_must_be_given_before_training():
-    with pytest.raises(ArgumentError, match=r"total must be given.*AESAM\(total=10_000\)"):
-        Run(PROBLEM, PROBLEM.weights(1), AESAM())
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

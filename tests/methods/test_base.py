@@ -156,7 +156,10 @@ FIELDS = {
     "a2": (lambda: METHODS["arsam"](a2="1"), "a2 must be a number >= 0, but is '1'; "),
     "beta": (lambda: METHODS["arsam"](beta=2), r"beta must be in \[0, 1\], but is 2; "),
     "last": (lambda: METHODS["arsam"](last=0), "last must be an integer >= 1, but is 0; "),
-    "warmup": (lambda: METHODS["arsam"](warmup=-1), "warmup must be an integer >= 0, but is -1; give it in steps"),
+    "warmup": (
+        lambda: METHODS["arsam"](warmup=-1),
+        "warmup must be an integer >= 0, in steps, or .*, but is -1; 0 begins with the first window",
+    ),
 }
 
 

@@ -25,8 +25,7 @@ EXAMPLES = 40  # of the tiny training set: an epoch has 10 batches
 
 REQUIRED: dict[str, dict[str, Any]] = {
     "ausam": {"examples": EXAMPLES},
-    "ae-sam": {"total": STEPS},
-    "late": {"start": 0.5, "total": STEPS},
+    "late": {"start": 0.5},
 }
 """Fields that have no default because they belong to a training: here to the tiny one."""
 
@@ -64,8 +63,8 @@ def specimen(key: str) -> Method:
     """The method of that key with its defaults, and what it requires filled in for the tiny training.
 
     Example:
-        >>> specimen("late").start, specimen("late").total
-        (0.5, 100)
+        >>> specimen("late").start
+        0.5
     """
     return make(key, fill=lambda k: REQUIRED.get(k, {}))
 
@@ -73,11 +72,6 @@ def specimen(key: str) -> Method:
 def measure(method: Method) -> Costs:
     """Run the method and count; each is run once in a process."""
     return _measure(method, repr(method))
-
-
-def gradients_per_step(method: Method) -> float:
-    """The gradients in total alone, which is quicker."""
-    return _gradients(method, repr(method))
 
 
 @contextmanager
@@ -92,13 +86,6 @@ def _one_thread() -> Iterator[None]:
 
 
 # Told apart by their text, too: a count of 1 and a share of 1.0 are equal as values and are not the same method.
-@lru_cache(maxsize=64)
-def _gradients(method: Method, told: str) -> float:
-    with _one_thread():
-        cost = _train(method, STEPS).cost
-    return cost.gradients / cost.steps
-
-
 @lru_cache(maxsize=64)
 def _measure(method: Method, told: str) -> Costs:
     with _one_thread():
@@ -126,7 +113,8 @@ def _train(method: Method, steps: int, each: list[float] | None = None) -> Engin
         hidden = [nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU()]
         model = nn.Sequential(*hidden, nn.Linear(WIDTH, 4))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    engine = Engine(method, model, optimizer, _loss, allow_unaveraged=True)  # also on one of several ranks
+    # It may run on one of several ranks, which then do not average.
+    engine = Engine(method, model, optimizer, _loss, allow_unaveraged=True, total_steps=STEPS)
     for step in range(steps):
         inputs, targets = torch.randn(BATCH, WIDTH, generator=draw), torch.randint(4, (BATCH,), generator=draw)
         before = engine.cost.gradients + engine.cost.weights

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,9 +13,7 @@ from lowland.core.errors import ArgumentError
 from lowland.lab.config import RunConfig
 from lowland.lab.data.loader import Loader
 from lowland.lab.identity import config_line, shapes
-from lowland.lab.recipe import keys
 from lowland.lab.task import Task
-from lowland.lab.training.costs import EXAMPLES, STEPS, gradients_per_step
 from lowland.lab.training.defaults import Training, method_defaults
 from lowland.lab.training.trainer import fresh_model
 from lowland.methods import make
@@ -31,10 +28,17 @@ def parts_of(config: RunConfig) -> Mapping[str, Any]:
     task, data = config.task.seeded(config.seed), config.data or os.environ.get("LOWLAND_DATA")
     root = None if data is None else Path(data)
     for known, place, parts in _kept:
-        if type(known) is type(task) and known == task and place == root:
+        if _same(known, task) and place == root:
             return parts
     _kept[:] = [(task, root, task.datasets(root))]
     return _kept[0][2]
+
+
+def _same(one: Task, other: Task) -> bool:
+    try:
+        return type(one) is type(other) and bool(one == other)
+    except RuntimeError:  # fields that are tensors
+        return False
 
 
 def loader_of(config: RunConfig, share: tuple[int, int] = (0, 1)) -> Loader:
@@ -92,46 +96,15 @@ def line_of(
 def complete(config: RunConfig, loader: Loader) -> Method:
     """The method that a configuration's text stands for, with open fields filled by the recipe.
 
-    What a recipe gives in epochs or shares of the training becomes a number of steps, so the length of the training
-    must be known. Under a budget of steps it is the budget. A budget of gradients is divided by the gradients that the
-    method takes per step, and so is one of seconds, which by default is worth the recipe's epochs of plain training.
-    The divisor is counted while a tiny model trains, with the same shares of its training; adaptive methods may take
-    more here, and numbers of steps in the text are not scaled. It is an estimate, and the run file has what it gave.
-
     Args:
         config: The run.
         loader: Its batches.
     """
-    training = Training(
-        steps=_budgeted(config, len(loader)),
-        steps_per_epoch=len(loader),
-        examples=loader.positions,
-        lr=config.recipe.lr,
-    )
     if isinstance(config.method, Method):
         return config.method
-    if config.budget.kind != "steps" and keys(config.method) != ["plain"]:
-        price = gradients_per_step(_filled(config, _tiny(training)))
-        training = replace(training, steps=max(1, round(training.steps / price)))
-    return _filled(config, training)
+    training = Training(steps_per_epoch=len(loader), examples=loader.positions, lr=config.recipe.lr)
 
-
-def _filled(config: RunConfig, training: Training) -> Method:
     def fill(key: str) -> dict[str, Any]:
         return {**config.task.defaults(key, config.model_text), **method_defaults(key, training)}
 
-    assert isinstance(config.method, str)
     return make(config.method, fill=fill)
-
-
-def _budgeted(config: RunConfig, steps_per_epoch: int) -> int:
-    """How many steps the budget allows at one gradient each."""
-    if config.budget.kind == "seconds":
-        return config.recipe.epochs * steps_per_epoch
-    return math.ceil(config.budget.limit)
-
-
-def _tiny(training: Training) -> Training:
-    """The training of :mod:`lowland.lab.training.costs`, divided into as many epochs."""
-    epoch = round(STEPS * training.steps_per_epoch / training.steps)
-    return replace(training, steps=STEPS, steps_per_epoch=max(1, epoch), examples=EXAMPLES)

@@ -81,7 +81,8 @@ class Trainer:
         torch.manual_seed(self._dropout_seed(0))
 
     def step(self, batch: Any, progress: float) -> Tensor:
-        """One step at the learning rate that belongs to this progress; returns the loss, shape ()."""
+        """One step when a fraction ``progress`` of the training is done, in [0, 1]; returns the loss, shape ()."""
+        self.engine.progress = progress
         rate = lr_at(self.recipe, progress)
         for group, own in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate if own == self.recipe.lr else own * (rate / self.recipe.lr)

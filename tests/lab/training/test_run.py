@@ -12,8 +12,7 @@ import torch
 from lowland.core.errors import ArgumentError, StateError, UnknownNameError
 from lowland.lab.budget import Budget
 from lowland.lab.tasks.digits import Digits
-from lowland.lab.training import checkpoint
-from lowland.lab.training.prepare import complete, loader_of
+from lowland.lab.training import checkpoint, run
 from lowland.lab.training.run import LabWarning, train
 from lowland.lab.training.signals import Stopped
 
@@ -204,10 +203,38 @@ def test_checkpoints_that_lost_their_run_file_belong_to_no_other_run(config, tmp
             train(replace(config, recipe=config.recipe.replace(lr=0.1)), tmp_path, resume=resume)
 
 
-def test_a_warm_up_follows_the_budget(config):
-    # 30 steps of 6 an epoch are 5 epochs, and a tenth of a short training is warm-up, whatever --epochs says
-    short = replace(config, method="arsam", budget=Budget(limit=30))
-    assert complete(short, loader_of(short)).warmup == 3
+@pytest.mark.parametrize(
+    ("method", "kind", "steps", "gradients"),
+    [
+        ("late", "steps", 20, 18 + 2 * 2),  # from step 18 of 20 on
+        ("late", "gradients", 19, 18 + 2),  # 18 plain steps are 0.9 of 20 gradients, and one of SAM is the rest
+        ("late:start=0.5", "gradients", 15, 10 + 5 * 2),
+        ("arsam:p_max=0,window=99,warmup=0.5", "gradients", 15, 5 * 2 + 10),  # the window's one step of SAM comes later
+        ("ae-sam:l1=-inf,l2=1", "steps", 20, None),
+    ],
+)
+def test_lengths_are_fractions_of_the_budget(config, tmp_path, method, kind, steps, gradients):
+    """By hand, whatever the recipe's epochs are."""
+    end = train(replace(config, method=method, budget=Budget(kind=kind, limit=20)), tmp_path)
+    assert end["step"] == steps
+    if gradients is not None:
+        assert end["gradients_per_step"] * steps == pytest.approx(gradients)
+
+
+@pytest.mark.parametrize("kind", ["steps", "gradients", "seconds"])
+def test_the_engine_goes_by_the_fraction_of_the_budget(config, tmp_path, monkeypatch, kind):
+    seen = []
+    real = run.Trainer.step
+
+    def step(self, batch, fraction):
+        loss = real(self, batch, fraction)
+        seen.append((self.engine.progress, fraction))
+        return loss
+
+    monkeypatch.setattr(run.Trainer, "step", step)
+    train(replace(config, budget=Budget(kind=kind, limit=0.5 if kind == "seconds" else 12)), tmp_path)
+    assert all(progress == fraction for progress, fraction in seen)
+    assert seen[-1][1] > 0.5
 
 
 def test_a_run_is_not_overwritten(config, tmp_path):
