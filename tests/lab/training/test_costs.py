@@ -149,7 +149,7 @@ def held(key, monkeypatch):
         seen.append(meter.live)
         return inner(model, batch)
 
-    monkeypatch.setattr(module, "_loss", lambda: loss_fn)
+    monkeypatch.setattr(module, "_loss", loss_fn)
     with meter:
         engine = module._train(specimen(key), module.WATCHED)
     return max(seen) / sum(p.numel() * p.element_size() for p in engine.params)

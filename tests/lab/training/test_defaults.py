@@ -1,21 +1,30 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from lowland.core import schedule
-from lowland.lab.training.defaults import FITTED, TUNED, Training, method_defaults
+from lowland.lab.names import make as task_of
+from lowland.lab.tasks.defaults import TUNED
+from lowland.lab.training.defaults import FITTED, Training, method_defaults
 from lowland.methods import METHODS, make
 
 
-def training(model: str = "resnet20", lr: float = 0.2) -> Training:
-    return Training(model=model, steps_per_epoch=391, examples=50_000, lr=lr)
+def training(lr: float = 0.2) -> Training:
+    return Training(steps_per_epoch=391, examples=50_000, lr=lr)
+
+
+def filled(key: str, model: str = "resnet20") -> dict[str, Any]:
+    """As a run on photographs fills it."""
+    return {**task_of("cifar10").defaults(key, model), **method_defaults(key, training())}
 
 
 def test_looksam_reuses_less_on_small_networks() -> None:
     for model in ("mlp", "resnet20", "torchvision:resnet18"):
-        assert method_defaults("looksam", training(model)) == {"alpha": 0.2}
-    assert method_defaults("looksam", training("timm:vit_tiny_patch16_224")) == {}
+        assert filled("looksam", model) == {"alpha": 0.2}
+    assert filled("looksam", "timm:vit_tiny_patch16_224") == {}
 
 
 @pytest.mark.parametrize("method", ["vsam", "arsam"])
@@ -26,7 +35,7 @@ def test_refreshes_begin_with_full_sam(method: str) -> None:
 def test_ausam_knows_the_training_set() -> None:
     found = method_defaults("ausam", training())
     assert found == {"examples": 50_000, "warmup": 391, "ramp": 0.3}
-    assert make("ausam", fill=lambda key: method_defaults(key, training())).ramp == 0.3
+    assert make("ausam", fill=filled).ramp == 0.3
 
 
 def test_lengths_are_fractions_of_the_training() -> None:
@@ -37,20 +46,20 @@ def test_lengths_are_fractions_of_the_training() -> None:
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - set(TUNED) - set(FITTED)))
 def test_other_methods_are_as_published(method: str) -> None:
-    assert method_defaults(method, training()) == {}
+    assert filled(method) == {}
 
 
 @pytest.mark.parametrize("model", ["mlp", "vit_b_16"])
 def test_the_tables_name_fields_that_there_are(model: str) -> None:
     for method in METHODS:
-        made = make(method, fill=lambda key: method_defaults(key, training(model)))
+        made = make(method, fill=lambda key: filled(key, model))
         made.init([torch.ones(2)])  # which refuses what only a training could say
 
 
 def test_what_the_user_gives_stays_as_it_is() -> None:
-    assert make("looksam:alpha=0.7", fill=lambda key: method_defaults(key, training())).alpha == 0.7
+    assert make("looksam:alpha=0.7", fill=filled).alpha == 0.7
 
 
 @pytest.mark.parametrize("text", ["stable-sam:inner=looksam", "late:start=3,inner=looksam"])
 def test_a_method_inside_another_is_filled_as_well(text: str) -> None:
-    assert make(text, fill=lambda key: method_defaults(key, training())).inner.alpha == 0.2
+    assert make(text, fill=filled).inner.alpha == 0.2
