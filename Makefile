@@ -18,7 +18,7 @@ demo: setup
 	$(BIN)/lowland compare --task digits --methods plain sam sampa looksam micro-sam arsam --seeds 5
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=10 $(COVERAGE)
 
 check: setup
 	$(BIN)/ruff check .
@@ -30,7 +30,8 @@ ci: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(MAKE) test
+	$(MAKE) test COVERAGE='--cov=lowland --cov-report='
+	$(BIN)/coverage report --skip-covered --sort=cover
 
 docs: setup
 	$(BIN)/mkdocs build --strict
