@@ -112,7 +112,7 @@ class AUSAM(Perturbing):
         count = whole if warm else batches.part(self.alpha, whole)
         drawn = batch
         if count < whole:
-            chosen = self._draw(engine, index, count, _share(engine, t, self.ramp))
+            chosen = self._draw(engine, index, count, t)
             drawn, index = engine.batches.take(batch, chosen), index[chosen]
         here = yield self.probe(drawn)
         loss, before = here.loss, self.per_example(here)
@@ -147,15 +147,15 @@ class AUSAM(Perturbing):
             ) from None
         return index
 
-    def _draw(self, engine: Engine, index: Tensor, count: int, share: float) -> Tensor:
-        """``count`` places in the batch, drawn without replacement; ``share`` of the ramp is done."""
+    def _draw(self, engine: Engine, index: Tensor, count: int, t: int) -> Tensor:
+        """``count`` places in the batch, drawn without replacement."""
         sums, counts = engine.memory["sums"][index], engine.memory["counts"][index]  # (B,)
         seen = counts > 0
         scores = torch.where(seen, sums / torch.where(seen, counts, 1), 0)  # a share's part of a count may be below 1
         scores = torch.where(seen, scores, scores.max())
         low, high = scores.min(), scores.max()
         scaled = torch.where(high > low, (scores - low) / (high - low).clamp_min(torch.finfo(scores.dtype).tiny), 0)
-        chances = self.fmin + share * (self.fmax - self.fmin) * scaled
+        chances = self.fmin + _share(engine, t, self.ramp) * (self.fmax - self.fmin) * scaled
         # The first of exponential times with these rates: drawing one after another, in one go.
         uniform = torch.rand(index.shape, generator=self.generator(engine), device=index.device, dtype=chances.dtype)
         times = -torch.log1p(-uniform)
