@@ -88,7 +88,7 @@ def place(device: str) -> torch.device:
     return found
 
 
-def told(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """The value that rank 0 has, where ranks have met; all of them call this."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
@@ -146,9 +146,9 @@ class World:
         if self.size > 1:
             collectives.agree(what, [_everyone()])
 
-    def tell(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The value that rank 0 has."""
-        return told(value)
+        return broadcast(value)
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, in their order, on every rank."""

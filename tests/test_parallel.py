@@ -45,7 +45,7 @@ def test_a_single_process_needs_no_mesh() -> None:
     with world("probe=2,data=2", "cpu") as alone:
         assert (alone.rank, alone.size, alone.share, alone.along("probe"), alone.first) == (0, 1, (0, 1), None, True)
         alone.agree({"anything": 1})
-        assert (alone.tell(3), alone.gather(3)) == (3, [3])
+        assert (alone.broadcast(3), alone.gather(3)) == (3, [3])
         assert Pulse(alone).beat([1.0, 2.0]) == [1.0, 2.0]
     assert not dist.is_initialized()
 
@@ -219,8 +219,8 @@ def spoiled(wrapper: str, text: str, nth: int) -> Any:
         scales.append(scaler.get_scale())
         moved.append(not all(torch.equal(a, b) for a, b in zip(before, engine.params, strict=True)))
     memory = {k: copy.deepcopy(engine.memory[k]) for k in engine.vector_keys}
-    whole = [shards.whole(t.detach()).clone() for t in engine.params]
-    clean = all(bool(torch.isfinite(shards.whole(t)).all()) for v in memory.values() for t in v)
+    whole = [shards.gathered(t.detach()).clone() for t in engine.params]
+    clean = all(bool(torch.isfinite(shards.gathered(t)).all()) for v in memory.values() for t in v)
     return scales, moved, whole, clean
 
 

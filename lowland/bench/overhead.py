@@ -201,7 +201,7 @@ def measure(name: str, *, rounds: int = 60, tick: Callable[[], None] | None = No
     """
     if name not in CASES:
         raise UnknownNameError("case", name, CASES)
-    checks.whole("rounds", rounds, CYCLE, "a LookSAM cycle takes 5 rounds; 60 give a steady median")
+    checks.integer("rounds", rounds, CYCLE, "a LookSAM cycle takes 5 rounds; 60 give a steady median")
     case = CASES[name]()
     with _threads(1):
         steps, sparse = _variants(case), _sparse_variants(case)

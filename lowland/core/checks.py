@@ -15,7 +15,7 @@ def at_least(name: str, value: Any, bound: float, remedy: str) -> None:
         raise ArgumentError(f"{name} must be a number >= {bound}, but is {value!r}; {remedy}")
 
 
-def whole(name: str, value: Any, bound: int, remedy: str) -> None:
+def integer(name: str, value: Any, bound: int, remedy: str) -> None:
     """Refuse a ``value`` that is no integer >= ``bound``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < bound:
         raise ArgumentError(f"{name} must be an integer >= {bound}, but is {value!r}; {remedy}")

@@ -72,7 +72,7 @@ class Probe:
             )
 
     @torch.no_grad()
-    def spend(self) -> Vec:
+    def take_at(self) -> Vec:
         """The displacement as a list to be emptied once the weights have moved; an empty one if it was spent before."""
         at = self.at
         if not _is_function(at):
@@ -89,7 +89,7 @@ class Probe:
         if self.cut is None:
             object.__setattr__(self, "cut", self.other and not any(self.batch is whole for whole in kept))
 
-    def drop(self) -> None:
+    def discard_at(self) -> None:
         """Forget the displacement, because this probe is answered elsewhere: its memory is free."""
         if self.at is not None:
             object.__setattr__(self, "at", [])

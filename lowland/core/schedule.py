@@ -234,8 +234,8 @@ def every(k: int, offset: int = 0) -> Every:
         >>> [step for step in range(10) if every(4, offset=1).holds(step)]
         [1, 5, 9]
     """
-    checks.whole("k", k, 1, "k=1 is every step")
-    checks.whole("offset", offset, 0, "0 begins with the first step")
+    checks.integer("k", k, 1, "k=1 is every step")
+    checks.integer("offset", offset, 0, "0 begins with the first step")
     if offset >= k:
         raise ArgumentError(f"offset must be < k = {k}, but is {offset}; 0 begins with the first step")
     return Every(k, offset)
@@ -259,7 +259,7 @@ def after(start: float, total: int | None = None) -> After:
     if isinstance(start, int):
         return After(start)
     if total is not None:
-        checks.whole("total", total, 1, "give the steps of the whole training, or None for the engine's progress")
+        checks.integer("total", total, 1, "give the steps of the whole training, or None for the engine's progress")
     return After(start, total)
 
 

@@ -41,7 +41,7 @@ def like(whole: Sequence[Tensor], found: Sequence[Tensor]) -> list[Tensor]:
     return [_placed(t, f) if is_sharded(t) else f for t, f in zip(whole, found, strict=True)]
 
 
-def whole(t: Tensor) -> Tensor:
+def gathered(t: Tensor) -> Tensor:
     """All of a tensor on every rank. All ranks that hold shards of it call this."""
     full: Tensor = t.full_tensor() if is_sharded(t) else t  # type: ignore[attr-defined]
     return full

@@ -182,7 +182,7 @@ def where(condition: Tensor, a: Vec, b: Vec) -> Vec:
     return _like(a, together(chosen, _local(a), _local(b)))
 
 
-def keep_if(condition: Tensor, v: Vec) -> Vec:
+def where_true(condition: Tensor, v: Vec) -> Vec:
     """``v`` where the 0-dim boolean ``condition`` holds, else zeros, also in place of NaN.
 
     On a CPU ``v`` is given back and not a copy.

@@ -64,7 +64,9 @@ class Answers:
         ask = lookahead.raw if raw else lookahead.displacement
         return lookahead.each(ask, self.optimizers, self.params, grad, self.parameters.trained(among))
 
-    def ahead(self, grad: Vec, *, raw: bool = False, among: Sequence[bool] | None = None) -> Vec | Callable[[], Vec]:
+    def lookahead_later(
+        self, grad: Vec, *, raw: bool = False, among: Sequence[bool] | None = None
+    ) -> Vec | Callable[[], Vec]:
         """:meth:`lookahead` for one of several probes asked together: if arithmetic, left to whoever answers it."""
         later = partial(self.lookahead, grad, raw=raw, among=among)
         # A copy of the optimizer that takes a step may fail, or talk to all ranks, so all must let it.

@@ -161,7 +161,7 @@ def check_options(scaler: Any, executor: Any, micro_batch: Any, rng: Any, flags:
     if executor is not None and not isinstance(executor, Executor):
         raise ArgumentError(f"executor must be an Executor, but is {executor!r}; pass a value such as Batched()")
     if micro_batch is not None:
-        checks.whole("micro_batch", micro_batch, 1, "None sets no limit")
+        checks.integer("micro_batch", micro_batch, 1, "None sets no limit")
     checks.one_of("rng", rng, ("free", "shared"))
 
 

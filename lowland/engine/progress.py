@@ -26,7 +26,7 @@ class Progress:
 
     def __init__(self, total: int | None, needed_by: str | None) -> None:
         if total is not None:
-            checks.whole("total_steps", total, 1, "give the calls of engine.backward in the whole training")
+            checks.integer("total_steps", total, 1, "give the calls of engine.backward in the whole training")
         self.total, self._needed_by = total, needed_by
         self._given: float | None = None
 

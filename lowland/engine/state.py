@@ -34,7 +34,7 @@ def vector_keys(memory: dict[str, Any], params: Vec) -> frozenset[str]:
     )
 
 
-def keep_if(engine: Engine, finite: Tensor, before: dict[str, Any]) -> None:
+def keep_where_finite(engine: Engine, finite: Tensor, before: dict[str, Any]) -> None:
     """Keep changed vectors and tables of memory only if the step was finite, decided on the device.
 
     Args:

@@ -133,7 +133,7 @@ def _fill(engine: Engine, held: list[Tensor | None], grad: Vec, before: dict[str
         finite = engine.work.finite
         # NaN reaches every parameter, so that the scaler sees it and skips the step.
         grad = vec.scale(grad, torch.where(finite, scale, torch.full_like(scale, float("nan"))))
-        state.keep_if(engine, finite, before)
+        state.keep_where_finite(engine, finite, before)
     # The caller clips and unscales .grad in place, which must not reach a vector in memory.
     if engine.memory:
         kept = watch.held(engine.memory)

@@ -20,7 +20,7 @@ from lowland.core.vec import Vec
 from lowland.executors import modes
 from lowland.executors.base import Executor, Work
 from lowland.executors.guards import strangers
-from lowland.executors.local import Local, Pass, whole
+from lowland.executors.local import Local, Pass, check_displacement
 from lowland.executors.stacked import Places, StackedLoss, tracks
 
 # What torch says of a function that vmap cannot run; the other half of its errors is as without vmap.
@@ -59,7 +59,7 @@ class Batched(Executor):
     substitutes = True
 
     def __init__(self, width: int = 2) -> None:
-        checks.whole("width", width, 1, "1 answers one probe after the other")
+        checks.integer("width", width, 1, "1 answers one probe after the other")
         self.width = width
         self._local = Local()
 
@@ -165,8 +165,8 @@ def _displaced(params: Vec, probes: tuple[Probe, ...], each: bool) -> Vec:
     stacked = [torch.stack([p.detach()] * len(probes)) for p in params]
     for i, probe in enumerate(probes):
         if probe.at is not None:
-            at = probe.spend()
-            whole(params, at, each=each)
+            at = probe.take_at()
+            check_displacement(params, at, each=each)
             torch._foreach_add_([s[i] for s in stacked], at)
             at.clear()
     return [s.requires_grad_() for s in stacked]

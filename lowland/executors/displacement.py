@@ -13,7 +13,7 @@ from lowland.core.errors import UsageError
 from lowland.core.vec import Vec
 
 
-def whole(params: Vec, at: Vec, *, each: bool = False) -> None:
+def check_displacement(params: Vec, at: Vec, *, each: bool = False) -> None:
     """Refuse a displacement that does not fit the parameters, or was spent.
 
     Args:
@@ -52,7 +52,7 @@ def displaced(params: Vec, at: Vec, *, each: bool = False) -> Iterator[None]:
     The list ``at`` is emptied once the weights have moved. Subtracting instead of copying would leave rounding
     behind, different on ranks that moved differently. With ``each``, every tensor is looked at before.
     """
-    whole(params, at, each=each)
+    check_displacement(params, at, each=each)
     with torch.no_grad():
         saved = vec.clone(params)
         try:

@@ -8,10 +8,10 @@ from lowland.core.errors import UsageError
 from lowland.core.probe import Probe, Reading
 from lowland.executors import modes
 from lowland.executors.base import Executor, Work
-from lowland.executors.displacement import displaced, whole
+from lowland.executors.displacement import check_displacement, displaced
 from lowland.executors.passes import Pass
 
-__all__ = ["Local", "Pass", "alone", "displaced", "whole"]
+__all__ = ["Local", "Pass", "alone", "check_displacement", "displaced"]
 
 
 class Local(Executor):

@@ -64,7 +64,7 @@ class Pass:
             self._displaced = probe.at is not None
             stack.callback(forget_derived)
             if probe.at is not None:
-                stack.enter_context(displaced(work.params, probe.spend(), each=work.watched))
+                stack.enter_context(displaced(work.params, probe.take_at(), each=work.watched))
             if work.replicas.groups:
                 stack.enter_context(work.replicas.passing(probe.sync, probe.wrt is None))
             forget_derived()

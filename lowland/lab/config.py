@@ -73,17 +73,17 @@ class RunConfig:
             raise ArgumentError(
                 f"task must be a lowland.lab.Task, but is {self.task!r}; a name becomes one by lowland.lab.load(name)"
             )
-        checks.whole("seed", self.seed, 0, "number seeds from 0")
+        checks.integer("seed", self.seed, 0, "number seeds from 0")
         checks.one_of("select", self.select, ("last", "best"))
         if self.mesh is not None:
             parse(self.mesh)
-        checks.whole("keep", self.keep, 1, "2 survives a damaged checkpoint")
+        checks.integer("keep", self.keep, 1, "2 survives a damaged checkpoint")
         if self.checkpoint_every is not None:
-            checks.whole("checkpoint_every", self.checkpoint_every, 1, "None saves by the clock")
+            checks.integer("checkpoint_every", self.checkpoint_every, 1, "None saves by the clock")
         if self.threads is not None:
-            checks.whole("threads", self.threads, 1, "None leaves the choice to PyTorch")
+            checks.integer("threads", self.threads, 1, "None leaves the choice to PyTorch")
         if self.patience is not None:
-            checks.whole("patience", self.patience, 1, "None never stops early")
+            checks.integer("patience", self.patience, 1, "None never stops early")
         if self.shard and self.mesh is not None and "data" not in parse(self.mesh):
             raise ArgumentError(
                 f"shard needs a data dimension, over which it divides the weights, but mesh is {self.mesh!r}; write "

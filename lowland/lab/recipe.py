@@ -66,13 +66,13 @@ class Recipe:
         checks.one_of("precision", self.precision, ("fp32", "bf16", "auto"))
         _above_zero("lr", self.lr, "take 0.1 for SGD, 1e-3 for AdamW")
         checks.at_least("weight_decay", self.weight_decay, 0, "0 decays nothing")
-        checks.whole("epochs", self.epochs, 1, "take at least one")
-        checks.whole("batch_size", self.batch_size, 1, "take 64 or 128")
+        checks.integer("epochs", self.epochs, 1, "take at least one")
+        checks.integer("batch_size", self.batch_size, 1, "take 64 or 128")
         for name in ("momentum", "warmup", "label_smoothing"):
             _share(name, getattr(self, name))
         if self.clip is not None:
             _above_zero("clip", self.clip, "None does not clip")
-        checks.whole("accumulate", self.accumulate, 1, "1 runs the batch at once")
+        checks.integer("accumulate", self.accumulate, 1, "1 runs the batch at once")
         if self.ema is not None and (isinstance(self.ema, bool) or not 0 < self.ema < 1):
             raise ArgumentError(f"ema must be in (0, 1), but is {self.ema!r}; take 0.999, or None for no average")
         if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:

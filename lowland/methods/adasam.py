@@ -45,7 +45,7 @@ class AdaSAM(SAM):
     and Momentum for Training Deep Neural Networks. 2023, arXiv 2303.00565.
     """
 
-    def meet(self, engine: Engine) -> None:
+    def validate(self, engine: Engine) -> None:
         """Refuse an Adam or AdamW without its AMSGrad form, which would be another method under this name."""
         for optimizer in engine.optimizers:
             if any(group.get("amsgrad") is False for group in optimizer.param_groups):

@@ -72,7 +72,7 @@ class AESAM(Method):
                 f"l1 and l2 must not be opposite infinities, but are {self.l1} and {self.l2}; take -1, 1"
             )
         if self.total is not None:
-            checks.whole("total", self.total, 1, "give the steps of the whole training")
+            checks.integer("total", self.total, 1, "give the steps of the whole training")
         if type(self.lag) is not int or self.lag not in (0, 1):
             raise ArgumentError(
                 f"lag must be 0 or 1, but is {self.lag!r}; 0 decides by the norm of this step, 1 by the one before"

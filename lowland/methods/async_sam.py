@@ -72,7 +72,7 @@ class AsyncSAM(Method):
             ascent = yield ask
             there = yield Probe(batch, at=self.ascent(engine, ascent.grad), stats=True)
             return there.loss, there.grad
-        descent = Probe(batch, at=self.climb(engine, engine.memory["stale"]), stats=True)
+        descent = Probe(batch, at=self.ascent_later(engine, engine.memory["stale"]), stats=True)
         there, ascent = yield descent, ask
-        engine.memory["stale"] = vec.keep_if(vec.finite(ascent.grad), ascent.grad)  # NaN is not reused
+        engine.memory["stale"] = vec.where_true(vec.finite(ascent.grad), ascent.grad)  # NaN is not reused
         return there.loss, there.grad

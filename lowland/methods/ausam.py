@@ -85,7 +85,7 @@ class AUSAM(Perturbing):
         checks.phase("ramp", self.ramp, 0, "0 begins with fmax")
         checks.phase("warmup", self.warmup, 0, "0 draws from the first step on")
         if self.examples is not None:
-            checks.whole("examples", self.examples, 1, "give the size of the training set")
+            checks.integer("examples", self.examples, 1, "give the size of the training set")
 
     @property
     def needs_progress(self) -> bool:

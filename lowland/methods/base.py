@@ -101,7 +101,7 @@ class Method(ABC):
         """The memory a run starts with. Vectors in it are replaced, never changed in place."""
         return {}
 
-    def meet(self, engine: Engine) -> None:  # noqa: B027 - most methods take any model and any optimizer
+    def validate(self, engine: Engine) -> None:  # noqa: B027 - most methods take any model and any optimizer
         """Refuse a model or an optimizer that this method cannot work with; called when an engine is made."""
 
     @abstractmethod
@@ -112,7 +112,7 @@ class Method(ABC):
         """The displacement of size rho along ``grad``."""
         return self.geometry.ascent(engine.params, grad, engine.radii(self.rho, self.geometry))
 
-    def climb(self, engine: Engine, grad: Vec) -> Vec | Callable[[], Vec]:
+    def ascent_later(self, engine: Engine, grad: Vec) -> Vec | Callable[[], Vec]:
         """:meth:`ascent` for one of several probes asked together: computed by whoever answers it.
 
         A method with an ``ascent`` of its own computes it on all ranks, since it may draw random numbers.
@@ -233,9 +233,9 @@ class Wrapper(Method):
         """See :meth:`Method.init`."""
         return self.inner.init(params)
 
-    def meet(self, engine: Engine) -> None:
-        """See :meth:`Method.meet`."""
-        self.inner.meet(engine)
+    def validate(self, engine: Engine) -> None:
+        """See :meth:`Method.validate`."""
+        self.inner.validate(engine)
 
     def reshard(self, shares: Sequence[dict[str, Any]], number: int, count: int) -> dict[str, Any]:
         """See :meth:`Method.reshard`."""

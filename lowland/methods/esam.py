@@ -75,8 +75,8 @@ class ESAM(Perturbing):
             checks.share(name, getattr(self, name), "1 keeps all", "it is the share that is kept")
         checks.one_of("mask", self.mask, ("tensor", "element"))
 
-    def meet(self, engine: Engine) -> None:
-        """See :meth:`lowland.methods.base.Method.meet`."""
+    def validate(self, engine: Engine) -> None:
+        """See :meth:`lowland.methods.base.Method.validate`."""
         if self.mask == "element" and not shards.ordinary(engine.params):
             raise ArgumentError(
                 "mask must be 'tensor' where parameters are sharded, but is 'element', whose draw would depend on the "

@@ -55,7 +55,7 @@ class KSAM(Perturbing):
                 "k", self.k, "a share of the batch; write a count as an integer", "0.5 takes half of the batch"
             )
         else:
-            checks.whole("k", self.k, 1, "a count of examples; write a share of the batch as 0.5")
+            checks.integer("k", self.k, 1, "a count of examples; write a share of the batch as 0.5")
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.methods.base.Method.plan`."""

@@ -58,7 +58,7 @@ class LookSAM(Method):
 
     def check(self) -> None:
         """See :meth:`lowland.methods.base.Method.check`."""
-        checks.whole("k", self.k, 1, "k=1 is SAM at every step")
+        checks.integer("k", self.k, 1, "k=1 is SAM at every step")
         checks.at_least("alpha", self.alpha, 0, "alpha=0 is SAM every k steps and the plain gradient between")
         checks.one_of("decomposition", self.decomposition, ("global", "tensor"))
 
@@ -108,4 +108,4 @@ def _orthogonal(g_s: Vec, g: Vec) -> Vec:
     size, whole = vec.norm(g_v), vec.norm(g_s)
     # A relative test: rounding leaves about eps * ||g_s|| even where g_s is parallel to g. NaN does not pass either.
     real = size > 100 * torch.finfo(whole.dtype).eps * whole
-    return vec.keep_if(real, vec.scale(g_v, vec.inverse(size)))
+    return vec.where_true(real, vec.scale(g_v, vec.inverse(size)))

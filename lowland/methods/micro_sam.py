@@ -52,7 +52,7 @@ class MicroSAM(Method):
 
     def check(self) -> None:
         """See :meth:`lowland.methods.base.Method.check`."""
-        checks.whole("m", self.m, 1, "m=1 is SAM")
+        checks.integer("m", self.m, 1, "m=1 is SAM")
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.methods.base.Method.plan`."""
@@ -66,7 +66,9 @@ class MicroSAM(Method):
             weights = [_weight(h, size) for h in here]
             seen = seen + sum(weights)
             loss = loss + sum(weight * h.loss for weight, h in zip(weights, here, strict=True))
-            up = tuple(Probe(s, at=self.climb(engine, h.grad), sync=False) for s, h in zip(wave, here, strict=True))
+            up = tuple(
+                Probe(s, at=self.ascent_later(engine, h.grad), sync=False) for s, h in zip(wave, here, strict=True)
+            )
             del here  # gradients are freed as soon as they are used: they would pile up over the micro-batches
             there = yield up
             for weight, grad in zip(weights, [t.grad for t in there], strict=True):

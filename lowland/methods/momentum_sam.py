@@ -53,8 +53,8 @@ class MomentumSAM(Method):
     rho: float | Schedule = 3.0
     whole_gradient: ClassVar[bool] = False
 
-    def meet(self, engine: Engine) -> None:
-        """See :meth:`lowland.methods.base.Method.meet`."""
+    def validate(self, engine: Engine) -> None:
+        """See :meth:`lowland.methods.base.Method.validate`."""
         engine.momentum()  # refuses an optimizer that has none
 
     def plan(self, engine: Engine, batch: Any) -> Plan:

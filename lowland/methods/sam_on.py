@@ -85,8 +85,8 @@ class SAMON(Perturbing):
                 "normalization layers, and extra=… adds others"
             )
 
-    def meet(self, engine: Engine) -> None:
-        """See :meth:`lowland.methods.base.Method.meet`."""
+    def validate(self, engine: Engine) -> None:
+        """See :meth:`lowland.methods.base.Method.validate`."""
         if not any(engine.selected(self._ball())):
             raise ParameterError(
                 "the model must have a normalization layer for SAMON to perturb, but has none that is trained (by "

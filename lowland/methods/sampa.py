@@ -73,10 +73,10 @@ class SAMPa(Method):
         """See :meth:`lowland.methods.base.Method.init`."""
         return {"grad_y": vec.zeros(params), "batch": None, "missed": []}
 
-    def meet(self, engine: Engine) -> None:
-        """See :meth:`lowland.methods.base.Method.meet`."""
+    def validate(self, engine: Engine) -> None:
+        """See :meth:`lowland.methods.base.Method.validate`."""
         if self.lookahead == "base":
-            engine.ahead(vec.zeros(engine.params))  # an optimizer whose steps cannot be previewed fails here
+            engine.lookahead_later(vec.zeros(engine.params))  # an optimizer whose steps cannot be previewed fails here
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.methods.base.Method.plan`."""
@@ -87,12 +87,12 @@ class SAMPa(Method):
         raw = self.lookahead == "raw"
         # No names for the displacements: the executor frees them as it goes.
         tilde, at_y = yield (
-            Probe(batch if cold else held, at=None if cold else self.climb(engine, grad_y), stats=False),
-            Probe(batch, at=None if cold else engine.ahead(grad_y, raw=raw, among=among), stats=True),
+            Probe(batch if cold else held, at=None if cold else self.ascent_later(engine, grad_y), stats=False),
+            Probe(batch, at=None if cold else engine.lookahead_later(grad_y, raw=raw, among=among), stats=True),
         )
         # NaN gives a cold start, for a caller who skips this step. The batch is a copy: loaders may refill the same
         # buffers, and the next step would silently see other examples.
-        grad_y = vec.keep_if(vec.finite(at_y.grad), at_y.grad)
+        grad_y = vec.where_true(vec.finite(at_y.grad), at_y.grad)
         # By name, and those alone that the batch did not reach: the optimizer would leave them where they are.
         missed_now = [n for n, r in zip(engine.names, at_y.reached or (), strict=False) if not r]
         engine.memory.update(grad_y=grad_y, missed=missed_now, batch=engine.batches.copy(batch))

@@ -74,10 +74,10 @@ class Switch(Wrapper):
         """See :meth:`lowland.methods.base.Method.init`."""
         return {f"{name}.{k}": v for name, method in self._parts() for k, v in method.init(params).items()}
 
-    def meet(self, engine: Engine) -> None:
-        """See :meth:`lowland.methods.base.Method.meet`."""
+    def validate(self, engine: Engine) -> None:
+        """See :meth:`lowland.methods.base.Method.validate`."""
         for _, method in self._parts():
-            method.meet(engine)
+            method.validate(engine)
 
     def fallback(self, memory: dict[str, Any]) -> dict[str, Any]:
         """See :meth:`lowland.methods.base.Method.fallback`."""

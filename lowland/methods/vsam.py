@@ -82,13 +82,13 @@ class VSAM(Method):
 
     def check(self) -> None:
         """See :meth:`lowland.methods.base.Method.check`."""
-        checks.whole("window", self.window, 1, "50 is the release's value")
-        checks.whole("blocks", self.blocks, 1, "5 is the release's value")
+        checks.integer("window", self.window, 1, "50 is the release's value")
+        checks.integer("blocks", self.blocks, 1, "5 is the release's value")
         checks.within("p_max", self.p_max, 0, 1, "0.8 is the release's value")
         checks.at_least("a1", self.a1, 0, "0 switches this response off")
         checks.at_least("a2", self.a2, 0, "0 switches this response off")
         checks.within("beta", self.beta, 0, 1, "0 reuses nothing")
-        checks.whole("last", self.last, 1, "10 is the release's value")
+        checks.integer("last", self.last, 1, "10 is the release's value")
         checks.phase("warmup", self.warmup, 0, "0 begins with the first window")
 
     @property
@@ -116,7 +116,7 @@ class VSAM(Method):
         if refresh:
             there = yield Probe(batch, at=self.ascent(engine, here.grad))
             psf = vec.sub(there.grad, here.grad)
-            psf = vec.keep_if(vec.finite(psf), psf)  # NaN is not reused, where a caller skips this step
+            psf = vec.where_true(vec.finite(psf), psf)  # NaN is not reused, where a caller skips this step
             engine.memory.update(psf=psf, age=0, used=engine.memory["used"] + 1)
             self._record(engine, psf, here.grad)
             return here.loss, there.grad

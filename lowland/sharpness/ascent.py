@@ -53,7 +53,7 @@ def m_sharpness(
     Generalization. ICLR 2021, arXiv 2010.01412, section 4.2 (m-sharpness).
     """
     checks.at_least("rho", rho, 0, "0.05 is usual")
-    checks.whole("m", m, 1, "128 is usual")
+    checks.integer("m", m, 1, "128 is usual")
     params: Vec = [p for p in model.parameters() if p.requires_grad]
     cutting = Batches(cut)
     work = Work(model, params, loss_fn=loss_fn, batches=cutting, scaler=None, micro_batch=None, rng="free")

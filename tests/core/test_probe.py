@@ -149,14 +149,14 @@ def test_a_displacement_may_be_computed_when_it_is_needed_and_only_once():
 
     probe = Probe(None, at=at)
     assert (called, probe.stats) == ([], False)
-    assert [len(t) for t in probe.spend()] == [1, 2]
+    assert [len(t) for t in probe.take_at()] == [1, 2]
     assert called == [False]
-    assert probe.spend() == []
+    assert probe.take_at() == []
     assert len(called) == 1
 
 
 def test_what_a_function_holds_is_free_once_it_has_been_called_or_dropped():
-    for end in (Probe.spend, Probe.drop):
+    for end in (Probe.take_displacement, Probe.drop):
         vector = torch.ones(3)
         alive = weakref.ref(vector)
         probe = Probe(None, at=partial(lambda v: [v + 1], vector))
@@ -169,15 +169,15 @@ def test_what_a_function_holds_is_free_once_it_has_been_called_or_dropped():
 
 def test_a_sequence_is_none_though_it_could_be_called():
     probe = Probe(None, at=torch.nn.ParameterList([torch.ones(2)]))
-    assert len(probe.spend()) == 1
+    assert len(probe.take_at()) == 1
 
 
 def test_a_function_that_returns_nothing_is_told_of():
     with pytest.raises(UsageError, match="at must be a displacement, or a function that returns one, but it returned"):
-        Probe(None, at=lambda: None).spend()
+        Probe(None, at=lambda: None).take_at()
 
 
 def test_a_dropped_probe_without_displacement_stays_without():
     probe = Probe(None)
-    probe.drop()
+    probe.discard_at()
     assert probe.at is None

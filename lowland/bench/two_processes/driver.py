@@ -65,7 +65,7 @@ class Case:
     size: int = 32
 
     def __post_init__(self) -> None:
-        checks.whole("batch", self.batch, RANKS, "each process gets half of it")
+        checks.integer("batch", self.batch, RANKS, "each process gets half of it")
         if self.batch % RANKS:
             raise ArgumentError(f"batch must be even, but is {self.batch}; each process gets half of it")
 
@@ -167,7 +167,7 @@ def machine() -> dict[str, Any]:
 def _chosen(name: str, rounds: int) -> Case:
     if name not in CASES:
         raise UnknownNameError("case", name, CASES)
-    checks.whole("rounds", rounds, FEWEST, "60 give a steady median")
+    checks.integer("rounds", rounds, FEWEST, "60 give a steady median")
     return CASES[name]
 
 

@@ -143,7 +143,7 @@ class Mesh(Executor):
         own = wave[number]
         for probe in wave:
             if probe is not own:
-                probe.drop()
+                probe.discard_at()
         before = RunningStats(work, wave)
         alone = not work.replicas.ddps and not work.replicas.sharded and not work.replicas.own
         if early and own.grad and alone and work.batches.in_one(own.batch, work.micro_batch):

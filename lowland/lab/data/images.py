@@ -28,7 +28,7 @@ class Augmentation:
     flip: bool = True
 
     def __post_init__(self) -> None:
-        checks.whole("padding", self.padding, 0, "padding=0 crops nothing")
+        checks.integer("padding", self.padding, 0, "padding=0 crops nothing")
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """The augmented copy of ``images`` (B, C, H, W), of the same size, type and device."""

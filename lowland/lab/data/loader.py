@@ -56,7 +56,7 @@ class Loader:
         share: tuple[int, int] = (0, 1),
         cut: Cutter | None = None,
     ) -> None:
-        checks.whole("batch_size", batch_size, 1, "take 64 or 128")
+        checks.integer("batch_size", batch_size, 1, "take 64 or 128")
         missing = {"train", "test"} - set(parts)
         if missing:
             raise ArgumentError(
@@ -125,8 +125,8 @@ class Loader:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The training batches of ``epoch`` (counted from 0), from batch ``start`` on."""
-        checks.whole("epoch", epoch, 0, "the first epoch is 0")
-        checks.whole("start", start, 0, "0 is the first batch of the epoch")
+        checks.integer("epoch", epoch, 0, "the first epoch is 0")
+        checks.integer("start", start, 0, "0 is the first batch of the epoch")
         order = torch.randperm(self.examples, generator=stream(self.seed, "order", epoch))
         order = self.index["train"][order]
 
@@ -140,7 +140,7 @@ class Loader:
 
     def evaluation(self, batch_size: int = 1000, part: str = "test", most: int | None = None) -> Iterator[Any]:
         """All examples of a part once, in stored order, without augmentation; or the first of them."""
-        checks.whole("batch_size", batch_size, 1, "take 1000")
+        checks.integer("batch_size", batch_size, 1, "take 1000")
         checks.one_of("part", part, tuple(self.parts))
         yield from self._made(part, ((index, None) for index in torch.split(self.index[part][:most], batch_size)))
 

@@ -42,7 +42,7 @@ def make(name: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
         UnknownNameError: No such model.
         ArgumentError: The model cannot be used for such images, or its package is not installed.
     """
-    checks.whole("classes", classes, 2, "a task has at least two")
+    checks.integer("classes", classes, 2, "a task has at least two")
     package = None if name in MODELS else hub.package_of(name)
     if name not in MODELS and package is None:
         known = [*MODELS, *(f"{p}:NAME (where {p} is installed)" for p in hub.PACKAGES)]

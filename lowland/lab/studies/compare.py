@@ -27,7 +27,7 @@ from lowland.lab.training.run import Update, train
 from lowland.lab.training.trainer import Trainer, settings
 from lowland.methods import METHODS
 from lowland.methods.plain import Plain
-from lowland.parallel import told
+from lowland.parallel import broadcast
 from lowland.runs.file import RUN_FILE, history
 
 ALL = "all"  # among the methods of a comparison: every one there is
@@ -136,7 +136,7 @@ def budget(kind: Kind, limit: float | None, base: RunConfig, out: Path) -> Budge
         return Budget(kind=kind, limit=steps)
     timed = replace(base, method="plain", budget=Budget(kind=kind, limit=1.0))
     found = _recorded_limit(timed, out)
-    return Budget(kind=kind, limit=told(found or float(f"{steps * _plain_step(timed):.3g}")))
+    return Budget(kind=kind, limit=broadcast(found or float(f"{steps * _plain_step(timed):.3g}")))
 
 
 def _check_twice(lines: Sequence[dict[str, Any]]) -> None:

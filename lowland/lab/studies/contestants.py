@@ -81,7 +81,7 @@ def grid(base: RunConfig, methods: Iterable[str | Method | Contestant], seeds: i
         ArgumentError: There is none, or one twice; or a recipe's own epochs under another budget than steps.
     """
     if isinstance(seeds, int):
-        checks.whole("seeds", seeds, 1, "5 seeds make intervals that mean something")
+        checks.integer("seeds", seeds, 1, "5 seeds make intervals that mean something")
     contestants = [Contestant.parse(m) for m in methods]
     if not contestants:
         raise ArgumentError("methods must name at least one method, but is empty; give plain and sam, for example")

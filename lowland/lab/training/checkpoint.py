@@ -74,7 +74,7 @@ def save(
     whole = {}
     for name, tensor in tensors.items():
         if name.startswith(MODEL):
-            found = shards.whole(tensor)  # a collective
+            found = shards.gathered(tensor)  # a collective
             if world.first:  # cloned, because tied tensors share memory, which safetensors refuses
                 whole[name.removeprefix(MODEL)] = found.detach().cpu().contiguous().clone()
     _together(lambda: _complete(unfinished, path, state | {PACKED: contents}, whole, keep), folder, world)

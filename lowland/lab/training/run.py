@@ -85,13 +85,13 @@ def train(
         Stopped: SIGINT or SIGTERM came; a checkpoint has been written.
     """
     with world(config.mesh, config.device) as ranks, settings(config):
-        held = History(*ranks.tell(history(folder)))
+        held = History(*ranks.broadcast(history(folder)))
         loader = loader_of(config, ranks.share)
         check_select(config, loader)
         method = complete(config, loader)
         line = line_of(config, loader, method, command=command, world=ranks)
         ranks.agree({name: line[name] for name in (*IDENTITY, "steps_per_epoch")})
-        line = ranks.tell(line)
+        line = ranks.broadcast(line)
         if held.config is not None:
             check_held(held.config, line, folder, resume=resume or restarted(held, line))
             if held.end is not None:
@@ -137,7 +137,8 @@ class _Run:
         """Open the run file, and go back to the last checkpoint or measure the memory of a fresh run."""
         self.trainer = self.make()  # an unknown model is refused before there is a folder
         damaged: list[str] = []
-        path = self.ranks.tell(checkpoint.latest(self.folder, damaged.append) if self.ranks.first else None)  # for all
+        latest = checkpoint.latest(self.folder, damaged.append) if self.ranks.first else None
+        path = self.ranks.broadcast(latest)
         found = None if path is None else checkpoint.load(path, self.trainer.snapshot.like, self.ranks)
         if found is not None:
             # The run file may be gone or another one: what a checkpoint belongs to, it says itself.

@@ -24,7 +24,7 @@ from lowland.lab.training.checkpoint import ALONE
 from lowland.lab.training.evaluate import training_loss
 from lowland.lab.training.memory import meter
 from lowland.lab.training.snapshot import Snapshot
-from lowland.lab.training.wrapped import Whole, wrap
+from lowland.lab.training.wrapped import Unwrapped, wrap
 from lowland.methods.base import Method
 from lowland.parallel import World
 
@@ -41,7 +41,7 @@ class Trainer:
 
     Attributes:
         model: As this rank trains it, in training mode.
-        whole: Gives the unwrapped model with all its weights.
+        unwrapped: Gives the unwrapped model with all its weights.
         optimizer: The base optimizer.
         engine: The method at work.
         snapshot: What is saved of these three, by name.
@@ -63,7 +63,7 @@ class Trainer:
             return placed.train()
 
         self.model = wrap(build(), world, shard=config.shard)
-        self.whole = Whole(self.model, build)
+        self.unwrapped = Unwrapped(self.model, build)
         self.optimizer = make_optimizer(recipe, task.param_groups(self.model, recipe))
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self.engine = Engine(
@@ -99,7 +99,7 @@ class Trainer:
     def evaluated(self) -> Iterator[nn.Module]:
         """The unwrapped model that is judged: at the present weights, or at their average."""
         with nullcontext() if self.average is None else self.average.in_place():
-            yield self.whole()
+            yield self.unwrapped()
 
     def tensors(self) -> dict[str, Tensor]:
         """Model, optimizer state, the method's vectors and the average by name; DTensors where they are sharded."""

@@ -41,7 +41,7 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-class Whole:
+class Unwrapped:
     """The unwrapped model, with all its weights on every rank.
 
     Args:
@@ -63,5 +63,5 @@ class Whole:
             return self._model
         with torch.random.fork_rng():
             copy = self._build()  # gone after use: a rank that shards has no room for it while it trains
-        copy.load_state_dict({n: shards.whole(t) for n, t in state.items()})
+        copy.load_state_dict({n: shards.gathered(t) for n, t in state.items()})
         return copy.train(self._model.training)
