@@ -156,7 +156,7 @@ def test_a_displacement_may_be_computed_when_it_is_needed_and_only_once():
 
 
 def test_what_a_function_holds_is_free_once_it_has_been_called_or_dropped():
-    for end in (Probe.take_at, Probe.drop):
+    for end in (Probe.take_at, Probe.discard_at):
         vector = torch.ones(3)
         alive = weakref.ref(vector)
         probe = Probe(None, at=partial(lambda v: [v + 1], vector))
