@@ -169,6 +169,39 @@ def split(text: str, known: Iterable[str]) -> tuple[str, str]:
     return (text, "") if colon is None else (text[: colon.start()], text[colon.end() :])
 
 
+def fields_of(text: str) -> list[str]:
+    """The parts of ``field=value,field=value``, at commas that are not inside quotes or brackets.
+
+    Example:
+        >>> fields_of("sizes=(4, 5),note='a, b',width=3")
+        ['sizes=(4, 5)', "note='a, b'", 'width=3']
+    """
+    parts, depth, quote = [""], 0, ""
+    for each in text:
+        if quote:
+            quote = "" if each == quote else quote
+        elif each in "'\"" and parts[-1].endswith(("=", "(", "[", " ")):
+            quote = each
+        depth += 0 if quote else (each in "([{") - (each in ")]}")
+        if each == "," and not quote and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += each
+    return [part for part in parts if part]
+
+
+def text_of(value: Any) -> str:
+    """The text that :func:`value_of` turns into this value, and :func:`fields_of` leaves whole.
+
+    Example:
+        >>> text_of("adam"), text_of("3"), text_of("a, b"), text_of(0.5)
+        ('adam', "'3'", "'a, b'", '0.5')
+    """
+    text = str(value)
+    whole = fields_of(f"x={text}") == [f"x={text}"] and text.strip() == text != ""
+    return text if not isinstance(value, str) or (whole and value_of(text) == value) else repr(value)
+
+
 def value_of(text: str) -> Any:
     """A field's value from its text: a number, a tuple, True, None; what is none of these is a string."""
     try:
