@@ -104,6 +104,8 @@ class Kind:
         spec = importlib.util.spec_from_file_location(key, path)
         assert spec is not None
         assert spec.loader is not None
+        if str(path.parent) not in sys.path:
+            sys.path.append(str(path.parent))  # as for a script, so that it can import what lies beside it
         module = sys.modules[key] = importlib.util.module_from_spec(spec)
         vars(module)[_LOADED] = _hash(path.read_bytes())
         try:
@@ -176,13 +178,15 @@ def fields_of(text: str) -> list[str]:
         >>> fields_of("sizes=(4, 5),note='a, b',width=3")
         ['sizes=(4, 5)', "note='a, b'", 'width=3']
     """
-    parts, depth, quote = [""], 0, ""
+    parts, depth, quote, escaped = [""], 0, "", False
     for each in text:
         if quote:
-            quote = "" if each == quote else quote
-        elif each in "'\"" and parts[-1].endswith(("=", "(", "[", " ")):
+            quote = "" if each == quote and not escaped else quote
+            escaped = each == "\\" and not escaped
+        elif each in "'\"" and parts[-1].endswith(("=", "(", "[", "{", " ")):
             quote = each
-        depth += 0 if quote else (each in "([{") - (each in ")]}")
+        else:
+            depth += (each in "([{") - (each in ")]}")
         if each == "," and not quote and depth <= 0:
             parts.append("")
         else:
@@ -198,8 +202,8 @@ def text_of(value: Any) -> str:
         ('adam', "'3'", "'a, b'", '0.5')
     """
     text = str(value)
-    whole = fields_of(f"x={text}") == [f"x={text}"] and text.strip() == text != ""
-    return text if not isinstance(value, str) or (whole and value_of(text) == value) else repr(value)
+    ambiguous = isinstance(value, str) and ({*text} & {*",()[]{}'\"\\"} or value_of(text) != value)
+    return repr(value) if ambiguous else text
 
 
 def value_of(text: str) -> Any:
