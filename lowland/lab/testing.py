@@ -179,8 +179,9 @@ def check_metrics_add_up(trial: Trial) -> None:
         return
     halves = trial.batches.split(batch, _half(trial))
     for metric in task.metrics:
-        at_once = metric.over([(task.judged(model, batch)[1], batch)])
-        in_halves = metric.over([(task.judged(model, half)[1], half) for half in halves])
+        with torch.no_grad():
+            at_once = metric.over([(task.judged(model, batch)[1], batch)])
+            in_halves = metric.over([(task.judged(model, half)[1], half) for half in halves])
         _promise(
             _close(in_halves, at_once),
             f"metric {metric.name} is {at_once:.6g} at once, but {in_halves:.6g} in halves; let update return sums, "
