@@ -47,6 +47,7 @@ LAB: dict[str, list[str]] = {
     "tasks": ["nouns", "data", "models"],
     "training": ["nouns", "data", "models"],
     "studies": ["nouns", "data", "models", "training"],
+    "testing": ["nouns", "data", "models", "training"],
 }
 Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 SOURCES = sorted(p for d in ("lowland", "tests", "examples", "benchmarks") for p in (ROOT / d).rglob("*.py"))

@@ -104,6 +104,8 @@ class Kind:
         spec = importlib.util.spec_from_file_location(key, path)
         assert spec is not None
         assert spec.loader is not None
+        if str(path.parent) not in sys.path:
+            sys.path.append(str(path.parent))  # as for a script, so that it can import what lies beside it
         module = sys.modules[key] = importlib.util.module_from_spec(spec)
         vars(module)[_LOADED] = _hash(path.read_bytes())
         try:
@@ -167,6 +169,41 @@ def split(text: str, known: Iterable[str]) -> tuple[str, str]:
         return head, rest
     colon = re.search(r":(?=\w+=)", text)
     return (text, "") if colon is None else (text[: colon.start()], text[colon.end() :])
+
+
+def fields_of(text: str) -> list[str]:
+    """The parts of ``field=value,field=value``, at commas that are not inside quotes or brackets.
+
+    Example:
+        >>> fields_of("sizes=(4, 5),note='a, b',width=3")
+        ['sizes=(4, 5)', "note='a, b'", 'width=3']
+    """
+    parts, depth, quote, escaped = [""], 0, "", False
+    for each in text:
+        if quote:
+            quote = "" if each == quote and not escaped else quote
+            escaped = each == "\\" and not escaped
+        elif each in "'\"" and parts[-1].endswith(("=", "(", "[", "{", " ")):
+            quote = each
+        else:
+            depth += (each in "([{") - (each in ")]}")
+        if each == "," and not quote and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += each
+    return [part for part in parts if part]
+
+
+def text_of(value: Any) -> str:
+    """The text that :func:`value_of` turns into this value, and :func:`fields_of` leaves whole.
+
+    Example:
+        >>> text_of("adam"), text_of("3"), text_of("a, b"), text_of(0.5)
+        ('adam', "'3'", "'a, b'", '0.5')
+    """
+    text = str(value)
+    ambiguous = isinstance(value, str) and ({*text} & {*",()[]{}'\"\\"} or value_of(text) != value)
+    return repr(value) if ambiguous else text
 
 
 def value_of(text: str) -> Any:

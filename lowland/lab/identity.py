@@ -21,6 +21,7 @@ from lowland.core.errors import StateError
 from lowland.core.geometry import Geometry
 from lowland.lab import names
 from lowland.lab.config import RunConfig
+from lowland.lab.metric import LOSS
 from lowland.methods import GEOMETRIES, key_of
 from lowland.methods.base import Method
 from lowland.methods.outside import source
@@ -70,7 +71,7 @@ def config_line(
         "task": config.task_text,
         "model": config.model_text,
         "shapes": model,
-        "metrics": [metric.described() for metric in config.task.metrics],
+        "metrics": [metric.described() for metric in config.task.metrics] or [LOSS],
         "seed": config.seed,
         "method": {
             "key": key_of(method),

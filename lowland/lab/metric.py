@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from lowland.core.errors import ArgumentError
 
@@ -84,6 +85,10 @@ class Metric:
         return {"name": self.name, "unit": self.unit, "scale": self.scale, "higher": self.higher}
 
 
+LOSS = {"name": "loss", "unit": "", "scale": 1.0, "higher": False}
+"""What a run file says of the loss, which is the headline of a task without metrics."""
+
+
 class Count:
     """A metric over the batches seen so far."""
 
@@ -91,10 +96,20 @@ class Count:
         self._metric = metric
         self._running = None if metric.torchmetrics is None else metric.torchmetrics()
         self._totals: Tensor | None = None
+        self._placed = False
+
+    def _place(self, prediction: Any) -> None:
+        """Move an object of torchmetrics to where the first prediction is."""
+        device = next((leaf.device for leaf in pytree.tree_leaves(prediction) if isinstance(leaf, Tensor)), None)
+        move = getattr(self._running, "to", None)
+        if not self._placed and device is not None and callable(move):
+            move(device)
+        self._placed = True
 
     def add(self, prediction: Any, batch: Any) -> None:
         """Count one batch."""
         if self._running is not None:
+            self._place(prediction)
             self._running.update(prediction, self._metric.target(batch))
             return
         assert self._metric.update is not None

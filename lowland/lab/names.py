@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from lowland.core.errors import ArgumentError, UnknownNameError
-from lowland.core.outside import Kind, split, value_of
+from lowland.core.outside import Kind, fields_of, split, text_of, value_of
 from lowland.lab.task import Task
 
 
@@ -96,9 +96,8 @@ def spell(task: Task) -> str:
     name = next((key for key, kind in tasks().items() if type(task) is kind), None)
     if name is None:
         name = f"{type(task).__module__}:{type(task).__qualname__}"
-    values = {f.name: getattr(task, f.name) for f in _dataclass_fields(task)}
-    defaults = {f.name: f.default for f in _dataclass_fields(task)}
-    parts = [f"{key}={value}" for key, value in values.items() if value != defaults[key]]
+    given = [(f.name, getattr(task, f.name), f.default) for f in _dataclass_fields(task)]
+    parts = [f"{key}={text_of(value)}" for key, value, default in given if value != default]
     return ":".join(filter(None, [name, ",".join(parts)]))
 
 
@@ -145,7 +144,7 @@ def _is_module_path(place: str) -> bool:
 
 def _fields(what: str, rest: str, known: list[str], text: str) -> dict[str, Any]:
     given: dict[str, Any] = {}
-    for part in filter(None, rest.split(",")):
+    for part in fields_of(rest):
         key, equals, value = part.partition("=")
         if not equals:
             raise ArgumentError(f"fields must be written name=value, but one is {part!r} in {text!r}")
@@ -156,8 +155,9 @@ def _fields(what: str, rest: str, known: list[str], text: str) -> dict[str, Any]
 
 
 def _known(kind: type[Task]) -> list[str]:
-    return [f.name for f in dataclasses.fields(kind) if f.init] if dataclasses.is_dataclass(kind) else []
+    return [f.name for f in _dataclass_fields(kind)]
 
 
-def _dataclass_fields(task: Task) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(task) if dataclasses.is_dataclass(task) else ()
+def _dataclass_fields(task: Any) -> list[dataclasses.Field[Any]]:
+    """The fields that a caller may give."""
+    return [f for f in dataclasses.fields(task) if f.init] if dataclasses.is_dataclass(task) else []

@@ -14,7 +14,7 @@ from lowland.methods.outside import OUTSIDE
 
 
 def key_of(method: Method) -> str:
-    """The registry key of a method's class.
+    """The name of a method's class: its key in METHODS or, for one that was not loaded by name, ``module:Name``.
 
     Example:
         >>> from lowland import SAMPa
@@ -24,9 +24,7 @@ def key_of(method: Method) -> str:
     for key, kind in METHODS.items():
         if type(method) is kind:
             return key
-    raise ArgumentError(
-        f"method must be one of METHODS, but is {type(method).__name__}; add your class to METHODS under a key"
-    )
+    return f"{type(method).__module__}:{type(method).__qualname__}"
 
 
 def kind_of(name: str) -> type[Method]:

@@ -1,4 +1,4 @@
-"""What every method promises, checked on any method: ``check_method(MyMethod())``.
+"""What every method and every task promises: ``check_method(MyMethod())`` and ``check_task(MyTask())``.
 
 The checks are those that lowland's own tests run on its methods. They train a tiny network in double precision, in less
 than a second. For one test per check::
@@ -6,12 +6,17 @@ than a second. For one test per check::
     @pytest.mark.parametrize(("name", "check"), lowland.testing.method_checks(MyMethod()))
     def test_my_method(name, check):
         check()
+
+The checks of a task are in :mod:`lowland.lab.testing`. They are loaded when they are asked for, so that a method can be
+checked where the laboratory's packages are not installed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -19,7 +24,16 @@ from torch.optim import Optimizer
 from lowland.methods.base import Method
 from lowland.testing.checks import CHECKS, Trial, trial_of
 
-__all__ = ["CHECKS", "Trial", "check_method", "method_checks", "trial_of"]
+if TYPE_CHECKING:
+    from lowland.lab.testing import check_task, task_checks
+
+__all__ = ["CHECKS", "Trial", "check_method", "check_task", "method_checks", "task_checks", "trial_of"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("check_task", "task_checks"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("lowland.lab.testing"), name)
 
 
 def check_method(method: Method, *, optimizer: Callable[[nn.Module], Optimizer] | None = None) -> None:

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from lowland.methods import METHODS
-
 FOLDER = Path(__file__).parents[2] / "examples"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
 
@@ -27,6 +25,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_all_examples_are_tested() -> None:
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     tested |= {"sampa_mesh", "ddp", "fsdp2"}  # in test_parallel_examples.py
+    tested |= {"own_task", "own_method"}  # in test_own.py
     assert {p.stem for p in SCRIPTS} <= tested
 
 
@@ -51,19 +50,6 @@ def test_passes(example: Any) -> None:
     for loop in (module["main"], module["closures"]):
         losses = loop(steps=25)
         assert losses[-1] < 0.5 * losses[0]
-
-
-def test_own_method(example: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, "two-radii", object)  # so that the registry is put back afterwards
-    losses = example("own_method")["main"](steps=60)
-    assert losses[-1] < losses[0]
-    assert "3 gradients per step, 2 one after the other" in capsys.readouterr().out
-
-
-def test_own_method_with_ratio_one_is_sam(example: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, "two-radii", object)
-    main = example("own_method")["main"]
-    assert main(steps=5, text="two-radii:ratio=1") == main(steps=5, text="sam")
 
 
 def test_resume(example: Any) -> None:

@@ -188,9 +188,12 @@ def test_bad_values_are_refused(text, message):
         make(text)
 
 
-def test_classes_outside_the_registry_have_no_key():
-    class Mine(SAM):
-        pass
+class Mine(SAM):
+    pass
 
-    with pytest.raises(ArgumentError, match="method must be one of METHODS, but is Mine; add your class"):
-        key_of(Mine())
+
+def test_classes_outside_the_registry_are_called_by_their_place():
+    assert key_of(Mine()) == f"{__name__}:Mine"
+    assert spell(Mine(rho=0.1)) == f"{__name__}:Mine:rho=0.1"
+    assert make(spell(Mine(rho=0.1))) == Mine(rho=0.1)
+    METHODS.pop(f"{__name__}:Mine")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -38,14 +38,19 @@ class Items:
 
     def stream(self, wanted: Iterable[tuple[Tensor, torch.Generator | None]]) -> Iterator[Any]:
         """Batches in this order, fetched ahead by the workers."""
-        plan = (list(zip(index.tolist(), _seeds(g, len(index)), strict=True)) for index, g in wanted)
+        plan = (list(zip(index.tolist(), _seeds(g, index), strict=True)) for index, g in wanted)
         if not self.workers:
             fetch = _Seeded(self.items)
             yield from (self.collate([fetch[pair] for pair in pairs]) for pairs in plan)
             return
         fetching: Any = _Seeded(self.items)
-        loader: Any = DataLoader(fetching, batch_sampler=_Plan(plan), collate_fn=self.collate, num_workers=self.workers)
-        yield from loader
+        yield from DataLoader(
+            fetching,
+            batch_sampler=_Plan(plan),
+            collate_fn=self.collate,
+            num_workers=self.workers,
+            generator=torch.Generator(),  # or it would draw from the global numbers, which dropout draws from
+        )
 
 
 class _Plan:
@@ -81,11 +86,10 @@ class _Seeded:
                 numpy.random.set_state(before[2])
 
 
-def _seeds(generator: torch.Generator | None, count: int) -> Sequence[int]:
-    """A seed for each item; the same ones in every evaluation."""
-    if generator is None:
-        return range(count)
-    return torch.randint(2**62, (count,), generator=generator).tolist()
+def _seeds(generator: torch.Generator | None, index: Tensor) -> list[int]:
+    """A seed for each item; in evaluation its position, whatever batch it is in."""
+    seeds = index if generator is None else torch.randint(2**62, index.shape, generator=generator)
+    return [int(seed) for seed in seeds.tolist()]
 
 
 def dataset(name: str, part: Any) -> Any:

@@ -12,6 +12,7 @@ from lowland.core.outside import value_of
 from lowland.lab.budget import Budget
 from lowland.lab.config import RunConfig
 from lowland.lab.recipe import Recipe, method_recipe
+from lowland.methods import key_of, spell
 from lowland.methods.base import Method
 
 AT = "@"
@@ -42,20 +43,22 @@ class Contestant:
             return cls(text)
         if not isinstance(text, str):
             raise ArgumentError(f'methods must be texts such as "sam:rho=0.1", or methods, but one is {text!r}')
-        method, at, rest = text.partition(AT)
+        method, at, rest = text.rpartition(AT)
+        if not at or {*"/:"} & {*rest}:  # a path may hold the sign, too
+            return cls(text)
         changes = []
         for part in filter(None, rest.split(",")):
             name, equals, value = part.partition("=")
             if not equals:
                 raise ArgumentError(f"fields after {AT} must be written name=value, but one is {part!r} in {text!r}")
             changes.append((name, value_of(value)))
-        if at and not changes:
+        if not changes:
             raise ArgumentError(f"{text!r} must name fields of the recipe after {AT}, such as plain{AT}epochs=16")
         return cls(method, tuple(changes))
 
     def recipe(self, shared: Recipe) -> Recipe:
         """The recipe of its runs."""
-        own = method_recipe(shared, self.method) if isinstance(self.method, str) else shared
+        own = method_recipe(shared, self.method if isinstance(self.method, str) else _text(self.method))
         changes = dict(self.changes)
         if changes.get("momentum") == 0 and own.optimizer == "sgd":
             changes.setdefault("nesterov", False)
@@ -65,6 +68,14 @@ class Contestant:
         """What it is called: the method's text, and what it has of its own."""
         own = ",".join(f"{name}={value}" for name, value in self.changes)
         return AT.join(filter(None, [config.method_text, own]))
+
+
+def _text(method: Method) -> str:
+    """The method as text; of one that has none, such as one with a schedule, its name."""
+    try:
+        return spell(method)
+    except ArgumentError:
+        return key_of(method)
 
 
 def grid(base: RunConfig, methods: Iterable[str | Method | Contestant], seeds: int | Sequence[int]) -> list[RunConfig]:

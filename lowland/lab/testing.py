@@ -1,0 +1,333 @@
+"""The promises of a task, one function each: what it raises says which promise is broken.
+
+``lowland.testing.check_task`` runs them all. They take one batch of each part and train one step.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from lowland.core.batch import Batches
+from lowland.core.errors import ArgumentError
+from lowland.core.loss import Terms, terms
+from lowland.lab import models, names
+from lowland.lab.budget import Budget
+from lowland.lab.config import RunConfig
+from lowland.lab.data.loader import Loader
+from lowland.lab.data.wrapped import dataset
+from lowland.lab.task import Task
+from lowland.lab.training.trainer import Trainer
+from lowland.methods import make
+
+EXAMPLES = 8  # in a batch that the checks look at, at most
+SEEDS = 8  # random numbers that are tried before an augmentation counts as always the same
+CLOSE = 1e-4  # relative difference that rounding in fp32 may make
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A task with the model and the data folder that it is tried with.
+
+    Args:
+        task: The task.
+        model: What ``task.model`` gets.
+        root: Folder of data files.
+    """
+
+    task: Task
+    model: str
+    root: Path | None
+
+    @cached_property
+    def parts(self) -> dict[str, Any]:
+        """The parts of the data, wrapped where they are torch's own."""
+        return {name: dataset(name, part) for name, part in self.task.seeded(0).datasets(self.root).items()}
+
+    @cached_property
+    def batches(self) -> Batches:
+        """What cuts the task's batches."""
+        return Batches(self.task.cut)
+
+    def batch(self, part: str, seed: int | None = None) -> Any:
+        """The first examples of a part, the random numbers of their augmentation seeded; None augments nothing."""
+        data = self.parts[part]
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        return data.batch(torch.arange(min(EXAMPLES, len(data))), generator)
+
+    def net(self, seed: int = 0) -> nn.Module:
+        """A fresh model, as a run with this seed makes it."""
+        config = self.config("plain", seed)
+        return models.seeded(config.maker()[0], seed)
+
+    def config(self, method: str, seed: int = 0) -> RunConfig:
+        """A run on the CPU with the task's own recipe."""
+        recipe = self.task.recipe(self.model)
+        budget = Budget(limit=1.0)
+        return RunConfig(
+            task=self.task, model=self.model, method=method, seed=seed, recipe=recipe, budget=budget, device="cpu"
+        )
+
+    def losses(self) -> dict[str, Callable[[nn.Module, Any], Terms]]:
+        """Of model and batch: the loss that is judged, and the loss that is trained on, by their names."""
+        recipe, size = self.task.recipe(self.model), self.batches.known_size
+        return {
+            "loss": lambda model, batch: terms(self.task.loss(model, batch), size(batch)),
+            "training_loss": lambda model, batch: terms(self.task.training_loss(model, batch, recipe), size(batch)),
+        }
+
+
+def check_parts_are_there(trial: Trial) -> None:
+    """There are the parts train and test, and none is empty."""
+    missing = [name for name in ("train", "test") if name not in trial.parts]
+    _promise(not missing, f"datasets() has no part {' and no part '.join(missing)}; it has {', '.join(trial.parts)}")
+
+
+def check_batches_repeat(trial: Trial) -> None:
+    """The same positions and random numbers give the same batch; other random numbers augment it otherwise."""
+    for part in trial.parts:
+        plain = trial.batch(part)
+        _promise(
+            _same(trial.batch(part), plain),
+            f"{part} gives another batch each time without a generator; draw nothing where generator is None",
+        )
+        augmented = [trial.batch(part, seed) for seed in range(SEEDS)]
+        _promise(
+            all(_same(trial.batch(part, seed), batch) for seed, batch in enumerate(augmented)),
+            f"{part} gives another batch for the same generator; draw from the generator alone",
+        )
+        _promise(
+            _same(augmented[0], plain) or not all(_same(batch, augmented[0]) for batch in augmented),
+            f"{part} is augmented alike by every generator; draw from the generator that batch is given",
+        )
+
+
+def check_model_is_fresh(trial: Trial) -> None:
+    """A model is made anew at every call, the same from the same seed and another from another seed."""
+    one, again, other = trial.net(0), trial.net(0), trial.net(1)
+    _promise(isinstance(one, nn.Module), f"model({trial.model!r}) made {one!r} and no nn.Module")
+    shared = {id(p) for p in one.parameters()} & {id(p) for p in again.parameters()}
+    _promise(not shared, f"model({trial.model!r}) gives away the same parameters twice; make a new module")
+    _promise(
+        _same(one.state_dict(), again.state_dict()),
+        f"model({trial.model!r}) has other weights for the same seed; draw them from torch's global random numbers",
+    )
+    _promise(
+        not _same(one.state_dict(), other.state_dict()),
+        f"model({trial.model!r}) has the same weights for every seed; draw them from torch's global random numbers",
+    )
+
+
+def check_loss_is_a_loss(trial: Trial) -> None:
+    """Both losses have an allowed shape, are finite, and have a gradient."""
+    batch = trial.batch("train", 0)
+    for name, loss in trial.losses().items():
+        mean = loss(trial.net().train(), batch).mean
+        _promise(math.isfinite(float(mean.detach())), f"{name} of the fresh model is {float(mean.detach())}")
+        _promise(mean.requires_grad, f"{name} has no gradient; compute it from model(…), and detach nothing")
+
+
+def check_losses_of_parts_combine(trial: Trial) -> None:
+    """The losses of a batch's parts, put together, are the loss of the batch."""
+    if _uncut(trial) is not None:
+        return
+    model, batch = trial.net().eval(), trial.batch("test")
+    for name, loss in trial.losses().items():
+        read = [loss(model, part) for part in trial.batches.split(batch, _half(trial))]
+        counts = [float(each.count or 0) for each in read]
+        sums = [float(each.mean.detach()) * count for each, count in zip(read, counts, strict=True)]
+        whole, together = float(loss(model, batch).mean.detach()), sum(sums) / (sum(counts) or 1)
+        _promise(
+            _close(together, whole),
+            f"{name} of a batch is {whole:.6g}, but put together from its parts {together:.6g}; let no example's loss "
+            "depend on the others, and let Loss(total, count) count what total sums",
+        )
+
+
+def check_order_is_free(trial: Trial) -> None:
+    """In evaluation mode the losses do not depend on the order of the examples."""
+    model, batch = trial.net().eval(), trial.batch("test")
+    size = trial.batches.known_size(batch)
+    if size is None:
+        return
+    turned = trial.batches.take(batch, torch.arange(size).flip(0))
+    for name, loss in trial.losses().items():
+        before, after = (float(loss(model, each).mean.detach()) for each in (batch, turned))
+        _promise(
+            _close(after, before),
+            f"{name} of a batch is {before:.6g}, but {after:.6g} with its examples in another order, or computed "
+            "again; let it draw nothing, and depend on no example's place",
+        )
+
+
+def check_metrics_add_up(trial: Trial) -> None:
+    """A metric over all examples at once is the metric over two halves."""
+    task, model, batch = trial.task, trial.net().eval(), trial.batch("test")
+    doubled = sorted({m.name for m in task.metrics if [each.name for each in task.metrics].count(m.name) > 1})
+    _promise(not doubled, f"metrics has two of the name {', '.join(doubled)}")
+    if trial.batches.known_size(batch) is None:
+        return
+    halves = trial.batches.split(batch, _half(trial))
+    for metric in task.metrics:
+        with torch.no_grad():
+            at_once = metric.over([(task.judged(model, batch)[1], batch)])
+            in_halves = metric.over([(task.judged(model, half)[1], half) for half in halves])
+        _promise(
+            _close(in_halves, at_once),
+            f"metric {metric.name} is {at_once:.6g} at once, but {in_halves:.6g} in halves; let update return sums, "
+            "and let compute divide them",
+        )
+
+
+def check_judged_agrees(trial: Trial) -> None:
+    """``judged`` gives what ``loss`` and ``predict`` give."""
+    task, model, batch = trial.task, trial.net().eval(), trial.batch("test")
+    found, prediction = task.judged(model, batch)
+    judged = float(terms(found, trial.batches.known_size(batch)).mean.detach())
+    expected = float(trial.losses()["loss"](model, batch).mean.detach())
+    _promise(_close(judged, expected), f"judged has the loss {judged:.6g}, but loss is {expected:.6g}")
+    if task.metrics:
+        _promise(_same(prediction, task.predict(model, batch), CLOSE), "judged has another prediction than predict")
+
+
+def check_task_is_a_value(trial: Trial) -> None:
+    """A task compares, hashes, cannot be changed, and is text that makes it again."""
+    task = trial.task
+    _promise(task == copy.deepcopy(task), "a copy is not equal: is it a frozen dataclass?")
+    _promise(hash(task) == hash(copy.deepcopy(task)), "equal tasks have different hashes")
+    _promise(type(task.seeded(0)) is type(task), "seeded(0) gives a task of another class")
+    try:
+        task.metrics = ()  # type: ignore[misc]
+    except AttributeError:
+        pass
+    else:
+        del task.metrics
+        raise AssertionError("its fields can be assigned: write @dataclass(frozen=True, kw_only=True)")
+    text = names.spell(task)
+    _promise(names.make(text) == task, f"its text {text!r} makes another task; use numbers, texts and tuples as fields")
+
+
+def check_it_trains(trial: Trial) -> None:
+    """The recipe takes a step of plain training and one of SAM, and leaves finite weights."""
+    loader = Loader(trial.parts, trial.task.recipe(trial.model).batch_size, 0, drop_last=True, cut=trial.task.cut)
+    for method in ("plain", "sam"):
+        trainer = Trainer(trial.config(method), make(method))
+        loss = float(trainer.step(next(iter(loader.batches(0))), 0.0))
+        _promise(math.isfinite(loss), f"the first loss of {method} is {loss}")
+        broken = [name for name, p in trainer.model.named_parameters() if not bool(p.isfinite().all())]
+        _promise(not broken, f"a step of {method} makes {', '.join(broken)} infinite, or no numbers")
+
+
+CHECKS: tuple[Callable[[Trial], None], ...] = (
+    check_parts_are_there,
+    check_batches_repeat,
+    check_model_is_fresh,
+    check_loss_is_a_loss,
+    check_losses_of_parts_combine,
+    check_order_is_free,
+    check_metrics_add_up,
+    check_judged_agrees,
+    check_task_is_a_value,
+    check_it_trains,
+)
+
+
+def check_task(task: Task, model: str | None = None, root: str | Path | None = None) -> list[str]:
+    """Run all checks on a task: data, model, loss, metrics, text, and one step of its recipe, on the CPU.
+
+    Whether train and test share examples is not checked.
+
+    Args:
+        task: The task.
+        model: What ``task.model`` gets; None is the first of ``task.models``.
+        root: Folder of data files; None is the environment variable ``LOWLAND_DATA``.
+
+    Returns:
+        Sentences on what the task allows less than others, such as a loss that cannot be cut. They are no faults.
+
+    Raises:
+        ArgumentError: It is no task.
+        AssertionError: It breaks a promise; the message names all that it breaks.
+    """
+    broken: dict[str, str] = {}
+    for name, check in task_checks(task, model, root):
+        try:
+            check()
+        except Exception as error:
+            # What one part lacks, several checks stumble over.
+            broken.setdefault(f"{type(error).__name__}: {error}", name)
+    if broken:
+        listed = "\n  ".join(f"{name}: {message}" for message, name in broken.items())
+        raise AssertionError(f"{type(task).__name__} breaks {len(broken)} promises:\n  {listed}")
+    remark = _uncut(_trial(task, model, root))
+    return [] if remark is None else [remark]
+
+
+def task_checks(
+    task: Task, model: str | None = None, root: str | Path | None = None
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """The checks of :func:`check_task` one by one, as pairs of a name and a function without arguments."""
+    trial = _trial(task, model, root)
+    for check in CHECKS:
+        yield check.__name__.removeprefix("check_"), partial(check, trial)
+
+
+def _trial(task: Task, model: str | None, root: str | Path | None) -> Trial:
+    if not isinstance(task, Task):
+        raise ArgumentError(f"task must be a lowland.lab.Task, but is {task!r}; pass an object, such as Pose()")
+    place = root or os.environ.get("LOWLAND_DATA")
+    return Trial(task, model or task.models[0], None if place is None else Path(place))
+
+
+def _uncut(trial: Trial) -> str | None:
+    """Why a batch and its loss cannot be cut, and what that rules out; None where they can."""
+    batch, what = trial.batch("test"), type(trial.task).__name__
+    if trial.batches.known_size(batch) is None:
+        return (
+            f"a batch of {what} cannot be cut, so accumulate, several ranks and methods that choose examples refuse "
+            "it; give cut, an object with size(batch) and take(batch, index)"
+        )
+    means = [name for name, loss in trial.losses().items() if loss(trial.net().eval(), batch).count is None]
+    if not means:
+        return None
+    return (
+        f"{means[0]} of {what} is a mean, which cannot be cut, so accumulate and methods that choose examples refuse "
+        "it; return one loss per example, or lowland.Loss(total, count)"
+    )
+
+
+def _half(trial: Trial) -> int:
+    """More than half of a batch, so that its two parts are of different sizes."""
+    return trial.batches.size(trial.batch("test")) // 2 + 1
+
+
+def _same(a: Any, b: Any, close: float = 0.0) -> bool:
+    """Whether two structures hold the same tensors and values, up to a relative difference."""
+    (left, one), (right, other) = pytree.tree_flatten(a), pytree.tree_flatten(b)
+    return one == other and all(_alike(x, y, close) for x, y in zip(left, right, strict=True))
+
+
+def _alike(a: Any, b: Any, close: float) -> bool:
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return bool(a == b)
+    same = a.shape == b.shape and a.dtype == b.dtype
+    return same and torch.allclose(a.detach(), b.detach(), rtol=close, atol=close, equal_nan=True)
+
+
+def _close(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=CLOSE, abs_tol=CLOSE**2) or (math.isnan(a) and math.isnan(b))
+
+
+def _promise(held: bool, otherwise: str) -> None:
+    if not held:
+        raise AssertionError(otherwise)
