@@ -37,7 +37,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in set(sys.modules) - before:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
-    names.tasks().pop("product.py:Product", None)
+    names.loaded.pop("product.py:Product", None)
 
 
 def module(place: Path, blocks: list[str], name: str) -> ModuleType:

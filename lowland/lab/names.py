@@ -30,10 +30,13 @@ OUTSIDE_TASK = Kind("task", "a class made from lowland.lab.Task, complete", _is_
 OUTSIDE_MODEL = Kind("model", "an nn.Module class, or a function that returns a module", _is_model, "lowland.models")
 _FOLDER = "lowland.lab.tasks"
 
+loaded: dict[str, type[Task]] = {}
+"""Tasks that are not lowland's own, by the names they were loaded under."""
+
 
 @cache
 def tasks() -> dict[str, type[Task]]:
-    """The tasks of lowland by name, ``FashionMnist`` as ``fashion-mnist``; those loaded from elsewhere are added.
+    """The tasks of lowland by name, ``FashionMnist`` as ``fashion-mnist``.
 
     Every file of ``lowland/lab/tasks`` is looked through, so a new task is a file there and nothing else.
     """
@@ -47,7 +50,7 @@ def tasks() -> dict[str, type[Task]]:
 
 
 def kind_of(name: str) -> type[Task]:
-    """The class of a task's name; one that is not lowland's own is loaded, and is in :func:`tasks` from then on.
+    """The class of a task's name; one that is not lowland's own is loaded, and is in ``loaded`` from then on.
 
     Args:
         name: A key of :func:`tasks`, ``path/to/file.py:Name``, ``package.module:Name``, or an entry point's name.
@@ -56,12 +59,12 @@ def kind_of(name: str) -> type[Task]:
         UnknownNameError: No such task; the nearest name is suggested.
         ArgumentError: A file or module that cannot be imported, or a name in it that is no task.
     """
-    known = tasks()
+    known = {**tasks(), **loaded}
     if name not in known:
         kind = OUTSIDE_TASK.load(name)
         if kind is None:
             raise UnknownNameError("task", name, [*known, *OUTSIDE_TASK.installed()])
-        known[name] = kind
+        loaded[name] = known[name] = kind
     return known[name]
 
 
@@ -79,7 +82,7 @@ def make(text: str) -> Task:
         >>> make("digits:noise=0.4").noise
         0.4
     """
-    name, rest = split(text, tasks())
+    name, rest = split(text, [*tasks(), *loaded])
     kind = kind_of(name)
     return kind(**_fields(f"field of {name}", rest, _known(kind), text))
 
@@ -93,7 +96,7 @@ def spell(task: Task) -> str:
         >>> spell(make("digits:noise=0.4,noise_kind=asymmetric"))
         'digits:noise=0.4,noise_kind=asymmetric'
     """
-    name = next((key for key, kind in tasks().items() if type(task) is kind), None)
+    name = next((key for key, kind in {**tasks(), **loaded}.items() if type(task) is kind), None)
     if name is None:
         name = f"{type(task).__module__}:{type(task).__qualname__}"
     given = [(f.name, getattr(task, f.name), f.default) for f in _dataclass_fields(task)]

@@ -72,11 +72,8 @@ class Many(Task):
 
 
 @pytest.fixture(autouse=True)
-def _tasks_as_before() -> Iterator[None]:
-    before = dict(names.tasks())
-    yield
-    names.tasks().clear()
-    names.tasks().update(before)
+def _tasks_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "loaded", {})
 
 
 @pytest.fixture
@@ -203,6 +200,6 @@ def test_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
     assert names.spell(Many(count=3)) == "many:count=3"
     made: Any = names.model_maker(Many(), "narrow:in_features=2,out_features=1")[0]()
     assert made.in_features == 2
-    names.tasks().pop("many")
+    names.loaded.pop("many")
     with pytest.raises(UnknownNameError, match="unknown task 'manny': did you mean 'many'"):
         names.make("manny")

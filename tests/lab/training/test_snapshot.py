@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import lowland
 from lowland import vec
 from lowland.core.errors import StateError
-from lowland.core.shards import is_sharded, whole
+from lowland.core.shards import gathered, is_sharded
 from lowland.lab.training import checkpoint, packing
 from lowland.lab.training.snapshot import Snapshot
 
@@ -240,7 +240,7 @@ def sharded(folder: Path, kind: str, seed: int, steps: int, shard: bool) -> dict
 
 
 def plain(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    return {name: whole(t).detach().clone().tolist() for name, t in tensors.items()}
+    return {name: gathered(t).detach().clone().tolist() for name, t in tensors.items()}
 
 
 @pytest.mark.parametrize("kind", ["adamw", "rows"])
