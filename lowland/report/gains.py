@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from lowland.core.errors import MissingExtraError
@@ -146,9 +147,14 @@ def _points(rows: Sequence[Row], cost: Mapping[str, float], base: Row | None) ->
 
 
 def _limits(points: Sequence[Point], base: Row | None, style: Form) -> tuple[float, float]:
-    """All means, intervals up to 2.5 times the range of the means, and nothing that is not possible."""
+    """All means, most intervals whole, and nothing that is not possible.
+
+    Beyond the means there is room for one and a half times the median of the intervals' halves, at most 2.5 times the
+    range of the means: so one contestant with an interval of its own kind does not press the others into a line.
+    """
     means = [point.mean for point in points]
-    room = max(2.5 * (max(means) - min(means)), 3 * 10.0**-style.decimals)
+    usual = 1.5 * median(point.half for point in points)
+    room = max(min(2.5 * (max(means) - min(means)), usual), 3 * 10.0**-style.decimals)
     low = max(min(means) - room, min(point.mean - point.half for point in points))
     high = min(max(means) + room, max(point.mean + point.half for point in points))
     pad = 0.12 * (high - low) or room

@@ -56,3 +56,11 @@ def test_bars_leave_a_line_for_every_run():
 def test_a_state_without_what_is_not_known(accuracy):
     text = state(Update("run", 0.5, 10, 0, 0.25, accuracy, 99.0), None)
     assert text == "epoch 1, loss 0.250, " + ("test accuracy 90.00 %, " if accuracy else "") + "99 steps/s"
+
+
+def test_the_bar_of_runs_moves_while_runs_are_kept():
+    with Bars(console(True), 3, Digits.metrics) as shown:
+        for count in (1, 2):
+            shown.end("run", END, kept=True)
+            (runs,) = [task for task in shown._progress.tasks if task.description == "runs"]
+            assert (runs.completed, runs.fields["state"]) == (count, f"{count}/3")

@@ -10,7 +10,7 @@ from torch import nn
 from lowland.core.errors import ArgumentError, ParameterError, UnknownNameError
 from lowland.lab.budget import Budget
 from lowland.lab.studies import compare as module
-from lowland.lab.studies.compare import budget, compare, expand, run_name
+from lowland.lab.studies.compare import budget, compare, expand, page_name, run_name
 from lowland.lab.studies.contestants import grid
 from lowland.lab.tasks.digits import Digits
 from lowland.methods import METHODS
@@ -157,6 +157,15 @@ def test_another_width_of_the_model_is_another_run(config, tmp_path):
     again = Watch()
     compare(grid(narrow, ["sam"], 1), tmp_path, again)
     assert again.kept == [first.name]
+
+
+def test_a_page_overwrites_no_other_comparison_s(config):
+    pages = {
+        page_name(grid(config, methods, seeds))
+        for methods, seeds in ((["plain", "sam"], 2), (["plain", "sampa"], 2), (["plain", "sam"], 3))
+    }
+    assert len(pages) == 3
+    assert page_name(grid(config, ["sam", "plain"], 2)) in pages  # whoever is named first
 
 
 def test_one_method_spelled_in_two_ways_is_refused(config, tmp_path):
