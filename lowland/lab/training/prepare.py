@@ -22,6 +22,8 @@ from lowland.parallel import World
 
 _kept: list[tuple[Task, Path | None, Mapping[str, Any]]] = []  # the data of the last task, which runs share
 
+_loaders: list[tuple[tuple[Any, ...], Mapping[str, Any], Loader]] = []  # the last one
+
 
 def parts_of(config: RunConfig) -> Mapping[str, Any]:
     """The data of a run's task, as its seed sees it; loaded once for the runs of a comparison that share it."""
@@ -45,11 +47,16 @@ def loader_of(config: RunConfig, share: tuple[int, int] = (0, 1)) -> Loader:
     """The batches of a run, in the order that its seed gives.
 
     All are full, so that every step costs the same and a gradient means as much for a method that keeps a batch as
-    for one that does not. What an epoch leaves out is drawn anew each time.
+    for one that does not. What an epoch leaves out is drawn anew each time. A loader keeps no position, so the runs of
+    one seed share theirs.
     """
-    recipe = config.recipe
-    return Loader(
-        parts_of(config),
+    parts, recipe = parts_of(config), config.recipe
+    key = (recipe.batch_size, config.seed, config.validation, config.on(), recipe.channels_last, share, config.task.cut)
+    for known, data, loader in _loaders:
+        if known == key and data is parts:
+            return loader
+    made = Loader(
+        parts,
         recipe.batch_size,
         config.seed,
         validation=config.validation,
@@ -59,6 +66,8 @@ def loader_of(config: RunConfig, share: tuple[int, int] = (0, 1)) -> Loader:
         share=share,
         cut=config.task.cut,
     )
+    _loaders[:] = [(key, parts, made)]
+    return made
 
 
 def check_select(config: RunConfig, loader: Loader) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from lowland.core.errors import ArgumentError, ParameterError, UnknownNameError
 from lowland.lab.budget import Budget
+from lowland.lab.data.loader import Loader
 from lowland.lab.studies import compare as module
 from lowland.lab.studies.compare import budget, compare, expand, page_name, run_name
 from lowland.lab.studies.contestants import grid
@@ -157,6 +158,16 @@ def test_another_width_of_the_model_is_another_run(config, tmp_path):
     again = Watch()
     compare(grid(narrow, ["sam"], 1), tmp_path, again)
     assert again.kept == [first.name]
+
+
+def test_the_runs_of_a_seed_share_a_loader(config, tmp_path, monkeypatch):
+    made = []
+    real = Loader.__init__
+    monkeypatch.setattr(
+        Loader, "__init__", lambda self, *args, **named: (made.append(args), real(self, *args, **named))[1]
+    )
+    compare(grid(config, ["plain", "sam", "sampa"], 2), tmp_path, Watch())
+    assert len(made) <= 6  # for 6 runs: a seed's lines, checks and trainings
 
 
 def test_a_page_overwrites_no_other_comparison_s(config):
