@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ def _metric(metric: Metric) -> str:
 
 def _source(task: Task) -> str:
     code = names.OUTSIDE_TASK.source(type(task))
-    return "lowland's own" if code is None else f"{type(task).__module__}, hash {code}"
+    return "lowland's own" if code is None else f"{inspect.getsourcefile(type(task))}, hash {code}"
 
 
 def _say(console: Console, text: str) -> None:

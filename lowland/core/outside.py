@@ -130,13 +130,18 @@ class Kind:
     def source(self, value: Any) -> str | None:
         """A hash of the file that a class or function was written in, so that runs tell whether the code is the same.
 
-        None for lowland's own, which its version tells.
+        What a function has taken from around it, such as the width in ``lambda: Net(width)``, is part of the hash. None
+        for lowland's own, which its version tells.
 
         Raises:
             ArgumentError: It was written at a prompt, so that there is no source to compare.
         """
         if str(value.__module__).startswith("lowland."):
             return None
+        code, taken = self._code(value), _taken(value)
+        return code if not taken else _hash(f"{code} {taken}".encode())
+
+    def _code(self, value: Any) -> str:
         loaded = vars(sys.modules.get(value.__module__, inspect)).get(_LOADED)
         if loaded is not None:  # the file may have changed since
             return str(loaded)
@@ -148,9 +153,17 @@ class Kind:
             return _hash(inspect.getsource(value).encode())  # a cell of a notebook
         except (OSError, TypeError):
             raise ArgumentError(
-                f"a {self.what} must be written in a file, so that its runs can be compared, but {value.__name__} has "
-                "no source; write the class into a file and name it: file.py:Name"
+                f"a {self.what} must be written in a file, so that its runs can be compared, but "
+                f"{getattr(value, '__name__', repr(value))} has no source; write the class into a file and name it: "
+                "file.py:Name"
             ) from None
+
+
+def _taken(value: Any) -> list[str]:
+    """What a function holds beside its code: values of variables around it, and defaults."""
+    cells = getattr(value, "__closure__", None) or ()
+    defaults = (getattr(value, "__defaults__", None) or ()) if cells else ()
+    return [repr(cell.cell_contents) for cell in cells] + [repr(default) for default in defaults]
 
 
 def split(text: str, known: Iterable[str]) -> tuple[str, str]:

@@ -160,6 +160,16 @@ def test_another_width_of_the_model_is_another_run(config, tmp_path):
     assert again.kept == [first.name]
 
 
+def test_what_a_model_s_function_has_taken_from_around_it_makes_another_run(config, tmp_path):
+    """The same code and the same shapes, but another dropout."""
+
+    def net(rate):
+        return lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Dropout(rate), nn.Linear(4, 3))
+
+    names = [run_name(replace(config, model=net(rate))) for rate in (0.1, 0.5, 0.1)]
+    assert names[0] == names[2] != names[1]
+
+
 def test_the_runs_of_a_seed_share_a_loader(config, tmp_path, monkeypatch):
     made = []
     real = Loader.__init__
