@@ -35,7 +35,7 @@ class Replicas:
         params: Its trainable parameters.
         groups: Of a mesh: "replicate", ranks over which nobody else averages, so that the engine does it; and "probe",
             ranks that share out probes and have the same examples.
-        unaveraged: Whether there may be other ranks, over which nobody averages.
+        unaveraged: Whether other ranks may exist whose gradients are not averaged.
 
     Attributes:
         norms: The model's layers with running statistics.
@@ -93,7 +93,7 @@ class Replicas:
         Args:
             what: Named values that must be the same on all ranks.
             names: The names of the parameters.
-            mirrors: Groups whose ranks must also hold the same weights, and nobody has seen to that.
+            mirrors: Groups whose ranks must hold the same weights, and whose weights no wrapper has copied.
 
         Raises:
             RankError: They differ; on all ranks.
@@ -173,7 +173,7 @@ class Replicas:
             )
 
     def check_covered(self) -> None:
-        """Refuse ranks that nobody averages, when a first step is taken.
+        """Refuse several ranks without averaging, when a first step is taken.
 
         Raises:
             UsageError: There are more ranks than those that share out examples, parameters or probes.
@@ -200,7 +200,7 @@ class Replicas:
         return collectives.total(sums, groups) if groups else sums, math.prod(map(dist.get_world_size, groups))
 
     def part(self, last: bool) -> Any:
-        """Backward of a part of a pass: DDP averages with the last one what all have summed up."""
+        """Skip DDP's all-reduce in all micro-batches but the last one of a pass."""
         if last or not self.ddps:
             return nullcontext()
         self.check_static()

@@ -159,7 +159,7 @@ def suspect_after(work: Work, loss: Tensor) -> None:
 
 
 def suspect(work: Work, loss: Tensor, loss_fn: Callable[..., Any] | None) -> None:
-    """Note what this loss reaches beside the parameters; what an earlier pass has reached, too, is nobody's own.
+    """Note what this loss reaches beside the parameters.
 
     Raises:
         ParameterError: The loss reaches trainable parameters that are not the engine's, or tensors of another pass.

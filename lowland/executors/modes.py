@@ -80,8 +80,8 @@ def only(params: Sequence[Tensor], wrt: Sequence[bool]) -> Iterator[None]:
 def compiled(model: nn.Module) -> bool:
     """Whether any part of the model runs through ``torch.compile``.
 
-    Each set of flags that `only` sets would be compiled anew, so there the backward pass is told what to compute. What
-    it saves is less: a compiled backward computes all gradients of its graph.
+    Each set of flags that `only` sets would be compiled anew, so there ``backward(inputs=…)`` names what to compute.
+    That saves less: a compiled backward computes all gradients of its graph.
     """
     # By its attribute: the class lives in torch._dynamo, whose import takes seconds.
     return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())

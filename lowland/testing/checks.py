@@ -36,7 +36,7 @@ class Trial:
     optimizer: Callable[[nn.Module], Optimizer]
 
     def engine(self, loss_fn: Any = losses, model: nn.Module | None = None, **options: Any) -> Engine:
-        """A new engine of a new network; a method that goes by progress is told it by ``total_steps``."""
+        """A new engine of a new network; a method that goes by progress gets it from ``total_steps``."""
         if self.method.needs_progress:
             options.setdefault("total_steps", STEPS)
         net = self.model() if model is None else model

@@ -136,7 +136,7 @@ class Trainer:
             torch.set_rng_state(state["shares"][number]["rng"])
             if state["shares"][number]["cuda"] is not None and self.device.type == "cuda":
                 torch.cuda.set_rng_state(state["shares"][number]["cuda"], self.device)
-        else:  # this share was not there; what it draws is anyone's choice, but its own
+        else:  # the checkpoint has no random numbers for this share of the batch
             torch.manual_seed(self._dropout_seed(self.engine.step))
 
     def _dropout_seed(self, step: int) -> int:
