@@ -31,7 +31,7 @@ def test_cached_parametrizations_change_nothing(key):
         torch.manual_seed(1)
         model = nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 6)), nn.LayerNorm(6), nn.Linear(6, 3))
         optimizer = optimizer_for(key, model)
-        engine = lowland.Engine(method_for(key), model, optimizer, loss_fn)
+        engine = lowland.Engine(method_for(key), model, optimizer, loss_fn, total_steps=9)
         for step in range(5):
             optimizer.zero_grad()
             if cached:
@@ -110,7 +110,7 @@ def test_static_gradient_buffers_change_nothing(key):
     def trained(wrap):
         model = wrap(net())
         optimizer = optimizer_for(key, model)
-        engine = lowland.Engine(method_for(key), model, optimizer, loss_fn)
+        engine = lowland.Engine(method_for(key), model, optimizer, loss_fn, total_steps=9)
         for step in range(8):
             optimizer.zero_grad()
             engine.backward(data(2 * step))
