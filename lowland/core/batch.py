@@ -195,7 +195,7 @@ def rejoined(held: Sequence[Any], number: int, count: int) -> Any:
         StateError: They hold something else than tensors with a dimension for the examples.
     """
 
-    def cut(*leaves: Any) -> Any:
+    def divided(*leaves: Any) -> Any:
         if all(leaf is None for leaf in leaves):
             return None
         if not all(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves):
@@ -205,7 +205,7 @@ def rejoined(held: Sequence[Any], number: int, count: int) -> Any:
             )
         return torch.cat(leaves).tensor_split(count)[number]
 
-    return pytree.tree_map(cut, *held)
+    return pytree.tree_map(divided, *held)
 
 
 def _copy(batch: Any) -> Any:
