@@ -1,8 +1,10 @@
 """What a change costs per step: two checkouts of lowland in one process, whose steps take turns.
 
 Two runs of ``lowland bench overhead`` differ by 1 to 3 % on a shared machine, even with the same code. Here each step
-of one checkout stands beside the same step of the other, and the order of the two changes from round to round. The row
-"two gradients" is code without lowland in both: what it differs from 1 is the measurement's own error.
+of one checkout stands beside the same step of the other, and their order changes from round to round. Two models of
+the same code, in one process, still differ by about 1 %, by where in memory their tensors lie; so each checkout has two
+instances, and the ratio is the geometric mean of the four pairs. What the columns "before / before" and "after / after"
+differ from 1, and the row "two gradients", which runs no code of lowland, is the measurement's own error.
 
     git worktree add /tmp/before 90bdc41
     OMP_NUM_THREADS=1 python benchmarks/two_trees.py /tmp/before . --case 1000-small-tensors
@@ -46,25 +48,40 @@ def ratio(after: list[float], before: list[float], cycle: int) -> float:
     return statistics.fmean(statistics.median(pairs[i::cycle]) for i in range(cycle))
 
 
+def measure(steps: list[Callable[[], None]], rounds: int) -> list[list[float]]:
+    """The seconds of each instance's steps; who begins changes from round to round, and so does the direction."""
+    seconds: list[list[float]] = [[] for _ in steps]
+    for r in range(CYCLE + rounds):
+        first = r % len(steps)
+        order = [*range(first, len(steps)), *range(first)]
+        for i in reversed(order) if r // len(steps) % 2 else order:
+            start = time.perf_counter()
+            steps[i]()
+            if r >= CYCLE:
+                seconds[i].append(time.perf_counter() - start)
+    return seconds
+
+
 def main() -> None:
-    """Print, for each variant, the second checkout's time over the first one's."""
+    """Print, for each variant, the second checkout's time over the first one's, and each one's over itself."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("trees", nargs=2, type=lambda text: Path(text).resolve(), metavar="CHECKOUT")
     parser.add_argument("--case", default="1000-small-tensors", help="a case of lowland bench overhead")
-    parser.add_argument("--rounds", type=int, default=100, help="rounds that count, a multiple of 5")
+    parser.add_argument("--rounds", type=int, default=200, help="rounds that count, a multiple of 5")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="variants to measure")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    variants = [steps_of(tree, given.case) for tree in given.trees]
-    seconds: dict[str, tuple[list[float], list[float]]] = {row: ([], []) for row in ROWS}
-    for r in range(CYCLE + given.rounds):
-        for row in ROWS:
-            for i in (0, 1) if r % 2 == 0 else (1, 0):
-                start = time.perf_counter()
-                variants[i][row]()
-                if r >= CYCLE:
-                    seconds[row][i].append(time.perf_counter() - start)
-    for row, (before, after) in seconds.items():
-        print(f"{row:16}  {ratio(after, before, CYCLE if 'looksam' in row else 1):.4f}")
+    instances = [steps_of(tree, given.case) for tree in given.trees * 2]  # before, after, before, after
+    print(f"{'':16}  after / before  (four pairs)                    before / before  after / after")
+    for row in given.rows:
+        seconds = measure([steps[row] for steps in instances], given.rounds)
+        cycle = CYCLE if "looksam" in row else 1
+        pairs = [ratio(seconds[after], seconds[before], cycle) for before in (0, 2) for after in (1, 3)]
+        same = [ratio(seconds[i + 2], seconds[i], cycle) for i in (0, 1)]
+        four = " ".join(f"{p:.4f}" for p in pairs)
+        print(
+            f"{row:16}  {statistics.geometric_mean(pairs):.4f}  ({four})  {same[0]:15.4f}  {same[1]:13.4f}", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -127,3 +127,20 @@ def _groups(v: Sequence[Tensor]) -> Iterator[tuple[dist.ProcessGroup, list[int]]
 def _summed(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     dist.all_reduce(x, group=group)
     return x
+
+
+def span(t: Tensor) -> tuple[int, int, int] | None:
+    """Where a tensor, or its shard here, lies in memory: what tells its storage from others, first byte, and past last.
+
+    None where it is empty, or has no storage of the usual kind.
+    """
+    (mine,) = local([t])
+    if mine.numel() == 0 or mine.layout is not torch.strided:
+        return None
+    try:
+        storage, first = int(mine.untyped_storage()._cdata), int(mine.storage_offset())
+    except (NotImplementedError, RuntimeError):
+        return None
+    reach = sum((n - 1) * s for n, s in zip(mine.shape, mine.stride(), strict=True))
+    size = mine.element_size()
+    return storage, first * size, (first + reach + 1) * size

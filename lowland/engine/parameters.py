@@ -86,13 +86,6 @@ class Parameters:
         if self._due(step) or self._registrations != before:
             self._check_model(sharded)
 
-    def _converted(self, step: int) -> bool:
-        """Whether parameters have another dtype than they had."""
-        kinds = set(map(_DTYPE, self.vec))
-        return kinds != self._kinds or (
-            self._due(step) and len(kinds) > 1 and list(map(_DTYPE, self.vec)) != self._dtypes
-        )
-
     @staticmethod
     def _due(step: int) -> bool:
         """Whether everything is looked at: at steps 0, 1, 2, 4, 8, ...; at the others, what is quick."""

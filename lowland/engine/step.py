@@ -34,10 +34,11 @@ def drive(engine: Engine, batch: Any) -> Drive:
     before = dict(engine.memory), dict(engine.lagged.waiting), engine.rng.getstate()
     engine.work.replicas.check_covered()
     held = list(map(_GRAD, engine.params))
+    empty = set(map(type, held)) <= {type(None)}
     done, eye = False, None
     engine.under_way = True
     try:
-        if not _nothing(held):
+        if not empty:
             for p in engine.params:
                 p.grad = None
         engine.work.begin(engine.step)
@@ -53,7 +54,7 @@ def drive(engine: Engine, batch: Any) -> Drive:
             eye.check(engine.memory, grad)
         if engine.work.replicas.groups:
             loss, grad = engine.work.replicas.conclude(engine.work, loss, grad, count, engine.later)
-        _fill(engine, held, grad, before[0])
+        _fill(engine, None if empty else held, grad, before[0])
         done = True
     finally:
         engine.under_way = False
@@ -126,8 +127,8 @@ def _ask(
     return asked
 
 
-def _fill(engine: Engine, held: list[Tensor | None], grad: Vec, before: dict[str, Any]) -> None:
-    """Put the step's gradient where the optimizer looks for it."""
+def _fill(engine: Engine, held: list[Tensor | None] | None, grad: Vec, before: dict[str, Any]) -> None:
+    """Put the step's gradient where the optimizer looks for it; ``held`` is what was there, None for nothing."""
     scale = engine.work.scale()
     if scale is not None and engine.work.finite is not None:
         finite = engine.work.finite
@@ -135,23 +136,17 @@ def _fill(engine: Engine, held: list[Tensor | None], grad: Vec, before: dict[str
         grad = vec.scale(grad, torch.where(finite, scale, torch.full_like(scale, float("nan"))))
         state.keep_where_finite(engine, finite, before)
     # The caller clips and unscales .grad in place, which must not reach a vector in memory.
-    if engine.memory:
+    if engine.memory and watch.holds(engine.memory, grad):
         kept = watch.held(engine.memory)
-        if not kept.isdisjoint(map(id, grad)):
-            grad = [g.clone() if id(g) in kept else g for g in grad]
-    if _nothing(held) and all(engine.work.reached):  # the usual step, one assignment for each parameter
+        grad = [g.clone() if id(g) in kept else g for g in grad]
+    if held is None and all(engine.work.reached):  # the usual step, one assignment for each parameter
         for p, g in zip(engine.params, grad, strict=True):
             p.grad = g
         return
-    for p, h, g, reached in zip(engine.params, held, grad, engine.work.reached, strict=True):
+    for p, h, g, reached in zip(engine.params, held or [None] * len(grad), grad, engine.work.reached, strict=True):
         if not reached:
             p.grad = h
         elif h is None:
             p.grad = g
         else:
             p.grad = h.add_(g)
-
-
-def _nothing(held: list[Tensor | None]) -> bool:
-    """Whether no parameter had a gradient when the step began."""
-    return set(map(type, held)) <= {type(None)}

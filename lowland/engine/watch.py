@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -11,7 +12,7 @@ from lowland.core import shards
 from lowland.core.errors import UsageError
 from lowland.core.vec import Vec
 
-Place: TypeAlias = "tuple[int, int]"  # a storage, and where in it a tensor begins
+Place: TypeAlias = "tuple[int, int]"  # a storage, and the byte in it where a tensor begins
 
 
 class Watch:
@@ -166,6 +167,18 @@ def held(memory: Mapping[str, Any]) -> set[int]:
     return found
 
 
+def holds(memory: Mapping[str, Any], grad: Vec) -> bool:
+    """Whether memory holds a tensor of a gradient; a vector in memory is compared tensor by tensor, which is quick."""
+    others: dict[str, Any] = {}
+    for key, value in memory.items():
+        if type(value) in (list, tuple) and len(value) == len(grad):
+            if any(map(operator.is_, value, grad)):
+                return True
+        elif isinstance(value, list | tuple | Tensor):
+            others[key] = value
+    return bool(others) and not held(others).isdisjoint(map(id, grad))
+
+
 def tensors(value: Any) -> Iterator[Tensor]:
     """All tensors in a value of memory."""
     if isinstance(value, Tensor):
@@ -182,13 +195,8 @@ def places(v: Vec, names: Sequence[str]) -> dict[Place, str]:
 
 def place(t: Tensor) -> Place | None:
     """Where a tensor lies; None for one that is empty or has no storage of the usual kind."""
-    (local,) = shards.local([t])
-    if local.numel() == 0:
-        return None
-    try:
-        return local.untyped_storage()._cdata, int(local.storage_offset())
-    except (NotImplementedError, RuntimeError):
-        return None
+    at = shards.span(t)
+    return None if at is None else at[:2]
 
 
 def _version(value: Any) -> int | None:

@@ -21,12 +21,15 @@ from lowland.core.probe import Probe
 from lowland.core.shards import ORDINARY
 from lowland.executors.containers import Containers, Moment
 from lowland.executors.keepers import where
-from lowland.executors.places import ABSENT, Place, places_of
+from lowland.executors.places import ABSENT, Place, Weights, places_of
 
 _VERSION = operator.attrgetter("_version")
 
 SMALL = 1 << 16  # entries up to which a tensor is always copied, because it may be written now and then
 LARGE = 1 << 24  # the same in the first step, for what the loss function uses, which may be a whole data set
+
+
+WEIGHT = -1  # the version of a tensor that shares memory with a weight: its values go back with the weight
 
 
 class Kept(NamedTuple):
@@ -35,6 +38,11 @@ class Kept(NamedTuple):
     tensor: Any
     version: int
     copy: Tensor | None
+
+    @property
+    def rewritten(self) -> bool:
+        """Whether the tensor was written since."""
+        return self.version != WEIGHT and _version(self.tensor) != self.version
 
 
 class Before(list[Kept]):
@@ -63,6 +71,7 @@ class Buffers:
         self._starts: dict[int, Before] = {}
         self._places: list[Place] = []
         self._containers = Containers()
+        self._weights = Weights()
         self._quiet: list[Place] = []  # frozen parameters that the first step has not written
         self._watched: list[Tensor] = []  # the same as tensors
         self._versions: list[int] = []  # of these, when the step began
@@ -81,7 +90,7 @@ class Buffers:
     def begin(self, first: bool = True) -> None:
         """A step begins; in the first, places are looked for, also after each pass, which may have made some."""
         if first:
-            self._places, self._quiet = self._find(), []
+            self._places, self._quiet, self._weights = self._find(), [], Weights(self._model)
             self._held = {(id(o), key) for m in self._model.modules() for o in (m._buffers, vars(m)) for key in o}
             frozen = sum(p.owner[p.key].numel() for p in self._places if p.frozen)
             self._afford = frozen <= max(SMALL, sum(p.numel() for p in self._model.parameters() if p.requires_grad))
@@ -141,15 +150,15 @@ class Buffers:
         start = self._starts.get(id(probe.batch), self._start)
         if start is not now:
             self._put(start)
-        before = [(k.tensor, _version(k.tensor)) for k in start]
+        before = [Kept(k.tensor, WEIGHT if k.version == WEIGHT else _version(k.tensor), None) for k in start]
         try:
             yield
         finally:
             if self._new:
                 self._look(now, start)
-                before += [(ABSENT, 0)] * (len(self._places) - len(before))
-            for i, ((tensor, version), place) in enumerate(zip(before, self._places, strict=True)):
-                if place.owner.get(place.key, ABSENT) is not tensor or _version(tensor) != version:
+                before += [Kept(ABSENT, 0, None)] * (len(self._places) - len(before))
+            for i, (then, place) in enumerate(zip(before, self._places, strict=True)):
+                if place.owner.get(place.key, ABSENT) is not then.tensor or then.rewritten:
                     self._written.add(i)
             self._put(now)
         self._late_refusal()
@@ -185,6 +194,9 @@ class Buffers:
                 kept.append(Kept(t, 0, None))
                 continue
             always = SMALL if not self._new else LARGE if place.name.startswith("loss_fn: ") else t.numel()
+            if t in self._weights:
+                kept.append(Kept(t, WEIGHT, None))
+                continue
             if place.frozen and not (self._new and self._afford):
                 always = -1
             copied = (i in self._written or t.numel() <= always or place.norm) and _writable(t)
@@ -193,7 +205,7 @@ class Buffers:
 
     def _note(self, before: Before) -> None:
         for i, (kept, place) in enumerate(zip(before, self._places, strict=True)):
-            same = place.owner.get(place.key, ABSENT) is kept.tensor and _version(kept.tensor) == kept.version
+            same = place.owner.get(place.key, ABSENT) is kept.tensor and not kept.rewritten
             if not same or (self._new and _differs(kept)):
                 self._written.add(i)
 
@@ -201,7 +213,8 @@ class Buffers:
     def _put(self, kept: Before) -> None:
         unseen: list[tuple[Tensor, Tensor]] = []
         lost: list[Place] = []
-        for i, (place, (tensor, version, copy)) in enumerate(zip(self._places, kept, strict=True)):
+        for i, (place, then) in enumerate(zip(self._places, kept, strict=True)):
+            tensor, version, copy = then
             if place.owner.get(place.key, ABSENT) is not tensor:
                 self._written.add(i)
                 if tensor is ABSENT:
@@ -214,7 +227,7 @@ class Buffers:
                 self._written.add(i)
                 tensor.set_(copy.clone())  # type: ignore[call-overload]
                 continue
-            if _version(tensor) == version:
+            if not then.rewritten:
                 if copy is not None and type(tensor) in ORDINARY:
                     if self._new and _differs(Kept(tensor, version, copy)):
                         self._written.add(i)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lowland.executors.keepers import where
+from lowland.executors.places import Weights
 from lowland.executors.uses import OWN, Uses, uses
 
 MOST = 4096  # entries of a container that is looked at
@@ -52,6 +53,7 @@ class Containers:
         self._holders: list[Holder] = []
         self._numbers: list[tuple[dict[str, Any], list[str]]] = []
         self._deep: set[int] = set()  # containers whose tensors are written in place
+        self._weights = Weights()  # which displacement moves and restores
         self.written: dict[int, str] = {}
         self.modules: dict[str, nn.Module] = {}  # of the loss function, and those in containers of the model
 
@@ -60,6 +62,7 @@ class Containers:
         own, others = Uses(), uses(loss_fn)
         for name, m in model.named_modules():
             own.attributes(m, name)
+        self._weights = Weights(model)
         inside = set(model.modules())
         for place, top in others.modules.items():
             for name, m in top.named_modules():
@@ -90,7 +93,7 @@ class Containers:
             other = None if h.owner is None else h.owner.get(h.key)
             container: Any = other if type(other) is type(h.container) else h.container
             entries: Any = container.copy()
-            inside = [t for t in _values(entries) if isinstance(t, Tensor)]
+            inside = [t for t in _values(entries) if isinstance(t, Tensor) and t not in self._weights]
             left, kept = BUDGET if first or i in self._deep else -1, []
             for t in inside[:NEAR]:
                 left -= t.numel()

@@ -34,6 +34,21 @@ class Place(NamedTuple):
     frozen: bool = False
 
 
+class Weights:
+    """The memory of a model's trainable parameters: other tensors in it, such as views, move and return with them."""
+
+    def __init__(self, model: nn.Module | None = None) -> None:
+        self._spans: dict[int, list[tuple[int, int]]] = {}
+        for p in [] if model is None else model.parameters():
+            if p.requires_grad and (span := shards.span(p)) is not None:
+                self._spans.setdefault(span[0], []).append(span[1:])
+
+    def __contains__(self, t: Tensor) -> bool:
+        """Whether a tensor shares memory with a weight."""
+        span = shards.span(t) if self._spans else None
+        return span is not None and any(a < span[2] and span[1] < b for a, b in self._spans.get(span[0], ()))
+
+
 def places_of(
     model: nn.Module, modules: Mapping[str, nn.Module], more: Sequence[tuple[Any, str, str]] = ()
 ) -> list[Place]:
