@@ -5,6 +5,7 @@ The same program runs on one device without ``torchrun``: then there is no mesh,
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -170,6 +171,9 @@ def job() -> str | None:
     return f"none {os.getppid()}" if name == "none" else name  # "none" is what all have who give no --rdzv-id
 
 
+_JOINED = itertools.count()  # how often this process has joined the others
+
+
 @contextmanager
 def world(mesh: str | None = None, device: str = "auto", *, patience: float = PATIENCE) -> Iterator[World]:
     """Join the ranks that ``torchrun`` has started; on its own, a process is the only one.
@@ -219,16 +223,17 @@ def world(mesh: str | None = None, device: str = "auto", *, patience: float = PA
 def _join(backend: str, patience: timedelta) -> None:
     """Meet the other ranks of this attempt.
 
-    torchrun keeps one store over all its restarts. Without a prefix of its own, a rank could read where a peer had been
-    listening before it was killed. And a rank that waits for others in C++ hears no Python handler: torchrun would wait
-    half a minute for it to end, so until ranks have met, SIGTERM ends it at once.
+    torchrun keeps one store over all its restarts and all runs of a study. Without a prefix for each attempt and each
+    run, a rank could read where a peer was listening before it was killed, or in the run before. And a rank that waits
+    for others in C++ hears no Python handler: torchrun would wait half a minute for it to end, so until ranks have met,
+    SIGTERM ends it at once.
     """
     alone = threading.current_thread() is not threading.main_thread()
     handler = None if alone else signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=patience))  # type: ignore[attr-defined]
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(f"lowland/attempt-{attempt}", store)  # type: ignore[attr-defined]
+        store = dist.PrefixStore(f"lowland/attempt-{attempt}/{next(_JOINED)}", store)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
     finally:
         if handler is not None:

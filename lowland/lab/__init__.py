@@ -18,11 +18,25 @@ if TYPE_CHECKING:
     from lowland.lab.metric import Metric
     from lowland.lab.names import make as load
     from lowland.lab.recipe import Recipe
-    from lowland.lab.studies.door import Comparison, compare
+    from lowland.lab.studies.door import Comparison, compare, run_study
+    from lowland.lab.studies.study import Study
     from lowland.lab.task import Dataset, Task
     from lowland.lab.training.run import train
 
-__all__ = ["Budget", "Comparison", "Dataset", "Metric", "Recipe", "RunConfig", "Task", "compare", "load", "train"]
+__all__ = [
+    "Budget",
+    "Comparison",
+    "Dataset",
+    "Metric",
+    "Recipe",
+    "RunConfig",
+    "Study",
+    "Task",
+    "compare",
+    "load",
+    "run_study",
+    "train",
+]
 
 _PLACES = {
     "Budget": "budget:Budget",
@@ -31,9 +45,11 @@ _PLACES = {
     "Metric": "metric:Metric",
     "Recipe": "recipe:Recipe",
     "RunConfig": "config:RunConfig",
+    "Study": "studies.study:Study",
     "Task": "task:Task",
     "compare": "studies.door:compare",
     "load": "names:make",
+    "run_study": "studies.door:run_study",
     "train": "training.run:train",
 }
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import chain, count, islice
 from pathlib import Path
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -21,9 +21,9 @@ from lowland.lab.data.loader import Loader
 from lowland.lab.identity import differences
 from lowland.lab.recipe import method_recipe
 from lowland.lab.studies.contestants import grid
+from lowland.lab.studies.study import Display, Grid, run_study
 from lowland.lab.training.clock import Clock
 from lowland.lab.training.prepare import check_select, complete, line_of, loader_of
-from lowland.lab.training.run import Update, train
 from lowland.lab.training.trainer import Trainer, settings
 from lowland.methods import METHODS
 from lowland.methods.plain import Plain
@@ -32,19 +32,6 @@ from lowland.runs.file import RUN_FILE, history
 
 ALL = "all"  # among the methods of a comparison: every one there is
 TIMED = 60  # plain steps from which the default of a budget in seconds is taken
-
-
-class Display(Protocol):
-    """What shows a comparison while it runs."""
-
-    def begin(self, name: str) -> None:
-        """The run of that name begins, or goes on."""
-
-    def update(self, update: Update) -> None:
-        """The current run has come this far."""
-
-    def end(self, name: str, line: dict[str, Any], *, kept: bool) -> None:
-        """The run is over with this last line; ``kept`` says that it had been before."""
 
 
 def expand(methods: Sequence[str], base: RunConfig) -> tuple[list[str], list[str]]:
@@ -105,17 +92,12 @@ def compare(runs: Sequence[RunConfig], out: Path, display: Display, *, command: 
     """
     lines = _lines(runs)
     _check_twice(lines)
-    folders = [out / line["run"] for line in lines]
-    ends = [history(folder).end for folder in folders]
-    missing = {config.label: config for config, end in zip(runs, ends, strict=True) if end is None}
+    names = {id(config): str(line["run"]) for config, line in zip(runs, lines, strict=True)}
+    missing = {config.label: config for config in runs if history(out / names[id(config)]).end is None}
     for config in missing.values():
         _check_method(config)
-    for config, folder, before in zip(runs, folders, ends, strict=True):
-        if before is None:
-            display.begin(folder.name)
-        line = before or train(config, folder, resume=True, progress=display.update, command=command)
-        display.end(folder.name, line, kept=before is not None)
-    return folders
+    done = run_study(Grid(runs), out, display, name=lambda config: names[id(config)], command=command)
+    return [folder for folder, _ in done]
 
 
 def budget(kind: Kind, limit: float | None, base: RunConfig, out: Path) -> Budget:

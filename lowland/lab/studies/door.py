@@ -18,8 +18,10 @@ from lowland.lab.config import RunConfig
 from lowland.lab.recipe import Recipe
 from lowland.lab.studies.compare import budget as default_budget
 from lowland.lab.studies.compare import compare as run_all
-from lowland.lab.studies.compare import page_name
+from lowland.lab.studies.compare import page_name, run_name
 from lowland.lab.studies.contestants import Contestant, grid
+from lowland.lab.studies.study import Study
+from lowland.lab.studies.study import run_study as run_all_of
 from lowland.lab.task import Task
 from lowland.lab.training.run import Update
 from lowland.methods.base import Method
@@ -52,7 +54,7 @@ class Comparison:
 class _Quiet:
     """A line on standard error for each run that ends."""
 
-    def __init__(self, total: int, progress: Callable[[Update], None] | None) -> None:
+    def __init__(self, total: int | None, progress: Callable[[Update], None] | None) -> None:
         self._total, self._count, self.update = total, 0, progress or (lambda update: None)
 
     def begin(self, name: str) -> None:
@@ -62,7 +64,8 @@ class _Quiet:
         """One more is done."""
         self._count += 1
         if not kept:
-            print(f"[{self._count}/{self._total}] {name}", file=sys.stderr)
+            total = "" if self._total is None else f"/{self._total}"
+            print(f"[{self._count}{total}] {name}", file=sys.stderr)
 
 
 def compare(
@@ -114,6 +117,40 @@ def compare(
     if ranks()[0] > 0:
         return Comparison([], folders, [], None, "")
     return _summed_up(runs, folders, Path(out), page=page)
+
+
+def run_study(
+    study: Study, *, out: str | Path = "runs", progress: Callable[[Update], None] | None = None
+) -> list[RunRecord]:
+    """Train what a study of the caller's own asks for, run after run, until it asks for nothing more.
+
+    ::
+
+        class Halving:                                     # a learning rate is halved while that helps
+            def __init__(self, base):
+                self.next, self.best = base, math.inf
+
+            def ask(self):
+                return self.next
+
+            def tell(self, run, record):
+                loss = record.epochs[-1].train_loss
+                half = replace(run.recipe, lr=run.recipe.lr / 2)
+                self.next = replace(run, recipe=half) if loss < self.best else None
+                self.best = min(loss, self.best)
+
+    Finished runs in ``out`` are kept and unfinished ones resumed, so an interrupted call goes on where it was, if the
+    study asks for the same runs after the same records.
+
+    Args:
+        study: See :class:`lowland.lab.Study`.
+        out: Folder for the runs, one folder each.
+        progress: Told about ten times a second how far the current run is.
+
+    Returns:
+        The records, in the order in which the study has asked.
+    """
+    return [record for _, record in run_all_of(study, Path(out), _Quiet(None, progress), name=run_name)]
 
 
 def _summed_up(runs: list[RunConfig], folders: list[Path], out: Path, *, page: bool) -> Comparison:
