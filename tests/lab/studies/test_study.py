@@ -44,7 +44,7 @@ steps = lab.Budget(kind="steps", limit=5)
 base = lab.RunConfig(task=task, model="mlp", method="sam", seed=0, recipe=recipe, budget=steps)
 study = Halving(base)
 records = lab.run_study(study, out=sys.argv[1])
-print("told", study.told, [r.recipe["lr"] for r in records])
+sys.stdout.write(f"told {study.told} {[r.recipe['lr'] for r in records]}\\n")  # one write: ranks share the pipe
 """
 )
 
