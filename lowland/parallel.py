@@ -9,7 +9,7 @@ import itertools
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from lowland.core import shards
 from lowland.core.errors import ArgumentError, UsageError
@@ -238,44 +238,6 @@ def _join(backend: str, patience: timedelta) -> None:
     finally:
         if handler is not None:
             signal.signal(signal.SIGTERM, handler)
-
-
-class Pulse:
-    """What ranks tell each other once a step, heard one step later, so that nobody waits.
-
-    Args:
-        world: All ranks.
-    """
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._group: Any = dist.new_group(backend="gloo") if world.size > 1 else None
-        self._sent: tuple[Any, Tensor] | None = None
-
-    def beat(self, values: Sequence[float]) -> list[float]:
-        """Send this rank's numbers; get the sums over all ranks of those sent the last time, zeros the first time.
-
-        On a single rank the numbers come back at once.
-        """
-        mine = torch.tensor(values, dtype=torch.float64)
-        if self._world.size == 1:
-            return list(values)
-        heard = [0.0] * len(values)
-        if self._sent is not None:
-            handle, sums = self._sent
-            handle.wait()
-            heard = sums.tolist()
-        self._sent = (dist.all_reduce(mine, group=self._group, async_op=True), mine)
-        return heard
-
-    def close(self) -> None:
-        """Let what is under way come to its end."""
-        if self._sent is not None:
-            self._sent[0].wait()
-            self._sent = None
-        if self._group is not None:
-            dist.destroy_process_group(self._group)
-            self._group = None
 
 
 def assert_replicas_equal(model: nn.Module, group: dist.ProcessGroup | None = None) -> None:

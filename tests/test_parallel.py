@@ -22,7 +22,7 @@ import lowland
 from lowland import parallel
 from lowland.core import shards
 from lowland.core.errors import ArgumentError, LowlandError
-from lowland.parallel import Pulse, World, assert_replicas_equal, parse, world
+from lowland.parallel import assert_replicas_equal, parse, world
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,6 @@ def test_a_single_process_needs_no_mesh() -> None:
         assert (alone.rank, alone.size, alone.share, alone.along("probe"), alone.first) == (0, 1, (0, 1), None, True)
         alone.agree({"anything": 1})
         assert (alone.broadcast(3), alone.gather(3)) == (3, [3])
-        assert Pulse(alone).beat([1.0, 2.0]) == [1.0, 2.0]
     assert not dist.is_initialized()
 
 
@@ -173,18 +172,6 @@ def test_a_bit_that_differs_is_found() -> None:
         assert told.startswith(
             "RankError: replicas must be equal, but last.bias has other bits on rank 1 than on rank 0"
         )
-
-
-def beats() -> list[list[float]]:
-    rank = dist.get_rank()
-    pulse = Pulse(World(rank, 2, torch.device("cpu"), None, {}))
-    heard = [pulse.beat([float(rank), step]) for step in range(3)]
-    pulse.close()
-    return heard
-
-
-def test_what_ranks_tell_is_heard_one_step_later() -> None:
-    assert on_ranks(2, beats) == [[[0, 0], [1, 0], [1, 2]]] * 2
 
 
 def spoiled(wrapper: str, text: str, nth: int) -> Any:

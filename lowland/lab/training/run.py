@@ -25,10 +25,11 @@ from lowland.lab.training.evaluate import better, evaluate, fingerprint, headlin
 from lowland.lab.training.events import Events
 from lowland.lab.training.losses import Losses
 from lowland.lab.training.prepare import check_select, complete, line_of, loader_of
+from lowland.lab.training.pulse import Pulse
 from lowland.lab.training.resumption import changed_versions, check_held, restarted
 from lowland.lab.training.signals import Stopped, deferred
 from lowland.lab.training.trainer import Trainer, rehearse, settings
-from lowland.parallel import Pulse, World, world
+from lowland.parallel import World, world
 from lowland.runs.file import History, NoFile, RunFile, history
 from lowland.sharpness import m_sharpness
 

@@ -1,90 +1,28 @@
 """The promises of a task, one function each: what it raises says which promise is broken.
 
-``lowland.testing.check_task`` runs them all. They take one batch of each part and train one step.
+``check_task`` runs them all. They take one batch of each part and train one step.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lowland.core.batch import Batches
-from lowland.core.errors import ArgumentError
-from lowland.core.loss import Terms, terms
-from lowland.lab import models, names
-from lowland.lab.budget import Budget
-from lowland.lab.config import RunConfig
+from lowland.core.loss import terms
+from lowland.lab import names
 from lowland.lab.data.loader import Loader
-from lowland.lab.data.wrapped import dataset
-from lowland.lab.task import Task
+from lowland.lab.testing.trial import Trial
 from lowland.lab.training.trainer import Trainer
 from lowland.methods import make
 
-EXAMPLES = 8  # in a batch that the checks look at, at most
 SEEDS = 8  # random numbers that are tried before an augmentation counts as always the same
 CLOSE = 1e-4  # relative difference that rounding in fp32 may make
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A task with the model and the data folder that it is tried with.
-
-    Args:
-        task: The task.
-        model: What ``task.model`` gets.
-        root: Folder of data files.
-    """
-
-    task: Task
-    model: str
-    root: Path | None
-
-    @cached_property
-    def parts(self) -> dict[str, Any]:
-        """The parts of the data, wrapped where they are torch's own."""
-        return {name: dataset(name, part) for name, part in self.task.seeded(0).datasets(self.root).items()}
-
-    @cached_property
-    def batches(self) -> Batches:
-        """What cuts the task's batches."""
-        return Batches(self.task.cut)
-
-    def batch(self, part: str, seed: int | None = None) -> Any:
-        """The first examples of a part, the random numbers of their augmentation seeded; None augments nothing."""
-        data = self.parts[part]
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        return data.batch(torch.arange(min(EXAMPLES, len(data))), generator)
-
-    def net(self, seed: int = 0) -> nn.Module:
-        """A fresh model, as a run with this seed makes it."""
-        config = self.config("plain", seed)
-        return models.seeded(config.maker()[0], seed)
-
-    def config(self, method: str, seed: int = 0) -> RunConfig:
-        """A run on the CPU with the task's own recipe."""
-        recipe = self.task.recipe(self.model)
-        budget = Budget(limit=1.0)
-        return RunConfig(
-            task=self.task, model=self.model, method=method, seed=seed, recipe=recipe, budget=budget, device="cpu"
-        )
-
-    def losses(self) -> dict[str, Callable[[nn.Module, Any], Terms]]:
-        """Of model and batch: the loss that is judged, and the loss that is trained on, by their names."""
-        recipe, size = self.task.recipe(self.model), self.batches.known_size
-        return {
-            "loss": lambda model, batch: terms(self.task.loss(model, batch), size(batch)),
-            "training_loss": lambda model, batch: terms(self.task.training_loss(model, batch, recipe), size(batch)),
-        }
 
 
 def check_parts_are_there(trial: Trial) -> None:
@@ -139,11 +77,11 @@ def check_loss_is_a_loss(trial: Trial) -> None:
 
 def check_losses_of_parts_combine(trial: Trial) -> None:
     """The losses of a batch's parts, put together, are the loss of the batch."""
-    if _uncut(trial) is not None:
+    if trial.uncut() is not None:
         return
     model, batch = trial.net().eval(), trial.batch("test")
     for name, loss in trial.losses().items():
-        read = [loss(model, part) for part in trial.batches.split(batch, _half(trial))]
+        read = [loss(model, part) for part in trial.batches.split(batch, trial.half())]
         counts = [float(each.count or 0) for each in read]
         sums = [float(each.mean.detach()) * count for each, count in zip(read, counts, strict=True)]
         whole, together = float(loss(model, batch).mean.detach()), sum(sums) / (sum(counts) or 1)
@@ -177,7 +115,7 @@ def check_metrics_add_up(trial: Trial) -> None:
     _promise(not doubled, f"metrics has two of the name {', '.join(doubled)}")
     if trial.batches.known_size(batch) is None:
         return
-    halves = trial.batches.split(batch, _half(trial))
+    halves = trial.batches.split(batch, trial.half())
     for metric in task.metrics:
         with torch.no_grad():
             at_once = metric.over([(task.judged(model, batch)[1], batch)])
@@ -240,75 +178,6 @@ CHECKS: tuple[Callable[[Trial], None], ...] = (
     check_task_is_a_value,
     check_it_trains,
 )
-
-
-def check_task(task: Task, model: str | None = None, root: str | Path | None = None) -> list[str]:
-    """Run all checks on a task: data, model, loss, metrics, text, and one step of its recipe, on the CPU.
-
-    Whether train and test share examples is not checked.
-
-    Args:
-        task: The task.
-        model: What ``task.model`` gets; None is the first of ``task.models``.
-        root: Folder of data files; None is the environment variable ``LOWLAND_DATA``.
-
-    Returns:
-        Sentences on what the task allows less than others, such as a loss that cannot be cut. They are no faults.
-
-    Raises:
-        ArgumentError: It is no task.
-        AssertionError: It breaks a promise; the message names all that it breaks.
-    """
-    broken: dict[str, str] = {}
-    for name, check in task_checks(task, model, root):
-        try:
-            check()
-        except Exception as error:
-            # What one part lacks, several checks stumble over.
-            broken.setdefault(f"{type(error).__name__}: {error}", name)
-    if broken:
-        listed = "\n  ".join(f"{name}: {message}" for message, name in broken.items())
-        raise AssertionError(f"{type(task).__name__} breaks {len(broken)} promises:\n  {listed}")
-    remark = _uncut(_trial(task, model, root))
-    return [] if remark is None else [remark]
-
-
-def task_checks(
-    task: Task, model: str | None = None, root: str | Path | None = None
-) -> Iterator[tuple[str, Callable[[], None]]]:
-    """The checks of :func:`check_task` one by one, as pairs of a name and a function without arguments."""
-    trial = _trial(task, model, root)
-    for check in CHECKS:
-        yield check.__name__.removeprefix("check_"), partial(check, trial)
-
-
-def _trial(task: Task, model: str | None, root: str | Path | None) -> Trial:
-    if not isinstance(task, Task):
-        raise ArgumentError(f"task must be a lowland.lab.Task, but is {task!r}; pass an object, such as Pose()")
-    place = root or os.environ.get("LOWLAND_DATA")
-    return Trial(task, model or task.models[0], None if place is None else Path(place))
-
-
-def _uncut(trial: Trial) -> str | None:
-    """Why a batch and its loss cannot be cut, and what that rules out; None where they can."""
-    batch, what = trial.batch("test"), type(trial.task).__name__
-    if trial.batches.known_size(batch) is None:
-        return (
-            f"a batch of {what} cannot be cut, so accumulate, several ranks and methods that choose examples refuse "
-            "it; give cut, an object with size(batch) and take(batch, index)"
-        )
-    means = [name for name, loss in trial.losses().items() if loss(trial.net().eval(), batch).count is None]
-    if not means:
-        return None
-    return (
-        f"{means[0]} of {what} is a mean, which cannot be cut, so accumulate and methods that choose examples refuse "
-        "it; return one loss per example, or lowland.Loss(total, count)"
-    )
-
-
-def _half(trial: Trial) -> int:
-    """More than half of a batch, so that its two parts are of different sizes."""
-    return trial.batches.size(trial.batch("test")) // 2 + 1
 
 
 def _same(a: Any, b: Any, close: float = 0.0) -> bool:
