@@ -1,9 +1,8 @@
 """What a method costs beyond its gradients: step times side by side in one process, and peak memory.
 
 All variants take turns, step by step, so that a machine whose speed drifts slows all of them alike. Figures are
-medians of ratios between neighbors in time. Where a method differentiates some of the tensors only, that draw changes
-from step to step and the gain with it; those variants take a step in every fourth round, so that they lengthen a
-measurement by little.
+medians of ratios between neighbors in time. The sparse variants differentiate a random subset of the tensors, so
+their cost varies from step to step. They take a step in every fourth round only, to keep the measurement short.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ Step = Callable[[], None]
 CYCLE = 5  # LookSAM's k, and the number of steps its cost is averaged over
 EVERY = 4  # rounds from one step of a sparse variant to the next
 SPARSE = "lowland sl-sam(s=0.2)"
-WARMUP = CYCLE  # rounds that do not count; whole cycles, so that the first that counts begins one
+WARMUP = CYCLE  # rounds that are not counted; a multiple of CYCLE, so that counting begins with a cycle
 
 
 class ManySmall(nn.Module):
@@ -59,7 +58,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Masked(lowland.Method):
-    """The gradient of tensors drawn with probability ``share``, as ESAM's first pass and SL-SAM's passes ask for it."""
+    """Computes the gradient of a random subset of tensors, like ESAM's first pass and SL-SAM's passes."""
 
     share: float = 1.0
 
@@ -68,8 +67,8 @@ class Masked(lowland.Method):
         drawn = [False]
         while not any(drawn):
             drawn = [engine.rng.random() < self.share for _ in engine.params]
-        here = yield lowland.Probe(batch, wrt=None if all(drawn) else drawn)
-        return here.loss, here.grad
+        reading = yield lowland.Probe(batch, wrt=None if all(drawn) else drawn)
+        return reading.loss, reading.grad
 
 
 def _resnet() -> Case:
@@ -123,7 +122,7 @@ def _ours(case: Case, method: lowland.Method) -> Step:
 
 
 def _gradient(case: Case, share: float) -> Step:
-    """Forward and backward alone: an optimizer's step would be shorter, too, where gradients are missing."""
+    """A step without the optimizer's update, whose time would also depend on the number of gradients."""
     model = case.model()
     optimizer = _base(model)
     engine = lowland.Engine(Masked(share=share), model, optimizer, loss_fn)
@@ -179,12 +178,12 @@ def _sparse_variants(case: Case) -> dict[str, Step]:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
+    previous = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous)
 
 
 def measure(name: str, *, rounds: int = 60, tick: Callable[[], None] | None = None) -> dict[str, Any]:
@@ -227,9 +226,9 @@ def measure(name: str, *, rounds: int = 60, tick: Callable[[], None] | None = No
 
 def _ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
     def ratio(a: str, b: str, cycle: int = 1) -> float:
-        # A median for each step of the cycle, and their mean: one slow step of a shared machine counts for nothing.
-        apart = EVERY if len(seconds[a]) < len(seconds[b]) else 1
-        pairs = [x / y for x, y in zip(seconds[a], seconds[b][::apart], strict=True)]
+        # The mean over the cycle of the medians per step of the cycle: a single slow step has no influence.
+        stride = EVERY if len(seconds[a]) < len(seconds[b]) else 1
+        pairs = [x / y for x, y in zip(seconds[a], seconds[b][::stride], strict=True)]
         return round(statistics.fmean(statistics.median(pairs[i::cycle]) for i in range(cycle)), 4)
 
     ratios = {
@@ -244,9 +243,9 @@ def _ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
         ratios["pytorch_optimizer sam / two gradients"] = ratio("pytorch_optimizer sam", "two gradients")
     if SPARSE in seconds:
         ratios[f"{SPARSE} / lowland sam"] = ratio(SPARSE, "lowland sam")
-        for share, told in ((60, ", as esam's first pass"), (20, "")):
-            name = f"gradient of {share} % of the tensors"
-            ratios[f"{name} / full gradient{told}"] = ratio(name, "full gradient")
+        for percent, note in ((60, ", as esam's first pass"), (20, "")):
+            name = f"gradient of {percent} % of the tensors"
+            ratios[f"{name} / full gradient{note}"] = ratio(name, "full gradient")
     return ratios
 
 
@@ -255,9 +254,9 @@ def _memory(case: Case) -> dict[str, float]:
     size = sum(p.numel() * p.element_size() for p in case.model().parameters())
 
     def peak(method: lowland.Method | None) -> int:
-        with LiveTensors() as meter:  # counts from before the model is made, so that nothing is missed
+        with LiveTensors() as meter:  # entered before the model is made, so that the meter counts its tensors
             step = _bare(case, 1) if method is None else _ours(case, method)
-            for _ in range(CYCLE + 1):  # a LookSAM refresh, too, with all buffers of the optimizer in place
+            for _ in range(CYCLE + 1):  # includes a LookSAM refresh when the optimizer has all its buffers
                 step()
         return int(meter.peak)
 
@@ -268,7 +267,7 @@ def _memory(case: Case) -> dict[str, float]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The machine and the versions that the figures were measured on."""
     return {
         "machine": platform.machine(),
         "processor": _processor(),

@@ -1,4 +1,4 @@
-"""``lowland bench``: measure this machine."""
+"""``lowland bench``: measure step times, memory and traffic on this machine."""
 
 from __future__ import annotations
 
@@ -56,19 +56,19 @@ class Bench:
         """Measure, print, write."""
         names = self._names()
         out = self.out or Path(f"bench-{self.what}.json")
-        drawing = out.with_suffix(".svg") if self.what == "comm" else None
+        figure = out.with_suffix(".svg") if self.what == "comm" else None
         self._check_network(out)
-        for path in filter(None, (out, drawing)):
-            _check_writable(path)  # before the minutes of measuring, not after
-        found = [self._watched(name, console) for name in names]
-        for result in found:
-            for shown in shown_as(self.what, result):
-                console.print(shown, highlight=False)
+        for path in filter(None, (out, figure)):
+            _check_writable(path)  # fail before the minutes of measuring
+        results = [self._watched(name, console) for name in names]
+        for result in results:
+            for renderable in shown_as(self.what, result):
+                console.print(renderable, highlight=False)
         machine = overhead.machine() if self.what == "overhead" else parallel.machine()
-        out.write_text(json.dumps({"machine": machine, "cases": found}, indent=2) + "\n")
-        if drawing is not None:
-            draw(found, drawing)
-        for path in filter(None, (out, drawing)):
+        out.write_text(json.dumps({"machine": machine, "cases": results}, indent=2) + "\n")
+        if figure is not None:
+            draw(results, figure)
+        for path in filter(None, (out, figure)):
             console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
         return 0
 
@@ -108,16 +108,16 @@ class Bench:
             return overhead.measure(name, rounds=self.rounds, tick=tick)
         if self.what == "parallel":
             return parallel.measure(name, rounds=self.rounds, tick=tick)
-        wide = tuple(self.bandwidths)
-        return parallel.measure_network(name, rounds=self.rounds, bandwidths=wide, delay=self.delay, tick=tick)
+        bandwidths = tuple(self.bandwidths)
+        return parallel.measure_network(name, rounds=self.rounds, bandwidths=bandwidths, delay=self.delay, tick=tick)
 
 
 def _check_writable(out: Path) -> None:
-    present = out.exists()
+    existed = out.exists()
     try:
         out.open("a").close()
-        if not present:
-            out.unlink()  # nothing is left of a measurement that comes to nothing
+        if not existed:
+            out.unlink()  # leave no empty file if the measurement fails later
     except OSError as error:
         raise ArgumentError(
             f"out must be a file that can be written to, but {out} cannot be ({error.strerror}); choose another --out"
@@ -125,7 +125,7 @@ def _check_writable(out: Path) -> None:
 
 
 def shown_as(what: str, result: dict[str, Any]) -> list[Table | str]:
-    """One case as a table, and what there is to say about it."""
+    """The table of one case, and for ``comm`` the sentences below the table."""
     if what == "overhead":
         return [table(result)]
     if what == "parallel":
@@ -135,79 +135,80 @@ def shown_as(what: str, result: dict[str, Any]) -> list[Table | str]:
 
 def table(result: dict[str, Any]) -> Table:
     """Ratios, memory and medians of one case."""
-    shown = _figures(result)
+    rows = _figures(result)
     for name, value in result["memory"].items():
-        shown.add_row(f"peak memory: {name}", f"{value:.2f}")
-    return _with_medians(shown, result)
+        rows.add_row(f"peak memory: {name}", f"{value:.2f}")
+    return _with_medians(rows, result)
 
 
 def parallel_table(result: dict[str, Any]) -> Table:
-    """Ratios, traffic and medians of one case; plain and SAM on one process, the others on two."""
-    shown = _figures(result)
+    """Ratios, traffic and medians of one case; plain and SAM run on one process, the others on two."""
+    rows = _figures(result)
     for name, value in result["bytes"].items():
         if value:
-            shown.add_row(f"a rank gives into exchanges in a step: {name}", f"{value / 1e6:.3f} MB")
+            rows.add_row(f"a rank gives into exchanges in a step: {name}", f"{value / 1e6:.3f} MB")
     for name, value in result["wire_bytes"].items():
         if result["bytes"][name] and value is not None:
-            shown.add_row(f"leaves a rank's network device in a step: {name}", f"{value / 1e6:.3f} MB")
-    share = f"{result['exposed_ms']:.1f} ms, {100 * result['exposed_share']:.1f} %"
-    shown.add_row("of the exchange not hidden behind backward: sampa", share)
-    return _with_medians(shown, result)
+            rows.add_row(f"leaves a rank's network device in a step: {name}", f"{value / 1e6:.3f} MB")
+    exposed = f"{result['exposed_ms']:.1f} ms, {100 * result['exposed_share']:.1f} %"
+    rows.add_row("of the exchange not hidden behind backward: sampa", exposed)
+    return _with_medians(rows, result)
 
 
 def comm_table(result: dict[str, Any]) -> Table:
-    """Ratios of one case, a row for each bandwidth."""
+    """Ratios of one case, one row per bandwidth."""
     delay = f", {result['delay']:g} ms delay" if result["delay"] else ""
     title = f"{result['case']}, {result['bandwidths'][0]['rounds']} rounds at each bandwidth{delay}"
     ratios = ("sam / plain", "dp-sam / plain", "sampa / plain", "sampa / dp-sam")
-    shown = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    rows = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     for name in ("Mbit/s", *ratios, "sampa's exchange not hidden"):
-        shown.add_column(name, justify="right")
+        rows.add_column(name, justify="right")
     for at in result["bandwidths"]:
         values = [f"{at['ratios'][name]:.3f}" for name in ratios]
-        shown.add_row(f"{at['mbit']:g}", *values, f"{100 * at['exposed_share']:.1f} % of the step")
-    return shown
+        rows.add_row(f"{at['mbit']:g}", *values, f"{100 * at['exposed_share']:.1f} % of the step")
+    return rows
 
 
 def sentence(result: dict[str, Any], other: str) -> str:
-    """Where SAMPa on two processes is faster than another variant, and where it stops to be."""
+    """The sentence that lists the bandwidths at which SAMPa on two processes is faster than another variant."""
     faster = result["faster"][f"sampa than {other}"]
-    every = len(faster["at"]) == len(result["bandwidths"])
-    at = ", ".join(f"{mbit:g}" for mbit in faster["at"])
-    where = "at every bandwidth measured" if every else f"at {at} Mbit/s" if at else "at no bandwidth measured"
-    turns = " and ".join(f"{mbit:g}" for mbit in faster["turns"])
-    level = f"; the two are level at about {turns} Mbit/s" if turns else ""
+    listed = ", ".join(f"{mbit:g}" for mbit in faster["at"])
+    where = f"at {listed} Mbit/s" if listed else "at no bandwidth measured"
+    if len(faster["at"]) == len(result["bandwidths"]):
+        where = "at every bandwidth measured"
+    crossings = " and ".join(f"{mbit:g}" for mbit in faster["turns"])
+    level = f"; the two are level at about {crossings} Mbit/s" if crossings else ""
     return f"{result['case']}: {NAMES['sampa']} is faster than {NAMES[other]} {where}{level}."
 
 
 def _figures(result: dict[str, Any]) -> Table:
-    shown = Table(box=box.SIMPLE_HEAD, title=f"{result['case']}, {result['rounds']} rounds", title_justify="left")
-    shown.add_column("figure", overflow="fold")
-    shown.add_column("value", justify="right", no_wrap=True)
+    rows = Table(box=box.SIMPLE_HEAD, title=f"{result['case']}, {result['rounds']} rounds", title_justify="left")
+    rows.add_column("figure", overflow="fold")
+    rows.add_column("value", justify="right", no_wrap=True)
     for name, value in result["ratios"].items():
-        shown.add_row(name, f"{value:.3f}")
-    return shown
+        rows.add_row(name, f"{value:.3f}")
+    return rows
 
 
-def _with_medians(shown: Table, result: dict[str, Any]) -> Table:
+def _with_medians(rows: Table, result: dict[str, Any]) -> Table:
     for name, value in result["median_ms"].items():
-        shown.add_row(f"median step: {name}", f"{value:.1f} ms")
-    return shown
+        rows.add_row(f"median step: {name}", f"{value:.1f} ms")
+    return rows
 
 
 def draw(found: Sequence[dict[str, Any]], out: Path) -> None:
     """Draw step time against bandwidth as SVG, a panel for each case.
 
     Args:
-        found: What :func:`lowland.bench.two_processes.driver.measure_network` returned.
-        out: The file.
+        found: The results of :func:`lowland.bench.two_processes.driver.measure_network`.
+        out: The SVG file to write.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     from lowland.report.drawing import STYLE
 
-    # Text as curves: a file of its own is looked at where its font may be missing.
+    # Draw text as curves: the viewer of the file may lack the font.
     with rc_context({**STYLE, "svg.fonttype": "path"}):
         figure = Figure(figsize=(5.2 * len(found), 3.7), layout="constrained")
         for result, axes in zip(found, figure.subplots(1, len(found), squeeze=False)[0], strict=True):
@@ -220,15 +221,15 @@ def _panel(axes: Axes, result: dict[str, Any]) -> None:
 
     from lowland.report.drawing import COLORS, NEUTRAL
 
-    wide = [at["mbit"] for at in result["bandwidths"]]
+    bandwidths = [at["mbit"] for at in result["bandwidths"]]
     for name, (color, marker, dashes) in DRAWN.items():
         times = [at["ratios"][f"{name} / plain"] for at in result["bandwidths"]]
-        axes.plot(wide, times, color=COLORS[color], marker=marker, ls=dashes, lw=1.8, ms=5.5, label=NAMES[name])
+        axes.plot(bandwidths, times, color=COLORS[color], marker=marker, ls=dashes, lw=1.8, ms=5.5, label=NAMES[name])
     axes.axhline(1, color=NEUTRAL, ls=":", lw=1.4, label=NAMES["plain"])
     axes.set_xscale("log")
     axes.set_yscale("log")
     plain = FuncFormatter(lambda value, _: f"{value:g}")
-    axes.set_xticks(wide, [f"{mbit:,g}" if mbit < 1e6 else f"{mbit:g}" for mbit in wide])
+    axes.set_xticks(bandwidths, [f"{mbit:,g}" if mbit < 1e6 else f"{mbit:g}" for mbit in bandwidths])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axes.yaxis.set_major_formatter(plain)

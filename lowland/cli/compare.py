@@ -1,4 +1,4 @@
-"""``lowland compare``: the main job."""
+"""``lowland compare``: trains several methods and compares them."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ class Compare(Options):
     seeds: int = 3
 
     def run(self, console: Console, argv: Sequence[str]) -> int:
-        """Do what is missing, then print table and verdict and write the page."""
+        """Train the missing runs, print the table and the verdict, and write the page."""
         base = self.config()
-        methods, left_out = expand(self.methods, base)
-        for text in left_out:
+        methods, omissions = expand(self.methods, base)
+        for text in omissions:
             console.print(text, style="yellow", markup=False, highlight=False)
         runs = grid(base, methods, self.seeds)
-        with display(console, len(runs), base.task.metrics) as shown:
-            folders = compare(runs, self.out, shown, command=command(argv))
+        with display(console, len(runs), base.task.metrics) as progress:
+            folders = compare(runs, self.out, progress, command=command(argv))
         if ranks()[0] > 0:
-            return 0  # the first rank reports
+            return 0  # only rank 0 reports
         records = read_all(folders)
         rows = summarize(records)
         page = self.out / page_name(runs)
-        write_page(records, page, command=shlex.join(command(argv)), remarks=left_out)
+        write_page(records, page, command=shlex.join(command(argv)), remarks=omissions)
         console.print(rich_table(rows, console.width))
-        for text in (verdict(rows), *notes(records), *left_out, legend(rows), f"page: {page}"):
+        for text in (verdict(rows), *notes(records), *omissions, legend(rows), f"page: {page}"):
             if text:
                 console.print(text, markup=False, highlight=False, soft_wrap=text.startswith("page"))
         return DIVERGED if any(row.diverged for row in rows) else 0
 
     def resumption(self, argv: Sequence[str]) -> list[str]:
-        """What to type to go on: the same."""
+        """The command that resumes the comparison: the same command."""
         return command(argv)

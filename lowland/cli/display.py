@@ -1,4 +1,4 @@
-"""Progress for people: bars on a terminal, a line now and then anywhere else."""
+"""Shows the progress of runs: bars on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from lowland.lab.metric import Metric
 from lowland.lab.training.evaluate import headline
 from lowland.lab.training.run import Update
 
-LINE_SECONDS = 15.0  # between lines about one run, where nobody watches
+LINE_SECONDS = 15.0  # seconds between progress lines when the output is no terminal
 
 
 class Lines:
-    """One line when a run begins or ends, and some in between if it takes long.
+    """Prints a line at the end of each run, and progress lines during long runs.
 
     Args:
-        console: Where to.
-        total: How many runs there are.
-        metrics: Those of the task; the first is shown.
+        console: The console to print to.
+        total: The number of runs.
+        metrics: The metrics of the task; the first is shown.
     """
 
     def __init__(self, console: Console, total: int, metrics: Sequence[Metric] = ()) -> None:
         self.console, self.metrics = console, metrics
         self.total = total
         self.count = 0
-        self._told = self._begun = time.monotonic()
+        self._printed = self._begun = time.monotonic()
         self._first: float | None = None
 
     def __enter__(self) -> Self:
@@ -39,34 +39,35 @@ class Lines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing to take down."""
+        """Nothing to clean up."""
 
     def begin(self, name: str) -> None:
-        """A run begins, or goes on."""
-        self._told = self._begun = time.monotonic()
+        """Note that a run begins or resumes."""
+        self._printed = self._begun = time.monotonic()
         self._first = None
 
     def update(self, update: Update) -> None:
-        """The run has come this far."""
+        """Show the progress of the run."""
         self._note_first(update)
-        if time.monotonic() - self._told >= LINE_SECONDS:
-            self._told = time.monotonic()
+        if time.monotonic() - self._printed >= LINE_SECONDS:
+            self._printed = time.monotonic()
             self._say(f"{update.run}: {100 * update.fraction:.0f} %, {state(update, self.left(update))}")
 
     def end(self, name: str, line: dict[str, Any], *, kept: bool) -> None:
-        """The run is over."""
+        """Show the result of the run."""
         self.count += 1
         self._say(f"[{self.count}/{self.total}] {name}: {outcome(line, self.metrics, kept=kept)}")
 
     def left(self, update: Update) -> float | None:
-        """Seconds until the run's end at the pace since its first update; None as long as that is not known."""
+        """The estimated seconds until the run's end, from the pace since the first update; None without a pace."""
         done = update.fraction - (update.fraction if self._first is None else self._first)
         if done <= 0:
             return None
         return (time.monotonic() - self._begun) * (1 - update.fraction) / done
 
     def _note_first(self, update: Update) -> None:
-        if self._first is None:  # preparations are over, and a resumed run has jumped to where it was
+        # The first update comes after the preparations and after the loading of a checkpoint.
+        if self._first is None:
             self._first, self._begun = update.fraction, time.monotonic()
 
     def _say(self, text: str) -> None:
@@ -92,22 +93,22 @@ class Bars(Lines):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take the bars down; the lines above stay."""
+        """Remove the bars; the lines above remain."""
         self._progress.stop()
 
     def begin(self, name: str) -> None:
-        """A run begins, or goes on."""
+        """Note that a run begins or resumes."""
         super().begin(name)
         self._progress.update(self._run, description=name, completed=0.0, state="preparing", visible=True)
 
     def update(self, update: Update) -> None:
-        """The run has come this far."""
+        """Show the progress of the run."""
         self._note_first(update)
         text = state(update, self.left(update))
         self._progress.update(self._run, completed=update.fraction, state=text)
 
     def end(self, name: str, line: dict[str, Any], *, kept: bool) -> None:
-        """The run is over."""
+        """Show the result of the run."""
         super().end(name, line, kept=kept)
         self._progress.update(self._run, visible=False)
         if self._runs is not None:
@@ -120,7 +121,7 @@ def display(console: Console, total: int, metrics: Sequence[Metric] = ()) -> Lin
 
 
 def state(update: Update, left: float | None) -> str:
-    """Where a run stands, in a line."""
+    """The state of a run on one line: epoch, loss, score, speed and remaining time."""
     parts = [f"epoch {update.epoch + 1}", f"loss {update.loss:.3f}"]
     if update.score is not None:
         parts.append(update.score)
@@ -131,7 +132,7 @@ def state(update: Update, left: float | None) -> str:
 
 
 def outcome(line: dict[str, Any], metrics: Sequence[Metric], *, kept: bool) -> str:
-    """What a finished run came to."""
+    """The result of a finished run on one line."""
     seconds = line.get("seconds") or 0.0
     text = "diverged" if line.get("diverged") else f"test {headline(metrics, line.get('test') or {})}"
     epochs = f"{line['epochs']} epoch{'s' * (line['epochs'] != 1)}"
@@ -139,7 +140,7 @@ def outcome(line: dict[str, Any], metrics: Sequence[Metric], *, kept: bool) -> s
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them.
+    """A duration in seconds, minutes or hours.
 
     Example:
         >>> duration(3.21), duration(75), duration(7300)

@@ -1,4 +1,4 @@
-"""The docstring of a method, taken apart: what it is, its fields, and its sections."""
+"""Parses the docstring of a method into title, rule, fields and sections."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 import re
 from dataclasses import dataclass
 
-# By name: a first line may begin with a word and a colon, too.
+# Headings are matched by name, because a first line may also begin with a word and a colon.
 _HEADING = re.compile(r"^(Args|Cost|Differs|Invariants|Use|Reference):(?=$| )", re.MULTILINE)
 _FIELD = re.compile(r"^    (\w+): ", re.MULTILINE)
 _ROLE = re.compile(r":\w+:`~?([^`]*)`")
@@ -18,8 +18,8 @@ class Docstring:
 
     Args:
         title: The first paragraph, on one line.
-        rule: The paragraphs before the first section; a line that is indented stands as it is.
-        fields: What is said of each argument, on one line.
+        rule: The paragraphs between the title and the first section; literal blocks keep their lines.
+        fields: The description of each argument, on one line.
         sections: The other sections by heading, each on one line.
     """
 
@@ -30,7 +30,7 @@ class Docstring:
 
 
 def parse(kind: type) -> Docstring:
-    """Take a class's docstring apart; an argument that it does not explain itself is looked up in its bases.
+    """Parse a class's docstring; an argument without a description takes that of a base class.
 
     Example:
         >>> from lowland.methods import METHODS
@@ -45,25 +45,25 @@ def parse(kind: type) -> Docstring:
         for name, text in zip(parts[1::2], parts[2::2], strict=True):
             if not text.startswith("See :class:"):
                 fields.setdefault(name, _plain(text))
-    told = {name: _plain(text) for name, text in sections.items() if name != "Args"}
-    return Docstring(_plain(title), tuple(_paragraphs(rule)), fields, told)
+    plain_sections = {name: _plain(text) for name, text in sections.items() if name != "Args"}
+    return Docstring(_plain(title), tuple(_paragraphs(rule)), fields, plain_sections)
 
 
 def _split(kind: type) -> tuple[str, dict[str, str]]:
-    """What comes before the first section, and the sections as they are written."""
+    """The text before the first section, and the raw text of each section."""
     head, *parts = _HEADING.split(inspect.cleandoc(kind.__doc__ or ""))
     return head, dict(zip(parts[::2], parts[1::2], strict=True))
 
 
 def _paragraphs(texts: list[str]) -> list[str]:
-    """Each on one line, but literal blocks line by line; the ``::`` before them has done its work."""
-    found: list[str] = []
+    """The paragraphs, each on one line; literal blocks keep their lines, and the ``::`` before them is removed."""
+    paragraphs: list[str] = []
     for text in texts:
         if text.startswith("    "):
-            found.append(text)
+            paragraphs.append(text)
         elif text.strip() != "::":
-            found.append(re.sub("::$", ":", _plain(text)))
-    return found
+            paragraphs.append(re.sub("::$", ":", _plain(text)))
+    return paragraphs
 
 
 def _plain(text: str) -> str:

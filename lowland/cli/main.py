@@ -1,4 +1,4 @@
-"""The entry point: parse, run one command, and turn what goes wrong into one clear line."""
+"""The entry point: parses the arguments, runs one command, and reports an error on one line."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from typing import Annotated, Any, Union
 from lowland.core.errors import LowlandError, MissingExtraError
 
 DESCRIPTION = "Sharpness-aware minimization at the price of plain training: compare methods, honestly."
-WIDTH = 110  # of what goes to a file: room for every table
+WIDTH = 110  # width of output to a file or pipe; wide enough for every table
 PACKAGES = {"tyro": "tyro", "rich": "rich", "numpy": "numpy"}
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, at a moment when there is nothing to save."""
+    """SIGTERM outside of a training, when there is no state to save."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: The arguments; those of the process by default.
+        argv: The arguments; by default, those of the process.
 
     Returns:
-        The exit code: 0, 2 after an error that the message explains, 3 where a training diverged, 130 or 143 after
-        SIGINT or SIGTERM.
+        The exit code: 0; 2 after an error that the message explains; 3 if a training diverged; 130 or 143 after SIGINT
+        or SIGTERM.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv == ["--version"]:
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = str(error).splitlines()[0]
         print(f"lowland: {_who()}error: another rank is gone, or too late ({reason})", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:  # before there was anything to stop
+    except KeyboardInterrupt:  # before a command ran
         return 128 + signal.SIGINT
 
 
@@ -70,21 +70,21 @@ def _dispatch(argv: Sequence[str]) -> int:
     from lowland.parallel import ranks, world
 
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
-    chosen: Any = tyro.cli(_commands(), prog="lowland", description=DESCRIPTION, args=list(argv), config=config)
+    selected: Any = tyro.cli(_commands(), prog="lowland", description=DESCRIPTION, args=list(argv), config=config)
     console = Console(width=None if sys.stdout.isatty() else WIDTH, quiet=ranks()[0] > 0)
     with _readable_warnings(Console(stderr=True)):
         try:
             # Several runs of one command share the ranks.
-            with world(chosen.mesh, chosen.device) if isinstance(chosen, Options) else nullcontext():
-                return int(chosen.run(console, argv))
+            with world(selected.mesh, selected.device) if isinstance(selected, Options) else nullcontext():
+                return int(selected.run(console, argv))
         except Stopped as stop:
-            return _stopped(chosen, argv, stop.signum)
+            return _stopped(selected, argv, stop.signum)
         except KeyboardInterrupt as stop:
-            return _stopped(chosen, argv, signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
+            return _stopped(selected, argv, signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
 
 
 def _commands() -> Any:
-    """The commands as one type."""
+    """The union type of all commands."""
     import tyro
 
     from lowland.cli.bench import Bench
@@ -101,22 +101,22 @@ def _commands() -> Any:
 
 
 def _who() -> str:
-    """The rank, where there are several."""
+    """The prefix that names the rank; empty for a single process."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return f"rank {os.environ.get('RANK', '0')}: " if several else ""
 
 
 def _stopped(chosen: Any, argv: Sequence[str], signum: int) -> int:
     name = signal.Signals(signum).name
-    again = chosen.resumption(argv) if hasattr(chosen, "resumption") else ["lowland", *argv]
+    resumption = chosen.resumption(argv) if hasattr(chosen, "resumption") else ["lowland", *argv]
     if _who() in ("", "rank 0: "):
-        print(f"lowland: stopped by {name}; to go on: {shlex.join(again)}", file=sys.stderr)
+        print(f"lowland: stopped by {name}; to go on: {shlex.join(resumption)}", file=sys.stderr)
     return 128 + signum
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM unwind like Ctrl-C."""
+    """Turn SIGTERM into an exception, as Python does with SIGINT."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -124,28 +124,28 @@ def _terminable() -> Iterator[None]:
     def terminate(signum: int, frame: FrameType | None) -> None:
         raise _Terminated
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    previous = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager
 def _readable_warnings(console: Any) -> Iterator[None]:
-    """Show what the lab warns of as one line, without the place in the code."""
+    """Show warnings of the lab on one line, without file and line number."""
     from lowland.lab.training.run import LabWarning
 
-    usual = warnings.showwarning
+    original = warnings.showwarning
 
-    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    def show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, LabWarning):
             console.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
         else:
-            usual(message, category, *place, **more)
+            original(message, category, *place, **more)
 
-    warnings.showwarning = show
+    warnings.showwarning = show_warning
     try:
         yield
     finally:
-        warnings.showwarning = usual
+        warnings.showwarning = original

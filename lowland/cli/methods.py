@@ -1,4 +1,4 @@
-"""``lowland methods``: what there is, and what it costs."""
+"""``lowland methods``: list the methods with their costs, or explain one of them."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ NOTE = (
     "Adaptive methods spend more on other problems, random ones vary, and late starts in the middle here. "
     "All about one of them: lowland methods NAME"
 )
-WIDE = 100  # columns from which fields are shown, too
-NARROW = 80  # columns from which papers, memory and all-reduces are
-PAGE = 100  # the longest line of a page
+WIDE = 100  # terminal width from which the table shows the fields
+NARROW = 80  # terminal width from which the table shows papers, memory and all-reduces
+PAGE = 100  # the largest width of a page
 SECTIONS = {
     "Cost": "Cost, by its rule",
     "Invariants": "Invariants",
@@ -70,8 +70,8 @@ class Methods:
 
 
 def table(width: int) -> Table:
-    """Every method in a row; below 100 columns without fields, below 80 without papers, memory and all-reduces."""
-    found = Table(box=box.SIMPLE_HEAD, padding=(0, int(width >= WIDE), 0, 0), pad_edge=False)
+    """The table of methods; below 100 columns without fields, below 80 without papers, memory and all-reduces."""
+    rows = Table(box=box.SIMPLE_HEAD, padding=(0, int(width >= WIDE), 0, 0), pad_edge=False)
     titles = [
         "method",
         "paper",
@@ -81,14 +81,14 @@ def table(width: int) -> Table:
         "memory, P\nkept/peak",
         "all-\nreduces",
     ]
-    left_out = set() if width >= WIDE else {"fields"} if width >= NARROW else {"fields", "paper", *titles[5:]}
-    shown = [title not in left_out for title in titles]
-    for title in compress(titles, shown):
-        text = title in ("method", "paper", "fields")
-        found.add_column(
+    hidden = set() if width >= WIDE else {"fields"} if width >= NARROW else {"fields", "paper", *titles[5:]}
+    visible = [title not in hidden for title in titles]
+    for title in compress(titles, visible):
+        is_text = title in ("method", "paper", "fields")
+        rows.add_column(
             title,
             style="bold" if title == "method" else "",
-            justify="left" if text else "right",
+            justify="left" if is_text else "right",
             overflow="fold" if title == "fields" else "ellipsis",
             no_wrap=title != "fields",
         )
@@ -96,20 +96,20 @@ def table(width: int) -> Table:
         memory = f"{costs.resident:.1f} / {costs.peak:.1f}"
         numbers = [gradients(costs).replace(" (", "\n("), f"{costs.sequential:.2f}", memory, f"{costs.reduces:.2f}"]
         cells = [key, paper(METHODS[key]).replace(", arXiv", ",\narXiv"), _fields(METHODS[key]), *numbers]
-        found.add_row(*map(Text, compress(cells, shown)))
-    for key in METHODS.keys() - by_cost().keys():  # methods of one's own with fields that only their user knows
-        found.add_row(*map(Text, compress([key, paper(METHODS[key]), "", *["–"] * 4], shown)))
-    return found
+        rows.add_row(*map(Text, compress(cells, visible)))
+    for key in METHODS.keys() - by_cost().keys():  # user-defined methods that need arguments
+        rows.add_row(*map(Text, compress([key, paper(METHODS[key]), "", *["–"] * 4], visible)))
+    return rows
 
 
 def by_cost() -> dict[str, Costs]:
-    """The measured costs of all methods, the cheapest first; among equals the one that waits less, then as listed."""
-    found = {key: costs for key in METHODS if (costs := _counted(key)) is not None}
-    return dict(sorted(found.items(), key=lambda item: (round(item[1].price, 3), round(item[1].sequential, 3))))
+    """The measured costs of all methods by key, sorted by total gradients, then by sequential gradients."""
+    measured = {key: costs for key in METHODS if (costs := _counted(key)) is not None}
+    return dict(sorted(measured.items(), key=lambda item: (round(item[1].price, 3), round(item[1].sequential, 3))))
 
 
 def _counted(key: str) -> Costs | None:
-    """The measured costs of a method; None where the tiny training cannot run it as it is."""
+    """The measured costs of a method; None where the tiny training cannot run the method with its defaults."""
     try:
         return measure(specimen(key))
     except (LowlandError, TypeError):
@@ -119,7 +119,7 @@ def _counted(key: str) -> Costs | None:
 
 
 def gradients(costs: Costs) -> str:
-    """Gradients per step in total, with forward passes, and for which share of the weights.
+    """Gradients per step as text: their number, forward passes, and the number weighted by the tensors covered.
 
     Example:
         >>> gradients(measure(specimen("esam")))
@@ -131,30 +131,30 @@ def gradients(costs: Costs) -> str:
 
 
 def page(key: str, width: int) -> Iterator[Text]:
-    """All about one method, line by line."""
-    kind, told = METHODS[key], parse(METHODS[key])
+    """The lines of the page that explains one method."""
+    kind, docstring = METHODS[key], parse(METHODS[key])
     yield Text(f"{key}: {kind.__name__}", style="bold")
     yield Text("")
-    yield from _wrapped(told.title, width)
-    for paragraph in told.rule:
+    yield from _wrapped(docstring.title, width)
+    for paragraph in docstring.rule:
         yield Text("")
         yield from _wrapped(paragraph, width)
     yield from _heading("Fields")
-    yield from _explained(kind, told, width)
+    yield from _explained(kind, docstring, width)
     yield from _heading("Measured cost")
     yield from _wrapped(_measured(key), width, "    ")
     for name, heading in SECTIONS.items():
-        if name in told.sections:
+        if name in docstring.sections:
             yield from _heading(heading)
-            yield from _wrapped(told.sections[name], width, "    ")
-    missing = [name for name in SECTIONS if name not in told.sections and name != "Differs"]
+            yield from _wrapped(docstring.sections[name], width, "    ")
+    missing = [name for name in SECTIONS if name not in docstring.sections and name != "Differs"]
     if missing:
         yield Text("")
         yield from _wrapped(f"The docstring of {kind.__name__} has no section {', '.join(missing)}.", width)
 
 
 def paper(kind: type[Method]) -> str:
-    """Who, when and where, from the docstring's Reference.
+    """Authors, year and arXiv number, from the docstring's Reference section.
 
     Example:
         >>> paper(METHODS["looksam"])
@@ -171,43 +171,45 @@ def paper(kind: type[Method]) -> str:
 
 
 def _defaults(kind: type[Method]) -> dict[str, str]:
-    """What may be given, and what it is otherwise, as a method's text has it."""
+    """The defaults of a method's fields, spelled as in a method's text."""
     names: dict[Any, str] = {made(): name for name, made in GEOMETRIES.items()}
     given = {f.name: f.default for f in dataclasses.fields(kind) if f.init}
     return {n: spell(v) if isinstance(v, Method) else str(names.get(v, v)) for n, v in given.items()}
 
 
 def _fields(kind: type[Method]) -> str:
-    """The fields in a line; the round ball and the mean over the ranks go without saying."""
+    """The fields on one line, without the usual geometry and the usual ascent gradient."""
     usual = {("geometry", "l2"), ("ascent_gradient", "mean")}
-    told = {name: value for name, value in _defaults(kind).items() if (name, value) not in usual}
-    return ", ".join(f"{name}={value}" for name, value in told.items())
+    named = {name: value for name, value in _defaults(kind).items() if (name, value) not in usual}
+    return ", ".join(f"{name}={value}" for name, value in named.items())
 
 
-def _explained(kind: type[Method], told: Docstring, width: int) -> Iterator[Text]:
+def _explained(kind: type[Method], docstring: Docstring, width: int) -> Iterator[Text]:
+    """The fields of a method with their defaults and explanations."""
     names = {name: f"{name} = {value}" for name, value in _defaults(kind).items()}
-    edge = 4 + max(map(len, names.values()), default=0) + 2
+    indent = 4 + max(map(len, names.values()), default=0) + 2
     for name, text in names.items():
-        first, *rest = textwrap.wrap(told.fields.get(name, "not explained"), width - edge)
-        yield Text.assemble("    ", (text, "bold"), " " * (edge - 4 - len(text)), first)
-        yield from (Text(" " * edge + line) for line in rest)
+        first, *rest = textwrap.wrap(docstring.fields.get(name, "not explained"), width - indent)
+        yield Text.assemble("    ", (text, "bold"), " " * (indent - 4 - len(text)), first)
+        yield from (Text(" " * indent + line) for line in rest)
 
 
 def _measured(key: str) -> str:
-    costs, filled = _counted(key), REQUIRED.get(key, {})
+    """The paragraph about the measured cost of a method."""
+    costs, required = _counted(key), REQUIRED.get(key, {})
     if costs is None:
         return "Not counted, because it cannot be made without fields that the tiny training does not know."
-    given = f", with {', '.join(f'{name}={value}' for name, value in filled.items())}" if filled else ""
+    with_required = f", with {', '.join(f'{name}={value}' for name, value in required.items())}" if required else ""
     return (
         f"{gradients(costs)} gradients per step in total, {costs.sequential:.2f} one after another with devices to "
         f"spare; {costs.resident:.1f} P of memory kept from step to step, {costs.peak:.1f} P at most beyond plain "
         f"training; {costs.reduces:.2f} all-reduces of P under data parallelism{_apart(key)}. Counted while a tiny "
-        f"model trained{given}; P is the size of the parameters."
+        f"model trained{with_required}; P is the size of the parameters."
     )
 
 
 def _apart(key: str) -> str:
-    """What all-reduces come to where each rank perturbs by its own gradient; nothing for a method that cannot."""
+    """The all-reduces with a local ascent gradient, as text; empty for a method that has none."""
     method = specimen(key)
     if not isinstance(method, Perturbing):
         return ""
@@ -219,8 +221,8 @@ def _heading(text: str) -> list[Text]:
 
 
 def _wrapped(text: str, width: int, indent: str = "") -> list[Text]:
-    """A paragraph in lines; of a literal block every line, those too long going on further in."""
+    """A paragraph as wrapped lines; a literal block keeps its line breaks and indents continuations."""
     if text.startswith("    "):
         wrap = textwrap.TextWrapper(width, subsequent_indent=" " * 12)
-        return [Text(line) for whole in text.split("\n") for line in wrap.wrap(whole)]
+        return [Text(line) for paragraph_line in text.split("\n") for line in wrap.wrap(paragraph_line)]
     return [Text(line) for line in textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)]

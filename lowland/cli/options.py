@@ -1,4 +1,4 @@
-"""What ``train`` and ``compare`` share."""
+"""The options that ``train`` and ``compare`` share."""
 
 from __future__ import annotations
 
@@ -18,17 +18,21 @@ from lowland.lab.recipe import Recipe
 from lowland.lab.studies.compare import budget
 from lowland.parallel import ranks
 
-DIVERGED = 3  # the exit code where a training broke down
+DIVERGED = 3  # the exit code after a diverged training
 
 
 def _changes() -> type:
-    """Every field of a recipe as an option; None leaves what the task's recipe says."""
-    hints, told = get_type_hints(Recipe), parse(Recipe).fields
+    """A dataclass with every field of a recipe as an option; None keeps the value of the task's recipe."""
+    hints, explanations = get_type_hints(Recipe), parse(Recipe).fields
     fields = [
-        (name, Annotated[hint | None, tyro.conf.arg(help=told[name], help_behavior_hint="(default: the task's)")], None)
+        (
+            name,
+            Annotated[hint | None, tyro.conf.arg(help=explanations[name], help_behavior_hint="(default: the task's)")],
+            None,
+        )
         for name, hint in hints.items()
     ]
-    return make_dataclass("Recipe", fields, kw_only=True)  # the name is the help's heading
+    return make_dataclass("Recipe", fields, kw_only=True)  # the help text uses this name as a heading
 
 
 if TYPE_CHECKING:
@@ -84,7 +88,7 @@ class Options:
     recipe: Changes = field(default_factory=Changes)
 
     def config(self, seed: int = 0) -> RunConfig:
-        """A plain run of that seed, its default limit worked out."""
+        """The configuration of a plain run with this seed; computes the limit if the user gave none."""
         task = names.make(self.task)
         model = self.model or task.models[0]
         if self.shard and ranks()[1] == 1:
@@ -113,5 +117,5 @@ _PASSED_ON = (
 
 
 def command(argv: Sequence[str]) -> list[str]:
-    """What was typed, as it can be typed again."""
+    """The full command line, ready to be run again."""
     return ["lowland", *argv]

@@ -1,4 +1,4 @@
-"""``lowland report``: the page again, from run files."""
+"""``lowland report``: rebuilds tables and the page from run files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Report:
     export: Path | None = None
 
     def run(self, console: Console, argv: Sequence[str]) -> int:
-        """Read, print, write."""
+        """Read the runs, print the tables, and write the page."""
         if not self.runs:
             raise ArgumentError("runs must name at least one folder, but is empty; write: lowland report runs")
         records = read_all(self.runs)

@@ -1,4 +1,4 @@
-"""``lowland tasks``: what can be trained on, and one task in full."""
+"""``lowland tasks``: lists the tasks, or shows one task in full."""
 
 from __future__ import annotations
 
@@ -49,18 +49,20 @@ class Tasks:
         task = names.make(self.name)
         model = self.model or task.models[0]
         _say(console, f"{names.spell(task)}: {parse(type(task)).title}")
-        for what, text in self._described(task, model).items():
-            _say(console, f"  {what:9} {text}")
+        for label, text in self._described(task, model).items():
+            _say(console, f"  {label:9} {text}")
         return 0
 
     def _described(self, task: Task, model: str) -> dict[str, str]:
-        told = parse(type(task)).fields
+        explanations = parse(type(task)).fields
         fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(task) if dataclasses.is_dataclass(task) else ()
         changed = plain_fields(task.recipe(model))
-        usual = plain_fields(Recipe())
-        recipe = ", ".join(f"{name}={value}" for name, value in changed.items() if value != usual[name])
+        defaults = plain_fields(Recipe())
+        recipe = ", ".join(f"{name}={value}" for name, value in changed.items() if value != defaults[name])
         return {
-            "fields": "; ".join(f"{f.name}={getattr(task, f.name)} {told.get(f.name, '')}".strip() for f in fields)
+            "fields": "; ".join(
+                f"{f.name}={getattr(task, f.name)} {explanations.get(f.name, '')}".strip() for f in fields
+            )
             or "none",
             "sizes": self._sizes(task),
             "metrics": ", ".join(map(_metric, task.metrics)) or "the loss",

@@ -1,4 +1,4 @@
-"""``lowland train``: one run."""
+"""``lowland train``: trains one model."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ class Train(Options):
     name: str | None = None
 
     def run(self, console: Console, argv: Sequence[str]) -> int:
-        """Train, and say where the run is."""
+        """Train, and print the run folder."""
         if self.name is not None and (self.name in ("", ".", "..") or Path(self.name).name != self.name):
             raise ArgumentError(
                 f"--name must be the name of a folder in --out, but is {self.name!r}; use --out for its place"
             )
         (config,) = grid(self.config(self.seed), [self.method], [self.seed])
         folder = self.out / (self.name or run_name(config))
-        with display(console, 1, config.task.metrics) as shown:
-            shown.begin(folder.name)
-            line = train(config, folder, resume=self.resume, progress=shown.update, command=command(argv))
-            shown.end(folder.name, line, kept=False)
+        with display(console, 1, config.task.metrics) as bars:
+            bars.begin(folder.name)
+            line = train(config, folder, resume=self.resume, progress=bars.update, command=command(argv))
+            bars.end(folder.name, line, kept=False)
         console.print(f"run: {folder}", markup=False, highlight=False, soft_wrap=True)
         return DIVERGED if line.get("diverged") else 0
 
     def resumption(self, argv: Sequence[str]) -> list[str]:
-        """What to type to go on."""
+        """The command that resumes the run."""
         return command(argv if "--resume" in argv else [*argv, "--resume"])

@@ -1,4 +1,4 @@
-"""What makes two runs the same run: the first line of a run file, and the name of its folder."""
+"""The identity of a run: the config line of its run file, and the name of its folder."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ IDENTITY = (
     "task", "model", "shapes", "seed", "recipe", "budget", "validation", "select", "patience", "method", "sources",
     "lowland",
 )  # fmt: skip
-"""The fields of a config line that decide the trajectory; two runs that share them are the same run.
+"""The fields of a config line that decide the trajectory; two runs with equal fields are the same run.
 
-Device, mesh, threads and folder are where a run is carried out. The method comes after what its defaults depend on, so
-that of two runs the cause of a difference is named first.
+Device, mesh, threads and folder do not belong to the identity. The method comes after the fields that its defaults
+depend on, so that an error message names the cause of a difference first.
 """
 
 
@@ -53,15 +53,15 @@ def config_line(
     command: Sequence[str],
     world: World | None = None,
 ) -> dict[str, Any]:
-    """What the run file begins with.
+    """The config line: the first line of a run file.
 
     Args:
-        config: The run.
-        method: Its method, complete.
-        model: Names and shapes of its parameters, as :func:`shapes` gives them.
-        steps_per_epoch: Batches in an epoch.
-        command: What was typed.
-        world: The ranks.
+        config: The configuration of the run.
+        method: The method, with all fields filled.
+        model: The hash of the model's parameter names and shapes, from :func:`shapes`.
+        steps_per_epoch: The number of batches in an epoch.
+        command: The command line that started the run.
+        world: The ranks that train together.
     """
     line = {
         "time": now(),
@@ -89,12 +89,13 @@ def config_line(
         "steps_per_epoch": steps_per_epoch,
         **_circumstances(config, world),
     }
-    loaded: dict[str, Any] = json.loads(json.dumps(line))  # as it will be read back, so that lines compare
+    # The conversion through JSON makes the line equal to a line that is read from a file.
+    loaded: dict[str, Any] = json.loads(json.dumps(line))
     return {"run": name_of(loaded), **loaded}
 
 
 def _circumstances(config: RunConfig, world: World | None) -> dict[str, Any]:
-    """Where and with what a run is carried out."""
+    """The device, the versions and the machine of a run."""
     device = config.on()
     return {
         "device": device.type,
@@ -116,7 +117,7 @@ def _circumstances(config: RunConfig, world: World | None) -> dict[str, Any]:
 
 
 def name_of(line: Mapping[str, Any]) -> str:
-    """The run folder's name: what a reader knows it by, and a hash of all that makes it this run."""
+    """The run folder's name: task, model, contestant and seed, then a hash of the identity fields."""
     hashed = hashlib.sha256(json.dumps(_flat(line), sort_keys=True).encode()).hexdigest()[:8]
     readable = "-".join(
         re.sub(r"[^A-Za-z0-9._=+@-]", "_", Path(part).name if "/" in part else part)
@@ -146,24 +147,24 @@ def refuse_other(recorded: Mapping[str, Any], asked: Mapping[str, Any], folder: 
 
 
 def now() -> str:
-    """The time, as run files write it."""
+    """The current time in UTC, in the format of run files."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def plain_fields(value: Any) -> dict[str, Any]:
-    """What was given to make it; a wrapper has a radius only to be a method, and none is given."""
+    """The constructor's fields of a dataclass as JSON values; this leaves out the derived radius of wrappers."""
     return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
 
 
 def _sources(config: RunConfig, method: Method) -> dict[str, str]:
-    """Hashes of the code that is not lowland's own."""
+    """Hashes of the source code of external tasks, models and methods."""
     _, made_by = config.maker()
-    found = {
+    hashes = {
         "task": names.OUTSIDE_TASK.source(type(config.task)),
         "model": None if made_by is None else names.OUTSIDE_MODEL.source(made_by),
         "method": source(method),
     }
-    return {name: code for name, code in found.items() if code is not None}
+    return {name: digest for name, digest in hashes.items() if digest is not None}
 
 
 def _flat(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,7 +172,7 @@ def _flat(line: Mapping[str, Any]) -> dict[str, Any]:
     for name in IDENTITY:
         value = line.get(name)
         if name == "method" and isinstance(value, Mapping):
-            # spelled "sam" or "sam:rho=0.05", it is the same method
+            # "sam" and "sam:rho=0.05" are the same method, so the text does not count
             flat["method"] = value.get("key")
             flat |= {f"method.{k}": v for k, v in value.get("fields", {}).items()}
         elif isinstance(value, Mapping):
@@ -182,20 +183,20 @@ def _flat(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON holds it; a geometry by its name where it has its defaults, a method with all its fields."""
+    """A value as JSON: a default geometry becomes its name, a method becomes its key with all fields."""
     if isinstance(value, Geometry):
         return next((name for name, kind in GEOMETRIES.items() if value == kind()), repr(value))
     if isinstance(value, Method):
         return f"{key_of(value)}({', '.join(f'{k}={v}' for k, v in plain_fields(value).items())})"
     if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON has no number for it
+        return str(value)  # JSON has no infinity and no NaN
     if value is None or isinstance(value, str | bool | int | float):
         return value
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else repr(value)
 
 
 def _tf32(device: torch.device) -> dict[str, bool]:
-    """Where fp32 is computed in TF32, which rounds most of a small displacement away; nothing on a CPU."""
+    """Whether CUDA computes fp32 in TF32, which rounds small displacements away; empty on a CPU."""
     if device.type != "cuda":
         return {}
     return {
@@ -211,5 +212,5 @@ def _machine(device: torch.device) -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
-    found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return found[0] if found else platform.processor() or platform.machine()
+    processors = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return processors[0] if processors else platform.processor() or platform.machine()

@@ -31,26 +31,26 @@ OUTSIDE_MODEL = Kind("model", "an nn.Module class, or a function that returns a 
 _FOLDER = "lowland.lab.tasks"
 
 loaded: dict[str, type[Task]] = {}
-"""Tasks that are not lowland's own, by the names they were loaded under."""
+"""The external tasks, by the names under which they were loaded."""
 
 
 @cache
 def tasks() -> dict[str, type[Task]]:
     """The tasks of lowland by name, ``FashionMnist`` as ``fashion-mnist``.
 
-    Every file of ``lowland/lab/tasks`` is looked through, so a new task is a file there and nothing else.
+    The function imports every module of ``lowland/lab/tasks``, so a new file there registers its tasks.
     """
-    found: dict[str, type[Task]] = {}
+    classes: dict[str, type[Task]] = {}
     package = importlib.import_module(_FOLDER)
     for info in pkgutil.iter_modules(package.__path__, f"{_FOLDER}."):
         for name, kind in vars(importlib.import_module(info.name)).items():
             if _is_task(kind) and kind.__module__ == info.name and not name.startswith("_"):
-                found[re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name).lower()] = kind
-    return dict(sorted(found.items()))
+                classes[re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name).lower()] = kind
+    return dict(sorted(classes.items()))
 
 
 def kind_of(name: str) -> type[Task]:
-    """The class of a task's name; one that is not lowland's own is loaded, and is in ``loaded`` from then on.
+    """The class of a task by name; an external class is loaded and added to ``loaded``.
 
     Args:
         name: A key of :func:`tasks`, ``path/to/file.py:Name``, ``package.module:Name``, or an entry point's name.
@@ -90,7 +90,7 @@ def make(text: str) -> Task:
 def spell(task: Task) -> str:
     """The text that :func:`make` turns into this task, naming only fields that differ from the defaults.
 
-    A class that was not loaded by a name has the place where it was written: ``module:Name``.
+    The text of a class that was not loaded by name begins with ``module:Name``.
 
     Example:
         >>> spell(make("digits:noise=0.4,noise_kind=asymmetric"))
@@ -105,34 +105,36 @@ def spell(task: Task) -> str:
 
 
 def model_maker(task: Task, name: str) -> tuple[Callable[[], nn.Module], Any]:
-    """How a model is made, and the class or function of a model that is not the task's.
+    """A function that makes the model, and the class or function of an external model (None for the task's models).
 
     Args:
-        task: The task; a model of another file gets of the task's attributes ``shape``, ``classes`` and others those
-            that its parameters are called like.
-        name: What ``--model`` says.
+        task: The task. An external model gets the task's attributes, such as ``shape`` and ``classes``, as arguments
+            for its parameters of the same names.
+        name: The value of ``--model``.
 
     Raises:
         ArgumentError: A file or module that cannot be imported, or arguments that the model does not take.
     """
-    place, rest = split(name, task.models)
-    outside = place not in task.models and (".py:" in place or place.endswith(".py") or _is_module_path(place))
-    found = OUTSIDE_MODEL.load(place) if outside else _entry_point(task, place)
-    if found is None:
+    source, rest = split(name, task.models)
+    is_external = source not in task.models and (".py:" in source or source.endswith(".py") or _is_module_path(source))
+    factory = OUTSIDE_MODEL.load(source) if is_external else _entry_point(task, source)
+    if factory is None:
         return lambda: task.model(name), None
-    parameters = inspect.signature(found).parameters
-    given = _fields(f"argument of {place}", rest, list(parameters), name)
-    lent = {key: getattr(task, key) for key in parameters if key not in given and hasattr(task, key)}
+    parameters = inspect.signature(factory).parameters
+    given = _fields(f"argument of {source}", rest, list(parameters), name)
+    from_task = {key: getattr(task, key) for key in parameters if key not in given and hasattr(task, key)}
     missing = [
         key
         for key, p in parameters.items()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and key not in {**given, **lent}
+        if p.default is p.empty
+        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        and key not in {**given, **from_task}
     ]
     if missing:
         raise ArgumentError(
-            f"model {place} needs {missing[0]}, which the task does not have; write it out: {place}:{missing[0]}=…"
+            f"model {source} needs {missing[0]}, which the task does not have; write it out: {source}:{missing[0]}=…"
         )
-    return lambda: found(**lent, **given), found
+    return lambda: factory(**from_task, **given), factory
 
 
 def _entry_point(task: Task, place: str) -> Any:
@@ -140,7 +142,7 @@ def _entry_point(task: Task, place: str) -> Any:
 
 
 def _is_module_path(place: str) -> bool:
-    """Whether it is package.module:Name, and no name of torchvision or timm, such as timm:vit_tiny."""
+    """Whether a model's name has the form package.module:Name and is not a torchvision or timm name."""
     module, colon, attribute = place.rpartition(":")
     return bool(colon) and module not in ("timm", "torchvision") and attribute.isidentifier()
 
@@ -162,5 +164,5 @@ def _known(kind: type[Task]) -> list[str]:
 
 
 def _dataclass_fields(task: Any) -> list[dataclasses.Field[Any]]:
-    """The fields that a caller may give."""
+    """The fields of a task that its constructor accepts."""
     return [f for f in dataclasses.fields(task) if f.init] if dataclasses.is_dataclass(task) else []

@@ -1,4 +1,4 @@
-"""The columns of a comparison: what they are called, what they hold for a row, and what that means."""
+"""The columns of a comparison: their titles, their cells and their explanations."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ HELP = {
 
 @dataclass(frozen=True)
 class Column:
-    """One column.
+    """One column of the table of a comparison.
 
     Args:
-        name: For styling.
-        title: Its heading, with a line break where it may be split.
-        cell: Its text for a row.
-        help: What it holds, in a line for readers who see it for the first time; empty where the title says it.
+        name: The key by which pages style the column.
+        title: The heading, with line breaks where the heading may be split.
+        cell: Turns a row into the text of the cell.
+        help: The explanation of the column; empty where the title suffices.
     """
 
     name: str
@@ -52,39 +52,39 @@ class Column:
 
 
 def columns(rows: Sequence[Row]) -> list[Column]:
-    """The columns these rows can fill: nothing relative without a baseline, nothing that was not measured."""
+    """The columns that these rows can fill; relative columns need a baseline, the others a measurement."""
     base = next((row.label for row in rows if row.baseline and row.seeds), None)
     style = form(rows)
-    found = [Column("method", "method", lambda row: row.contestant, HELP["method"]), Column("seeds", "seeds", _seeds)]
-    found += _scores(rows, style)
+    shown = [Column("method", "method", lambda row: row.contestant, HELP["method"]), Column("seeds", "seeds", _seeds)]
+    shown += _scores(rows, style)
     if base is not None:
         title = style.titled(f"gain over\n{base}", style.points)
-        found.append(Column("difference", title, lambda row: _difference(row, style), _help_gain(rows, style)))
-    found += _costs(rows, base)
+        shown.append(Column("difference", title, lambda row: _difference(row, style), _help_gain(rows, style)))
+    shown += _costs(rows, base)
     if any(row.sharpness is not None for row in rows):
-        found.append(
+        shown.append(
             Column("sharpness", "m-sharp-\nness", lambda row: number(row.sharpness, "{:#.3g}"), HELP["sharpness"])
         )
-    return found
+    return shown
 
 
 def _scores(rows: Sequence[Row], style: Form) -> list[Column]:
     metric = style.metric
     several = any(row.score and row.score.half is not None for row in rows)
-    told = [HELP["score"] if several else "", "" if metric.higher else "Lower is better."]
+    sentences = [HELP["score"] if several else "", "" if metric.higher else "Lower is better."]
     title = style.titled(f"test\n{metric.name}", style.unit)
     if not any(row.last for row in rows):
-        return [Column("score", title, lambda row: _score(row, style), " ".join(filter(None, told)))]
-    told.append("At the epoch that was best on the validation part; the end of the training stands beside it.")
+        return [Column("score", title, lambda row: _score(row, style), " ".join(filter(None, sentences)))]
+    sentences.append("At the epoch that was best on the validation part; the end of the training stands beside it.")
     return [
-        Column("score", title, lambda row: _score(row, style), " ".join(filter(None, told))),
+        Column("score", title, lambda row: _score(row, style), " ".join(filter(None, sentences))),
         Column("last", style.titled("at the\nend", style.unit), lambda row: _last(row, style)),
     ]
 
 
 def _costs(rows: Sequence[Row], base: str | None) -> list[Column]:
     timed = any(row.time is not None for row in rows)
-    found = [
+    shown = [
         Column("gradients", "gradients\nper step", _gradients, HELP["gradients"]),
         Column(
             "time",
@@ -94,26 +94,26 @@ def _costs(rows: Sequence[Row], base: str | None) -> list[Column]:
         ),
     ]
     if longer(rows):
-        found.append(Column("work", "whole\ntraining", _work, HELP["work"]))
+        shown.append(Column("work", "whole\ntraining", _work, HELP["work"]))
     if any(row.memory is not None for row in rows):
-        found.append(Column("memory", "peak\nmemory, MiB", _memory, HELP["memory"]))
-    return found
+        shown.append(Column("memory", "peak\nmemory, MiB", _memory, HELP["memory"]))
+    return shown
 
 
 def legend(rows: Sequence[Row]) -> str:
-    """What figures and signs of the table mean, a line for each column that needs one."""
-    told = [column for column in columns(rows) if column.name in ("score", "difference", "gradients", "work")]
-    return "\n".join(f"{column.heading}: {_lower(column.help)}" for column in told if column.help)
+    """The explanations of the figures and signs in the table, one line per column."""
+    explained = [column for column in columns(rows) if column.name in ("score", "difference", "gradients", "work")]
+    return "\n".join(f"{column.heading}: {_lower(column.help)}" for column in explained if column.help)
 
 
 def own_recipe(row: Row) -> str:
-    """What differs in a row's recipe from the baseline's and is not in its name: ``lr=0.005, optimizer=amsgrad``."""
+    """The recipe fields that differ from the baseline's and that the contestant's name omits: ``lr=0.005``."""
     named = {part.partition("=")[0] for part in row.contestant.partition("@")[2].split(",")}
     return spelled({name: value for name, value in row.recipe.items() if name not in named})
 
 
 def unsaid_fields(row: Row) -> str:
-    """The hyperparameters of a row's method that its name does not say: ``rho=0.05, geometry=l2``."""
+    """The hyperparameters of the method that the contestant's name omits: ``rho=0.05, geometry=l2``."""
     named = {part.partition("=")[0] for part in re.split("[:,]", row.contestant.partition("@")[0])}
     return spelled({name: value for name, value in row.fields.items() if name not in named})
 
@@ -124,7 +124,7 @@ def spelled(fields: Mapping[str, Any]) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A value of a recipe or a method as people write it."""
+    """A value of a recipe or a method as text: ``yes``, ``0.05``, ``1,024``."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
     if isinstance(value, int | float):
@@ -133,7 +133,7 @@ def value_text(value: Any) -> str:
 
 
 def longer(rows: Sequence[Row]) -> bool:
-    """Whether contestants trained for different numbers of steps, so that the cost of a step is not the whole cost."""
+    """Whether the contestants trained for different numbers of steps, so that cost per step does not compare."""
     base = next((row for row in rows if row.baseline), None)
     if base is None or not base.steps:
         return False
@@ -149,8 +149,8 @@ def _help_gain(rows: Sequence[Row], style: Form) -> str:
     corrected = f" after Holm's correction for {tested} comparisons" if tested > 1 else ""
     several = any(row.difference and row.difference.half is not None for row in rows)
     interval = " ± its 95 % t-interval, each by itself" if several else ""
-    said = f"Paired by seed{interval}. ▲ better and ▼ worse: p < 0.05{corrected}; ○ open."
-    return said if style.metric.higher else f"{said} A gain is positive where the {style.metric.name} is lower."
+    text = f"Paired by seed{interval}. ▲ better and ▼ worse: p < 0.05{corrected}; ○ open."
+    return text if style.metric.higher else f"{text} A gain is positive where the {style.metric.name} is lower."
 
 
 def _seeds(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""Tables and figures as files of their own, for documents and papers."""
+"""Exports tables as Markdown files and figures as SVG files, for documents and papers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def export(records: Sequence[RunRecord], folder: str | Path) -> list[Path]:
     """Write ``table.md`` and the figures as SVG on white, named after their comparison.
 
     Args:
-        records: the runs; each task, model, label noise and budget gets files of its own.
-        folder: where they go; it is made.
+        records: the runs; each task, model, label noise and budget gets separate files.
+        folder: the folder of the files; it is created if missing.
 
     Returns:
         The files written.
 
     Raises:
-        ArgumentError: Nothing can be written there.
+        ArgumentError: The folder cannot be written to.
     """
     target = Path(folder)
     written: list[Path] = []
@@ -44,7 +44,7 @@ def export(records: Sequence[RunRecord], folder: str | Path) -> list[Path]:
 
 
 def standalone(svg: str) -> str:
-    """An inline SVG element as a document: its own colors instead of a page's, on white.
+    """An SVG document from an inline SVG element: with fixed colors and a white background.
 
     Example:
         >>> standalone('<svg viewBox="0 0 2 1"><path fill="var(--c1, #0072b2)"/></svg>').count("var(")
@@ -66,10 +66,10 @@ def _parts(records: Sequence[RunRecord]) -> dict[str, str]:
 
     rows, finished = summarize(records), chosen(records)
     look = looks(rows)
-    drawn = {
+    figures = {
         "gains.svg": gains(rows, look),
         "epochs.svg": curves(finished, rows, look),
         "seconds.svg": curves(finished, rows, look, over="seconds"),
         "loss.svg": curves(finished, rows, look, value="train_loss"),
     }
-    return {"table.md": markdown(rows)} | {name: standalone(svg) for name, svg in drawn.items() if svg}
+    return {"table.md": markdown(rows)} | {name: standalone(svg) for name, svg in figures.items() if svg}

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class Point(NamedTuple):
-    """A contestant in the figure of gain against cost, in shown units."""
+    """A contestant in the figure of gain against cost; the values are scaled for display."""
 
     row: Row
     cost: float
@@ -46,15 +46,15 @@ class Point(NamedTuple):
 
 
 def gains(rows: Sequence[Row], look: Mapping[str, Look], *, narrow: bool = False) -> str:
-    """The paired gain with its interval against cost, the baseline the line at zero; empty where nothing is finished.
+    """The SVG figure of the paired gain with its interval against cost; empty if no run has finished.
 
-    Filled marks differ from the baseline after correction, hollow ones may not. Without a baseline the score itself is
-    drawn, with all marks filled.
+    The baseline is the line at zero. Filled marks differ from the baseline after correction, hollow marks may not.
+    Without a baseline the figure shows the score, with all marks filled.
 
     Args:
         rows: what :func:`~lowland.report.summary.summarize` returned.
         look: from :func:`~lowland.report.drawing.looks`.
-        narrow: for a phone: taller than wide.
+        narrow: draw for a phone, with a portrait format.
     """
     label, cost = cost_axis(rows)
     style, base = form(rows), _baseline(rows)
@@ -81,7 +81,8 @@ def gains(rows: Sequence[Row], look: Mapping[str, Look], *, narrow: bool = False
 def cost_axis(rows: Sequence[Row]) -> tuple[str, dict[str, float]]:
     """The cost that all finished rows share: relative time, else milliseconds, else gradients per step.
 
-    Of the whole training where a contestant's own recipe has more steps than the baseline's, or fewer; else of a step.
+    The cost is that of the whole training if a contestant's own recipe has another number of steps than the
+    baseline's; else the cost of a step.
     """
     finished = [row for row in rows if row.score]
     base = next((row.label for row in rows if row.baseline), "plain")
@@ -105,15 +106,15 @@ def cost_axis(rows: Sequence[Row]) -> tuple[str, dict[str, float]]:
 def _point(row: Row, cost: Mapping[str, float], base: Row | None, style: Form) -> Point | None:
     if base is not None and row.baseline:
         return Point(row, cost[row.contestant], 0.0, 0.0)
-    shown = row.score if base is None else row.difference
-    if shown is None:
+    estimate = row.score if base is None else row.difference
+    if estimate is None:
         return None
     scale = style.metric.scale
-    return Point(row, cost[row.contestant], scale * shown.mean, scale * (shown.half or 0.0))
+    return Point(row, cost[row.contestant], scale * estimate.mean, scale * (estimate.half or 0.0))
 
 
 def _mark(axes: Axes, point: Point, style: Look) -> None:
-    told = point.row.effect in ("better", "worse") or point.row.difference is None
+    is_filled = point.row.effect in ("better", "worse") or point.row.difference is None
     axes.errorbar(
         point.cost,
         point.mean,
@@ -121,7 +122,7 @@ def _mark(axes: Axes, point: Point, style: Look) -> None:
         color=style.color,
         fmt=style.marker,
         ms=5.5 if style.grey else 7,
-        mfc=style.color if told else PAPER,
+        mfc=style.color if is_filled else PAPER,
         mew=1.4,
         lw=1.0 if style.grey else 1.6,
         capsize=0 if style.grey else 3,
@@ -147,10 +148,10 @@ def _points(rows: Sequence[Row], cost: Mapping[str, float], base: Row | None) ->
 
 
 def _limits(points: Sequence[Point], base: Row | None, style: Form) -> tuple[float, float]:
-    """All means, most intervals whole, and nothing that is not possible.
+    """The limits of the vertical axis: they include all means and most intervals, and exclude impossible values.
 
-    Beyond the means there is room for one and a half times the median of the intervals' halves, at most 2.5 times the
-    range of the means: so one contestant with an interval of its own kind does not press the others into a line.
+    The margin beyond the means is 1.5 times the median half-width of the intervals, and at most 2.5 times the range of
+    the means. So a single wide interval does not compress the other contestants.
     """
     means = [point.mean for point in points]
     usual = 1.5 * median(point.half for point in points)
@@ -159,14 +160,14 @@ def _limits(points: Sequence[Point], base: Row | None, style: Form) -> tuple[flo
     high = min(max(means) + room, max(point.mean + point.half for point in points))
     pad = 0.12 * (high - low) or room
     zero = style.metric.scale * base.score.mean if base is not None and base.score is not None else 0.0
-    least, most = (bound - zero for bound in style.metric.bounds)
+    lowest, highest = (bound - zero for bound in style.metric.bounds)
     if base is not None and not style.metric.higher:
-        least, most = -most, -least
-    return max(least, low - pad), min(most, high + pad)
+        lowest, highest = -highest, -lowest
+    return max(lowest, low - pad), min(highest, high + pad)
 
 
 def _limit_costs(axes: Axes, points: Sequence[Point]) -> None:
-    """A logarithmic axis where costs differ by more than four times; never below 0."""
+    """Set the limits of the cost axis; the axis is logarithmic if costs differ by more than a factor of four."""
     costs = [point.cost for point in points]
     if max(costs) > 4 * min(costs) > 0:
         axes.set_xscale("log")
@@ -185,7 +186,7 @@ def _gain_title(rows: Sequence[Row], base: Row | None, style: Form) -> str:
 
 
 def _name_points(figure: Figure, axes: Axes, points: Sequence[Point], look: Mapping[str, Look]) -> None:
-    """Write each label at the nearest place around its point where it lies on nothing else."""
+    """Write each label at the nearest free position around its point."""
     figure.draw_without_rendering()
     unit = figure.dpi / 72
     frame = Box(*axes.get_window_extent().extents)
@@ -198,18 +199,18 @@ def _name_points(figure: Figure, axes: Axes, points: Sequence[Point], look: Mapp
     sizes = [_size(name, unit) for name in names]
     zero = axes.transData.transform((0, 0))[1]
     line = Box(frame.left, zero - unit, frame.right, zero + unit) if frame.low < zero < frame.high else None
-    found = beside_points([(x, y) for x, y in places], sizes, frame=frame, unit=unit, bars=bars, line=line)
-    back = axes.transData.inverted().transform
-    for point, name, spot, start in zip(points, names, found, places, strict=True):
+    labels = beside_points([(x, y) for x, y in places], sizes, frame=frame, unit=unit, bars=bars, line=line)
+    to_data = axes.transData.inverted().transform
+    for point, name, label, start in zip(points, names, labels, places, strict=True):
         style = look[point.row.contestant]
-        x, y = back((spot.x, spot.y))
-        axes.text(x, y, name, color=ink(style), ha=spot.side, va="center", linespacing=1.1, parse_math=False, zorder=6)
-        if spot.leader is not None:
-            (x0, y0), (x1, y1) = back(start), back(spot.leader)
+        x, y = to_data((label.x, label.y))
+        axes.text(x, y, name, color=ink(style), ha=label.side, va="center", linespacing=1.1, parse_math=False, zorder=6)
+        if label.leader is not None:
+            (x0, y0), (x1, y1) = to_data(start), to_data(label.leader)
             axes.plot([x0, x1], [y0, y1], color=style.color, lw=0.7, alpha=0.8, zorder=2.5, scalex=False, scaley=False)
 
 
 def _size(name: str, unit: float) -> tuple[float, float]:
-    """Width and height of a label in pixels, in a wide font."""
+    """The width and height of a label in pixels, estimated for a wide font."""
     parts = name.split("\n")
     return 6.1 * unit * max(map(len, parts)), (LINE_PT * len(parts) + 1.5) * unit

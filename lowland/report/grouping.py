@@ -1,4 +1,4 @@
-"""Which runs stand in one table, and what they have in common, in words."""
+"""Groups runs into tables, and describes what the runs of a table have in common."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ def chosen(records: Iterable[RunRecord]) -> list[RunRecord]:
     """One run per contestant and seed: the latest of the finished ones, else the latest."""
     best: dict[tuple[str, int], RunRecord] = {}
     for record in records:
-        place = (record.contestant, record.seed)
-        held = best.get(place)
-        if held is None or (record.finished, record.time) >= (held.finished, held.time):
-            best[place] = record
+        key = (record.contestant, record.seed)
+        current = best.get(key)
+        if current is None or (record.finished, record.time) >= (current.finished, current.time):
+            best[key] = record
     return list(best.values())
 
 
 def groups(records: Iterable[RunRecord]) -> dict[Heading, list[RunRecord]]:
     """Records that may stand in one table: the same task, model, label noise, metric and budget.
 
-    The keys spell out task, model, label noise and budget. A contestant with a recipe of its own may have a budget of
-    its own. It joins the comparison that the same command made, else that of its own budget, else every one of its task
-    and model; where there is none, it stands alone.
+    The keys spell out task, model, label noise and budget. A contestant with its own recipe may also have its
+    own budget. Such a contestant joins the tables of its command, else the table of its budget, else all tables of its
+    task and model. Without any of these it gets its own table.
     """
     runs = list(records)
-    found: dict[Heading, list[RunRecord]] = {}
+    grouped: dict[Heading, list[RunRecord]] = {}
     for record in runs:
         if "@" not in record.contestant:
-            found.setdefault(_heading(record), []).append(record)
-    tables = {heading: list(members) for heading, members in found.items()}
+            grouped.setdefault(_heading(record), []).append(record)
+    tables = {heading: list(members) for heading, members in grouped.items()}
     for record in runs:
         if "@" in record.contestant:
             for heading in _home(record, tables):
-                found.setdefault(heading, []).append(record)
-    return found
+                grouped.setdefault(heading, []).append(record)
+    return grouped
 
 
 def noise_text(record: RunRecord) -> str:
-    """The label noise of an older file in words; empty without noise, and where the text of the task has it."""
+    """The label noise of an older file in words; empty without noise, or if the task's text states the noise."""
     rate = record.noise.get("rate") or 0
     return f"{100 * rate:g} % {record.noise.get('kind', '')} label noise".replace("  ", " ") if rate else ""
 
@@ -61,7 +61,7 @@ def _heading(record: RunRecord) -> Heading:
 
 
 def _home(record: RunRecord, tables: dict[Heading, list[RunRecord]]) -> list[Heading]:
-    """The tables that a contestant with a recipe of its own stands in."""
+    """The headings of the tables that a contestant with its own recipe joins."""
     own = _heading(record)
     near = [heading for heading in tables if heading[:3] + heading[4:] == own[:3] + own[4:]]
     near = [h for h in near if tables[h][0].budget.get("kind") == record.budget.get("kind")]

@@ -1,4 +1,4 @@
-"""The sentences that may honestly be said about a comparison, computed from its rows and runs."""
+"""The sentences of a comparison: the verdict and the notes, computed from its rows and runs."""
 
 from __future__ import annotations
 
@@ -14,48 +14,50 @@ SLACK = 1.02  # costs within 2 % are equal: batches do not always divide an epoc
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """What can be recommended and at what cost, or that nothing can be, and why; first what diverged.
+    """The verdict: which trainings diverged, and which contestant is recommended, or why none is.
 
-    Recommended is the largest gain that is more than chance after Holm's correction, unless a plain training of no
-    higher cost gains as much: one whose gain is as large, or one that is itself better than the baseline and that the
-    contestant does not beat over their common seeds (p < 0.05). Cost is gradients of the whole training, or its time
-    where gradients are unknown.
+    The verdict recommends the contestant with the largest gain that is significant after Holm's correction. A plain
+    training of no higher cost blocks the recommendation in two cases: its gain is as large, or it is itself better
+    than the baseline and the contestant does not beat it over their common seeds (p < 0.05). The cost is the number
+    of gradients of the whole training, or its time where the number is unknown.
     """
     base = next((row for row in rows if row.baseline), None)
     rivals = [row for row in rows if row.difference is not None]
-    lost = diverged(rows)
-    if lost and all(row.diverged for row in rows):
-        return f"{lost} Nothing can be compared; a lower learning rate is the first thing to try."
+    divergence = diverged(rows)
+    if divergence and all(row.diverged for row in rows):
+        return f"{divergence} Nothing can be compared; a lower learning rate is the first thing to try."
     if base is not None and base.diverged:
-        return f"{lost} Nothing can be said of the others without a baseline."
-    if lost and not rivals:
-        return lost
-    return f"{lost} {_verdict(rows, base, rivals)}".strip()
+        return f"{divergence} Nothing can be said of the others without a baseline."
+    if divergence and not rivals:
+        return divergence
+    return f"{divergence} {_verdict(rows, base, rivals)}".strip()
 
 
 def diverged(rows: Sequence[Row]) -> str:
-    """Which trainings broke down, in a sentence; empty where none did."""
-    parts = [f"{row.label} diverged in {len(row.diverged)} of {len(row.seeds)} seeds" for row in rows if row.diverged]
-    return f"{listed(parts)}." if parts else ""
+    """The sentence that lists the diverged trainings; empty where none diverged."""
+    clauses = [f"{row.label} diverged in {len(row.diverged)} of {len(row.seeds)} seeds" for row in rows if row.diverged]
+    return f"{listed(clauses)}." if clauses else ""
 
 
 def notes(records: Sequence[RunRecord]) -> list[str]:
-    """What a reader must know before trusting the table of these records."""
-    runs, found = chosen(records), []
-    unfinished = [f"{r.contestant} seed {r.seed}" for r in runs if not r.finished]
+    """The caveats of the table of these records, one sentence each."""
+    counted, sentences = chosen(records), []
+    unfinished = [f"{r.contestant} seed {r.seed}" for r in counted if not r.finished]
     if unfinished:
-        found.append(f"Unfinished and not counted: {', '.join(unfinished)}.")
-    if len(runs) < len(records):
-        found.append(f"{len(records) - len(runs)} of {len(records)} runs repeat a method and seed; the latest counts.")
-    finished = [r for r in runs if r.finished]
-    found += _uncounted(finished)
+        sentences.append(f"Unfinished and not counted: {', '.join(unfinished)}.")
+    if len(counted) < len(records):
+        sentences.append(
+            f"{len(records) - len(counted)} of {len(records)} runs repeat a method and seed; the latest counts."
+        )
+    finished = [r for r in counted if r.finished]
+    sentences += _uncounted(finished)
     if len({tuple(sorted(map(str, r.machine.items()))) for r in finished}) > 1:
-        found.append("The runs come from different machines or settings: their times do not compare.")
+        sentences.append("The runs come from different machines or settings: their times do not compare.")
     if len({r.versions.get("torch") for r in finished}) > 1:
-        found.append("The runs were made with different versions of torch.")
-    if len({tuple(row.seeds) for row in summarize(runs) if row.seeds}) > 1:
-        found.append("Not every method has the same seeds; differences are taken over the common ones.")
-    return found
+        sentences.append("The runs were made with different versions of torch.")
+    if len({tuple(row.seeds) for row in summarize(counted) if row.seeds}) > 1:
+        sentences.append("Not every method has the same seeds; differences are taken over the common ones.")
+    return sentences
 
 
 def _verdict(rows: Sequence[Row], base: Row | None, rivals: Sequence[Row]) -> str:
@@ -81,8 +83,8 @@ def _recommended(base: Row, rivals: Sequence[Row], style: Form) -> str:
     blocked: list[Row] = []
     for row in better:
         if _plain_instead(row, rivals) is None:
-            said = f"Take {row.label}: {_gain(row, base, style)}, {_chance(row, rivals)}, at {_price(row, base)}."
-            return f"{said} {_passed(blocked)}".strip()
+            sentence = f"Take {row.label}: {_gain(row, base, style)}, {_chance(row, rivals)}, at {_price(row, base)}."
+            return f"{sentence} {_passed(blocked)}".strip()
         blocked.append(row)
     if blocked:
         row, plain = blocked[0], _plain_instead(blocked[0], rivals)
@@ -94,26 +96,27 @@ def _recommended(base: Row, rivals: Sequence[Row], style: Form) -> str:
 
 
 def _nothing(base: Row, rivals: Sequence[Row], style: Form) -> str:
-    some = rivals[0].label if len(rivals) == 1 else f"none of {len(rivals)} contestants"
-    shown = "is not shown" if len(rivals) == 1 else "is shown"
+    subject = rivals[0].label if len(rivals) == 1 else f"none of {len(rivals)} contestants"
+    predicate = "is not shown" if len(rivals) == 1 else "is shown"
     seeds = max(row.difference.n for row in rivals if row.difference)
-    said = f"Nothing can be recommended: {some} {shown} to be better than {base.label} over {plural(seeds, 'seed')}."
-    first = max(rivals, key=lambda row: row.difference.mean if row.difference else 0)
-    if first.difference is None or first.difference.mean <= 0:
-        return said
-    if first.p is None:
-        return f"{said} {first.label} has {_gain(first, base, style)} in every seed, which no test can judge."
-    rest = f"{_gain(first, base, style)}, {_chance(first, rivals)}, at {_price(first, base)}"
-    return f"{said} {first.label} comes first with {rest}."
+    lead = f"{subject} {predicate} to be better than {base.label}"
+    sentence = f"Nothing can be recommended: {lead} over {plural(seeds, 'seed')}."
+    leader = max(rivals, key=lambda row: row.difference.mean if row.difference else 0)
+    if leader.difference is None or leader.difference.mean <= 0:
+        return sentence
+    if leader.p is None:
+        return f"{sentence} {leader.label} has {_gain(leader, base, style)} in every seed, which no test can judge."
+    rest = f"{_gain(leader, base, style)}, {_chance(leader, rivals)}, at {_price(leader, base)}"
+    return f"{sentence} {leader.label} comes first with {rest}."
 
 
 def _plain_instead(row: Row, rivals: Sequence[Row]) -> Row | None:
-    """A plain training that costs no more than a contestant and gains as much; None where there is none."""
+    """The plain training that costs no more than a contestant and gains as much; None if no training does."""
     for plain in rivals:
         if plain is row or not plain.plain or plain.difference is None or row.difference is None:
             continue
-        mine, others = (row.work, plain.work) if row.work and plain.work else (row.duration, plain.duration)
-        if mine is None or others is None or others > SLACK * mine:
+        cost, plain_cost = (row.work, plain.work) if row.work and plain.work else (row.duration, plain.duration)
+        if cost is None or plain_cost is None or plain_cost > SLACK * cost:
             continue
         lead = advantage(row.metric, row.scores, plain.scores)
         beaten = lead is not None and lead.mean > 0 and lead.p is not None and lead.p < LEVEL
@@ -123,7 +126,7 @@ def _plain_instead(row: Row, rivals: Sequence[Row]) -> Row | None:
 
 
 def _passed(blocked: Sequence[Row]) -> str:
-    """Why contestants with a larger gain are not recommended."""
+    """The sentence that says why contestants with a larger gain are not recommended."""
     if not blocked:
         return ""
     names, verbs = listed([row.label for row in blocked], 4), ("costs", "is") if len(blocked) == 1 else ("cost", "are")
@@ -131,7 +134,7 @@ def _passed(blocked: Sequence[Row]) -> str:
 
 
 def _gain(row: Row, base: Row, style: Form) -> str:
-    """A row's gain in words; of a metric that falls, a gain is said to be lower."""
+    """A row's gain in words; for a metric that should be low, the gain reads "below the baseline's"."""
     if row.difference is None:
         return "no gain"
     if style.metric.higher:
@@ -152,17 +155,17 @@ def _p(value: float | None) -> str:
 
 
 def _price(row: Row, base: Row) -> str:
-    """What a row costs: gradients and time per step, and of the whole training where it has more steps or fewer."""
+    """A row's cost in words: per step, and of the whole training where the number of steps differs."""
     parts = [] if row.gradients is None else [f"{row.gradients:.2f} gradients"]
     if row.time is not None:
         parts.append(f"{row.time:.2f}\u00a0× {base.label}'s time")
     elif row.seconds is not None:
         parts.append(f"{1000 * row.seconds:.3g} ms")
-    said = f"{listed(parts)} per step" if parts else "unknown cost"
+    text = f"{listed(parts)} per step" if parts else "unknown cost"
     if row.steps and base.steps and not 1 / SLACK < row.steps / base.steps < SLACK and row.work is not None:
         time = "" if row.duration is None else f" and {row.duration:.2f}\u00a0× the time"
-        said += f", {row.work:.2f}\u00a0× the gradients{time} of the whole training"
-    return said
+        text += f", {row.work:.2f}\u00a0× the gradients{time} of the whole training"
+    return text
 
 
 def _leader(rows: Sequence[Row]) -> str:
@@ -173,17 +176,19 @@ def _leader(rows: Sequence[Row]) -> str:
 
 
 def _uncounted(finished: Sequence[RunRecord]) -> list[str]:
-    """What gradients per step do not tell: forward passes, and gradients for some of the tensors."""
-    found = []
-    for text in dict.fromkeys(r.contestant for r in finished):
-        end = next(r.end for r in finished if r.contestant == text)
+    """Sentences about costs that gradients per step omit: forward passes, and gradients of only some tensors."""
+    sentences = []
+    for name in dict.fromkeys(r.contestant for r in finished):
+        end = next(r.end for r in finished if r.contestant == name)
         if end is None or end.gradients_per_step is None:
             continue
         if (end.forwards_per_step or 0) > 0.005:
             count = f"{end.forwards_per_step:.2g}"
             passes = "forward pass" if count == "1" else "forward passes"
-            found.append(f"{text} also takes {count} {passes} a step, not counted as gradients.")
+            sentences.append(f"{name} also takes {count} {passes} a step, not counted as gradients.")
         if end.weights_per_step is not None and end.weights_per_step < end.gradients_per_step - 0.005:
-            share = end.weights_per_step / end.gradients_per_step
-            found.append(f"{text} takes its gradients for some tensors only, {100 * share:.0f} % of them on average.")
-    return found
+            fraction = end.weights_per_step / end.gradients_per_step
+            sentences.append(
+                f"{name} takes its gradients for some tensors only, {100 * fraction:.0f} % of them on average."
+            )
+    return sentences

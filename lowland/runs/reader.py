@@ -1,10 +1,10 @@
-"""Run files, read back: one ``run.jsonl`` per run, one JSON object per line.
+"""Reads run files: one ``run.jsonl`` per run, one JSON object per line.
 
-A run that was killed may end in a torn line, and a resumed one repeats epochs; both are ordinary here.
-A file that never was a run file is refused with a :class:`~lowland.core.errors.DataError`.
+The reader accepts the torn last line of a killed run and the repeated epochs of a resumed run. It raises a
+:class:`~lowland.core.errors.DataError` for any other file that is not a run file.
 
-Older files are read, too: they name no metrics, because all were judged by accuracy, and spell its values
-``test_accuracy``, ``test_loss`` and ``train_accuracy``.
+The reader also accepts files of earlier versions. These files list no metrics, because accuracy was the only metric,
+and use the keys ``test_accuracy``, ``test_loss`` and ``train_accuracy``.
 """
 
 from __future__ import annotations
@@ -58,9 +58,8 @@ def read(folder_or_file: str | Path) -> RunRecord:
 def read_all(paths: Iterable[str | Path]) -> list[RunRecord]:
     """Read many runs: run folders, run files, or parent folders that are searched for them.
 
-    Runs found in a search come in the order in which they were started; an empty file there (a run killed
-    before its first line) is passed over, and one that is no run file is left out with a warning. A run named twice is
-    read once.
+    The runs of a parent folder are sorted by their start time. The search skips empty files (a run killed before its
+    first line), and skips files that are not run files with a warning. A run that is named twice is read once.
 
     Raises:
         DataError: a path holds no run, or a file that was named is not a run file.
@@ -68,13 +67,13 @@ def read_all(paths: Iterable[str | Path]) -> list[RunRecord]:
     records: dict[Path, RunRecord] = {}
     for path in map(Path, paths):
         if path.is_dir() and not (path / RUN_FILE).is_file():
-            found = _search(path)
-            if not found:
+            path_records = _search(path)
+            if not path_records:
                 raise DataError(f"no {RUN_FILE} below {path}; name a folder that `lowland` wrote runs into")
-            found.sort(key=lambda record: (record.time, str(record.path)))
+            path_records.sort(key=lambda record: (record.time, str(record.path)))
         else:
-            found = [read(path)]
-        for record in found:
+            path_records = [read(path)]
+        for record in path_records:
             records.setdefault(record.path.resolve(), record)
     return list(records.values())
 
@@ -92,7 +91,7 @@ def _search(folder: Path) -> list[RunRecord]:
 
 
 def _parse(text: str) -> tuple[list[dict[str, Any]], list[int]]:
-    """The objects of a file and the numbers of damaged lines; a torn last line is neither."""
+    """The JSON objects of a file, and the numbers of the damaged lines except a torn last line."""
     lines: list[dict[str, Any]] = []
     damaged: list[int] = []
     numbered = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -113,8 +112,8 @@ def _assemble(path: Path, lines: list[dict[str, Any]], damaged: list[int]) -> Ru
         raise ValueError('its first line is no {"kind": "config", ...}')
     config, end, resumed = lines[0], None, 0
     epochs: dict[int, EpochRecord] = {}
-    lost: set[int] = set()  # epochs whose loss was no number
-    told = [f"line {number} of the run file is damaged and was left out" for number in damaged]
+    diverged: set[int] = set()  # epochs whose loss was not finite
+    messages = [f"line {number} of the run file is damaged and was left out" for number in damaged]
     for line in lines[1:]:
         kind = line.get("kind")
         if kind == "config":
@@ -122,19 +121,20 @@ def _assemble(path: Path, lines: list[dict[str, Any]], damaged: list[int]) -> Ru
         elif kind == "epoch":
             epoch = _epoch(line)
             epochs[epoch.epoch] = epoch
-            lost = lost | {epoch.epoch} if line.get("train_loss", 0) is None else lost - {epoch.epoch}
+            diverged = diverged | {epoch.epoch} if line.get("train_loss", 0) is None else diverged - {epoch.epoch}
         elif kind == "resumed":
-            # what lies beyond the checkpoint is run again; its old seconds would not fit the new ones
+            # drop the epochs after the checkpoint: the resumed run repeats them with other times
             epochs = {n: epoch for n, epoch in epochs.items() if epoch.step <= line["step"]}
             end, resumed = None, resumed + 1
         elif kind == "warning":
-            told.append(str(line["message"]))
+            messages.append(str(line["message"]))
         elif kind == "end":
             end = _end(line)
     ordered = tuple(epochs[n] for n in sorted(epochs))
-    if end is not None and ordered and ordered[-1].epoch in lost:  # also in files that do not say so themselves
+    # Files of earlier versions do not record divergence in the end line.
+    if end is not None and ordered and ordered[-1].epoch in diverged:
         end = replace(end, diverged=True)
-    return _record(path, config, epochs=ordered, resumed=resumed, warnings=tuple(told), end=end)
+    return _record(path, config, epochs=ordered, resumed=resumed, warnings=tuple(messages), end=end)
 
 
 def _record(path: Path, config: dict[str, Any], **rest: Any) -> RunRecord:
@@ -167,8 +167,8 @@ def _record(path: Path, config: dict[str, Any], **rest: Any) -> RunRecord:
 
 
 def _metrics(value: Any) -> tuple[MetricRecord, ...]:
-    """The metrics of a config line; accuracy where it names none."""
-    found = tuple(
+    """The metrics of a config line; accuracy if the line lists none."""
+    metrics = tuple(
         MetricRecord(
             name=str(metric["name"]),
             unit=str(metric.get("unit") or ""),
@@ -177,7 +177,7 @@ def _metrics(value: Any) -> tuple[MetricRecord, ...]:
         )
         for metric in value or ()
     )
-    return found or (ACCURACY,)
+    return metrics or (ACCURACY,)
 
 
 def _select(value: str) -> Literal["best", "last"]:
@@ -219,7 +219,7 @@ def _end(line: dict[str, Any]) -> EndRecord:
 
 
 def _values(line: Mapping[str, Any], part: str) -> Values:
-    """The metrics on a part of the data; older files have a key for each, such as ``test_accuracy``."""
+    """The metrics on a part of the data; files of earlier versions have one key per metric: ``test_accuracy``."""
     if part in line:
         return {str(name): _number(value) for name, value in (line[part] or {}).items()}
     old = {name: line[f"{part}_{name}"] for name in ("loss", "accuracy") if f"{part}_{name}" in line}
@@ -227,6 +227,6 @@ def _values(line: Mapping[str, Any], part: str) -> Values:
 
 
 def _number(value: Any) -> float | None:
-    """What is absent, null or not finite is None."""
+    """The value as a float; None if the value is absent, null or not finite."""
     number = None if value is None else float(value)
     return number if number is not None and math.isfinite(number) else None

@@ -29,11 +29,11 @@ def m_sharpness(
     m: int = 128,
     cut: Cutter | None = None,
 ) -> Tensor:
-    """How much the loss rises when each micro-batch moves the weights along its own gradient.
+    """The m-sharpness: the mean rise of the loss when each micro-batch moves the weights along its own gradient.
 
-    The mean over micro-batches S of ``L_S(w + rho * g_S / ||g_S||) - L_S(w)`` with ``g_S`` the gradient of L_S.
-    The model is in evaluation mode meanwhile (BatchNorm's running statistics, no dropout); weights, ``.grad``,
-    statistics and modes are afterwards as they were, bit for bit.
+    This is the mean over micro-batches S of ``L_S(w + rho * g_S / ||g_S||) - L_S(w)``, with ``g_S`` the gradient of
+    L_S. The function evaluates the model in evaluation mode (BatchNorm's running statistics, no dropout), and restores
+    weights, ``.grad``, statistics and modes bit for bit.
 
     Args:
         model: The model, at the weights to be judged.
@@ -55,19 +55,21 @@ def m_sharpness(
     checks.at_least("rho", rho, 0, "0.05 is usual")
     checks.integer("m", m, 1, "128 is usual")
     params: Vec = [p for p in model.parameters() if p.requires_grad]
-    cutting = Batches(cut)
-    work = Work(model, params, loss_fn=loss_fn, batches=cutting, scaler=None, micro_batch=None, rng="free")
+    splitter = Batches(cut)
+    work = Work(model, params, loss_fn=loss_fn, batches=splitter, scaler=None, micro_batch=None, rng="free")
     executor, geometry = Local(), L2()
     rises: list[Tensor] = []
     sizes: list[Tensor | float] = []
     with _set_aside(model, params), _full_precision():
         for batch in batches:
-            for part in cutting.split(batch, m):
-                (here,) = executor.run(work, (Probe(part, cut=part is not batch),))
-                at = geometry.ascent(params, here.grad or [], rho)
-                (there,) = executor.run(work, (Probe(part, at=at, grad=False, cut=part is not batch),))
-                rises.append(there.loss - here.loss)
-                sizes.append(here.divisor if isinstance(here.divisor, Tensor) else float(cutting.size(part)))
+            for part in splitter.split(batch, m):
+                (at_weights,) = executor.run(work, (Probe(part, cut=part is not batch),))
+                perturbed = geometry.ascent(params, at_weights.grad or [], rho)
+                (at_perturbed,) = executor.run(work, (Probe(part, at=perturbed, grad=False, cut=part is not batch),))
+                rises.append(at_perturbed.loss - at_weights.loss)
+                sizes.append(
+                    at_weights.divisor if isinstance(at_weights.divisor, Tensor) else float(splitter.size(part))
+                )
     if not rises:
         raise ArgumentError("batches must hold at least one batch, but are empty; pass training examples")
     weights = torch.stack([torch.as_tensor(n, dtype=rises[0].dtype, device=rises[0].device) for n in sizes])
@@ -77,7 +79,7 @@ def m_sharpness(
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Without TF32, under which most of a small displacement is rounding."""
+    """Disable TF32, which rounds most of a small displacement away."""
     flags = [(torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32)]
     flags.append((torch.backends.cudnn, torch.backends.cudnn.allow_tf32))  # type: ignore[arg-type]
     try:
@@ -91,7 +93,7 @@ def _full_precision() -> Iterator[None]:
 
 @contextmanager
 def _set_aside(model: nn.Module, params: Vec) -> Iterator[None]:
-    """Evaluation mode and empty ``.grad``, and back to what was there."""
+    """Set evaluation mode and clear ``.grad``; restore both afterwards."""
     grads = [p.grad for p in params]
     modes = [(module, module.training) for module in model.modules()]
     try:

@@ -1,12 +1,16 @@
 """What a step costs on two processes: data-parallel SAM, and SAMPa, whose two gradients are computed at once.
 
-All variants take turns, step by step: ``plain`` and ``sam`` on one process while the other one rests; ``plain-twice``
-on two that know nothing of each other, which is the least that two gradients at once can cost on this machine, whose
-processes share memory and caches; ``dp-plain`` and ``dp-sam`` on two that share a batch (DistributedDataParallel);
-``sampa`` on two that take a gradient of the whole batch each, and exchange them through the memory of the host;
-``sampa-messages`` exchanges them by gloo, as ``sampa`` does where there is a network between. One thread per process.
-Figures are medians, and ratios are medians of ratios within a round, so that a machine whose speed drifts slows
-numerator and denominator alike. A step of two processes is as long as that of the slower one.
+All variants take turns, step by step:
+
+- ``plain`` and ``sam`` run on one process while the other process rests;
+- ``plain-twice`` runs independently on both processes. It is a lower bound for two simultaneous gradients on this
+  machine, whose processes share memory and caches;
+- ``dp-plain`` and ``dp-sam`` divide a batch between both processes (DistributedDataParallel);
+- ``sampa`` computes a gradient of the full batch on each process, and exchanges the gradients through host memory;
+- ``sampa-messages`` exchanges them by gloo, as ``sampa`` does over a network.
+
+Each process has one thread. Figures are medians, and ratios are medians of ratios within a round, so that a drift of
+the machine's speed cancels. The time of a step on two processes is the time of the slower process.
 """
 
 from __future__ import annotations
@@ -80,7 +84,7 @@ class Case:
         return inputs, torch.randint(CLASSES, (self.batch,), generator=generator)
 
     def bytes(self) -> int:
-        """Of the parameters."""
+        """The size of the parameters in bytes."""
         return sum(p.numel() * p.element_size() for p in self.build().parameters())
 
 
@@ -102,7 +106,7 @@ def measure(name: str, *, rounds: int = 60, tick: Tick | None = None) -> dict[st
     with pair() as both:
         parameters = _set_up(both, case, apart=False)
         taken = _rounds(both, rounds, tick)
-    # The loopback device carries what either rank sends.
+    # The loopback device carries the traffic of both ranks.
     return {"case": name, "parameters": parameters, **summary(taken, senders=RANKS)}
 
 
@@ -120,23 +124,23 @@ def measure_network(
         name: A key of ``CASES``.
         rounds: Rounds that count at each bandwidth, >= 5.
         bandwidths: In Mbit/s, each > 0.
-        delay: Milliseconds that a packet is under way; above 0 it takes the kernel's netem.
-        tick: Called after every round, as often as :func:`network_rounds` tells.
+        delay: The latency of a packet in milliseconds; a value above 0 requires the kernel's netem.
+        tick: Called after every round, :func:`network_rounds` times.
 
     Returns:
         The ``case``, the bytes of its ``parameters``, the ``delay``, for each of ``bandwidths`` a :func:`summary` with
         its ``mbit``, and ``faster``: see :func:`crossings`.
     """
-    case, wanted = _chosen(name, rounds), checked(bandwidths)
+    case, ordered = _chosen(name, rounds), checked(bandwidths)
     with network() as joined, pair(joined.prefixes, DEVICE) as both:
         parameters = _set_up(both, case, apart=True)
-        found = [_at(joined, both, mbit, delay, rounds, tick) for mbit in wanted]
+        summaries = [_at(joined, both, mbit, delay, rounds, tick) for mbit in ordered]
     return {
         "case": name,
         "parameters": parameters,
         "delay": delay,
-        "bandwidths": found,
-        "faster": {f"sampa than {other}": crossings(found, "sampa", other) for other in ("dp-sam", "sam")},
+        "bandwidths": summaries,
+        "faster": {f"sampa than {other}": crossings(summaries, "sampa", other) for other in ("dp-sam", "sam")},
     }
 
 
@@ -159,7 +163,7 @@ def checked(bandwidths: Sequence[float]) -> list[float]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on: two processes want a core each."""
+    """The machine that the figures were measured on, with its number of cores: each process needs one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {**overhead.machine(), "cores": cores, "GLIBC_TUNABLES": memory()["GLIBC_TUNABLES"]}
 
@@ -229,7 +233,7 @@ def _ratio(over: Sequence[float], under: Sequence[float]) -> float:
 
 
 def crossings(found: Sequence[dict[str, Any]], one: str, other: str) -> dict[str, list[float]]:
-    """Where one variant is faster than another, and where that turns.
+    """The bandwidths at which one variant is faster than another, and at which both are equally fast.
 
     Args:
         found: Summaries with their ``mbit``, from wide to narrow.
@@ -244,6 +248,6 @@ def crossings(found: Sequence[dict[str, Any]], one: str, other: str) -> dict[str
     turns = []
     for (wide, a), (narrow, b) in pairwise(ratios):
         if (a < 1) != (b < 1):
-            share = math.log(a) / (math.log(a) - math.log(b))
-            turns.append(float(f"{wide * (narrow / wide) ** share:.3g}"))
+            fraction = math.log(a) / (math.log(a) - math.log(b))
+            turns.append(float(f"{wide * (narrow / wide) ** fraction:.3g}"))
     return {"at": [mbit for mbit, ratio in ratios if ratio < 1], "turns": turns}

@@ -15,15 +15,15 @@ from lowland.core.errors import UsageError
 
 DEVICE = "cable"  # the name of its end in either namespace
 ADDRESSES = ("10.211.55.1/30", "10.211.55.2/30")
-BURST = 16 * 1024  # bytes that may leave at once; more than a few packets, and little next to a gradient
-QUEUE = 400  # ms for which a packet may queue before it is dropped: long enough that a gradient loses none
+BURST = 16 * 1024  # bytes of a burst; more than a few packets, but far less than a gradient
+QUEUE = 400  # ms for which a packet may queue; long enough that no packet of a gradient is dropped
 
 
 class Network:
     """Two network namespaces; see :func:`network`.
 
     Attributes:
-        names: Of the namespaces.
+        names: The names of the namespaces.
     """
 
     def __init__(self, names: tuple[str, str]) -> None:
@@ -31,22 +31,22 @@ class Network:
 
     @property
     def prefixes(self) -> list[list[str]]:
-        """What runs a command inside each namespace, put before it."""
+        """For each namespace, the command prefix that runs a command inside it."""
         return [["ip", "netns", "exec", name] for name in self.names]
 
     def limit(self, mbit: float, delay: float = 0.0) -> None:
-        """Let no more than this pass, in either direction, from now on.
+        """Limit the bandwidth in both directions, and set the latency.
 
         Args:
             mbit: Bandwidth in Mbit/s, > 0.
-            delay: Milliseconds that a packet is under way, >= 0; needs the kernel's netem where it is > 0.
+            delay: The latency of a packet in milliseconds, >= 0; a value above 0 requires the kernel's netem.
 
         Raises:
             UsageError: The kernel has no such limit.
         """
         checks.at_least("mbit", mbit, 0.1, "choose a bandwidth in Mbit/s")
         checks.at_least("delay", delay, 0, "0 adds no delay")
-        # A quarter of a millisecond's traffic: a timer does not fire more often, so less would be slower than asked.
+        # The traffic of 0.25 ms, the resolution of the timer: a smaller burst would reduce the bandwidth.
         burst = max(BURST, round(mbit * 1e6 / 8 * 0.25e-3))
         bucket = ["tbf", "rate", f"{mbit}mbit", "burst", str(burst), "latency", f"{QUEUE}ms"]
         for name in self.names:
@@ -61,10 +61,10 @@ class Network:
 
 @contextmanager
 def network() -> Iterator[Network]:
-    """Make two namespaces and a cable; whatever happens, none is left.
+    """Make two namespaces joined by a cable, and remove them on exit, also after an error.
 
     Yields:
-        The namespaces, their ends of the cable up, its bandwidth not limited yet.
+        The network, up and with unlimited bandwidth.
 
     Raises:
         UsageError: Something is missing; the message names it.
@@ -74,7 +74,7 @@ def network() -> Iterator[Network]:
     names = (f"lowland-{token}-0", f"lowland-{token}-1")
     with ExitStack() as stack:
         for name in names:
-            stack.callback(_remove, name)  # before it is made, so that no Ctrl-C falls between
+            stack.callback(_remove, name)  # registered first, so that Ctrl-C in between leaves no namespace
             _run(["ip", "netns", "add", name], "network namespaces")
         ends = ["type", "veth", "peer", "name", DEVICE, "netns", names[1]]
         _run(["ip", "link", "add", DEVICE, "netns", names[0], *ends], "veth pairs")
@@ -86,7 +86,7 @@ def network() -> Iterator[Network]:
 
 
 def rehearse(bandwidths: Sequence[float], delay: float = 0.0) -> None:
-    """Make such a network, set every limit, and remove it again: what cannot be done shows before the long part.
+    """Make a network, set every limit, and remove the network: errors appear before the long measurement.
 
     Args:
         bandwidths: In Mbit/s.
@@ -98,10 +98,10 @@ def rehearse(bandwidths: Sequence[float], delay: float = 0.0) -> None:
 
 
 def check() -> None:
-    """Whether this machine can have such a network, as far as can be told without making one.
+    """Check the requirements of a limited network without making one.
 
     Raises:
-        UsageError: It cannot; the message names what is missing.
+        UsageError: A requirement is missing; the message names it.
     """
     if not sys.platform.startswith("linux"):
         raise UsageError(f"a limited network needs Linux's namespaces, but this is {sys.platform}; use Linux")
@@ -119,16 +119,16 @@ def check() -> None:
 
 
 def _run(command: list[str], what: str) -> None:
-    # In a session of its own: Ctrl-C must not cut it short, or it would be unclear what is there to remove.
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True)
-    if ran.returncode != 0:
-        told = " ".join(ran.stderr.split()) or f"exit code {ran.returncode}"
+    # A separate session protects the command from Ctrl-C, so that the state of the network stays known.
+    completed = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True)
+    if completed.returncode != 0:
+        reason = " ".join(completed.stderr.split()) or f"exit code {completed.returncode}"
         remedy = (
             "leave the delay out, or load it: modprobe sch_netem" if what == "netem" else "run it outside containers"
         )
-        raise UsageError(f"the kernel must allow {what}, but `{' '.join(command)}` failed ({told}); {remedy}")
+        raise UsageError(f"the kernel must allow {what}, but `{' '.join(command)}` failed ({reason}); {remedy}")
 
 
 def _remove(name: str) -> None:
-    """Remove a namespace, and with it its end of the cable, if it is there."""
+    """Remove a namespace and its end of the cable, if the namespace exists."""
     subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False, start_new_session=True)

@@ -1,4 +1,4 @@
-"""Two processes that take orders, and end together."""
+"""Starts the two processes of a benchmark, sends them orders and ends them together."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from typing import Any
 from lowland.core.errors import LowlandError
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
-PATIENCE = 120.0  # seconds for which a rank waits for the other, in a collective
-GRACE = 5.0  # seconds more, after which a rank has given up by itself and told why
-PAUSE = 1.0  # seconds in which the other rank fails as well
+PATIENCE = 120.0  # seconds for which a rank waits for the other rank in a collective
+GRACE = 5.0  # further seconds, in which a rank whose collective timed out reports the error
+PAUSE = 1.0  # seconds in which the other rank's error arrives
 KEEP = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1000000000000"
-TOLD = 1500  # characters of what a rank wrote before it ended
+TOLD = 1500  # characters of a rank's last output that an error shows
 
 
 class Pair:
@@ -36,19 +36,19 @@ class Pair:
         self.readers = [threading.Thread(target=self._read, args=(rank,), daemon=True) for rank in range(2)]
 
     def order(self, **order: Any) -> None:
-        """Give both the same order."""
+        """Send the same order to both processes."""
         for process in self.processes:
             assert process.stdin is not None
             try:
                 os.write(process.stdin.fileno(), json.dumps(order).encode() + b"\n")
             except BrokenPipeError:
-                return  # `answers` tells why it is gone
+                return  # `answers` raises the reason
 
     def answers(self) -> list[dict[str, Any]]:
-        """The next answer of both.
+        """The next answer of each process.
 
         Raises:
-            LowlandError: One has failed, ended, or is silent for longer than it may be.
+            LowlandError: A process failed, ended, or timed out.
         """
         while not all(self._waiting):
             try:
@@ -73,7 +73,7 @@ class Pair:
         self._arrived.put((rank, b""))
 
     def _failure(self, rank: int, answer: dict[str, Any]) -> str:
-        """What went wrong, on both ranks: the one that lost its partner may be heard before the one that was lost."""
+        """The errors of both ranks: a rank that lost its partner may report before the partner's own error arrives."""
         errors = {rank: answer["error"]}
         with suppress(queue.Empty):
             while len(errors) < len(self.processes):
@@ -86,13 +86,13 @@ class Pair:
     def _ended(self, rank: int) -> str:
         with suppress(subprocess.TimeoutExpired):
             self.processes[rank].wait(GRACE)
-        said = (self._folder / f"said-{rank}").read_text(errors="replace").strip()
+        output = (self._folder / f"said-{rank}").read_text(errors="replace").strip()
         code = self.processes[rank].returncode
-        return f"ended with exit code {code}:\n{said[-TOLD:] or '(it wrote nothing)'}"
+        return f"ended with exit code {code}:\n{output[-TOLD:] or '(it wrote nothing)'}"
 
 
 def _understood(line: bytes) -> dict[str, Any]:
-    """An answer; ``error`` is in it after a failure, empty where the process ended without a word."""
+    """The answer in a line; after a failure it has an ``error``, empty if the process ended without output."""
     if not line:
         return {"error": ""}
     answer: dict[str, Any] = json.loads(line)
@@ -100,10 +100,10 @@ def _understood(line: bytes) -> dict[str, Any]:
 
 
 def memory() -> dict[str, str]:
-    """Environment under which processes keep the memory that they free, all variants alike; the user's own, if set.
+    """The environment that makes glibc keep freed memory for all variants; the user's own value, if set.
 
     By default glibc gives large blocks back to the kernel at once and asks for them anew, layer by layer. A training
-    step on the CPU then spends part of its time in page faults, and two processes get in each other's way there.
+    step on the CPU then spends part of its time in page faults, in which two processes slow each other down.
     """
     return {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", KEEP)}
 
@@ -112,30 +112,30 @@ def memory() -> dict[str, str]:
 def pair(
     prefixes: Sequence[Sequence[str]] = ((), ()), device: str = LOOPBACK, patience: float = PATIENCE
 ) -> Iterator[Pair]:
-    """Start both processes; whatever happens, none is left.
+    """Start both processes, and end them on exit, also after an error.
 
     Args:
         prefixes: What to put before the command of each rank, such as ``("ip", "netns", "exec", "a")``.
-        device: The network device through which they talk.
-        patience: Seconds for which they wait for each other in a collective.
+        device: The network device that connects the ranks.
+        patience: The timeout of a collective in seconds.
 
     Yields:
-        The processes, which set up their connection meanwhile.
+        The processes, which are still connecting.
     """
-    # One thread each; and a session of their own, or Ctrl-C would reach them before this process can end them.
+    # Separate sessions protect the processes from Ctrl-C, so that this process can end them in order.
     environment = {**os.environ, **memory(), "GLOO_SOCKET_IFNAME": device, "OMP_NUM_THREADS": "1"}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lowland-")))
         processes: list[subprocess.Popen[bytes]] = []
         for rank, prefix in enumerate(prefixes):
-            # They meet at a file, because namespaces share files but no network.
-            meeting = (str(rank), f"file://{folder / 'meeting'}", str(patience))
-            said = stack.enter_context((folder / f"said-{rank}").open("wb"))
+            # The ranks connect through a file, because the namespaces share no network at the start.
+            arguments = (str(rank), f"file://{folder / 'meeting'}", str(patience))
+            log = stack.enter_context((folder / f"said-{rank}").open("wb"))
             process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "lowland.bench.two_processes.worker", *meeting],
+                [*prefix, sys.executable, "-m", "lowland.bench.two_processes.worker", *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=said,
+                stderr=log,
                 env=environment,
                 start_new_session=True,
             )
@@ -146,5 +146,5 @@ def pair(
         for process, reader in zip(processes, both.readers, strict=True):
             reader.start()
             stack.callback(reader.join)
-            stack.callback(process.kill)  # ends its output, and so the reader
+            stack.callback(process.kill)  # ends the output of the process, and thereby the reader
         yield both

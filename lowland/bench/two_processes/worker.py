@@ -1,9 +1,9 @@
 """One of the two processes that ``lowland bench parallel`` and ``lowland bench comm`` measure.
 
 Started as ``python -m lowland.bench.two_processes.worker RANK MEETING PATIENCE``, see
-:mod:`lowland.bench.two_processes.pair`. The process takes orders as JSON lines on standard input and answers each with
-JSON lines on what was its standard output. Both ranks get the same orders, and keep in step by barriers: a rank that
-has nothing to do in a variant sleeps in the next barrier.
+:mod:`lowland.bench.two_processes.pair`. The process takes orders as JSON lines on standard input and answers each order
+with JSON lines on the original standard output. Both ranks get the same orders and stay synchronized by barriers. A
+rank that rests during a variant waits at the next barrier.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to take a step.
+    """One way to train, measured step by step.
 
     Attributes:
-        step: Takes it.
-        alone: Rank 0 takes it, and the other one rests.
-        sent: Bytes that this rank has given into exchanges of gradients so far.
-        waited: Seconds for which its exchanges were not hidden behind backward so far; None where nobody counts them.
+        step: Takes one training step.
+        alone: Only rank 0 takes the step; rank 1 rests.
+        sent: Returns the total bytes that this rank has sent in gradient exchanges.
+        waited: Returns the total seconds of exchange that backward did not hide; None if the variant does not count.
     """
 
     step: Callable[[], None]
@@ -51,17 +51,17 @@ class Variant:
 
 
 def variants(case: Case, rank: int, *, apart: bool) -> dict[str, Variant]:
-    """What ``bench parallel`` compares, in the order in which the steps of a round are taken.
+    """The variants by name, in the order of the steps of a round.
 
     Args:
-        case: Model and batch.
-        rank: Of this process.
-        apart: There is a network between the ranks, which shared memory would pass by.
+        case: The model and the batch.
+        rank: The rank of this process.
+        apart: Whether a simulated network separates the ranks; if so, no variant uses shared memory.
     """
     batch = case.data()
     half = (batch[0].chunk(RANKS)[rank], batch[1].chunk(RANKS)[rank])
     size = case.bytes()
-    found = {
+    by_name = {
         "plain": _bare(case.build(), batch, alone=True),
         "sam": _ours(lowland.SAM(), case.build(), batch, alone=True),
         "plain-twice": _bare(case.build(), batch),
@@ -70,8 +70,8 @@ def variants(case: Case, rank: int, *, apart: bool) -> dict[str, Variant]:
         "sampa": _ours(lowland.SAMPa(), case.build(), batch, mesh=_mesh(shared_memory=not apart)),
     }
     if not apart:
-        found["sampa-messages"] = _ours(lowland.SAMPa(), case.build(), batch, mesh=_mesh(shared_memory=False))
-    return found
+        by_name["sampa-messages"] = _ours(lowland.SAMPa(), case.build(), batch, mesh=_mesh(shared_memory=False))
+    return by_name
 
 
 def _mesh(*, shared_memory: bool) -> Mesh:
@@ -80,9 +80,9 @@ def _mesh(*, shared_memory: bool) -> Mesh:
 
 
 def _ddp(model: nn.Module) -> nn.Module:
-    # As good as it gets: buckets as large as those of lowland's own exchange, so that its all-reduce hides as well, in
-    # which the gradients lie, and no broadcast of BatchNorm statistics, which the engine averages anyway. (The argument
-    # for it is deprecated.)
+    # The fastest settings of DDP: the buckets have the size of lowland's buckets, so that the all-reduce overlaps with
+    # backward equally well; the gradients are views into the buckets; and DDP does not broadcast the BatchNorm
+    # statistics, because the engine averages them. (The constructor's argument for broadcasts is deprecated.)
     wrapped = DistributedDataParallel(model, bucket_cap_mb=BUCKET / 2**20, gradient_as_bucket_view=True)
     wrapped.broadcast_buffers = False
     return wrapped
@@ -93,18 +93,18 @@ def _base(model: nn.Module) -> SGD:
 
 
 def _bare(model: nn.Module, batch: Batch, *, reduced: int = 0, alone: bool = False) -> Variant:
-    """A step without lowland, with ``reduced`` bytes in an all-reduce."""
+    """A variant without lowland, whose step sends ``reduced`` bytes in an all-reduce."""
     optimizer = _base(model)
-    taken = 0
+    steps_taken = 0
 
     def step() -> None:
-        nonlocal taken
-        taken += 1
+        nonlocal steps_taken
+        steps_taken += 1
         optimizer.zero_grad()
         loss_fn(model, batch).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
-    return Variant(step, alone, sent=lambda: taken * reduced)
+    return Variant(step, alone, sent=lambda: steps_taken * reduced)
 
 
 def _ours(
@@ -125,26 +125,27 @@ def _ours(
         optimizer.step()
 
     def sent() -> int:
-        # DDP averages inside backward, where the executor does not see it: the gradients it averaged, times their size.
+        # The executor cannot count DDP's all-reduces inside backward: add their number times the gradient's size.
         return engine.cost.bytes + engine.cost.reduces * reduced
 
     return Variant(step, alone, sent, None if mesh is None else lambda: mesh.waited)
 
 
 def take_round(steps: dict[str, Variant], rank: int, device: str, number: int = 0) -> dict[str, Any]:
-    """Let every variant take one step.
+    """Take one step with every variant.
 
     Args:
-        steps: The variants.
-        rank: Of this process.
+        steps: The variants by name.
+        rank: The rank of this process.
         device: The network device whose traffic is counted.
-        number: Of the round; another variant begins each time, so that none always follows the same one.
+        number: The number of the round; each round begins with another variant, so that the measurements do not
+            depend on a fixed order.
 
     Returns:
-        By variant ``seconds`` from the barrier to the end of the step, ``bytes`` given into exchanges, ``wire``: bytes
-        that left through the device until both were ready for the next step, and ``waited`` seconds.
+        Four dictionaries by variant: ``seconds`` from the barrier to the end of the step; ``bytes`` sent in exchanges;
+        ``wire``, the bytes that left through the device until both ranks had finished; and ``waited`` seconds.
     """
-    found: dict[str, Any] = {"seconds": {}, "bytes": {}, "wire": {}, "waited": {}}
+    measured: dict[str, Any] = {"seconds": {}, "bytes": {}, "wire": {}, "waited": {}}
     order = list(steps)
     for name in order[number % len(order) :] + order[: number % len(order)]:
         variant, before = steps[name], traffic(device)
@@ -154,18 +155,21 @@ def take_round(steps: dict[str, Variant], rank: int, device: str, number: int = 
             waited = variant.waited() if variant.waited is not None else 0.0
             start = time.perf_counter()
             variant.step()
-            found["seconds"][name] = time.perf_counter() - start
-            found["bytes"][name] = variant.sent() - sent
+            measured["seconds"][name] = time.perf_counter() - start
+            measured["bytes"][name] = variant.sent() - sent
             if variant.waited is not None:
-                found["waited"][name] = variant.waited() - waited
-        dist.barrier()  # a step that ends early here must not begin the next one, nor its traffic be missed
+                measured["waited"][name] = variant.waited() - waited
+        dist.barrier()  # the slower rank must finish before the next step begins and before its traffic is read
         after = traffic(device)
-        found["wire"][name] = None if before is None or after is None else after - before
-    return {what: {name: each[name] for name in steps if name in each} for what, each in found.items()}
+        measured["wire"][name] = None if before is None or after is None else after - before
+    return {
+        quantity: {name: by_variant[name] for name in steps if name in by_variant}
+        for quantity, by_variant in measured.items()
+    }
 
 
 def traffic(device: str) -> int | None:
-    """Bytes that have left through a network device since it exists; None where Linux is not there to count them."""
+    """The total bytes sent through a network device; None if the system is not Linux or lacks the device."""
     try:
         with open("/proc/net/dev") as lines:
             counts = next(line.split(":", 1)[1] for line in lines if line.strip().startswith(f"{device}:"))
@@ -175,13 +179,13 @@ def traffic(device: str) -> int | None:
 
 
 def serve(rank: int, orders: IO[str], answer: Callable[[dict[str, Any]], None]) -> None:
-    """Carry out orders until there are no more.
+    """Carry out orders until the input ends.
 
     Args:
-        rank: Of this process.
+        rank: The rank of this process.
         orders: JSON lines: ``{"case": {...}, "apart": false}`` sets up a case (see :func:`variants`),
             ``{"rounds": n}`` takes rounds on it.
-        answer: Takes one answer for a case, and one for each round.
+        answer: Sends an answer; called once per case and once per round.
     """
     device = os.environ["GLOO_SOCKET_IFNAME"]
     steps: dict[str, Variant] = {}
@@ -196,13 +200,13 @@ def serve(rank: int, orders: IO[str], answer: Callable[[dict[str, Any]], None]) 
 
 
 def main() -> int:
-    """Join the other rank, and serve.
+    """Join the process group and carry out orders.
 
     Returns:
         The exit code.
     """
     rank, meeting, patience = int(sys.argv[1]), sys.argv[2], float(sys.argv[3])
-    # Answers keep standard output to themselves: gloo greets there, too.
+    # Only answers may go to the original standard output: redirect gloo's greeting to standard error.
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 

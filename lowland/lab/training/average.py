@@ -1,4 +1,4 @@
-"""An average of the weights over training, which is evaluated in their place."""
+"""An average of the weights over training, which is evaluated instead of the weights."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from torch import Tensor, nn
 from lowland.core import vec
 from lowland.lab.training.wrapped import plain_state
 
-PREFIX = "average/"  # what the names of its tensors begin with in a checkpoint
+PREFIX = "average/"  # the prefix of the names of its tensors in a checkpoint
 
 
 class Average:
     """An exponential moving average of parameters and floating-point buffers.
 
-    In the first steps the decay is smaller, ``(1 + t) / (10 + t)``, so that the initial weights are soon forgotten.
+    In the first steps the decay is smaller, ``(1 + t) / (10 + t)``, so that the influence of the initial weights
+    vanishes quickly.
 
     Args:
-        model: As it is trained, wrapped or not.
-        decay: In (0, 1).
+        model: The trained model, wrapped or not.
+        decay: The decay of the average, in (0, 1).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -35,13 +36,13 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after a step, counted from 1."""
+        """Update the average with the weights after a step; steps are counted from 1."""
         decay = min(self._decay, (1 + step) / (10 + step))
         self.mean = vec.lerp(self.mean, self._now(), 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model at the average; its own weights come back bit for bit."""
+        """Give the model the average as weights; restore its own weights bit for bit on exit."""
         saved = vec.clone(self._now())
         try:
             self._write(self.mean)
@@ -55,9 +56,9 @@ class Average:
             t.copy_(value)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The average by name."""
+        """The tensors of the average by name."""
         return {f"{PREFIX}{name}": t for name, t in zip(self._names, self.mean, strict=True)}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on where :meth:`tensors` were taken."""
+        """Load the average from :meth:`tensors`."""
         self.mean = [tensors[f"{PREFIX}{name}"] for name in self._names]

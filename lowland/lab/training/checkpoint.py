@@ -1,14 +1,14 @@
-"""Checkpoints that survive a kill at any moment: written whole or not at all, and checked when read.
+"""Checkpoints that survive a kill at any moment: each is written atomically, and verified when read.
 
 A checkpoint is a folder, ``checkpoints/step-000001200``:
 
-- tensors, as ``torch.distributed.checkpoint`` writes them: every rank its shards, readable on another number of ranks;
-  small ones that are not sharded lie together, see :mod:`lowland.lab.training.packing`;
-- ``state.pt``: all else, as ``torch.save`` writes it and ``torch.load(weights_only=True)`` reads it;
-- ``weights.safetensors``: the model's weights alone, whole, for other programs;
+- tensors, as ``torch.distributed.checkpoint`` writes them: every rank writes its shards, and any number of ranks can
+  read them; small unsharded tensors are packed together, see :mod:`lowland.lab.training.packing`;
+- ``state.pt``: all other state, as ``torch.save`` writes it and ``torch.load(weights_only=True)`` reads it;
+- ``weights.safetensors``: the model's weights without shards, for other programs;
 - ``manifest.json``: the SHA-256 of every file, written last.
 
-It appears under its name only once all of it is on the disk.
+The folder gets its name only after all files are on the disk.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 STATE = "state.pt"
 WEIGHTS = "weights.safetensors"
-PACKED = "packed"  # the key in state.pt under which stands which small tensors lie together
-MODEL = "model/"  # what the names of the model's tensors begin with
+PACKED = "packed"  # the key in state.pt for the contents of the packs
+MODEL = "model/"  # the prefix of the names of the model's tensors
 ALONE = World(0, 1, torch.device("cpu"), None, {})
 
 
@@ -50,12 +50,12 @@ def save(
     keep: int = 2,
     world: World = ALONE,
 ) -> Path:
-    """Write a checkpoint and forget all but the last ones. All ranks call it.
+    """Write a checkpoint and remove all but the last ``keep`` ones. All ranks must call this.
 
     Args:
         folder: The run folder; files go to ``checkpoints/`` in it.
-        state: What ``torch.load(weights_only=True)`` can read back; that of rank 0 is written.
-        tensors: By name, the model's under ``model/``; DTensors are written by the ranks that hold them.
+        state: Values that ``torch.load(weights_only=True)`` can read; only rank 0 writes its state.
+        tensors: The tensors by name, the model's under ``model/``; each rank writes its shards of DTensors.
         step: The number of steps taken, which names and orders the checkpoints.
         keep: How many checkpoints to keep, >= 1; with 2 a damaged last one does not end the run.
         world: The ranks.
@@ -71,31 +71,31 @@ def save(
     _together(lambda: _make_room(unfinished), folder, world)
     packs, contents = packing.pack(tensors)
     _together(lambda: _write_tensors(unfinished, packs, world), folder, world, everyone=True)
-    whole = {}
+    weights = {}
     for name, tensor in tensors.items():
         if name.startswith(MODEL):
-            found = shards.gathered(tensor)  # a collective
+            gathered = shards.gathered(tensor)  # a collective
             if world.first:  # cloned, because tied tensors share memory, which safetensors refuses
-                whole[name.removeprefix(MODEL)] = found.detach().cpu().contiguous().clone()
-    _together(lambda: _complete(unfinished, path, state | {PACKED: contents}, whole, keep), folder, world)
+                weights[name.removeprefix(MODEL)] = gathered.detach().cpu().contiguous().clone()
+    _together(lambda: _complete(unfinished, path, state | {PACKED: contents}, weights, keep), folder, world)
     return path
 
 
 def _together(act: Callable[[], None], folder: Path, world: World, *, everyone: bool = False) -> None:
-    """Do something on rank 0 or on every rank; where it fails on one, all of them raise."""
-    failed: BaseException | None = None
+    """Call ``act`` on rank 0 or on every rank; if the call fails on one rank, all ranks raise."""
+    failure: BaseException | None = None
     try:
         if everyone or world.first:
             act()
     except BaseException as error:
         if not isinstance(error, Exception) and not hasattr(error, "failures"):  # a CheckpointException is no Exception
             raise
-        failed = error
-    cause = None if failed is None else _cause(failed)
-    told = None if cause is None else _reason(cause) or str(cause)
-    reason = next((t for t in world.gather(told) if t is not None), None)
-    if failed is not None and cause is not None and _reason(cause) is None:
-        raise failed
+        failure = error
+    cause = None if failure is None else _cause(failure)
+    message = None if cause is None else _reason(cause) or str(cause)
+    reason = next((t for t in world.gather(message) if t is not None), None)
+    if failure is not None and cause is not None and _reason(cause) is None:
+        raise failure
     if reason is not None:
         raise StateError(
             f"checkpoint must be written to {folder / FOLDER}, but cannot be ({reason}); make room or give rights "
@@ -104,16 +104,16 @@ def _together(act: Callable[[], None], folder: Path, world: World, *, everyone: 
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What torch.distributed.checkpoint has wrapped, from whichever rank it came."""
+    """The original error of any rank that torch.distributed.checkpoint has wrapped."""
     failures = getattr(error, "failures", None)
     return next((each[0] for each in failures.values()), error) if failures else error
 
 
 def _reason(cause: BaseException) -> str | None:
-    """Why a file could not be written; None if it is about something else."""
+    """The reason why a file could not be written; None if the error has another cause."""
     if isinstance(cause, OSError):
         return cause.strerror or str(cause)
-    # A disk that is full in the middle of a tensor makes torch's writer stumble over its own position.
+    # On a disk that fills up inside a tensor, torch's writer complains about its own position.
     return "the disk is full" if "unexpected pos" in str(cause) or "PytorchStreamWriter" in str(cause) else None
 
 
@@ -126,49 +126,49 @@ def _write_tensors(place: Path, tensors: Mapping[str, Tensor], world: World) -> 
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.state_dict_saver import save as save_all
 
-    writer = FileSystemWriter(place, sync_files=False)  # `_complete` has all files on the disk
+    writer = FileSystemWriter(place, sync_files=False)  # `_complete` flushes all files to the disk
     with _quietly():
         save_all(dict(tensors), storage_writer=writer, no_dist=world.size == 1)
 
 
-def _complete(unfinished: Path, path: Path, state: dict[str, Any], whole: dict[str, Tensor], keep: int) -> None:
+def _complete(unfinished: Path, path: Path, state: dict[str, Any], weights: dict[str, Tensor], keep: int) -> None:
     try:
         from safetensors.torch import save_file
     except ImportError:
         raise MissingExtraError("safetensors", "lab") from None
     torch.save(state, unfinished / STATE)
-    save_file(whole, unfinished / WEIGHTS)
+    save_file(weights, unfinished / WEIGHTS)
     sums = {}
     for file in sorted(unfinished.iterdir()):
-        with file.open("rb+") as opened:
-            sums[file.name] = hashlib.file_digest(opened, "sha256").hexdigest()
-            os.fsync(opened.fileno())
-    with (unfinished / MANIFEST).open("w") as opened:
-        json.dump({"format": 3, "sha256": sums}, opened, indent=1)
-        opened.flush()
-        os.fsync(opened.fileno())
+        with file.open("rb+") as handle:
+            sums[file.name] = hashlib.file_digest(handle, "sha256").hexdigest()
+            os.fsync(handle.fileno())
+    with (unfinished / MANIFEST).open("w") as handle:
+        json.dump({"format": 3, "sha256": sums}, handle, indent=1)
+        handle.flush()
+        os.fsync(handle.fileno())
     _sync(unfinished)
-    if path.exists():  # the same step again, as after a return to an earlier checkpoint
+    if path.exists():  # the run repeats this step after resuming from an earlier checkpoint
         _remove(path)
     os.replace(unfinished, path)  # the name appears only once its content is on the disk
     _sync(path.parent)
     for old in _all(path.parent.parent)[keep:]:
         _remove(old)
-    for torn in path.parent.glob("*.tmp"):
-        shutil.rmtree(torn, ignore_errors=True)
+    for leftover in path.parent.glob("*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def load(path: Path, like: Like | None = None, world: World = ALONE) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read one checkpoint, which :func:`check` has found sound.
+    """Read one checkpoint that has passed :func:`check`.
 
     Args:
-        path: Its folder.
-        like: Gives the tensor that one of this name, shape and dtype is read into, such as a DTensor; by default, an
-            ordinary one.
-        world: The ranks; all of them call this.
+        path: The checkpoint's folder.
+        like: Makes the tensor, such as a DTensor, into which a tensor of this name, shape and dtype is read; by
+            default, an ordinary tensor.
+        world: The ranks; all of them must call this.
 
     Returns:
-        State and tensors.
+        The state and the tensors.
     """
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import load as load_all
@@ -176,7 +176,7 @@ def load(path: Path, like: Like | None = None, world: World = ALONE) -> tuple[di
     state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True)
     reader = FileSystemReader(path)
     make = like or (lambda name, size, dtype: torch.empty(size, dtype=dtype))
-    contents = state.pop(PACKED, {})  # checkpoints of 0.1.0 have all tensors apart
+    contents = state.pop(PACKED, {})  # checkpoints of 0.1.0 have no packs
     tensors: dict[str, Any] = {}
     for name, held in reader.read_metadata().state_dict_metadata.items():
         kind, size = held.properties.dtype, held.size  # type: ignore[union-attr]
@@ -206,10 +206,10 @@ def check(path: Path) -> None:
     for name, expected in sums.items():
         try:
             with (path / name).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+                actual = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise StateError(f"checkpoint {path} is damaged: {name} cannot be read ({error.strerror})") from None
-        if found != expected:
+        if actual != expected:
             raise StateError(f"checkpoint {path} is damaged: the checksum of {name} does not match")
 
 
@@ -218,8 +218,8 @@ def latest(folder: Path, warn: Callable[[str], None]) -> Path | None:
 
     Args:
         folder: The run folder.
-        warn: Told about every damaged checkpoint that was passed over. Those are renamed to ``*.damaged``, so
-            that they do not count among the ones that are kept.
+        warn: Called with a message for every damaged checkpoint newer than the result. These checkpoints are renamed
+            to ``*.damaged``, so that they do not count among the ones that are kept.
 
     Raises:
         StateError: There are checkpoints, and all are damaged.
@@ -255,7 +255,7 @@ def _all(folder: Path) -> list[Path]:
 
 
 def _unnamed(folder: Path) -> list[Path]:
-    """A checkpoint that was complete but had no name yet when its predecessor at the same step was taken away."""
+    """A complete checkpoint without its name, left by a kill between removal of its predecessor and renaming."""
     for path in (folder / FOLDER).glob("step-*.tmp"):
         if path.suffixes == [".tmp"]:
             with suppress(StateError):
@@ -266,23 +266,23 @@ def _unnamed(folder: Path) -> list[Path]:
 
 
 def _remove(path: Path) -> None:
-    """Delete a checkpoint: first its name, so that a kill in between leaves none that looks whole."""
-    gone = path.with_name(f"{path.name}.old.tmp")
-    shutil.rmtree(gone, ignore_errors=True)
-    os.replace(path, gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    """Delete a checkpoint: rename it first, so that a kill in between leaves no partial checkpoint."""
+    renamed = path.with_name(f"{path.name}.old.tmp")
+    shutil.rmtree(renamed, ignore_errors=True)
+    os.replace(path, renamed)
+    shutil.rmtree(renamed, ignore_errors=True)
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without torch's notes that a single process is a single process."""
+    """Suppress torch's warnings about a single process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         yield
 
 
 def _sync(folder: Path) -> None:
-    """Have the folder's entries on the disk, too."""
+    """Flush the folder's entries to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

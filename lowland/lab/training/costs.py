@@ -1,4 +1,4 @@
-"""What a method costs, read off its plan by running it on a tiny model."""
+"""Measures the cost of a method by running it on a tiny model."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from lowland.methods.base import Method
 from lowland.methods.plain import Plain
 
 STEPS = 100  # two windows of ARSAM, twenty cycles of LookSAM
-WATCHED = 55  # steps under the memory meter: a whole window of ARSAM, which has at least one refresh
-ALIKE = 6  # the same where all steps cost the same
+WATCHED = 55  # steps under the memory meter: a window of ARSAM, with at least one refresh
+ALIKE = 6  # steps under the memory meter if all steps cost the same
 BATCH, WIDTH = 4, 64  # few examples, so that the parameters outweigh the activations
 EXAMPLES = 40  # of the tiny training set: an epoch has 10 batches
 
@@ -27,22 +27,22 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "ausam": {"examples": EXAMPLES},
     "late": {"start": 0.5},
 }
-"""Fields that have no default because they belong to a training: here to the tiny one."""
+"""Values for the tiny training of fields that have no default because they depend on the training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What one step costs on average.
+    """The average cost of a step.
 
     Args:
-        gradients: In full-batch equivalents, in total.
+        gradients: All gradients, in full-batch equivalents.
         forwards: Forward passes without a gradient, in full-batch equivalents.
-        weights: Gradients weighed by the share of parameter tensors they are for; less than ``gradients`` where a
-            method asks for some tensors only.
-        sequential: Gradients, one after another, with devices to spare.
+        weights: Gradients weighted by the fraction of parameter tensors that they cover; less than ``gradients`` if a
+            method computes gradients of some tensors only.
+        sequential: Gradients on the critical path, if enough devices compute independent gradients in parallel.
         reduces: All-reduces of P numbers under data parallelism.
-        resident: What the method keeps from step to step, in multiples of the parameters P.
-        peak: What it needs at most beyond plain training, in multiples of P, the kept part included.
+        resident: Memory that the method keeps between steps, in multiples of the parameters P.
+        peak: Peak memory beyond plain training, in multiples of P, including the resident memory.
     """
 
     gradients: float
@@ -60,7 +60,7 @@ class Costs:
 
 
 def specimen(key: str) -> Method:
-    """The method of that key with its defaults, and what it requires filled in for the tiny training.
+    """The method of this key with its defaults, and with required fields set for the tiny training.
 
     Example:
         >>> specimen("late").start
@@ -70,13 +70,13 @@ def specimen(key: str) -> Method:
 
 
 def measure(method: Method) -> Costs:
-    """Run the method and count; each is run once in a process."""
+    """The costs of a method, measured by a tiny training and cached for the process."""
     return _measure(method, repr(method))
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """On tensors this small, threads only wait for each other."""
+    """Use one thread: on tensors of this size more threads are slower."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -85,13 +85,13 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-# Told apart by their text, too: a count of 1 and a share of 1.0 are equal as values and are not the same method.
+# The text is part of the cache key, because 1 and 1.0 are equal but can mean different methods (count and fraction).
 @lru_cache(maxsize=64)
-def _measure(method: Method, told: str) -> Costs:
+def _measure(method: Method, text: str) -> Costs:
     with _one_thread():
-        each: list[float] = []
-        engine = _train(method, STEPS, each)
-        beyond = _peak(method, ALIKE if max(each) - min(each) < 1e-6 else WATCHED) - _plain_peak()
+        per_step: list[float] = []
+        engine = _train(method, STEPS, per_step)
+        extra = _peak(method, ALIKE if max(per_step) - min(per_step) < 1e-6 else WATCHED) - _plain_peak()
     cost, parameters = engine.cost, sum(p.numel() for p in engine.params)
     vectors = [engine.memory[key] for key in engine.vector_keys]
     return Costs(
@@ -101,19 +101,19 @@ def _measure(method: Method, told: str) -> Costs:
         sequential=cost.sequential / cost.steps,
         reduces=cost.reduces / cost.steps,
         resident=sum(t.numel() for v in vectors for t in v) / parameters,
-        peak=beyond / (4 * parameters),
+        peak=extra / (4 * parameters),
     )
 
 
 def _train(method: Method, steps: int, each: list[float] | None = None) -> Engine:
-    """The tiny training; ``each`` gets a number per step that differs where steps ask for different gradients."""
+    """Run the tiny training; ``each`` receives a number per step that differs if the steps' gradients differ."""
     draw = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         hidden = [nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU()]
         model = nn.Sequential(*hidden, nn.Linear(WIDTH, 4))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    # It may run on one of several ranks, which then do not average.
+    # The training may run on one of several ranks, without averaging over the ranks.
     engine = Engine(method, model, optimizer, _loss, allow_unaveraged=True, total_steps=STEPS)
     for step in range(steps):
         inputs, targets = torch.randn(BATCH, WIDTH, generator=draw), torch.randint(4, (BATCH,), generator=draw)

@@ -1,4 +1,4 @@
-"""Small tensors in one: ``torch.distributed.checkpoint`` spends half a millisecond on each tensor, however small."""
+"""Packs small tensors into one, because ``torch.distributed.checkpoint`` spends 0.5 ms on each tensor."""
 
 from __future__ import annotations
 
@@ -10,51 +10,51 @@ from torch import Tensor
 
 from lowland.core import shards
 
-SMALL = 65_536  # bytes; what is larger is written by itself
-PREFIX = "packed/"  # what the names of packs begin with
+SMALL = 65_536  # bytes; larger tensors are not packed
+PREFIX = "packed/"  # the prefix of the names of packs
 
 Like = Callable[[str, torch.Size, torch.dtype], Tensor]
-Contents = dict[str, list[tuple[str, list[int]]]]  # of every pack: names and shapes, in the order they lie in it
+Contents = dict[str, list[tuple[str, list[int]]]]  # by pack: the names and shapes of its tensors, in order
 
 
 def pack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Contents]:
-    """Put small tensors together, one pack per dtype.
+    """Pack small tensors, one pack per dtype.
 
     Args:
-        tensors: By name.
+        tensors: The tensors by name.
 
     Returns:
-        The packs, of shape ``(n,)`` and on the CPU, with all tensors that are large, sharded or of a special kind; and
-        what the packs hold.
+        The packs, of shape ``(n,)`` and on the CPU, together with the unpacked tensors (large, sharded or of a special
+        kind); and the contents of the packs.
     """
-    rest: dict[str, Tensor] = {}
+    unpacked: dict[str, Tensor] = {}
     parts: dict[str, list[Tensor]] = {}
     contents: Contents = {}
     for name, t in tensors.items():
         if not shards.ordinary([t]) or t.layout != torch.strided or t.is_quantized or t.nbytes > SMALL:
-            rest[name] = t
+            unpacked[name] = t
             continue
-        place = f"{PREFIX}{str(t.dtype).removeprefix('torch.')}"
-        parts.setdefault(place, []).append(t.detach().reshape(-1).cpu())
-        contents.setdefault(place, []).append((name, list(t.shape)))
-    return rest | {place: torch.cat(each) for place, each in parts.items()}, contents
+        pack_name = f"{PREFIX}{str(t.dtype).removeprefix('torch.')}"
+        parts.setdefault(pack_name, []).append(t.detach().reshape(-1).cpu())
+        contents.setdefault(pack_name, []).append((name, list(t.shape)))
+    return unpacked | {pack_name: torch.cat(part) for pack_name, part in parts.items()}, contents
 
 
 def unpack(tensors: Mapping[str, Tensor], contents: Mapping[str, Any], like: Like) -> dict[str, Tensor]:
-    """All tensors by their own names; on several ranks, all of them call this.
+    """Restore all tensors by their own names. All ranks must call this.
 
     Args:
-        tensors: What :func:`pack` gave, read back.
-        contents: What the packs hold.
-        like: Gives the tensor that one of this name, shape and dtype is read into, such as a DTensor.
+        tensors: The packs and the unpacked tensors, as :func:`pack` returned them.
+        contents: The contents of the packs.
+        like: Makes the tensor, such as a DTensor, into which a tensor of this name, shape and dtype is copied.
     """
-    found = {name: t for name, t in tensors.items() if name not in contents}
-    for place, listed in contents.items():
-        shapes = [torch.Size(shape) for _, shape in listed]
-        parts = torch.split(tensors[place], [shape.numel() for shape in shapes])
-        for (name, _), shape, part in zip(listed, shapes, parts, strict=True):
-            found[name] = _into(like(name, shape, part.dtype), part.view(shape))
-    return found
+    named = {name: t for name, t in tensors.items() if name not in contents}
+    for pack_name, members in contents.items():
+        shapes = [torch.Size(shape) for _, shape in members]
+        parts = torch.split(tensors[pack_name], [shape.numel() for shape in shapes])
+        for (name, _), shape, part in zip(members, shapes, parts, strict=True):
+            named[name] = _into(like(name, shape, part.dtype), part.view(shape))
+    return named
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What a run folder may hold when a run begins there, and what of it is this rank's."""
+"""Checks of an existing run folder before a run starts or resumes in it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from lowland.runs.file import History
 
 
 def restarted(held: History, line: dict[str, Any]) -> bool:
-    """Whether torchrun has started this process again, and began the run itself: then it goes on without being told."""
+    """Whether torchrun restarted this process and the run belongs to the same job; then the run resumes by itself."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and held.job == line["job"]
 
 
 def check_held(recorded: dict[str, Any], asked: dict[str, Any], folder: Path, *, resume: bool) -> None:
-    """Refuse a folder with a run that is not to be resumed, or with another run.
+    """Refuse a folder that holds another run, or that holds this run without ``resume``.
 
     Raises:
-        StateError: It holds one.
+        StateError: The folder holds such a run.
     """
     if not resume:
         raise StateError(
@@ -32,8 +32,8 @@ def check_held(recorded: dict[str, Any], asked: dict[str, Any], folder: Path, *,
 
 
 def changed_versions(history: History, line: dict[str, Any]) -> list[str]:
-    """Warnings about what may change the bits of a resumed run without being part of its configuration."""
-    begun = history.config or line
+    """Warnings about changes outside the configuration that may change the bits of a resumed run."""
+    started = history.config or line
     parts = (
         ("versions", "torch"),
         ("versions", "lowland"),
@@ -43,7 +43,7 @@ def changed_versions(history: History, line: dict[str, Any]) -> list[str]:
         ("machine", "mesh"),
     )
     changed = [
-        (n, begun[part].get(n), line[part].get(n)) for part, n in parts if begun[part].get(n) != line[part].get(n)
+        (n, started[part].get(n), line[part].get(n)) for part, n in parts if started[part].get(n) != line[part].get(n)
     ]
     return [
         f"begun with {name} {old} and resumed with {new}: the bits may differ from an uninterrupted run"

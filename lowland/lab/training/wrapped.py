@@ -1,4 +1,4 @@
-"""A model for one rank among several: wrapped where a batch is divided, and whole again for its evaluation."""
+"""Wraps a model for training on several ranks, and unwraps it for evaluation."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lowland.parallel import World
 
 
 def wrap(model: nn.Module, world: World, *, shard: bool) -> nn.Module:
-    """The model as this rank trains it: under DistributedDataParallel, sharded, or as it is.
+    """The model for training on this rank: in DistributedDataParallel, sharded, or unchanged.
 
     Args:
         model: The model, on its device.
-        world: The ranks. Where their mesh has no data dimension, nothing is wrapped.
-        shard: Divide the weights over the data dimension.
+        world: The ranks. Without a data dimension in their mesh the model is unchanged.
+        shard: Shard the weights over the data dimension.
     """
     data = world.along("data")
     if data is None:
@@ -27,7 +27,7 @@ def wrap(model: nn.Module, world: World, *, shard: bool) -> nn.Module:
         return DistributedDataParallel(model, process_group=data.get_group())
     from torch.distributed.fsdp import fully_shard
 
-    for child in model.children():  # gathered one after the other, not all at once
+    for child in model.children():  # children are gathered one at a time
         if any(True for _ in child.parameters()):
             fully_shard(child, mesh=data)
     fully_shard(model, mesh=data)
@@ -35,7 +35,7 @@ def wrap(model: nn.Module, world: World, *, shard: bool) -> nn.Module:
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by their names in the unwrapped model; DTensors where they are sharded."""
+    """Parameters and buffers by their names in the unwrapped model; sharded tensors are DTensors."""
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     state: dict[str, Tensor] = inner.state_dict()
     return state
@@ -45,8 +45,8 @@ class Unwrapped:
     """The unwrapped model, with all its weights on every rank.
 
     Args:
-        model: As it is trained.
-        build: Makes an unwrapped one, in whose place sharded weights are gathered.
+        model: The model in training.
+        build: Makes an unwrapped model, which receives the gathered weights of a sharded model.
     """
 
     def __init__(self, model: nn.Module, build: Callable[[], nn.Module]) -> None:
@@ -54,7 +54,7 @@ class Unwrapped:
 
     @torch.no_grad()
     def __call__(self) -> nn.Module:
-        """The model at its present weights. All ranks of a sharded one call this."""
+        """The unwrapped model with the current weights. All ranks must call this if the model is sharded."""
         if isinstance(self._model, DistributedDataParallel):
             inner: nn.Module = self._model.module
             return inner
@@ -62,6 +62,6 @@ class Unwrapped:
         if not any(map(shards.is_sharded, state.values())):
             return self._model
         with torch.random.fork_rng():
-            copy = self._build()  # gone after use: a rank that shards has no room for it while it trains
+            copy = self._build()  # not cached: a rank with sharded weights has no memory for a copy during training
         copy.load_state_dict({n: shards.gathered(t) for n, t in state.items()})
         return copy.train(self._model.training)
