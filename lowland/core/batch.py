@@ -1,4 +1,4 @@
-"""Batches: their size, parts of them, and copies; how one is cut is a :class:`lowland.core.cutting.Cutter`'s affair."""
+"""Batches: size, parts and copies. A :class:`lowland.core.cutting.Cutter` takes examples from a batch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from lowland.core.errors import ArgumentError, BatchError, StateError
 
 
 class Parts(Sequence[Any]):
-    """One step's batch in parts that cannot be concatenated, because they are ragged or padded differently.
+    """One step's batch in parts that cannot be concatenated because they are ragged or padded differently.
 
-    ``engine.backward(Parts([first, second]))`` is the method on all examples together, run part after part: one
-    perturbation, one step of schedules and cycles. Calling ``engine.backward`` once per part instead perturbs each part
-    by its own gradient. The loss function must say what it sums: it returns one loss per example, or a ``Loss``.
+    ``engine.backward(Parts([first, second]))`` is one step of the method on all examples: the parts run one
+    after the other, and share one perturbation and one step of schedules and cycles. One ``engine.backward`` per part
+    would perturb each part by its own gradient. The loss function must return one loss per example, or a ``Loss``.
 
     Args:
         parts: The parts, at least one; each is a batch as the loss function takes it, of any size.
@@ -61,10 +61,10 @@ pytree.register_pytree_node(
 
 
 class Batches:
-    """What the methods and executors of one engine do with batches.
+    """Operations on batches for the methods and executors of one engine.
 
     Args:
-        cutter: Knows the size of a batch and takes examples from it.
+        cutter: An object that gives the size of a batch and takes examples from it.
 
     Raises:
         ArgumentError: ``cutter`` lacks one of the two methods.
@@ -82,7 +82,7 @@ class Batches:
         """The number of examples, at least one.
 
         Raises:
-            BatchError: There are none, or the cutter does not know the batch.
+            BatchError: The batch is empty, or the cutter does not support it.
         """
         if isinstance(batch, Parts):
             return sum(map(self.size, batch))
@@ -97,7 +97,7 @@ class Batches:
         return size
 
     def known_size(self, batch: Any) -> int | None:
-        """The number of examples, or None where the cutter does not know the batch, which then cannot be cut.
+        """The number of examples, or None if the cutter does not support the batch.
 
         Raises:
             BatchError: The batch is certainly empty.
@@ -110,10 +110,10 @@ class Batches:
             return None
 
     def take(self, batch: Any, index: Tensor | slice) -> Any:
-        """The examples that ``index`` names, in its order.
+        """The examples at the positions ``index``, in the same order.
 
         Raises:
-            BatchError: The batch cannot be cut so; a batch in parts has no common order of examples.
+            BatchError: The cutter cannot take these examples, or the batch is a ``Parts``.
         """
         if isinstance(batch, Parts):
             raise BatchError(
@@ -127,9 +127,9 @@ class Batches:
         return batch if count >= self.size(batch) else self._runs(batch, [0, count])[0]
 
     def chunk(self, batch: Any, count: int) -> list[Any]:
-        """Exactly ``min(count, B)`` runs of examples whose sizes differ by at most one.
+        """Cut a batch into ``min(count, B)`` runs of consecutive examples whose sizes differ by at most one.
 
-        ``torch.chunk`` would cut 9 examples into 3 parts when asked for 4. A cut may go through one of ``Parts``.
+        ``torch.chunk`` would cut 9 examples into 3 parts when asked for 4. A cut may divide one of the ``Parts``.
         """
         size = self.size(batch)
         count = min(count, size)
@@ -138,7 +138,7 @@ class Batches:
         return self._runs(batch, [size // count * i + min(i, size % count) for i in range(count + 1)])
 
     def split(self, batch: Any, most: int | None) -> list[Any]:
-        """What runs in one forward pass each: the parts of ``Parts``, none of more than ``most`` examples."""
+        """Cut a batch into micro-batches of at most ``most`` examples, none across two parts of ``Parts``."""
         if isinstance(batch, Parts):
             return [piece for part in batch for piece in self.split(part, most)]
         if most is None or self.in_one(batch, most):
@@ -147,11 +147,11 @@ class Batches:
         return self._runs(batch, [*range(0, size, most), size])
 
     def in_one(self, batch: Any, most: int | None) -> bool:
-        """Whether :meth:`split` leaves it as it is."""
+        """Whether :meth:`split` leaves the batch as one micro-batch."""
         return not isinstance(batch, Parts) and (most is None or self.size(batch) <= most)
 
     def copy(self, batch: Any) -> Any:
-        """A batch that shares no memory with this one.
+        """A copy of the batch that shares no memory with it.
 
         Raises:
             BatchError: An object in it cannot be copied.
@@ -161,23 +161,23 @@ class Batches:
         return _copy(batch)
 
     def _runs(self, batch: Any, ends: Sequence[int]) -> list[Any]:
-        """Runs of examples between consecutive ``ends``."""
+        """Cut a batch into the runs of examples between consecutive ``ends``."""
         if not isinstance(batch, Parts):
             runs = [self.cutter.take(batch, slice(start, end)) for start, end in pairwise(ends)]
             if not isinstance(self.cutter, Slices):
                 self._check_taken(runs, ends)
             return runs
-        edges = [0, *accumulate(map(self.size, batch))]
-        places = list(zip(batch, edges, edges[1:], strict=False))
-        found = []
+        bounds = [0, *accumulate(map(self.size, batch))]
+        parts = list(zip(batch, bounds, bounds[1:], strict=False))
+        runs = []
         for start, end in pairwise(ends):
             run = [
                 part if start <= a and b <= end else self.cutter.take(part, slice(max(start - a, 0), min(end, b) - a))
-                for part, a, b in places
+                for part, a, b in parts
                 if a < end and start < b
             ]
-            found.append(run[0] if len(run) == 1 else Parts(run))
-        return found
+            runs.append(run[0] if len(run) == 1 else Parts(run))
+        return runs
 
     def _check_taken(self, runs: list[Any], ends: Sequence[int]) -> None:
         for run, (start, end) in zip(runs, pairwise(ends), strict=True):
@@ -189,10 +189,10 @@ class Batches:
 
 
 def rejoined(held: Sequence[Any], number: int, count: int) -> Any:
-    """One of ``count`` ranks' part of batches that other ranks have held, put together and cut anew.
+    """Concatenate the batches that ``held`` lists by rank, and return part ``number`` of ``count``.
 
     Raises:
-        StateError: They hold something else than tensors with a dimension for the examples.
+        StateError: A batch holds an entry that is no tensor with a dimension for the examples.
     """
 
     def divided(*leaves: Any) -> Any:
@@ -231,7 +231,7 @@ size, take, copy, chunk, split = _default.size, _default.take, _default.copy, _d
 
 
 def part(share: float, count: int) -> int:
-    """How many of ``count`` examples a share in (0, 1] is: rounded down, at least one.
+    """The number of examples in a fraction in (0, 1] of ``count``: rounded down, at least one.
 
     Example:
         >>> part(0.5, 7), part(0.1, 3), part(0.29, 100)
@@ -241,36 +241,36 @@ def part(share: float, count: int) -> int:
 
 
 def indices(batch: Any, user: str) -> Tensor:
-    """Where the examples stand in the training set, shape ``(B,)``: the third entry, or the key ``"index"``.
+    """The positions of the examples in the training set, shape ``(B,)``.
 
     Args:
-        batch: ``(inputs, targets, index)``, or a dict with ``"index"``.
-        user: Who needs them, for the message.
+        batch: ``(inputs, targets, index)``, or a dict with the key ``"index"``.
+        user: The name of the method, for the error message.
 
     Raises:
-        BatchError: There are none.
+        BatchError: The batch holds no positions.
     """
-    found = None
+    index = None
     if isinstance(batch, dict):
-        found = batch.get("index")
+        index = batch.get("index")
     elif isinstance(batch, tuple | list) and len(batch) >= 3:
-        found = batch[2]
-    whole = isinstance(found, Tensor) and not (found.is_floating_point() or found.is_complex())
-    if not isinstance(found, Tensor) or not whole or found.dtype == torch.bool or found.dim() != 1:
-        shown = f"a {found.dtype} tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
+        index = batch[2]
+    integer = isinstance(index, Tensor) and not (index.is_floating_point() or index.is_complex())
+    if not isinstance(index, Tensor) or not integer or index.dtype == torch.bool or index.dim() != 1:
+        shown = f"a {index.dtype} tensor of shape {tuple(index.shape)}" if isinstance(index, Tensor) else repr(index)
         raise BatchError(
             f"{user} keeps a score for every training example, so the batch must carry their positions, integers of "
             f'shape (B,), as (inputs, targets, index) or under the key "index", but there it has {shown}; let the '
             "data set return them: def __getitem__(self, i): return inputs[i], targets[i], i"
         )
-    return found.long()  # bytes would be taken for a mask
+    return index.long()  # torch reads uint8 indices as a mask
 
 
 def stack(batches: Sequence[Any]) -> Any:
-    """Batches of equal shapes under one new dimension 0.
+    """Stack batches of equal shapes in a new dimension 0.
 
     Raises:
-        ArgumentError: There is nothing to stack, or the shapes differ.
+        ArgumentError: ``batches`` is empty, or the shapes differ.
     """
     shapes = [[None if t is None else tuple(t.shape) for t in pytree.tree_leaves(b)] for b in batches]
     if not shapes or any(s != shapes[0] for s in shapes):

@@ -1,7 +1,7 @@
-"""Vectors whose tensors are DTensors: what of them lies on this rank, and sums over the ranks that hold the rest.
+"""Vectors of DTensors: their local shards, and sums over the ranks that hold the other shards.
 
-Arithmetic works on the local shards, because most ``torch._foreach_*`` have no rule for DTensors; what depends on a
-whole tensor is reduced over the mesh dimensions that the tensor is sharded on. Ordinary tensors pass through.
+Arithmetic uses the local shards, because most ``torch._foreach_*`` do not support DTensors. Sums over all entries of a
+tensor are reduced over the mesh dimensions that shard the tensor. Ordinary tensors stay as they are.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ def ordinary(v: Sequence[Tensor]) -> bool:
 
 
 def is_sharded(t: Tensor) -> bool:
-    """Whether it is a DTensor. Its class is not imported here: that takes half a second."""
+    """Whether a tensor is a DTensor, by its attributes: an import of the class takes half a second."""
     return hasattr(t, "device_mesh") and hasattr(t, "placements")
 
 
 @torch.no_grad()
 def local(v: Sequence[Tensor]) -> list[Tensor]:
-    """What lies on this rank: the very memory of the tensors, not a copy."""
+    """The local shards of the tensors, which share their memory."""
     if ordinary(v):
         return list(v)
     return [t.to_local() if is_sharded(t) else t for t in v]  # type: ignore[attr-defined]
 
 
 def like(whole: Sequence[Tensor], found: Sequence[Tensor]) -> list[Tensor]:
-    """The local results ``found`` as tensors placed as those of ``whole``."""
+    """Give the local results ``found`` the placements of the tensors ``whole``."""
     if ordinary(whole):
         return list(found)
-    return [_placed(t, f) if is_sharded(t) else f for t, f in zip(whole, found, strict=True)]
+    return [_placed(t, result) if is_sharded(t) else result for t, result in zip(whole, found, strict=True)]
 
 
 def gathered(t: Tensor) -> Tensor:
-    """All of a tensor on every rank. All ranks that hold shards of it call this."""
+    """The full tensor on every rank. All ranks that hold shards of the tensor must call this function."""
     full: Tensor = t.full_tensor() if is_sharded(t) else t  # type: ignore[attr-defined]
     return full
 
 
-def _placed(t: Any, found: Tensor) -> Tensor:
+def _placed(t: Any, result: Tensor) -> Tensor:
     placed: Tensor = type(_data(t)).from_local(
-        found, t.device_mesh, t.placements, run_check=False, shape=t.shape, stride=t.stride()
+        result, t.device_mesh, t.placements, run_check=False, shape=t.shape, stride=t.stride()
     )
     return placed
 
@@ -59,11 +59,11 @@ def _data(t: Any) -> Any:
 
 
 def total(parts: Tensor, v: Sequence[Tensor]) -> Tensor:
-    """Sums over all shards of what each rank found on its own, one number per tensor.
+    """Sum one number per tensor over all shards of the tensor.
 
     Args:
         parts: This rank's numbers, shape ``(len(v),)``.
-        v: The tensors they are of.
+        v: The tensors.
     """
     if ordinary(v):
         return parts
@@ -71,8 +71,8 @@ def total(parts: Tensor, v: Sequence[Tensor]) -> Tensor:
         if len(index) == len(v):
             parts = _summed(parts.clone(), group)
         else:
-            place = torch.tensor(index, device=parts.device)
-            parts = parts.index_copy(0, place, _summed(parts[place], group))
+            indices = torch.tensor(index, device=parts.device)
+            parts = parts.index_copy(0, indices, _summed(parts[indices], group))
     return parts
 
 
@@ -86,19 +86,19 @@ def every(flag: Tensor, v: Sequence[Tensor]) -> Tensor:
 
 
 def groups(v: Sequence[Tensor]) -> list[dist.ProcessGroup]:
-    """The process groups along all mesh dimensions of the DTensors in ``v``, sharded or replicated, each once."""
-    found: list[dist.ProcessGroup] = []
+    """The process groups of all mesh dimensions of the DTensors in ``v``, without duplicates."""
+    result: list[dist.ProcessGroup] = []
     for mesh in _meshes(v):
-        found += [g for g in (mesh.get_group(dim) for dim in range(mesh.ndim)) if g not in found]
-    return found
+        result += [g for g in (mesh.get_group(dim) for dim in range(mesh.ndim)) if g not in result]
+    return result
 
 
 def copies(v: Sequence[Tensor]) -> int:
-    """How many copies of the whole vector a mesh of ``fully_shard`` holds, which averages over them; 0 for one."""
+    """The number of replicas of the vector under ``fully_shard`` with replication; 0 without replication."""
     for mesh in _meshes(v):
-        held = [t.placements for t in v if is_sharded(t) and t.device_mesh == mesh]  # type: ignore[attr-defined]
+        all_placements = [t.placements for t in v if is_sharded(t) and t.device_mesh == mesh]  # type: ignore[attr-defined]
         for dim in range(mesh.ndim):
-            if mesh.size(dim) > 1 and all(placed[dim].is_replicate() for placed in held):
+            if mesh.size(dim) > 1 and all(placements[dim].is_replicate() for placements in all_placements):
                 return int(mesh.size(dim))
     return 0
 
@@ -112,7 +112,7 @@ def _meshes(v: Sequence[Tensor]) -> list[Any]:
 
 
 def _groups(v: Sequence[Tensor]) -> Iterator[tuple[dist.ProcessGroup, list[int]]]:
-    """Along every sharded mesh dimension: its group, and the places of the tensors. In the same order on every rank."""
+    """For every sharded mesh dimension: its group and the tensors' indices, in the same order on all ranks."""
     for mesh in _meshes(v):
         for dim in range(mesh.ndim):
             index = [
@@ -130,17 +130,17 @@ def _summed(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def span(t: Tensor) -> tuple[int, int, int] | None:
-    """Where a tensor, or its shard here, lies in memory: what tells its storage from others, first byte, and past last.
+    """The memory of a tensor or of its local shard: an identifier of the storage, its first byte, and its end.
 
-    None where it is empty, or has no storage of the usual kind.
+    The result is None for a tensor that is empty or has no strided storage.
     """
-    (mine,) = local([t])
-    if mine.numel() == 0 or mine.layout is not torch.strided:
+    (shard,) = local([t])
+    if shard.numel() == 0 or shard.layout is not torch.strided:
         return None
     try:
-        storage, first = int(mine.untyped_storage()._cdata), int(mine.storage_offset())
+        storage, first = int(shard.untyped_storage()._cdata), int(shard.storage_offset())
     except (NotImplementedError, RuntimeError):
         return None
-    reach = sum((n - 1) * s for n, s in zip(mine.shape, mine.stride(), strict=True))
-    size = mine.element_size()
-    return storage, first * size, (first + reach + 1) * size
+    last = sum((n - 1) * s for n, s in zip(shard.shape, shard.stride(), strict=True))
+    size = shard.element_size()
+    return storage, first * size, (first + last + 1) * size

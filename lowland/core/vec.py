@@ -1,10 +1,10 @@
 """Arithmetic on a Vec: a list of tensors, one per trainable parameter.
 
-The tensors may be DTensors: arithmetic is on local shards, and norms and inner products are those of the whole.
+The tensors may be DTensors: arithmetic uses the local shards; norms and inner products cover all shards.
 
-Nothing here reads a value from another device: norms and inner products stay 0-dim tensors where they are.
-Functions return new vectors. The few that work in place end in an underscore; they are for the executors, and for a
-plan that changes a reading's gradient, which is its own.
+No function waits for a device: norms and inner products are 0-dim tensors on the device of the vector.
+Functions return new vectors. Functions that work in place end in an underscore. Executors use them, and a plan may
+change the gradient of a reading with them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from lowland.core.shards import local as _local
 Vec: TypeAlias = list[Tensor]
 Scalar: TypeAlias = "float | Tensor | Sequence[float]"
 
-SMALL = 8192  # entries of a tensor, on average, up to which a call for each costs more than a flat copy of all
-TINY = 1e-12  # added to every norm that is divided by
+SMALL = 8192  # average entries per tensor, below which one flat copy is cheaper than one call per tensor
+TINY = 1e-12  # added to a norm before a division by it
 
 _DTYPE = operator.attrgetter("dtype")
 _FOREACH_CLONE = getattr(torch, "_foreach_clone", None)  # not in torch 2.6
@@ -41,7 +41,7 @@ def clone(v: Vec) -> Vec:
 
 
 def _copies(tensors: Vec) -> Vec:
-    """A copy of each, in one call where torch has it, at 40 % of the price."""
+    """Copy every tensor, in one call if torch has it, which takes 40 % of the time."""
     if _FOREACH_CLONE is None:
         return list(map(Tensor.clone, tensors))
     return list(_FOREACH_CLONE(tensors))
@@ -49,20 +49,20 @@ def _copies(tensors: Vec) -> Vec:
 
 def norms(v: Vec) -> Tensor:
     """The L2 norm of every tensor, shape ``(len(v),)``, in fp32 at least."""
-    here = _local(v)
-    kinds = {t.dtype for t in here}
-    if kinds & {torch.float16, torch.bfloat16}:
-        wide = torch.float64 if torch.float64 in kinds else torch.float32
-        found = torch.stack(list(torch._foreach_norm(here, 2, dtype=wide)))
+    local = _local(v)
+    dtypes = {t.dtype for t in local}
+    if dtypes & {torch.float16, torch.bfloat16}:
+        wide = torch.float64 if torch.float64 in dtypes else torch.float32
+        sizes = torch.stack(list(torch._foreach_norm(local, 2, dtype=wide)))
     else:
-        found = torch.stack(list(torch._foreach_norm(here)))
-    return found if shards.ordinary(v) else shards.total(found.square(), v).sqrt()
+        sizes = torch.stack(list(torch._foreach_norm(local)))
+    return sizes if shards.ordinary(v) else shards.total(sizes.square(), v).sqrt()
 
 
 def norm(v: Vec) -> Tensor:
     """The L2 norm over all tensors together, shape ``()``."""
-    total: Tensor = torch.linalg.vector_norm(_flat(v) if _many_small(v) else norms(v))
-    return total
+    result: Tensor = torch.linalg.vector_norm(_flat(v) if _many_small(v) else norms(v))
+    return result
 
 
 def inverse(size: Tensor) -> Tensor:
@@ -80,17 +80,21 @@ def dot(a: Vec, b: Vec) -> Tensor:
 
 def finite(v: Vec) -> Tensor:
     """Whether every entry is finite: a boolean of shape ``()``, on the device."""
-    # The largest magnitude, not the L2 norm: that overflows for gradients which are still finite.
-    here = [t for t in _local(v) if t.numel() > 0]
-    if not here:  # of a tensor with fewer rows than ranks, some have nothing
+    # The L2 norm of a finite gradient may overflow; its largest magnitude does not.
+    nonempty = [t for t in _local(v) if t.numel() > 0]
+    if not nonempty:  # a tensor with fewer rows than ranks has empty shards
         return shards.every(torch.ones((), dtype=torch.bool, device=v[0].device), v)
-    found = None
-    if _at_hand(here[0]):  # L2 norms that are finite save the other one, which is slow on a CPU
-        sizes = torch.linalg.vector_norm(_flat(here)) if _many_small(here) else torch.stack(torch._foreach_norm(here))
-        found = torch.isfinite(sizes).all()
-    if found is None or not found:
-        found = torch.isfinite(torch.stack(list(torch._foreach_norm(here, float("inf"))))).all()
-    return shards.every(found, v)
+    result = None
+    if _at_hand(nonempty[0]):  # a finite L2 norm suffices; the maximum norm is slow on a CPU
+        sizes = (
+            torch.linalg.vector_norm(_flat(nonempty))
+            if _many_small(nonempty)
+            else torch.stack(torch._foreach_norm(nonempty))
+        )
+        result = torch.isfinite(sizes).all()
+    if result is None or not result:
+        result = torch.isfinite(torch.stack(list(torch._foreach_norm(nonempty, float("inf"))))).all()
+    return shards.every(result, v)
 
 
 def add(a: Vec, b: Vec, alpha: float = 1.0) -> Vec:
@@ -104,7 +108,7 @@ def sub(a: Vec, b: Vec) -> Vec:
 
 
 def scale(v: Vec, factor: Scalar, each: Sequence[float] | None = None) -> Vec:
-    """``factor * v``; the factor is a number, a 0-dim tensor, or one number per tensor; ``each`` is one more."""
+    """``factor * v`` for a number, a 0-dim tensor, or a number per tensor; ``each`` holds more factors per tensor."""
     scaled = list(torch._foreach_mul(_local(v), factor))
     if each is not None:
         torch._foreach_mul_(scaled, each)
@@ -112,8 +116,8 @@ def scale(v: Vec, factor: Scalar, each: Sequence[float] | None = None) -> Vec:
 
 
 def stretch(v: Vec, factors: Sequence[Tensor]) -> Vec:
-    """Every tensor by its own factor of shape ``()``, multiplied in the factors' precision."""
-    # In the norms' precision: a factor can be beyond fp16 where the product is not.
+    """Multiply every tensor by its own factor of shape ``()``, in the factor's precision."""
+    # A factor may overflow in fp16 although the product does not.
     scaled = [(t.to(f.dtype) * f).to(t.dtype) for t, f in zip(_local(v), factors, strict=True)]
     return _like(v, scaled)
 
@@ -162,9 +166,9 @@ def project(a: Vec, onto: Vec) -> Vec:
 def reject(a: Vec, onto: Vec) -> Vec:
     """The part of ``a`` orthogonal to ``onto``; all of ``a`` where ``onto`` is zero."""
     along = project(a, onto)
-    here = _local(along)
-    torch._foreach_neg_(here)
-    torch._foreach_add_(here, _local(a))
+    result = _local(along)
+    torch._foreach_neg_(result)
+    torch._foreach_add_(result, _local(a))
     return along
 
 
@@ -174,7 +178,7 @@ def mask(v: Vec, keep: Sequence[bool]) -> Vec:
 
 
 def where(condition: Tensor, a: Vec, b: Vec) -> Vec:
-    """``a`` where the 0-dim boolean ``condition`` holds, else ``b``, without asking the host."""
+    """``a`` where the 0-dim boolean ``condition`` holds, else ``b``, without synchronization."""
 
     def chosen(a: Vec, b: Vec) -> Vec:
         return [torch.where(condition, x, y) for x, y in zip(a, b, strict=True)]
@@ -185,12 +189,12 @@ def where(condition: Tensor, a: Vec, b: Vec) -> Vec:
 def where_true(condition: Tensor, v: Vec) -> Vec:
     """``v`` where the 0-dim boolean ``condition`` holds, else zeros, also in place of NaN.
 
-    On a CPU ``v`` is given back and not a copy.
+    On a CPU, ``v`` itself is returned and not a copy.
     """
     if _at_hand(condition):
         return v if bool(condition) else zeros(v)
-    nothing = torch.zeros((), dtype=v[0].dtype, device=v[0].device)
-    return _like(v, [torch.where(condition, t, nothing.to(t.dtype)) for t in _local(v)])
+    zero = torch.zeros((), dtype=v[0].dtype, device=v[0].device)
+    return _like(v, [torch.where(condition, t, zero.to(t.dtype)) for t in _local(v)])
 
 
 def add_(v: Vec, other: Vec, alpha: float | Tensor = 1.0) -> None:
@@ -215,17 +219,17 @@ def div_(v: Vec, factor: Tensor) -> None:
 
 
 def copy_(v: Vec, source: Vec) -> None:
-    """Overwrite ``v`` with ``source``, bit for bit, at the same addresses."""
+    """Copy ``source`` into the memory of ``v``."""
     torch._foreach_copy_(_local(v), _local(source))
 
 
 def together(combine: Callable[..., Vec], *vectors: Vec) -> Vec:
-    """``combine(*vectors)``, on flat copies where many small tensors would cost more calls than arithmetic.
+    """``combine(*vectors)``, on flat copies where calls on many small tensors cost more than their arithmetic.
 
     Args:
-        combine: Made of functions of this module that treat all entries alike: sums, norms and inner products over
-            everything, elementwise operations, but nothing per tensor.
-        vectors: What it combines.
+        combine: A function that treats all entries of its vectors alike. It may use elementwise operations, norms and
+            inner products over all tensors, but no operation per tensor.
+        vectors: The arguments of ``combine``.
     """
     if not all(_many_small(v) for v in vectors):
         return combine(*vectors)
@@ -234,14 +238,14 @@ def together(combine: Callable[..., Vec], *vectors: Vec) -> Vec:
 
 
 def _many_small(v: Vec) -> bool:
-    """Whether one operation on a flat copy beats one operation per tensor: on a CPU a call costs a microsecond."""
+    """Whether one operation on a flat copy is faster than one per tensor: a call on a CPU costs a microsecond."""
     if len(v) <= 16 or not shards.ordinary(v) or not v[0].is_cpu or v[0].dtype not in (torch.float32, torch.float64):
         return False
     return sum(map(torch.numel, v)) < SMALL * len(v) and len(set(map(_DTYPE, v))) == 1
 
 
 def _at_hand(t: Tensor) -> bool:
-    """Whether its values can be read without waiting for a device: not those of fakes, which stand for one in tests."""
+    """Whether a tensor's values can be read without waiting for a device; fake tensors in tests stand for a GPU."""
     return t.is_cpu and type(t) in shards.ORDINARY
 
 

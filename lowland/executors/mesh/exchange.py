@@ -1,4 +1,4 @@
-"""What an exchange of gradients among the groups of a mesh is, and its buckets."""
+"""The interface of a gradient exchange between the groups of a mesh, and its buckets."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from lowland.executors.mesh import collectives
 
 
 class Exchange(ABC):
-    """Gives every group of a mesh the vectors of all others, exactly.
+    """Gives every group of a mesh the gradients of all other groups, without rounding.
 
     Args:
-        params: The parameters whose gradients are exchanged; of DTensors, the local shards.
-        group: One rank of every group of the mesh.
+        params: The parameters whose gradients are exchanged. For DTensors, the local shards are exchanged.
+        group: The process group that holds one rank of every group of the mesh.
 
     Attributes:
-        bytes: Of gradients, what this rank has given to the others so far.
-        given: For how many exchanges it was asked, also for those that did not come to their end.
-        taken: How many exchanges have come to their end.
-        waited: Seconds for which this rank has waited in exchanges after its backward, whether for what is on its way,
-            which backward did not hide, or for a rank that is slower.
+        bytes: Bytes of gradients that this rank has sent so far.
+        given: The number of exchanges begun, including those that failed.
+        taken: The number of exchanges completed.
+        waited: Seconds that this rank has waited for exchanges after its backward, either for transfers or for a slower
+            rank.
     """
 
     def __init__(self, params: Vec, group: dist.ProcessGroup) -> None:
@@ -36,74 +36,74 @@ class Exchange(ABC):
         self.bytes, self.given, self.taken, self.waited = 0, 0, 0, 0.0
         self._params = params
         self._armed = self._cut = False
-        self._next = 0  # how many buckets have left
+        self._next = 0  # the number of buckets sent
 
     def arm(self, scale: Tensor | None, count: int) -> None:
         """Prepare for the next backward.
 
         Args:
-            scale: The loss scale, shape ``()``, by which its gradients are to be divided; None without one.
-            count: The vectors of how many ranks are wanted, which are the first ones of the group.
+            scale: The loss scale, shape ``()``, by which the gradients are divided; None without loss scaling.
+            count: The number of ranks whose gradients are exchanged: the first ``count`` ranks of the group.
         """
-        if self._cut:  # or what this rank gives would be taken for that of another step
+        if self._cut:  # a bucket of the failed step would count for the next step
             collectives.agree({"buckets sent before backward failed": self._next}, [self.group])
             self._cut = False
         self._armed = True
 
     def disarm(self) -> None:
-        """Forget a backward that did not come to its end."""
+        """Discard the state of a backward that failed."""
         self._cut |= self._armed
         self._armed = False
 
     @abstractmethod
     def give(self, grads: Vec, count: int) -> None:
-        """Let the others have this rank's vector, divided by the loss scale; count is as in :meth:`arm`.
+        """Publish this rank's gradient, divided by the loss scale; count is as in :meth:`arm`.
 
         Raises:
             UsageError: Backward accumulated more than once into a parameter.
         """
 
-    def check(self, given: Tensor, taken: Tensor) -> None:  # noqa: B027 - what comes by messages comes in order
-        """Refuse vectors of another exchange.
+    def check(self, given: Tensor, taken: Tensor) -> None:  # noqa: B027 - messages arrive in order
+        """Raise an error if the ranks have run different numbers of exchanges.
 
         Args:
-            given: What all ranks of the group have of this attribute, shape ``(ranks,)``.
-            taken: The same.
+            given: The attribute ``given`` of every rank of the group, shape ``(ranks,)``.
+            taken: The attribute ``taken`` of every rank, shape ``(ranks,)``.
 
         Raises:
-            RankError: They differ; on all ranks.
+            RankError: The numbers differ. All ranks raise it.
         """
 
     def take(self, grads: Vec, count: int) -> list[Vec]:
-        """The vectors of the first ranks, once every rank has given its own and has said so in another collective.
+        """Copy the gradients of the first ``count`` ranks. A collective must separate it from :meth:`give`.
 
         Args:
-            grads: This rank's vector, as it was given.
+            grads: This rank's gradient, as passed to :meth:`give`.
             count: As in :meth:`arm`.
 
         Returns:
-            ``count`` vectors, of which this rank's is ``grads``. They share no memory with the buffers of the exchange.
+            ``count`` gradients; the entry of this rank is ``grads``. None shares memory with the exchange's buffers.
         """
-        found: list[Vec] = []
-        for number in range(count):
-            if number == self.rank:
-                found.append(grads)
+        vectors: list[Vec] = []
+        for rank in range(count):
+            if rank == self.rank:
+                vectors.append(grads)
                 continue
-            # Laid out as the parameters, or norms would add up in another order.
+            # The parameters' memory layout keeps the order of summation in norms.
             parts = [torch.empty_like(t) for t in shards.local(self._params)]
             with torch.no_grad():
                 for b in self.buckets():
-                    torch._foreach_copy_([parts[i] for i in b.index], b.rows[number])
-            found.append(shards.like(grads, parts))
+                    torch._foreach_copy_([parts[i] for i in b.index], b.rows[rank])
+            vectors.append(shards.like(grads, parts))
         self.taken += 1
-        return found
+        return vectors
 
     @abstractmethod
     def buckets(self) -> Sequence[Bucket]:
-        """Where the vectors of the others lie."""
+        """The buckets that hold the gradients of all ranks."""
 
     def wait(self, handles: Sequence[Any]) -> None:
-        """Wait for collectives, and count the time."""
+        """Wait for collectives and add the time to ``waited``."""
         begun = time.perf_counter()
         for handle in handles:
             handle.wait()
@@ -111,19 +111,19 @@ class Exchange(ABC):
 
 
 class Bucket:
-    """Some tensors in one flat one, and those of all ranks.
+    """A flat buffer for some gradients of this rank, and a buffer for those of all ranks.
 
     Args:
-        index: The places of the tensors among the parameters.
-        tensors: The tensors, for their shapes.
-        mine: Room for this rank's, flat.
-        everyone: Room for those of all ranks, shape ``(ranks, len(mine))``; this rank's row may be ``mine``.
+        index: The indices of the bucket's parameters.
+        tensors: The parameters, which give the shapes.
+        mine: The flat buffer of this rank.
+        everyone: The buffer of all ranks, shape ``(ranks, len(mine))``; this rank's row may be ``mine``.
     """
 
     def __init__(self, index: list[int], tensors: Sequence[Tensor], mine: Tensor, everyone: Tensor) -> None:
         self.index, self.mine, self.everyone = index, mine, everyone
         sizes = [t.numel() for t in tensors]
-        # Views of this rank's tensors, then of those of all ranks.
+        # Views into this rank's buffer, then into the row of every rank.
         self.views, *self.rows = (
             [v.view(t.shape) for v, t in zip(torch.split(flat, sizes), tensors, strict=True)]
             for flat in (mine, *everyone)
@@ -133,33 +133,33 @@ class Bucket:
 
     @property
     def bytes(self) -> int:
-        """Of one rank's tensors."""
+        """The size of one rank's buffer in bytes."""
         return self.mine.numel() * self.mine.element_size()
 
     @torch.no_grad()
     def fill(self, grads: Sequence[Tensor], scale: Tensor | None = None) -> None:
-        """Copy this rank's gradients, divided by the loss scale where there is one."""
+        """Copy this rank's gradients into its buffer, divided by the loss scale if given."""
         torch._foreach_copy_(self.views, list(grads))
         if scale is not None:
             self.mine.div_(scale)
 
 
 def cut(params: Vec, most: float) -> list[list[int]]:
-    """The places of the parameters in buckets of about ``most`` bytes and one dtype, the last parameters first."""
+    """Group parameter indices into buckets of about ``most`` bytes and one dtype, the last parameters first."""
     buckets: list[list[int]] = []
-    room, kind = 0.0, None
-    here = shards.local(params)
-    for i in reversed(range(len(here))):  # backward reaches the last layers first
-        t = here[i]
-        if room <= 0 or t.dtype != kind:
+    room, dtype = 0.0, None
+    local = shards.local(params)
+    for i in reversed(range(len(local))):  # backward reaches the last layers first
+        tensor = local[i]
+        if room <= 0 or tensor.dtype != dtype:
             buckets.append([])
-            room, kind = most, t.dtype
+            room, dtype = most, tensor.dtype
         buckets[-1].append(i)
-        room -= t.numel() * t.element_size()
+        room -= tensor.numel() * tensor.element_size()
     return buckets
 
 
 def all_gather(everyone: Tensor, mine: Tensor, group: dist.ProcessGroup) -> Any:
-    """Start an all-gather of flat tensors; what it returns is waited for."""
+    """Start an all-gather of flat tensors and return its handle."""
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.13
     return gather(everyone, mine, group=group, async_op=True)

@@ -1,4 +1,4 @@
-"""Probes divided over groups of devices."""
+"""The executor that divides probes over groups of devices."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from lowland.executors.norm_stats import RunningStats
 class Mesh(Executor):
     """Answers the probes of one tuple at once, one on each group of a mesh, and gives every group all answers.
 
-    Gradients, losses and the statistics that probes have updated are shared in one exchange, which gives all ranks
-    the same bits: replicas stay equal, and any rank can evaluate or save. A probe asked alone is answered by every
-    group, and the answer of the first one counts.
+    One exchange shares gradients, losses and the running statistics that probes have updated. All ranks get the same
+    bits: replicas stay equal, and any rank can evaluate or save. Every group answers a single probe, and the reading of
+    the first group counts.
 
     Every group must be given the same batches.
 
     Args:
         group: The process group of a mesh dimension: one rank of every group of devices.
-        inner: Answers a probe inside a group; :class:`Local` by default.
-        bucket: Bytes in a bucket of the exchange, about, where it takes messages.
-        shared_memory: Where all ranks of the group run on one host's CPU, let gradients go through its memory, and not
-            through messages; ``LOWLAND_SHARED_MEMORY=0`` in the environment says no, too.
+        inner: The executor that answers a probe inside a group; :class:`Local` by default.
+        bucket: The approximate size of a bucket in bytes, where the exchange uses messages.
+        shared_memory: Exchange gradients through shared memory where all ranks of the group run on one host's CPU.
+            ``LOWLAND_SHARED_MEMORY=0`` in the environment forbids it, too.
 
     Attributes:
         width: The number of groups, which is how many probes are answered at once.
@@ -64,12 +64,12 @@ class Mesh(Executor):
 
     @property
     def sent(self) -> int:
-        """Bytes of gradients that this rank has given into exchanges so far."""
+        """Bytes of gradients that this rank has sent so far."""
         return 0 if self._exchange is None else self._exchange.bytes
 
     @property
     def waited(self) -> float:
-        """Seconds for which exchanges were not hidden behind backward."""
+        """Seconds that this rank has waited for exchanges after its backward."""
         return 0.0 if self._exchange is None else self._exchange.waited
 
     def begin(self, batch: Any) -> None:
@@ -110,12 +110,12 @@ class Mesh(Executor):
     def passes(
         self, work: Work, probes: tuple[Probe, ...], on_error: Any = None
     ) -> Generator[Pass, None, tuple[Reading, ...]]:
-        """See :meth:`Executor.passes`: of the probes asked together, this rank's caller runs one."""
+        """See :meth:`Executor.passes`: this rank's caller runs one probe of every wave."""
         readings: list[Reading] = []
         for wave, seeds in self._waves(work, probes):
             if any(p.batch is None for p in wave):
                 raise UsageError("a mesh must know the batch; call engine.passes(batch)")
-            # The caller may run backward in parts, so nothing leaves before the end of the pass.
+            # The caller may run backward in parts, so gradients are sent after the pass.
             with self._shared(work, wave, seeds, early=False) as (number, share):
                 current = Pass(work, wave[number], on_error=on_error)
                 yield current
@@ -123,7 +123,7 @@ class Mesh(Executor):
         return tuple(readings)
 
     def _waves(self, work: Work, probes: tuple[Probe, ...]) -> Iterator[tuple[tuple[Probe, ...], list[int]]]:
-        """As many probes as there are groups, with seeds for their random numbers: those of one device."""
+        """Yield waves of at most ``width`` probes with their seeds, which are the seeds that one device uses."""
         self._most = max(self._most, len(probes))
         if any((p.grad, p.wrt) != (probes[0].grad, probes[0].wrt) for p in probes):
             raise UsageError(
@@ -138,7 +138,7 @@ class Mesh(Executor):
     def _shared(
         self, work: Work, wave: tuple[Probe, ...], seeds: list[int], *, early: bool
     ) -> Iterator[tuple[int, Any]]:
-        """This rank's probe of a wave, and what takes its reading and appends those of all."""
+        """Yield the index of this rank's probe and a function that appends the readings of all ranks."""
         exchange, number = self._exchanging(work.params), self.rank % len(wave)
         own = wave[number]
         for probe in wave:
@@ -158,7 +158,7 @@ class Mesh(Executor):
                 f"drift apart, but writes {', '.join(work.buffers.written[:3])}; use data parallelism in place of mesh="
             )
         try:
-            # Where probes differ in size, ranks would draw differently many random numbers and drift apart.
+            # Probes of different sizes draw different amounts of random numbers, so each one has its own stream.
             with modes.branch(work.device, seeds[number]) if seeds else nullcontext():
                 yield number, share
         finally:
@@ -169,9 +169,9 @@ class Mesh(Executor):
         if grad is not None:
             exchange.give(grad, len(wave))
         sizes = [work.batches.known_size(p.batch) for p in wave]
-        each = own.losses is not None and None not in sizes
+        with_losses = own.losses is not None and None not in sizes
         room = max(n or 0 for n in sizes)
-        losses = own.losses if own.losses is not None and each else own.loss.new_zeros(room)
+        losses = own.losses if own.losses is not None and with_losses else own.loss.new_zeros(room)
         count = torch.as_tensor(own.divisor or 0.0, dtype=torch.float64, device=own.loss.device)
         finite = torch.ones_like(own.loss) if work.finite is None else work.finite.to(own.loss.dtype)
         mark = 0 if any(p.wrt is not None for p in wave) else collectives.mark(work.reached)
@@ -195,24 +195,26 @@ class Mesh(Executor):
         if work.finite is not None:
             work.finite = rows[:, 1].min() > 0
         before.settle(rows[:, 7 + room :], self.rank)
-        found = []
+        readings = []
         for i in range(len(wave)):
             if i == self.rank and len(wave) > 1:
-                found.append(Reading(own.loss, own.grad, losses if each else None, own.divisor, own.aux, own.reached))
+                readings.append(
+                    Reading(own.loss, own.grad, losses if with_losses else None, own.divisor, own.aux, own.reached)
+                )
                 continue
-            known = rows[i, 7 : 7 + (sizes[i] or 0)].to(own.loss.dtype) if each else None
-            by: Tensor | float | None = rows[i, 6] if isinstance(own.divisor, Tensor) else sizes[i]
-            found.append(
+            losses_of_probe = rows[i, 7 : 7 + (sizes[i] or 0)].to(own.loss.dtype) if with_losses else None
+            divisor: Tensor | float | None = rows[i, 6] if isinstance(own.divisor, Tensor) else sizes[i]
+            readings.append(
                 Reading(
                     rows[i, 0].to(own.loss.dtype),
                     None if vectors is None else vectors[i],
-                    known,
-                    None if own.divisor is None else by,
+                    losses_of_probe,
+                    None if own.divisor is None else divisor,
                     own.aux if len(wave) == 1 else None,
-                    own.reached,  # all groups reach the same, see _compare
+                    own.reached,  # equal on all groups, see _compare
                 )
             )
-        return found
+        return readings
 
     def _exchanging(self, params: Vec) -> Exchange:
         if self._exchange is None:
@@ -228,19 +230,19 @@ class Mesh(Executor):
         return self._exchange
 
     def _compare(self, rows: Tensor) -> None:
-        """Whether all groups had the same batch and reached the same parameters, told one step later."""
-        known = self._lagged.swap("rows", rows[:, 2:4])
-        if known is None:
+        """Check one step later that all groups had the same batch and reached the same parameters."""
+        earlier = self._lagged.swap("rows", rows[:, 2:4])
+        if earlier is None:
             return
-        here = known[self.rank]
-        for rank, there in enumerate(known):
-            if abs(there[0] - here[0]) > 1e-9 * max(abs(there[0]), abs(here[0]), 1.0):
+        own = earlier[self.rank]
+        for rank, other in enumerate(earlier):
+            if abs(other[0] - own[0]) > 1e-9 * max(abs(other[0]), abs(own[0]), 1.0):
                 raise BatchError(
                     "all groups of a mesh must be given the same batches, but in the step before, those of groups "
-                    f"{self.rank} and {rank} differed (their entries sum up to {here[0]:.9g} and {there[0]:.9g}); give "
+                    f"{self.rank} and {rank} differed (their entries sum up to {own[0]:.9g} and {other[0]:.9g}); give "
                     "both the same sampler: num_replicas and rank of the data dimension, one seed"
                 )
-            if there[1] != here[1]:
+            if other[1] != own[1]:
                 raise ParameterError(
                     "all groups of a mesh must reach the same parameters, but in the step before, groups "
                     f"{self.rank} and {rank} reached different ones; let the forward use the same layers on every rank"
@@ -248,13 +250,13 @@ class Mesh(Executor):
 
 
 def along(mesh: Any) -> dict[str, dist.ProcessGroup]:
-    """The process groups of a mesh by what their ranks share out: probes, or examples that the engine averages over.
+    """The process groups of a mesh by kind: "probe" divides probes, "replicate" averages gradients.
 
     Args:
-        mesh: A DeviceMesh. Its dimension "replicate" is averaged over; its other one, of any name, divides probes.
+        mesh: A DeviceMesh. The engine averages over the dimension "replicate"; the other one divides probes.
 
     Raises:
-        ArgumentError: It is no mesh, or has dimensions for which a wrapper of the model is responsible.
+        ArgumentError: It is no DeviceMesh, or has dimensions that belong to a wrapper of the model.
     """
     if not hasattr(mesh, "get_group") or not hasattr(mesh, "ndim"):
         raise ArgumentError(

@@ -1,4 +1,4 @@
-"""The exchange of gradients by collectives, hidden behind backward."""
+"""The exchange of gradients by collectives that overlap with backward."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ BUCKET = 1 << 20  # bytes
 
 
 class Messages(Exchange):
-    """One all-gather, cut into buckets.
+    """Exchanges gradients by one all-gather per bucket.
 
-    A bucket leaves as soon as backward has its last gradient, while backward goes on with the layers below. Buckets
-    leave in one order on all ranks, whatever order the gradients come in, because collectives must. Their memory is
-    allocated once.
+    A bucket is sent once backward has computed its last gradient, while backward continues with earlier layers. All
+    ranks send the buckets in the same order, as collectives require. The buffers are allocated once.
 
     Args:
         params: See :class:`Exchange`.
         group: See :class:`Exchange`.
-        bucket: Bytes in a bucket, about; a larger one costs fewer calls, a smaller one leaves earlier.
+        bucket: The approximate size of a bucket in bytes. Large buckets need fewer calls; small ones are sent earlier.
     """
 
     def __init__(self, params: Vec, group: dist.ProcessGroup, *, bucket: int = BUCKET) -> None:
@@ -42,9 +41,9 @@ class Messages(Exchange):
         self._hooks: dict[int, Any] = {}
 
     def arm(self, scale: Tensor | None, count: int) -> None:
-        """Let gradients leave during the next backward, divided by the loss scale."""
+        """Send gradients during the next backward, divided by the loss scale."""
         for i, p in enumerate(self._params):
-            # Last among the parameter's hooks, or what leaves is not what they make of the gradient.
+            # This hook must run last, because other hooks may change the gradient.
             if i not in self._hooks or next(reversed(p._post_accumulate_grad_hooks or {}), None) != self._hooks[i].id:
                 if i in self._hooks:
                     self._hooks[i].remove()
@@ -53,7 +52,7 @@ class Messages(Exchange):
         self._reset(scale, count)
 
     def give(self, grads: Vec, count: int) -> None:
-        """Send what has not left yet; see :meth:`Exchange.give`."""
+        """Send the remaining buckets; see :meth:`Exchange.give`."""
         if not self._armed:
             self._reset(None, count)
         if self._twice:
@@ -63,10 +62,10 @@ class Messages(Exchange):
             )
         self._armed = False
         self.given += 1
-        here = shards.local(grads)
+        local = shards.local(grads)
         for b in self._buckets:
             if b.handle is None:
-                b.fill([here[i] for i in b.index])
+                b.fill([local[i] for i in b.index])
                 self._send(b)
 
     def take(self, grads: Vec, count: int) -> list[Vec]:
@@ -82,7 +81,7 @@ class Messages(Exchange):
 
     def _reset(self, scale: Tensor | None, count: int) -> None:
         for b in self._buckets:
-            if b.handle is not None:  # after a backward that raised: its messages must not meet those of this one
+            if b.handle is not None:  # a failed backward's messages must not mix with this one's
                 b.handle.wait()
         self._scale, self._alone, self._next = scale, count == 1, 0
         self._seen: set[int] = set()
@@ -91,10 +90,10 @@ class Messages(Exchange):
             b.handle, b.missing = None, len(b.index)
 
     def _hook(self, i: int) -> Any:
-        here = weakref.ref(self)  # parameters outlive exchanges
+        reference = weakref.ref(self)  # the hook of a parameter must not keep the exchange alive
 
         def ready(p: Tensor) -> None:
-            exchange = here()
+            exchange = reference()
             if exchange is not None and exchange._armed:
                 exchange._ready(i)
 
@@ -111,7 +110,7 @@ class Messages(Exchange):
             b = self._buckets[self._next]
             grads: list[Any] = [self._params[j].grad for j in b.index]
             if any(g is None or g.layout is not torch.strided for g in grads):
-                return  # whoever takes the gradients knows what to do with such, or what to say
+                return  # left to give(), whose caller handles or refuses such gradients
             b.fill(grads, self._scale)
             self._send(b)
 
@@ -120,6 +119,6 @@ class Messages(Exchange):
         self.bytes += b.bytes
         if not self._alone:
             b.handle = all_gather(b.everyone.view(-1), b.mine, self.group)
-        else:  # the first rank's
-            into = b.mine if self.rank == 0 else b.everyone[0]
-            b.handle = dist.broadcast(into, group=self.group, group_src=0, async_op=True)
+        else:  # all ranks need the first rank's gradient only
+            buffer = b.mine if self.rank == 0 else b.everyone[0]
+            b.handle = dist.broadcast(buffer, group=self.group, group_src=0, async_op=True)

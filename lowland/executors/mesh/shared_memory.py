@@ -1,4 +1,4 @@
-"""The exchange of gradients on one host, through memory that its processes share."""
+"""The exchange of gradients on one host, through shared memory."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from lowland.core.errors import RankError
 from lowland.core.vec import Vec
 from lowland.executors.mesh.exchange import Bucket, Exchange, cut
 
-ALIGNED = 64  # bytes at whose multiples buckets begin
-SWITCH = "LOWLAND_SHARED_MEMORY"  # "0" in the environment: messages in its place
+ALIGNED = 64  # the alignment of buckets in bytes
+SWITCH = "LOWLAND_SHARED_MEMORY"  # an environment variable; "0" selects messages instead
 
 
 class SharedMemory(Exchange):
-    """Every rank writes its vector where the others read it: a copy on each side, and no message.
+    """Exchanges gradients through shared memory: each rank writes its own and reads the others'.
 
-    Each rank has two places, for exchanges in turn. After the collective that follows an exchange all have written,
-    and so have read what was exchanged before: the place of that one can be written anew. An exchange that does not
-    come to its end is repeated in its own place.
+    Each rank has two buffers and alternates between them. A collective follows every :meth:`give`. After it, all ranks
+    have read the previous exchange, so the next exchange may overwrite the previous buffer. A failed exchange is
+    repeated in the same buffer.
 
     Args:
         params: See :class:`Exchange`.
         group: See :class:`Exchange`.
-        memory: See :func:`common_memory`; as large as :func:`needed` says.
+        memory: The memory from :func:`common_memory`, of the size that :func:`needed` returns.
     """
 
     def __init__(self, params: Vec, group: dist.ProcessGroup, memory: Tensor) -> None:
@@ -48,18 +48,18 @@ class SharedMemory(Exchange):
                 self._places[-1].append(Bucket(index, tensors, everyone[self.rank], everyone))
 
     def give(self, grads: Vec, count: int) -> None:
-        """Write this rank's vector; see :meth:`Exchange.give`."""
+        """Write this rank's gradient; see :meth:`Exchange.give`."""
         self._armed = False
         self.given += 1
         if self.rank >= count:
             return
-        here = shards.local(grads)
+        local = shards.local(grads)
         for b in self.buckets():
-            b.fill([here[i] for i in b.index])
+            b.fill([local[i] for i in b.index])
             self.bytes += b.bytes
 
     def check(self, given: Tensor, taken: Tensor) -> None:
-        """See :meth:`Exchange.check`: what lies in a place may be old."""
+        """See :meth:`Exchange.check`: a buffer may hold the gradient of an older exchange."""
         if bool((given != given[0]).any() | (taken != taken[0]).any()):
             numbers = [int(n) for n in given]
             raise RankError(
@@ -73,47 +73,47 @@ class SharedMemory(Exchange):
 
 
 def needed(params: Vec, ranks: int) -> int:
-    """Bytes for two vectors of every rank."""
-    each = sum(_aligned(_size(shards.local([params[i] for i in index]))) for index in cut(params, math.inf))
-    return ALIGNED + 2 * ranks * max(each, ALIGNED)  # of sharded parameters, a rank may have nothing
+    """The size in bytes of two gradients of every rank."""
+    bytes_per_vector = sum(_aligned(_size(shards.local([params[i] for i in index]))) for index in cut(params, math.inf))
+    return ALIGNED + 2 * ranks * max(bytes_per_vector, ALIGNED)  # a rank's shards may be empty
 
 
 def wanted(params: Vec) -> bool:
-    """Whether memory can be shared at all: where weights are on the CPU, unless the environment says no."""
+    """Whether to try shared memory: all parameters are on the CPU and the environment does not forbid it."""
     return all(type(t) in shards.ORDINARY and t.is_cpu for t in shards.local(params)) and os.environ.get(SWITCH) != "0"
 
 
 def common_memory(group: dist.ProcessGroup, size: int) -> Tensor | None:
-    """Memory that all ranks of a group share, without a name, so that nothing is left of it whatever happens.
+    """Allocate anonymous memory that all ranks of a group share. The kernel frees it with the last process.
 
     Args:
-        group: The ranks.
-        size: Bytes, the same on all ranks; 0 on a rank that wants none.
+        group: The process group.
+        size: The size in bytes, the same on all ranks; 0 on a rank that refuses shared memory.
 
     Returns:
-        Bytes, the same on all ranks, of which the first ``ALIGNED`` are spoken for; None, on all, if a rank wants none,
-        runs on another host, or cannot map them.
+        A tensor of bytes over the same memory on all ranks, whose first ``ALIGNED`` bytes are reserved. All ranks get
+        None if one of them refuses, runs on another host, or cannot map the memory.
     """
     sizes: list[int] = [0] * dist.get_world_size(group)
     dist.all_gather_object(sizes, size, group=group)
     if 0 in sizes or len(set(sizes)) > 1:
         return None
     with ExitStack() as stack:
-        mine: list[tuple[str, bytes] | None] = [None] * len(sizes)
-        dist.all_gather_object(mine, _made(size, stack) if dist.get_rank(group) == 0 else None, group=group)
-        memory = None if mine[0] is None else _mapped(*mine[0], size)
-        found: list[bool] = [False] * len(sizes)
-        dist.all_gather_object(found, memory is not None, group=group)
-    return memory if all(found) else None
+        offers: list[tuple[str, bytes] | None] = [None] * len(sizes)
+        dist.all_gather_object(offers, _made(size, stack) if dist.get_rank(group) == 0 else None, group=group)
+        memory = None if offers[0] is None else _mapped(*offers[0], size)
+        mapped: list[bool] = [False] * len(sizes)
+        dist.all_gather_object(mapped, memory is not None, group=group)
+    return memory if all(mapped) else None
 
 
 def _made(size: int, stack: ExitStack) -> tuple[str, bytes] | None:
-    """New memory that is open until the stack closes: the path under which others find it, and what it begins with."""
+    """Allocate memory that stays open until the stack closes; return its path and its first bytes."""
     token = os.urandom(ALIGNED)
     with suppress(AttributeError, OSError):  # not Linux, or no memory
         fd = os.memfd_create("lowland")
         stack.callback(os.close, fd)
-        os.posix_fallocate(fd, 0, size)  # now, or a lack of memory would kill whoever writes
+        os.posix_fallocate(fd, 0, size)  # allocated now, because a later lack of memory would kill the writer
         os.pwrite(fd, token, 0)
         return f"/proc/{os.getpid()}/fd/{fd}", token
     return None
@@ -121,9 +121,9 @@ def _made(size: int, stack: ExitStack) -> tuple[str, bytes] | None:
 
 def _mapped(path: str, token: bytes, size: int) -> Tensor | None:
     with suppress(OSError, RuntimeError):
-        # On another host a process of the same number may have anything there, such as a pipe with somebody's data.
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode) or found.st_size != size:
+        # On another host, the path may belong to another process's file, such as a pipe that must not be read.
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_size != size:
             return None
         with open(path, "rb") as file:
             if file.read(len(token)) != token:
