@@ -6,7 +6,7 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,8 +21,8 @@ from lowland.lab.data.loader import Loader
 from lowland.lab.identity import IDENTITY, now, refuse_other
 from lowland.lab.training import checkpoint
 from lowland.lab.training.clock import Clock, typical
-from lowland.lab.training.evaluate import better, evaluate, fingerprint, headline
 from lowland.lab.training.events import Events
+from lowland.lab.training.judge import Judge
 from lowland.lab.training.losses import Losses
 from lowland.lab.training.prepare import check_select, complete, line_of, loader_of
 from lowland.lab.training.pulse import Pulse
@@ -31,14 +31,10 @@ from lowland.lab.training.signals import Stopped, deferred
 from lowland.lab.training.trainer import Trainer, rehearse, settings
 from lowland.parallel import World, world
 from lowland.runs.file import History, NoFile, RunFile, history
-from lowland.sharpness import m_sharpness
 
 SAVE_SECONDS = 30.0  # at least, between checkpoints, where the configuration names no steps
 SAVE_SHARE = 0.02  # of the time, at most, for writing them: a large model is saved less often
 TELL_SECONDS = 0.1  # between two calls of the display
-JUDGED = 2048  # training examples that train accuracy and m-sharpness are measured on, the first as stored
-M = 128  # examples in a micro-batch of m-sharpness
-RHO = 0.05  # its radius, the same for every method
 
 
 class LabWarning(UserWarning):
@@ -124,9 +120,7 @@ class _Run:
         self.epoch = self.batch = self.peak = 0
         self.losses = Losses(ranks, config.on())
         self.gradients: list[float] = []  # cumulative, after every step
-        self.task = config.task.seeded(config.seed)
-        self.score: dict[str, dict[str, float]] = {}  # of the parts that were judged last
-        self.best: dict[str, Any] = {}  # the best epoch on validation, with what the parts were judged then
+        self.judge = Judge(config, loader)
         # Training time that all ranks go by, and seconds that the last checkpoint took.
         self.seconds = self._writing = 0.0
         self.events: Events | None = None
@@ -161,15 +155,12 @@ class _Run:
     def finish(self) -> dict[str, Any]:
         """Judge the final weights and write the last line."""
         engine, clock = self.trainer.engine, self.clock
-        with self.trainer.evaluated() as model:
-            rise = m_sharpness(model, self.task.loss, self._judged(), rho=RHO, m=M, cut=self.task.cut)
-            sha = fingerprint(model)
         return self.file.write(
             "end",
             epochs=self.epoch,
             step=engine.step,
-            **self.score,
-            **({"best": self.best} if self.best else {}),
+            **self.judge.score,
+            **({"best": self.judge.best} if self.judge.best else {}),
             diverged=self.losses.diverged,
             seconds=clock.seconds,
             seconds_per_step=typical(clock.laps, [b - a for a, b in pairwise([0.0, *self.gradients])]),
@@ -178,8 +169,7 @@ class _Run:
             weights_per_step=engine.cost.weights / engine.step,
             forwards_per_step=(engine.cost.forwards - engine.cost.gradients) / engine.step,
             peak_memory=self.peak,
-            m_sharpness=float(rise),
-            weights_sha256=sha,
+            **self.judge.verdict(self.trainer),
         )
 
     def close(self) -> None:
@@ -200,11 +190,15 @@ class _Run:
     def go(self, progress: Progress | None) -> None:
         """Train until the budget is spent, the loss is no number any more, or a signal comes."""
         with deferred() as signaled:
-            while (self.fraction() < 1 or self.batch) and not self.losses.lost and not self._patient_no_more():
+            while (self.fraction() < 1 or self.batch) and not self._ended_early():
                 self._rest_of_epoch(progress, signaled)
                 self._end_epoch()
                 self._listen(signaled())
         self._save()
+
+    def _ended_early(self) -> bool:
+        """Whether the loss is no number any more, or the best epoch is too long ago."""
+        return self.losses.lost or self.judge.patient_no_more(self.epoch)
 
     def _rest_of_epoch(self, progress: Progress | None, signaled: Callable[[], int | None]) -> None:
         self.clock.start()
@@ -226,13 +220,13 @@ class _Run:
     def _end_epoch(self) -> None:
         engine = self.trainer.engine
         self.epoch += 1
-        self._judge()
+        self.judge.judge(self.trainer, self.epoch)
         line = self.file.write(
             "epoch",
             epoch=self.epoch,
             step=engine.step,
             train_loss=self.losses.end_epoch(),
-            **self.score,
+            **self.judge.score,
             lr=self.trainer.optimizer.param_groups[0]["lr"],
             seconds=self.clock.seconds,
             gradients=engine.cost.gradients,
@@ -243,37 +237,13 @@ class _Run:
             self.events.write(line)
         self.batch = 0
 
-    def _judge(self) -> None:
-        """Loss and metrics of all parts, and whether this epoch is the best on validation."""
-        parts = {
-            name: self.loader.evaluation(part=name) for name in ("test", "validation") if name in self.loader.parts
-        }
-        with self.trainer.evaluated() as model:
-            self.score = {
-                name: evaluate(
-                    self.task, model, batches, precision=self.config.recipe.precision, device=self.trainer.device
-                )
-                for name, batches in (parts | {"train": self._judged()}).items()
-            }
-        seen = self.score.get("validation")
-        if seen is not None and better(self.task, seen, self.best.get("validation")):
-            self.best = {"epoch": self.epoch, **{name: self.score[name] for name in parts}}
-
-    def _patient_no_more(self) -> bool:
-        """Whether the best epoch on validation is too long ago."""
-        return self.config.patience is not None and self.epoch - self.best.get("epoch", 0) >= self.config.patience
-
-    def _judged(self) -> Iterator[Any]:
-        return self.loader.evaluation(M, part="train", most=JUDGED)
-
     def _tell(self, progress: Progress | None, loss: Tensor) -> None:
         if progress is None or time.monotonic() - self._told < TELL_SECONDS:
             return
         self._told = time.monotonic()
         step = self.trainer.engine.step
-        score = f"test {headline(self.task.metrics, self.score['test'])}" if self.score else None
         speed = step / self.clock.seconds
-        progress(Update(self.line["run"], self.fraction(), step, self.epoch, float(loss), score, speed))
+        progress(Update(self.line["run"], self.fraction(), step, self.epoch, float(loss), self.judge.headline(), speed))
 
     # Checkpoints
 
@@ -299,8 +269,8 @@ class _Run:
             "config": self.line,
             "trainer": self.trainer.state(),
             "place": {"epoch": self.epoch, "batch": self.batch, "peak": self.peak},
-            "score": self.score,
-            "best": self.best,
+            "score": self.judge.score,
+            "best": self.judge.best,
             "losses": self.losses.state(),
             "seconds": self.clock.seconds,
             "laps": torch.tensor(self.clock.laps, dtype=torch.float64),
@@ -314,7 +284,7 @@ class _Run:
         self.trainer.load(state["trainer"], tensors)
         for name, value in state["place"].items():
             setattr(self, name, value)
-        self.score, self.best = state["score"], state["best"]
+        self.judge.score, self.judge.best = state["score"], state["best"]
         # Checkpoints of 0.1.0 have the sums alone.
         self.losses.load(**(state["losses"] if "losses" in state else {"seen": state["seen"]}))
         self.seconds = self.clock.seconds = state["seconds"]

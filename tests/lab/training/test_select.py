@@ -15,7 +15,7 @@ from lowland.core.errors import ArgumentError
 from lowland.lab.budget import Budget
 from lowland.lab.config import RunConfig
 from lowland.lab.metric import Metric
-from lowland.lab.training import run
+from lowland.lab.training import judge
 from lowland.lab.training.prepare import loader_of
 from lowland.lab.training.run import train
 from lowland.runs.reader import read_all
@@ -39,7 +39,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             for chosen, tested in zip(validation, test, strict=True)
             for value in (tested, chosen, 0.0)  # test, validation, train
         )
-        monkeypatch.setattr(run, "evaluate", lambda *args, **options: next(figures))
+        monkeypatch.setattr(judge, "evaluate", lambda *args, **options: next(figures))
 
     return use
 
