@@ -198,22 +198,17 @@ class Mesh(Executor):
         readings = []
         for i in range(len(wave)):
             if i == self.rank and len(wave) > 1:
-                readings.append(
-                    Reading(own.loss, own.grad, losses if with_losses else None, own.divisor, own.aux, own.reached)
-                )
+                own_losses = losses if with_losses else None
+                readings.append(Reading(own.loss, own.grad, own_losses, own.divisor, own.aux, own.reached))
                 continue
-            losses_of_probe = rows[i, 7 : 7 + (sizes[i] or 0)].to(own.loss.dtype) if with_losses else None
-            divisor: Tensor | float | None = rows[i, 6] if isinstance(own.divisor, Tensor) else sizes[i]
-            readings.append(
-                Reading(
-                    rows[i, 0].to(own.loss.dtype),
-                    None if vectors is None else vectors[i],
-                    losses_of_probe,
-                    None if own.divisor is None else divisor,
-                    own.aux if len(wave) == 1 else None,
-                    own.reached,  # equal on all groups, see _compare
-                )
-            )
+            size, loss = sizes[i], rows[i, 0].to(own.loss.dtype)
+            losses_of_probe = rows[i, 7 : 7 + (size or 0)].to(own.loss.dtype) if with_losses else None
+            divisor: Tensor | float | None = rows[i, 6] if isinstance(own.divisor, Tensor) else size
+            divisor = None if own.divisor is None else divisor
+            grad_of_probe = None if vectors is None else vectors[i]
+            aux = own.aux if len(wave) == 1 else None
+            # `reached` is equal on all groups, see _compare.
+            readings.append(Reading(loss, grad_of_probe, losses_of_probe, divisor, aux, own.reached))
         return readings
 
     def _exchanging(self, params: Vec) -> Exchange:
