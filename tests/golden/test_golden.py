@@ -34,7 +34,7 @@ def flat(line: dict[str, Any]) -> dict[str, Any]:
 
 @runs
 def test_training_again_gives_the_same_losses(file: Path, tmp_path: Path) -> None:
-    """To 1e-6: processors with AVX-512, with AVX2 and with neither agreed to 3e-7 when the runs were made."""
+    """To 1e-5: an Intel Xeon and processors without AVX-512 agree to 3e-7, an AMD EPYC to 3e-6 (LookSAM), in equal code."""
     command = lines(file, "config")[0]["command"][1:]
     command[command.index("--out") + 1] = str(tmp_path)
     if "--noise" in command:  # an option then, and a field of the task now
@@ -51,7 +51,7 @@ def test_training_again_gives_the_same_losses(file: Path, tmp_path: Path) -> Non
                 if name == "best_test_accuracy":  # the test part chooses nothing any more
                     continue
                 if name in ("train_loss", "test_loss"):
-                    assert math.isclose(now[name], value, rel_tol=1e-6), name
+                    assert math.isclose(now[name], value, rel_tol=1e-5), name
                 elif name == "m_sharpness":  # a small difference of two losses
                     assert math.isclose(now[name], value, rel_tol=1e-5), name
                 elif not name.startswith(("seconds", "weights_sha256", "peak_memory")):
