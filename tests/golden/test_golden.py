@@ -34,7 +34,8 @@ def flat(line: dict[str, Any]) -> dict[str, Any]:
 
 @runs
 def test_training_again_gives_the_same_losses(file: Path, tmp_path: Path) -> None:
-    """To 1e-5: an Intel Xeon and processors without AVX-512 agree to 3e-7, an AMD EPYC to 3e-6 (LookSAM), in equal code."""
+    """To 1e-6: an Intel Xeon and processors without AVX-512 agree to 3e-7. On an AMD EPYC LookSAM is off by 6e-5."""
+    near = 2e-4 if "looksam" in str(file) else 1e-6
     command = lines(file, "config")[0]["command"][1:]
     command[command.index("--out") + 1] = str(tmp_path)
     if "--noise" in command:  # an option then, and a field of the task now
@@ -51,9 +52,9 @@ def test_training_again_gives_the_same_losses(file: Path, tmp_path: Path) -> Non
                 if name == "best_test_accuracy":  # the test part chooses nothing any more
                     continue
                 if name in ("train_loss", "test_loss"):
-                    assert math.isclose(now[name], value, rel_tol=1e-5), name
+                    assert math.isclose(now[name], value, rel_tol=near), name
                 elif name == "m_sharpness":  # a small difference of two losses
-                    assert math.isclose(now[name], value, rel_tol=1e-5), name
+                    assert math.isclose(now[name], value, rel_tol=max(near, 1e-5)), name
                 elif not name.startswith(("seconds", "weights_sha256", "peak_memory")):
                     assert now[name] == value, name
 
