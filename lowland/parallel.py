@@ -5,6 +5,9 @@ The same program runs on one device without ``torchrun``: then there is no mesh,
 
 from __future__ import annotations
 
+import atexit
+import gc
+import importlib
 import itertools
 import os
 import signal
@@ -75,22 +78,22 @@ def place(device: str) -> torch.device:
     here = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if several else "cuda"
     names = {"cuda": here, "auto": here if torch.cuda.is_available() else "cpu"}
     try:
-        found = torch.device(names.get(device, device))
+        chosen = torch.device(names.get(device, device))
     except RuntimeError:
-        found = None
-    if found is None or found.type not in ("cpu", "cuda"):
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
         raise ArgumentError(f"device must be cpu, cuda or auto, but is {device!r}; choose one of these")
-    if found.type == "cuda" and not torch.cuda.is_available():
+    if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ArgumentError(f"device must be one that is here, but {device!r} is not; choose cpu or auto")
-    if found.type == "cuda" and several and device not in names:
+    if chosen.type == "cuda" and several and device not in names:
         raise ArgumentError(f"device must be cuda or auto where each rank takes a GPU, but is {device!r}; choose cuda")
-    if found.type == "cuda" and found.index is not None:  # without a number it is the current one already
-        torch.cuda.set_device(found)
-    return found
+    if chosen.type == "cuda" and chosen.index is not None:  # without a number it is the current one already
+        torch.cuda.set_device(chosen)
+    return chosen
 
 
 def broadcast(value: Any) -> Any:
-    """The value that rank 0 has, where ranks have met; all of them call this."""
+    """The value of rank 0, on all ranks of the process group; the caller's own value where there is no group."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
     held = [value]
@@ -155,9 +158,9 @@ class World:
         """The values of all ranks, in their order, on every rank."""
         if self.size == 1:
             return [value]
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def wait(self) -> None:
         """Go on when all ranks are here."""
@@ -192,9 +195,9 @@ def world(mesh: str | None = None, device: str = "auto", *, patience: float = PA
     """
     _, size = ranks()
     sizes = parse(mesh) if mesh else {}
-    found = place(device)
+    chosen = place(device)
     if size == 1:
-        yield World(0, 1, found, None, {})
+        yield World(0, 1, chosen, None, {})
         return
     sizes = sizes or {"data": size}
     count = 1
@@ -207,12 +210,12 @@ def world(mesh: str | None = None, device: str = "auto", *, patience: float = PA
         )
     begun = not dist.is_initialized()
     if begun:
-        _join("nccl" if found.type == "cuda" else "gloo", timedelta(seconds=patience))
+        _join("nccl" if chosen.type == "cuda" else "gloo", timedelta(seconds=patience))
     try:
         from torch.distributed.device_mesh import init_device_mesh
 
-        whole = init_device_mesh(found.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
-        yield World(dist.get_rank(), size, found, whole, sizes)
+        whole = init_device_mesh(chosen.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+        yield World(dist.get_rank(), size, chosen, whole, sizes)
         # A rank that leaves while a thread of gloo still holds a tensor of another collective would be aborted.
         dist.barrier()
     finally:
@@ -221,19 +224,29 @@ def world(mesh: str | None = None, device: str = "auto", *, patience: float = PA
 
 
 def _join(backend: str, patience: timedelta) -> None:
-    """Meet the other ranks of this attempt.
+    """Make the process group of all ranks of this attempt.
 
     torchrun keeps one store over all its restarts and all runs of a study. Without a prefix for each attempt and each
     run, a rank could read where a peer was listening before it was killed, or in the run before. And a rank that waits
-    for others in C++ hears no Python handler: torchrun would wait half a minute for it to end, so until ranks have met,
-    SIGTERM ends it at once.
+    for others in C++ hears no Python handler: torchrun would wait half a minute for it to end, so until there is a
+    group, SIGTERM ends it at once.
+
+    The threads of a process group must end before the interpreter does: a thread that asks for the GIL while the
+    interpreter is finalized aborts the process. Reference cycles keep the groups of earlier runs, so cycles are
+    collected here and at exit. And ``torch._dynamo``, which the first optimizer loads, keeps the group that it finds
+    for good, so it is loaded before there is one.
     """
+    importlib.import_module("torch._dynamo")
+    joined = next(_JOINED)
+    if joined == 0:
+        atexit.register(gc.collect)
+    gc.collect()
     alone = threading.current_thread() is not threading.main_thread()
     handler = None if alone else signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=patience))  # type: ignore[attr-defined]
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(f"lowland/attempt-{attempt}/{next(_JOINED)}", store)  # type: ignore[attr-defined]
+        store = dist.PrefixStore(f"lowland/attempt-{attempt}/{joined}", store)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
     finally:
         if handler is not None:
