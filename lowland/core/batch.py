@@ -196,6 +196,7 @@ def rejoined(held: Sequence[Any], number: int, count: int) -> Any:
     """
 
     def divided(*leaves: Any) -> Any:
+        """Join one entry of the batches of all ranks, and take this part of it."""
         if all(leaf is None for leaf in leaves):
             return None
         if not all(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves):

@@ -78,10 +78,10 @@ class Probe:
         if not _is_function(at):
             return cast(Vec, at or [])
         object.__setattr__(self, "at", [])  # what the function holds is free as soon as it is done
-        found = cast(Callable[[], Vec], at)()
-        if found is None:
+        displacement = cast(Callable[[], Vec], at)()
+        if displacement is None:
             raise UsageError("at must be a displacement, or a function that returns one, but it returned None")
-        return _vector(found)
+        return _vector(displacement)
 
     def compare(self, batch: Any, kept: Iterable[Any]) -> None:
         """Note whether this batch is the step's ``batch``, one of those ``kept`` in memory, or else a part."""
@@ -101,13 +101,13 @@ def _vector(at: Any) -> Vec:
     Raises:
         UsageError: It is no sequence of tensors; one tensor would be taken for its rows, and a dict for its keys.
     """
-    found = None if isinstance(at, Tensor | dict | str) or not hasattr(at, "__iter__") else list(at)
-    if found is None or not all(issubclass(kind, Tensor) for kind in set(map(type, found))):
+    vector = None if isinstance(at, Tensor | dict | str) or not hasattr(at, "__iter__") else list(at)
+    if vector is None or not all(issubclass(kind, Tensor) for kind in set(map(type, vector))):
         raise UsageError(
             f"at must be a displacement, one tensor for each parameter, but is {_short(at)}; compute it with "
             "self.ascent(engine, here.grad) or lowland.vec"
         )
-    return found
+    return vector
 
 
 def _short(value: Any) -> str:

@@ -45,6 +45,15 @@ class Answers:
 
     @progress.setter
     def progress(self, fraction: float) -> None:
+        """Say how much of the training is done.
+
+        Args:
+            fraction: In [0, 1], the same on all ranks.
+
+        Raises:
+            UsageError: A step is under way.
+            ArgumentError: The fraction is not in [0, 1].
+        """
         if self.under_way:
             raise UsageError(
                 "engine.progress must be set between steps, but a step is under way; set it before "

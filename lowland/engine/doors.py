@@ -75,6 +75,7 @@ def bound(loss_fn: Callable[[Any, Any], Any] | None, model: Any) -> Callable[[An
     known = dict(_parts(model))
 
     def given(_: Any, batch: Any) -> Any:
+        """The loss of what the caller has passed as model, in place of the module that the engine has made of it."""
         now = dict(_parts(model))
         changed = [key for key in {**known, **now} if known.get(key) is not now.get(key)]
         if changed:

@@ -84,14 +84,14 @@ def each(
     """
     if len(optimizers) == 1 and (among is None or all(among)):
         return ask(optimizers[0], params, grad)
-    found: dict[int, Tensor] = {}
+    steps: dict[int, Tensor] = {}
     for optimizer in optimizers:
         own = {id(p) for group in optimizer.param_groups for p in group["params"]}
         index = [i for i, p in enumerate(params) if id(p) in own and (among is None or among[i])]
         if index:
             answer = ask(optimizer, [params[i] for i in index], [grad[i] for i in index])
-            found.update(zip(index, answer, strict=True))
-    return [found[i] if i in found else torch.zeros_like(p) for i, p in enumerate(params)]
+            steps.update(zip(index, answer, strict=True))
+    return [steps[i] if i in steps else torch.zeros_like(p) for i, p in enumerate(params)]
 
 
 def closed(optimizer: Optimizer) -> bool:
@@ -107,8 +107,8 @@ def displacement(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
     for group, index in _by_group(optimizer, params):
         p, g = [params[i] for i in index], [grad[i] for i in index]
         with torch.no_grad():
-            found = FORMS[type(optimizer)](group, [optimizer.state.get(t, {}) for t in p], p, g, type(optimizer))
-        moves.update(zip(index, found, strict=True))
+            steps = FORMS[type(optimizer)](group, [optimizer.state.get(t, {}) for t in p], p, g, type(optimizer))
+        moves.update(zip(index, steps, strict=True))
     return [moves[i] if i in moves else torch.zeros_like(p) for i, p in enumerate(params)]
 
 
@@ -134,8 +134,8 @@ def momentum(optimizer: Optimizer, params: Vec) -> Vec:
         raise UsageError(
             "momentum must be > 0 for a method that reads it, but is 0 in the SGD at hand; give SGD(momentum=0.9)"
         )
-    found = [optimizer.state.get(p, {}).get(key) for p in params]
-    return [torch.zeros_like(p) if b is None else b.clone() for p, b in zip(params, found, strict=True)]
+    buffers = [optimizer.state.get(p, {}).get(key) for p in params]
+    return [torch.zeros_like(p) if b is None else b.clone() for p, b in zip(params, buffers, strict=True)]
 
 
 def dry_run(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:

@@ -159,8 +159,8 @@ class Parameters:
         if select is None:
             return [True] * len(self.vec)
         if geometry not in self._selected:
-            found = zip(self._owners, self.names, self.vec, strict=True)
-            self._selected[geometry] = [_answer(select, m, n, p) for m, n, p in found]
+            modules = zip(self._owners, self.names, self.vec, strict=True)
+            self._selected[geometry] = [_answer(select, m, n, p) for m, n, p in modules]
         return self._selected[geometry]
 
 
@@ -183,13 +183,13 @@ def _answer(select: Any, owner: nn.Module, name: str, p: Tensor) -> bool:
         ) from None
     except ValueError:  # built in
         pass
-    found = select(owner, name, p)
-    if isinstance(found, Tensor) and found.numel() != 1:
+    answer = select(owner, name, p)
+    if isinstance(answer, Tensor) and answer.numel() != 1:
         raise ArgumentError(
             f"geometry.select must return True or False for a parameter, but for {name} returned a tensor of shape "
-            f"{tuple(found.shape)}; {remedy}"
+            f"{tuple(answer.shape)}; {remedy}"
         )
-    return bool(found)
+    return bool(answer)
 
 
 def _groups(optimizers: Sequence[Optimizer]) -> list[tuple[Optimizer, dict[str, Any]]]:

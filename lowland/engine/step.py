@@ -136,9 +136,10 @@ def _fill(engine: Engine, held: list[Tensor | None] | None, grad: Vec, before: d
         grad = vec.scale(grad, torch.where(finite, scale, torch.full_like(scale, float("nan"))))
         state.keep_where_finite(engine, finite, before)
     # The caller clips and unscales .grad in place, which must not reach a vector in memory.
-    if engine.memory and watch.holds(engine.memory, grad):
+    if engine.memory:
         kept = watch.held(engine.memory)
-        grad = [g.clone() if id(g) in kept else g for g in grad]
+        if not kept.isdisjoint(map(id, grad)):
+            grad = [g.clone() if id(g) in kept else g for g in grad]
     if held is None and all(engine.work.reached):  # the usual step, one assignment for each parameter
         for p, g in zip(engine.params, grad, strict=True):
             p.grad = g

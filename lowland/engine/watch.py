@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -165,18 +164,6 @@ def held(memory: Mapping[str, Any]) -> set[int]:
     for value in memory.values():
         found.update(map(id, value) if type(value) in (list, tuple) else [id(value)])
     return found
-
-
-def holds(memory: Mapping[str, Any], grad: Vec) -> bool:
-    """Whether memory holds a tensor of a gradient; a vector in memory is compared tensor by tensor, which is quick."""
-    others: dict[str, Any] = {}
-    for key, value in memory.items():
-        if type(value) in (list, tuple) and len(value) == len(grad):
-            if any(map(operator.is_, value, grad)):
-                return True
-        elif isinstance(value, list | tuple | Tensor):
-            others[key] = value
-    return bool(others) and not held(others).isdisjoint(map(id, grad))
 
 
 def tensors(value: Any) -> Iterator[Tensor]:

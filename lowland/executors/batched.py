@@ -134,11 +134,11 @@ def _answer(work: Work, probes: tuple[Probe, ...]) -> list[Reading]:
         places = Places(loss, work.params, stacked)
         batch = batches.stack([p.batch for p in probes])
     with _explained():
-        found = _forward(work, loss, places, batch)
+        losses = _forward(work, loss, places, batch)
         if work.first:
             known = [*stacked, *work.params]
-            work.suspects += strangers(found["mean"], known, work.model, loss_fn)
-        vectors = _backward(work, found["mean"].sum(), stacked)
+            work.suspects += strangers(losses["mean"], known, work.model, loss_fn)
+        vectors = _backward(work, losses["mean"].sum(), stacked)
     with torch.no_grad():
         grads = _apart(work, vectors, len(probes))
         places.settle([i for i, p in enumerate(probes) if p.stats])
@@ -146,14 +146,14 @@ def _answer(work: Work, probes: tuple[Probe, ...]) -> list[Reading]:
     if not all(work.reached):  # frozen since the engine was made
         grads = [vec.mask(grad, work.reached) for grad in grads]
     # Copies: a reading that is kept must not keep those of the others.
-    found = {name: t.detach() for name, t in found.items()}
+    losses = {name: t.detach() for name, t in losses.items()}
     return [
         Reading(
-            found["mean"][i].clone(),
+            losses["mean"][i].clone(),
             grad,
-            found["losses"][i].clone() if "losses" in found else None,
-            found["count"][i].clone() if "count" in found else loss.count,
-            loss.aux(found, i),
+            losses["losses"][i].clone() if "losses" in losses else None,
+            losses["count"][i].clone() if "count" in losses else loss.count,
+            loss.aux(losses, i),
             None if all(work.reached) else work.reached,
         )
         for i, grad in enumerate(grads)
@@ -196,10 +196,10 @@ def _forward(work: Work, loss: StackedLoss, places: Places, batch: Any) -> dict[
     try:
         with kernels, torch.enable_grad():
             run = torch.func.vmap(one, randomness="different" if work.rng is None else "same")
-            found: dict[str, Tensor] = run(places.own, [t for t in leaves if t is not None])
+            losses: dict[str, Tensor] = run(places.own, [t for t in leaves if t is not None])
     finally:
         torch.clear_autocast_cache()  # its copies of weights are of no use to anyone else
-    return found
+    return losses
 
 
 def _backward(work: Work, loss: Tensor, stacked: Vec) -> Vec:
@@ -212,23 +212,23 @@ def _backward(work: Work, loss: Tensor, stacked: Vec) -> Vec:
     if work.scaler is not None:
         loss = work.scaler.scale(loss)
     trained = [p for p in work.params if p.requires_grad]
-    found = torch.autograd.grad(loss, [*stacked, *trained], allow_unused=True)
-    if any(g is not None for g in found[len(stacked) :]):
+    grads = torch.autograd.grad(loss, [*stacked, *trained], allow_unused=True)
+    if any(g is not None for g in grads[len(stacked) :]):
         raise UsageError(
             "loss_fn must take parameters from the model it is given, at every call anew, but uses some that it, or a "
             "module, has kept, and which Batched cannot displace; use executor=Local()"
         )
-    return [torch.zeros_like(s) if g is None else g for g, s in zip(found, stacked, strict=False)]
+    return [torch.zeros_like(s) if g is None else g for g, s in zip(grads, stacked, strict=False)]
 
 
-def _apart(work: Work, found: Vec, count: int) -> list[Vec]:
+def _apart(work: Work, vectors: Vec, count: int) -> list[Vec]:
     """Each probe's gradient, in memory of its own and laid out as the parameters are, with the loss scale removed."""
     scale = work.scale()
     if scale is not None:
-        work.check(vec.finite(found))
+        work.check(vec.finite(vectors))
     grads = [[torch.empty_like(p) for p in work.params] for _ in range(count)]
     for i, grad in enumerate(grads):
-        torch._foreach_copy_(grad, [g[i] for g in found])
+        torch._foreach_copy_(grad, [g[i] for g in vectors])
         if scale is not None:
             vec.div_(grad, scale)
     return grads

@@ -1,4 +1,4 @@
-"""What a pass must not meet: unseen tensors that collect gradients, weights that move, overwritten gradients."""
+"""What makes a pass wrong: other tensors that collect gradients, weights that move, gradients that are overwritten."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ Remembered: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None, Tensor | None
 
 def graph(loss: Tensor) -> list[Any]:
     """All nodes of a loss's graph, the loss's own first."""
-    found = {loss.grad_fn: None} if loss.grad_fn is not None else {}
-    waiting: list[Any] = list(found)
+    nodes = {loss.grad_fn: None} if loss.grad_fn is not None else {}
+    waiting: list[Any] = list(nodes)
     while waiting:
         for parent, _ in waiting.pop().next_functions:
-            if parent is not None and parent not in found:
-                found[parent] = None
+            if parent is not None and parent not in nodes:
+                nodes[parent] = None
                 waiting.append(parent)
-    return list(found)
+    return list(nodes)
 
 
 def leaves(loss: Tensor) -> set[int]:
@@ -108,15 +108,15 @@ def _refusal(strangers: Sequence[Tensor], loss_fn: Callable[..., Any] | None) ->
 
 def _gathered(model: nn.Module) -> set[int]:
     """The full parameters that ``fully_shard`` puts in place of the shards during a pass."""
-    found: set[int] = set()
+    ids: set[int] = set()
     for m in model.modules():
         state = m._get_fsdp_state() if hasattr(m, "_get_fsdp_state") else None  # type: ignore[operator]
         group = getattr(state, "_fsdp_param_group", None)
         for p in getattr(group, "fsdp_params", ()):
-            found.add(id(getattr(p, "_unsharded_param", None)))
+            ids.add(id(getattr(p, "_unsharded_param", None)))
         if state is not None:
-            found |= {id(p) for part in m.modules() for p in part._parameters.values()}
-    return found
+            ids |= {id(p) for part in m.modules() for p in part._parameters.values()}
+    return ids
 
 
 def outsiders(params: Sequence[Tensor], loss_fn: Callable[..., Any] | None) -> list[Tensor]:
@@ -134,8 +134,8 @@ def remember(work: Work) -> None:
     """Copy the gradients of all other trainable tensors: a backward that the caller runs adds to them unseen."""
     if work.gradients is None and looked_at(work):
         known = set(map(id, work.params))
-        found = [t for t in gc.get_objects() if issubclass(type(t), Tensor) and id(t) not in known]
-        leaves = [t for t in found if t.requires_grad and t.is_leaf]
+        tensors = [t for t in gc.get_objects() if issubclass(type(t), Tensor) and id(t) not in known]
+        leaves = [t for t in tensors if t.requires_grad and t.is_leaf]
         work.gradients = [(weakref.ref(t), t.grad, None if t.grad is None else t.grad.clone()) for t in leaves]
 
 
@@ -164,15 +164,15 @@ def suspect(work: Work, loss: Tensor, loss_fn: Callable[..., Any] | None) -> Non
     Raises:
         ParameterError: The loss reaches trainable parameters that are not the engine's, or tensors of another pass.
     """
-    found = strangers(loss, work.params, work.model, loss_fn)
+    suspects = strangers(loss, work.params, work.model, loss_fn)
     earlier = {id(t) for ref, _ in work.suspects if (t := ref()) is not None}
-    again = [t for ref, _ in found if (t := ref()) is not None and id(t) in earlier]
+    again = [t for ref, _ in suspects if (t := ref()) is not None and id(t) in earlier]
     if again:
         for ref, grad in work.suspects:
             if (t := ref()) is not None and any(t is other for other in again):
                 t.grad = grad
         raise _refusal(again, loss_fn)
-    work.suspects += found
+    work.suspects += suspects
 
 
 def inspect(work: Work, probe: Probe, loss: Tensor) -> None:

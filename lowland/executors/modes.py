@@ -46,13 +46,13 @@ def traceless() -> Iterator[None]:
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
     """All modules, each once, as ``model.modules()`` gives them in another order and at five times the price."""
-    found, seen = [model], {id(model)}
-    for m in found:  # grows
+    modules, seen = [model], {id(model)}
+    for m in modules:  # grows
         for child in m._modules.values():
             if child is not None and id(child) not in seen:
                 seen.add(id(child))
-                found.append(child)
-    return found
+                modules.append(child)
+    return modules
 
 
 def captured(model: nn.Module) -> set[nn.Module]:
@@ -125,17 +125,17 @@ def _generators(device: torch.device) -> Any:
     """
     if device.type in ("cpu", "meta"):
         return None
-    found: Any = getattr(torch, device.type, None)
-    if not all(hasattr(found, name) for name in ("get_rng_state", "set_rng_state")):
+    backend: Any = getattr(torch, device.type, None)
+    if not all(hasattr(backend, name) for name in ("get_rng_state", "set_rng_state")):
         raise ArgumentError(
             f"random numbers of a pass must be put aside on the model's device, but torch cannot do so on {device}; "
             "train there without dropout and with rng='free', one probe at a time"
         )
     if device.type == "mps":  # one device, whose functions take no argument
         return SimpleNamespace(
-            get_rng_state=lambda _: found.get_rng_state(), set_rng_state=lambda state, _: found.set_rng_state(state)
+            get_rng_state=lambda _: backend.get_rng_state(), set_rng_state=lambda state, _: backend.set_rng_state(state)
         )
-    return found
+    return backend
 
 
 def seeds(count: int, *place: int) -> list[int]:

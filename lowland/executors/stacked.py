@@ -33,13 +33,13 @@ class StackedLoss(nn.Module):
         leaves, self.form = pytree.tree_flatten(read.aux)
         self.rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.count = None if isinstance(read.count, Tensor) else read.count
-        found = {"mean": read.mean, "losses": read.losses, "count": read.count if self.count is None else None}
-        found |= {f"aux{i}": leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
-        return {name: t for name, t in found.items() if t is not None}
+        losses = {"mean": read.mean, "losses": read.losses, "count": read.count if self.count is None else None}
+        losses |= {f"aux{i}": leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
+        return {name: t for name, t in losses.items() if t is not None}
 
-    def aux(self, found: dict[str, Tensor], probe: int) -> Any:
+    def aux(self, losses: dict[str, Tensor], probe: int) -> Any:
         """What the loss function returned besides, of one probe."""
-        tensors = [found[f"aux{i}"][probe].clone() if f"aux{i}" in found else None for i in range(len(self.rest))]
+        tensors = [losses[f"aux{i}"][probe].clone() if f"aux{i}" in losses else None for i in range(len(self.rest))]
         leaves = [leaf if t is None else t for t, leaf in zip(tensors, self.rest, strict=True)]
         return pytree.tree_unflatten(leaves, self.form)
 
@@ -62,12 +62,12 @@ class Places:
         self.counts: dict[str, Tensor] = {}
         self.buffers: dict[str, Tensor] = {}
         self.norms: list[tuple[str, Any]] = []
-        found, count = dict(zip(params, stacked, strict=True)), len(stacked[0])
+        stacked_of, count = dict(zip(params, stacked, strict=True)), len(stacked[0])
         # Every place once: functional_call's own search for tied tensors takes a module that is used twice for two, and
         # would leave its tensors in the model.
         for name, m in loss.named_modules():
             weights = m.named_parameters(name, recurse=False, remove_duplicate=False)
-            self.own |= {key: found[p] for key, p in weights if p in found}
+            self.own |= {key: stacked_of[p] for key, p in weights if p in stacked_of}
             self.buffers |= dict(m.named_buffers(name, recurse=False, remove_duplicate=False))
             if tracks(m):
                 self.norms.append((name, m))

@@ -162,22 +162,22 @@ class _Recorder:
 
     def logits(self) -> Tensor:
         """What the model returned, or its ``.logits``."""
-        found = [getattr(output, "logits", output) for output in self._outputs]
-        if len(found) != 1 or not isinstance(found[0], Tensor):
+        logits = [getattr(output, "logits", output) for output in self._outputs]
+        if len(logits) != 1 or not isinstance(logits[0], Tensor):
             raise LossError(
                 "BiSAM takes its logits from the training loss, which must call the model it is given once and get a "
-                f"tensor, or something with .logits, but it called it {len(found)} times; pass BiSAM(surrogate=…)"
+                f"tensor, or something with .logits, but it called it {len(logits)} times; pass BiSAM(surrogate=…)"
             )
-        return found[0]
+        return logits[0]
 
 
 def _targets(batch: Any) -> Tensor:
     if isinstance(batch, dict):
-        found = next((batch[key] for key in ("targets", "labels") if key in batch), None)
+        targets = next((batch[key] for key in ("targets", "labels") if key in batch), None)
     else:
-        found = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
-    if not isinstance(found, Tensor):
+        targets = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+    if not isinstance(targets, Tensor):
         raise LossError(
             'BiSAM needs the true classes as batch[1] or batch["targets"], but finds none; pass BiSAM(surrogate=…)'
         )
-    return found
+    return targets

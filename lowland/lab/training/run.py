@@ -134,16 +134,16 @@ class _Run:
         damaged: list[str] = []
         latest = checkpoint.latest(self.folder, damaged.append) if self.ranks.first else None
         path = self.ranks.broadcast(latest)
-        found = None if path is None else checkpoint.load(path, self.trainer.snapshot.like, self.ranks)
-        if found is not None:
+        saved = None if path is None else checkpoint.load(path, self.trainer.snapshot.like, self.ranks)
+        if saved is not None:
             # The run file may be gone or another one: what a checkpoint belongs to, it says itself.
-            refuse_other(found[0]["config"], self.line, self.folder)
-        self.file = RunFile(self.folder, fresh=found is None) if self.ranks.first else NoFile()
-        if found is None:
+            refuse_other(saved[0]["config"], self.line, self.folder)
+        self.file = RunFile(self.folder, fresh=saved is None) if self.ranks.first else NoFile()
+        if saved is None:
             self.file.write("config", **self.line, parameters=sum(p.numel() for p in self.trainer.engine.params))
             self.peak = rehearse(self.make, self.loader)
         else:
-            self._restore(*found)
+            self._restore(*saved)
             self.file.write("resumed", step=self.trainer.engine.step, time=now(), job=self.line["job"])
             damaged += changed_versions(held, self.line) if self.ranks.first else []
         for message in damaged:
@@ -253,10 +253,10 @@ class _Run:
         return self.config.checkpoint_every is None and since > max(SAVE_SECONDS, self._writing / SAVE_SHARE)
 
     def _listen(self, signum: int | None, *, due: bool = False) -> None:
-        """Do what any rank has been told, or what the first one finds due, at the same step on all ranks."""
+        """Save or stop at the same step on all ranks: any of them has a signal, or the first has a checkpoint due."""
         first = self.ranks.first
-        told = [signum == signal.SIGINT, signum == signal.SIGTERM, due and first, self.clock.seconds * first]
-        interrupted, terminated, due_there, seconds = self.pulse.beat([float(t) for t in told])
+        flags = [signum == signal.SIGINT, signum == signal.SIGTERM, due and first, self.clock.seconds * first]
+        interrupted, terminated, due_there, seconds = self.pulse.beat([float(t) for t in flags])
         self.seconds = max(self.seconds, seconds)  # the first beat brings nothing, also after a return to a checkpoint
         if interrupted or terminated or due_there:
             self._save()
