@@ -93,9 +93,11 @@ class Containers:
             other = None if h.owner is None else h.owner.get(h.key)
             container: Any = other if type(other) is type(h.container) else h.container
             entries: Any = container.copy()
-            inside = [t for t in _values(entries) if isinstance(t, Tensor) and t not in self._weights]
+            inside = [t for t in _values(entries) if isinstance(t, Tensor)]
             left, kept = BUDGET if first or i in self._deep else -1, []
             for t in inside[:NEAR]:
+                if t in self._weights:
+                    continue
                 left -= t.numel()
                 kept.append((t, _version(t), t.detach().clone() if left >= 0 and not t.is_inference() else None))
             held.append(Held(container, entries, kept))

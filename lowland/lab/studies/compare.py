@@ -21,7 +21,7 @@ from lowland.lab.data.loader import Loader
 from lowland.lab.identity import differences
 from lowland.lab.recipe import method_recipe
 from lowland.lab.studies.contestants import grid
-from lowland.lab.studies.study import Display, Grid, run_study
+from lowland.lab.studies.study import Display, Grid, conduct
 from lowland.lab.training.clock import Clock
 from lowland.lab.training.prepare import check_select, complete, line_of, loader_of
 from lowland.lab.training.trainer import Trainer, settings
@@ -96,7 +96,7 @@ def compare(runs: Sequence[RunConfig], out: Path, display: Display, *, command: 
     missing = {config.label: config for config in runs if history(out / names[id(config)]).end is None}
     for config in missing.values():
         _check_method(config)
-    done = run_study(Grid(runs), out, display, name=lambda config: names[id(config)], command=command)
+    done = conduct(Grid(runs), out, display, name=lambda config: names[id(config)], command=command)
     return [folder for folder, _ in done]
 
 

@@ -20,8 +20,7 @@ from lowland.lab.studies.compare import budget as default_budget
 from lowland.lab.studies.compare import compare as run_all
 from lowland.lab.studies.compare import page_name, run_name
 from lowland.lab.studies.contestants import Contestant, grid
-from lowland.lab.studies.study import Study
-from lowland.lab.studies.study import run_study as run_all_of
+from lowland.lab.studies.study import Study, conduct
 from lowland.lab.task import Task
 from lowland.lab.training.run import Update
 from lowland.methods.base import Method
@@ -63,7 +62,7 @@ class _Quiet:
     def end(self, name: str, line: dict[str, Any], *, kept: bool) -> None:
         """One more is done."""
         self._count += 1
-        if not kept:
+        if not kept and ranks()[0] == 0:
             total = "" if self._total is None else f"/{self._total}"
             print(f"[{self._count}{total}] {name}", file=sys.stderr)
 
@@ -150,7 +149,7 @@ def run_study(
     Returns:
         The records, in the order in which the study has asked.
     """
-    return [record for _, record in run_all_of(study, Path(out), _Quiet(None, progress), name=run_name)]
+    return [record for _, record in conduct(study, Path(out), _Quiet(None, progress), name=run_name)]
 
 
 def _summed_up(runs: list[RunConfig], folders: list[Path], out: Path, *, page: bool) -> Comparison:

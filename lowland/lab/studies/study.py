@@ -59,7 +59,7 @@ class Display(Protocol):
         """The run is over with this last line; ``kept`` says that it had been before."""
 
 
-def run_study(
+def conduct(
     study: Study, out: Path, display: Display, *, name: Callable[[RunConfig], str], command: Sequence[str] = ()
 ) -> list[tuple[Path, RunRecord]]:
     """Train what a study asks for, until it asks for nothing more.
