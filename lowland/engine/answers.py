@@ -92,7 +92,7 @@ class Answers:
     @property
     def reached(self) -> list[bool]:
         """Which parameters the passes of this step have reached so far."""
-        return self.work.reached
+        return self.work.step.reached
 
     @property
     def trained(self) -> list[bool]:
