@@ -112,7 +112,7 @@ def compare(
     base = RunConfig(task=task, model=model, method="plain", seed=0, recipe=shared, budget=start, **options)
     base = replace(base, budget=default_budget(budget, limit, base, Path(out)))
     runs = grid(base, methods, seeds)
-    folders = run_all(runs, Path(out), _Quiet(len(runs), progress))
+    folders = run_all(runs, Path(out), _Quiet(len(runs), progress), command=_command())
     if ranks()[0] > 0:
         return Comparison([], folders, [], None, "")
     return _summed_up(runs, folders, Path(out), page=page)
@@ -149,7 +149,14 @@ def run_study(
     Returns:
         The records, in the order in which the study has asked.
     """
-    return [record for _, record in conduct(study, Path(out), _Quiet(None, progress), name=run_name)]
+    quiet = _Quiet(None, progress)
+    return [record for _, record in conduct(study, Path(out), quiet, name=run_name, command=_command())]
+
+
+def _command() -> list[str]:
+    """What was typed to start this script, for "how to reproduce"; empty in a notebook and at a prompt."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    return ["python", *sys.orig_argv[1:]] if script and "ipykernel" not in sys.modules else []
 
 
 def _summed_up(runs: list[RunConfig], folders: list[Path], out: Path, *, page: bool) -> Comparison:
