@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lowland.report.grouping import chosen
-from lowland.report.summary import RIPE, Row, advantage, summarize, too_short
-from lowland.report.values import Form, form, listed, plural
+from lowland.report.summary import MIN_EPOCHS, Row, advantage, summarize, too_short
+from lowland.report.values import NumberFormat, listed, number_format, plural
 from lowland.runs.record import RunRecord
 from lowland.runs.statistics import LEVEL
 
@@ -66,18 +66,19 @@ def _verdict(rows: Sequence[Row], base: Row | None, rivals: Sequence[Row]) -> st
     if rivals and (epochs := too_short(rows)) is not None:
         return (
             f"Nothing can be recommended: a training of {plural(epochs, 'epoch')} is too short to compare methods. Far "
-            f"from any minimum a perturbation only slows it down. Take {RIPE} epochs or more."
+            f"from any minimum a perturbation only slows it down. Take {MIN_EPOCHS} epochs or more."
         )
     if base is None or base.score is None:
         return f"Nothing can be recommended without a finished baseline. {_leader(rows)}."
     if not rivals:
-        return f"{base.label} stands alone at {form(rows).value(base.score.mean)}{form(rows).unit}: nothing to compare."
+        style = number_format(rows)
+        return f"{base.label} stands alone at {style.value(base.score.mean)}{style.unit}: nothing to compare."
     if all(row.difference and row.difference.half is None for row in rivals):
         return f"Nothing can be recommended: one seed decides nothing, so take several. {_leader(rows)}."
-    return _recommended(base, rivals, form(rows))
+    return _recommended(base, rivals, number_format(rows))
 
 
-def _recommended(base: Row, rivals: Sequence[Row], style: Form) -> str:
+def _recommended(base: Row, rivals: Sequence[Row], style: NumberFormat) -> str:
     better = [row for row in rivals if row.effect == "better"]
     better.sort(key=lambda row: -(row.difference.mean if row.difference else 0))
     blocked: list[Row] = []
@@ -95,7 +96,7 @@ def _recommended(base: Row, rivals: Sequence[Row], style: Form) -> str:
     return _nothing(base, rivals, style)
 
 
-def _nothing(base: Row, rivals: Sequence[Row], style: Form) -> str:
+def _nothing(base: Row, rivals: Sequence[Row], style: NumberFormat) -> str:
     subject = rivals[0].label if len(rivals) == 1 else f"none of {len(rivals)} contestants"
     predicate = "is not shown" if len(rivals) == 1 else "is shown"
     seeds = max(row.difference.n for row in rivals if row.difference)
@@ -133,7 +134,7 @@ def _passed(blocked: Sequence[Row]) -> str:
     return f"{names} {verbs[0]} no less and {verbs[1]} not shown to gain more than plain training does at that cost."
 
 
-def _gain(row: Row, base: Row, style: Form) -> str:
+def _gain(row: Row, base: Row, style: NumberFormat) -> str:
     """A row's gain in words; for a metric that should be low, the gain reads "below the baseline's"."""
     if row.difference is None:
         return "no gain"
@@ -169,7 +170,7 @@ def _price(row: Row, base: Row) -> str:
 
 
 def _leader(rows: Sequence[Row]) -> str:
-    style = form(rows)
+    style = number_format(rows)
     scores = [(row.score.mean, row.label) for row in rows if row.score]
     mean, label = (max if style.metric.higher else min)(scores)
     return f"{label} has the best {style.metric.name}, {style.value(mean)}{style.unit}"

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from lowland.report import groups, markdown, notes, read, summarize, verdict
-from lowland.report.summary import RIPE, Row
+from lowland.report.summary import MIN_EPOCHS, Row
 from lowland.runs.record import RunRecord
 
 WriteRun = Callable[..., Path]
@@ -196,7 +196,7 @@ def test_short_trainings_are_not_compared(write_run: WriteRun) -> None:
             ]
         )
 
-    short, long = rows_of(RIPE - 1), rows_of(RIPE)
+    short, long = rows_of(MIN_EPOCHS - 1), rows_of(MIN_EPOCHS)
     assert verdict(short).startswith(
         "Nothing can be recommended: a training of 7 epochs is too short to compare methods"
     )
