@@ -122,7 +122,7 @@ def other_layers() -> str:
     unused = model.module.unused.weight
     engine.backward(batch(0))
     engine.work.begin = lambda step=0: None  # type: ignore[method-assign]
-    engine.work.reached = [p is unused if dist.get_rank() else False for p in engine.params]
+    engine.work.step.reached = [p is unused if dist.get_rank() else False for p in engine.params]
     return caught(lambda: [engine.backward(batch(1)), engine.backward(batch(2))])
 
 

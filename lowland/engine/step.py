@@ -43,11 +43,11 @@ def drive(engine: Engine, batch: Any) -> Drive:
                 p.grad = None
         engine.work.begin(engine.step)
         engine.executor.begin(batch)
-        if engine.work.watched:
+        if engine.work.step.watched:
             eye = watch.Watch(engine.method.kind, engine.params, engine.names, engine.memory, engine.vector_keys)
         result, count, aux = yield from _converse(engine, engine.method.plan(engine, batch), batch, eye)
         loss, grad = plans.result(engine.method.kind, result, engine.params, each=eye is not None)
-        if engine.executor.substitutes or not all(engine.work.reached):
+        if engine.executor.substitutes or not all(engine.work.step.reached):
             engine.parameters.check_unreached(engine.work.replicas.fsdp)
         plans.same_keys(engine.method.kind, before[0], engine.memory)
         if eye is not None:
@@ -130,8 +130,8 @@ def _ask(
 def _fill(engine: Engine, held: list[Tensor | None] | None, grad: Vec, before: dict[str, Any]) -> None:
     """Put the step's gradient where the optimizer looks for it; ``held`` is what was there, None for nothing."""
     scale = engine.work.scale()
-    if scale is not None and engine.work.finite is not None:
-        finite = engine.work.finite
+    finite = engine.work.step.finite
+    if scale is not None and finite is not None:
         # NaN reaches every parameter, so that the scaler sees it and skips the step.
         grad = vec.scale(grad, torch.where(finite, scale, torch.full_like(scale, float("nan"))))
         state.keep_where_finite(engine, finite, before)
@@ -140,11 +140,11 @@ def _fill(engine: Engine, held: list[Tensor | None] | None, grad: Vec, before: d
         kept = watch.held(engine.memory)
         if not kept.isdisjoint(map(id, grad)):
             grad = [g.clone() if id(g) in kept else g for g in grad]
-    if held is None and all(engine.work.reached):  # the usual step, one assignment for each parameter
+    if held is None and all(engine.work.step.reached):  # the usual step, one assignment for each parameter
         for p, g in zip(engine.params, grad, strict=True):
             p.grad = g
         return
-    for p, h, g, reached in zip(engine.params, held or [None] * len(grad), grad, engine.work.reached, strict=True):
+    for p, h, g, reached in zip(engine.params, held or [None] * len(grad), grad, engine.work.step.reached, strict=True):
         if not reached:
             p.grad = h
         elif h is None:

@@ -80,7 +80,7 @@ class Batched(Executor):
                     work.rng.rewind()
                 with work.buffers.untouched():
                     readings += _answer(work, probes[start : start + self.width])
-            if work.suspects:
+            if work.step.suspects:
                 work.dismiss()
         return tuple(readings)
 
@@ -129,7 +129,7 @@ def _answer(work: Work, probes: tuple[Probe, ...]) -> list[Reading]:
     loss_fn = probes[0].loss_fn or work.loss_fn
     assert loss_fn is not None
     with torch.no_grad():
-        stacked = _displaced(work.params, probes, work.watched)
+        stacked = _displaced(work.params, probes, work.step.watched)
         loss = StackedLoss(work.model, loss_fn, work.batches.known_size)
         places = Places(loss, work.params, stacked)
         batch = batches.stack([p.batch for p in probes])
@@ -137,14 +137,16 @@ def _answer(work: Work, probes: tuple[Probe, ...]) -> list[Reading]:
         losses = _forward(work, loss, places, batch)
         if work.first:
             known = [*stacked, *work.params]
-            work.suspects += strangers(losses["mean"], known, work.model, loss_fn)
+            work.step.suspect(strangers(losses["mean"], known, work.model, loss_fn))
         vectors = _backward(work, losses["mean"].sum(), stacked)
     with torch.no_grad():
         grads = _apart(work, vectors, len(probes))
         places.settle([i for i, p in enumerate(probes) if p.stats])
-    work.reached = [p.requires_grad for p in work.params]
-    if not all(work.reached):  # frozen since the engine was made
-        grads = [vec.mask(grad, work.reached) for grad in grads]
+    trained = [p.requires_grad for p in work.params]
+    reached = None if all(trained) else trained
+    work.step.reach(reached)
+    if reached is not None:  # frozen since the engine was made
+        grads = [vec.mask(grad, reached) for grad in grads]
     # Copies: a reading that is kept must not keep those of the others.
     losses = {name: t.detach() for name, t in losses.items()}
     return [
@@ -154,7 +156,7 @@ def _answer(work: Work, probes: tuple[Probe, ...]) -> list[Reading]:
             losses["losses"][i].clone() if "losses" in losses else None,
             losses["count"][i].clone() if "count" in losses else loss.count,
             loss.aux(losses, i),
-            None if all(work.reached) else work.reached,
+            reached,
         )
         for i, grad in enumerate(grads)
     ]
@@ -225,7 +227,7 @@ def _apart(work: Work, vectors: Vec, count: int) -> list[Vec]:
     """Each probe's gradient, in memory of its own and laid out as the parameters are, with the loss scale removed."""
     scale = work.scale()
     if scale is not None:
-        work.check(vec.finite(vectors))
+        work.step.check(vec.finite(vectors))
     grads = [[torch.empty_like(p) for p in work.params] for _ in range(count)]
     for i, grad in enumerate(grads):
         torch._foreach_copy_(grad, [g[i] for g in vectors])

@@ -252,16 +252,16 @@ class Replicas:
                 vec.scale_(grad, (count * ranks / whole).to(grad[0].dtype))
                 loss = (both[0] / whole).to(loss.dtype)
             self.bytes += collectives.average_(grad, self.apart)
-        lost = torch.zeros((), device=work.device) if work.finite is None else ~work.finite
-        mark = collectives.mark(work.reached)
+        lost = torch.zeros((), device=work.device) if work.step.finite is None else ~work.step.finite
+        mark = collectives.mark(work.step.reached)
         stats, ranks = self._stats(), math.prod(map(dist.get_world_size, self.groups))
         marks = torch.full((1,), float(mark), dtype=torch.float64, device=work.device)
         parts = [*(b.reshape(-1).double() for b in stats), lost.reshape(1).double(), marks]
         sums = torch.split(collectives.total(torch.cat(parts), self.groups), [p.numel() for p in parts])
         for b, there in zip(stats, sums, strict=False):
             b.copy_((there / ranks).view(b.shape))
-        if work.finite is not None:
-            work.finite = sums[-2][0] == 0
+        if work.step.finite is not None:
+            work.step.agree(sums[-2][0] == 0)
         if later("replicas", sums[-1][0] - ranks * mark) not in (None, 0):
             raise ParameterError(
                 f"all ranks must reach the same parameters, but in the step before, rank {dist.get_rank()} reached "

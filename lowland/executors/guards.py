@@ -127,16 +127,16 @@ def outsiders(params: Sequence[Tensor], loss_fn: Callable[..., Any] | None) -> l
 
 def looked_at(work: Work) -> bool:
     """Whether losses of this step are asked what they reach: in some steps, or if there is something to reach."""
-    return work.watched or any(p.requires_grad for p in work.outsiders)
+    return work.step.watched or any(p.requires_grad for p in work.outsiders)
 
 
 def remember(work: Work) -> None:
     """Copy the gradients of all other trainable tensors: a backward that the caller runs adds to them unseen."""
-    if work.gradients is None and looked_at(work):
+    if work.step.gradients is None and looked_at(work):
         known = set(map(id, work.params))
         tensors = [t for t in gc.get_objects() if issubclass(type(t), Tensor) and id(t) not in known]
         leaves = [t for t in tensors if t.requires_grad and t.is_leaf]
-        work.gradients = [(weakref.ref(t), t.grad, None if t.grad is None else t.grad.clone()) for t in leaves]
+        work.step.gradients = [(weakref.ref(t), t.grad, None if t.grad is None else t.grad.clone()) for t in leaves]
 
 
 def suspect_after(work: Work, loss: Tensor) -> None:
@@ -150,7 +150,7 @@ def suspect_after(work: Work, loss: Tensor) -> None:
     try:
         suspect(work, loss, work.loss_fn)
     except ParameterError:
-        for ref, grad, copy in work.gradients or ():
+        for ref, grad, copy in work.step.gradients or ():
             if (t := ref()) is not None:
                 if grad is not None and copy is not None:
                     grad.detach().copy_(copy)
@@ -165,14 +165,14 @@ def suspect(work: Work, loss: Tensor, loss_fn: Callable[..., Any] | None) -> Non
         ParameterError: The loss reaches trainable parameters that are not the engine's, or tensors of another pass.
     """
     suspects = strangers(loss, work.params, work.model, loss_fn)
-    earlier = {id(t) for ref, _ in work.suspects if (t := ref()) is not None}
+    earlier = {id(t) for ref, _ in work.step.suspects if (t := ref()) is not None}
     again = [t for ref, _ in suspects if (t := ref()) is not None and id(t) in earlier]
     if again:
-        for ref, grad in work.suspects:
+        for ref, grad in work.step.suspects:
             if (t := ref()) is not None and any(t is other for other in again):
                 t.grad = grad
         raise _refusal(again, loss_fn)
-    work.suspects += suspects
+    work.step.suspect(suspects)
 
 
 def inspect(work: Work, probe: Probe, loss: Tensor) -> None:

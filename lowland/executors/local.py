@@ -54,6 +54,6 @@ def _answer(work: Work, probe: Probe) -> Reading:
     with Pass(work, probe) as p:
         for part in p.parts():
             p.backward(loss_fn(work.model, part))
-    if work.suspects:
+    if work.step.suspects:
         work.dismiss()
     return p.answer()

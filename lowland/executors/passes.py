@@ -64,7 +64,7 @@ class Pass:
             self._displaced = probe.at is not None
             stack.callback(forget_derived)
             if probe.at is not None:
-                stack.enter_context(displaced(work.params, probe.take_at(), each=work.watched))
+                stack.enter_context(displaced(work.params, probe.take_at(), each=work.step.watched))
             if work.replicas.groups:
                 stack.enter_context(work.replicas.passing(probe.sync, probe.wrt is None))
             forget_derived()
@@ -83,7 +83,7 @@ class Pass:
             stack.enter_context(torch.set_grad_enabled(probe.grad))
             if self._on_error is not None:  # the caller runs forward and backward
                 remember(work)
-            self._before = Mark(work) if work.watched and self._displaced and probe.stats else None
+            self._before = Mark(work) if work.step.watched and self._displaced and probe.stats else None
             self._stack = stack.pop_all()
         return self
 
@@ -126,7 +126,7 @@ class Pass:
         Raises:
             LossError: The loss has another shape, does not depend on any parameter, or is a mean that was cut.
         """
-        if self.work.watched and self._loss is None and self._sums is None and any_gradient(self.work.params):
+        if self.work.step.watched and self._loss is None and self._sums is None and any_gradient(self.work.params):
             raise LossError(
                 "loss_fn must only compute the loss, but a gradient was there before the engine's backward; leave "
                 "loss.backward() out of it and return the loss"
@@ -262,7 +262,7 @@ class Pass:
         if self._loss is None:
             raise UsageError("a pass ended without a loss; call p.backward(loss) inside `with p:`")
         if self.work.scaler is not None and not self.probe.grad:
-            self.work.check(torch.isfinite(self._loss))  # what is decided by this loss would be wrong
+            self.work.step.check(torch.isfinite(self._loss))  # what is decided by this loss would be wrong
         if self._left:
             raise UsageError("a pass ended before its last part; run the loop over p.parts() to its end")
         losses = torch.cat(self._losses) if self._losses else None
@@ -277,20 +277,20 @@ class Pass:
         work = self.work
         if work.replicas.groups:
             grads = work.replicas.taken(grads, self.probe.sync, self.probe.wrt)
-        grads = work.ownership.own(grads, check=work.step < 2)
+        grads = work.ownership.own(grads, check=work.step.number < 2)
         there = [g for g in grads if g is not None] if type(None) in map(type, grads) else cast(Vec, grads)
         if any(layout is not torch.strided for layout in set(map(_LAYOUT, there))):
             raise ParameterError(
                 "gradients must be dense, but a parameter's gradient is sparse; make its module with sparse=False"
             )
         if len(there) == len(grads):
-            work.reached, taken = [True] * len(grads), there
+            taken = there
         else:
             self._reached = [g is not None for g in grads]
-            work.reached = [r or g for r, g in zip(work.reached, self._reached, strict=True)]
             taken = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, work.params, strict=True)]
+        work.step.reach(self._reached)
         scale = work.scale()
         if scale is not None:
-            work.check(vec.finite(taken))
+            work.step.check(vec.finite(taken))
             vec.div_(taken, scale)
         return taken

@@ -33,7 +33,7 @@ class Mark:
     def __init__(self, work: Work) -> None:
         self._params = work.params
         self._versions = list(map(_VERSION, work.params))
-        self._norms = _norms(work.params) if work.step < 3 and _readable(work.params) else None
+        self._norms = _norms(work.params) if work.step.number < 3 and _readable(work.params) else None
 
     def moved(self) -> list[int]:
         """The places of the parameters that were written since."""
@@ -92,7 +92,7 @@ def run_backward(
         UsageError: It has moved weights; in the first step they are put back.
     """
     saved = vec.clone(work.params) if work.first and not displaced else None
-    before = Mark(work) if work.watched else None
+    before = Mark(work) if work.step.watched else None
     seen = leaves(loss) if chosen and work.reentrant is None else None
     loss.backward(inputs=inputs)  # type: ignore[no-untyped-call]
     if seen is not None:

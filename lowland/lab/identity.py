@@ -19,12 +19,11 @@ from torch import nn
 
 from lowland.core.errors import StateError
 from lowland.core.geometry import Geometry
-from lowland.lab import names
+from lowland.lab import fingerprint
 from lowland.lab.config import RunConfig
 from lowland.lab.metric import LOSS
 from lowland.methods import GEOMETRIES, key_of
 from lowland.methods.base import Method
-from lowland.methods.outside import source
 from lowland.parallel import World, job
 
 IDENTITY = (
@@ -160,9 +159,9 @@ def _sources(config: RunConfig, method: Method) -> dict[str, str]:
     """Hashes of the source code of external tasks, models and methods."""
     _, model_factory = config.maker()
     hashes = {
-        "task": names.OUTSIDE_TASK.source(type(config.task)),
-        "model": None if model_factory is None else names.OUTSIDE_MODEL.source(model_factory),
-        "method": source(method),
+        "task": fingerprint.of(config.task, "task"),
+        "model": None if model_factory is None else fingerprint.of(model_factory, "model"),
+        "method": fingerprint.of(method, "method"),
     }
     return {name: digest for name, digest in hashes.items() if digest is not None}
 

@@ -173,8 +173,8 @@ class Mesh(Executor):
         room = max(n or 0 for n in sizes)
         losses = own.losses if own.losses is not None and with_losses else own.loss.new_zeros(room)
         count = torch.as_tensor(own.divisor or 0.0, dtype=torch.float64, device=own.loss.device)
-        finite = torch.ones_like(own.loss) if work.finite is None else work.finite.to(own.loss.dtype)
-        mark = 0 if any(p.wrt is not None for p in wave) else collectives.mark(work.reached)
+        finite = torch.ones_like(own.loss) if work.step.finite is None else work.step.finite.to(own.loss.dtype)
+        mark = 0 if any(p.wrt is not None for p in wave) else collectives.mark(work.step.reached)
         small = torch.cat(
             [
                 own.loss.reshape(1).double(),
@@ -192,8 +192,8 @@ class Mesh(Executor):
         exchange.check(rows[:, 4], rows[:, 5])
         vectors = None if grad is None else exchange.take(grad, len(wave))
         self._compare(rows)
-        if work.finite is not None:
-            work.finite = rows[:, 1].min() > 0
+        if work.step.finite is not None:
+            work.step.agree(rows[:, 1].min() > 0)
         before.settle(rows[:, 7 + room :], self.rank)
         readings = []
         for i in range(len(wave)):
