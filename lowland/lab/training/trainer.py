@@ -139,7 +139,12 @@ class Trainer:
         index, count = self.world.batch_part
         parts = [each["values"] for each in state["shares"]]
         values = parts[index] if len(parts) == count else self.engine.method.reshard(parts, index, count)
-        saved = {**state["engine"], "vectors": vectors, "values": values, "share": self.engine.work.replicas.share}
+        saved = {
+            **state["engine"],
+            "vectors": vectors,
+            "values": values,
+            "share": self.engine.work.replicas.ranks_and_sizes,
+        }
         self.engine.load_state_dict(saved)
         if index < len(state["shares"]):
             torch.set_rng_state(state["shares"][index]["rng"])
