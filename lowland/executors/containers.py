@@ -1,4 +1,4 @@
-"""Lists, deques and dicts with tensors, and numbers in attributes, which passes may change."""
+"""Saves and restores lists, deques and dicts with tensors, and numbers in attributes, which passes may change."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from lowland.executors.keepers import where
 from lowland.executors.places import Weights
 from lowland.executors.uses import OWN, Uses, uses
 
-MOST = 4096  # entries of a container that is looked at
-NEAR = 64  # entries whose values are copied
-BUDGET = 1 << 24  # numbers in all of them together
+MOST = 4096  # containers with more entries are ignored
+NEAR = 64  # at most this many tensors of a container are copied
+BUDGET = 1 << 24  # at most this many numbers of a container's tensors are copied
 
 _NUMBERS = (int, float, bool)
 
 
 class Holder(NamedTuple):
-    """A container, and where it is kept; the owner is None where that is another container."""
+    """A container and its place; the owner is None for a container inside another one."""
 
     owner: Any
     key: str
@@ -28,37 +28,46 @@ class Holder(NamedTuple):
     name: str
 
 
-class Held(NamedTuple):
-    """A container and what was in it: its entries, and versions and copies of tensors among them."""
+class SavedContainer(NamedTuple):
+    """A container with a copy of its entries, and the versions and copies of the tensors among them."""
 
     container: Any
     entries: Any
     tensors: list[tuple[Tensor, int, Tensor | None]]
 
 
-class Moment(NamedTuple):
-    """Containers and numbers at one moment."""
+class ContainerSnapshot(NamedTuple):
+    """Copies of all containers and numbers at one moment."""
 
-    held: list[Held]
+    containers: list[SavedContainer]
     numbers: list[list[Any]]
 
 
 class Containers:
-    """What a model and its loss function keep beside tensors in attributes.
+    """The containers and numbers of a model and its loss function.
 
-    Numbers of modules go back, and so do floats of other objects; whole numbers there may well count passes.
+    Numbers in attributes of modules and floats in attributes of other objects are restored. Integers of other objects
+    are not, because they may count passes.
+
+    Attributes:
+        written: The names of the containers that a pass has changed.
+        modules: The modules of the loss function and the modules in containers of the model, by name.
     """
 
     def __init__(self) -> None:
         self._holders: list[Holder] = []
         self._numbers: list[tuple[dict[str, Any], list[str]]] = []
-        self._deep: set[int] = set()  # containers whose tensors are written in place
-        self._weights = Weights()  # which displacement moves and restores
+        self._copied: set[int] = set()  # containers whose tensors passes write in place, so they are always copied
+        self._weights = Weights()  # the displacement moves and restores these
         self.written: dict[int, str] = {}
-        self.modules: dict[str, nn.Module] = {}  # of the loss function, and those in containers of the model
+        self.modules: dict[str, nn.Module] = {}
 
     def find(self, model: nn.Module, loss_fn: Callable[..., Any] | None) -> list[tuple[Any, str, str]]:
-        """Look for all of them; what is returned are tensors in other places, ``(owner, key, name)``."""
+        """Search a model and a loss function for containers and numbers.
+
+        Returns:
+            ``(owner, key, name)`` of tensors in other places.
+        """
         own, others = Uses(), uses(loss_fn)
         for name, m in model.named_modules():
             own.attributes(m, name)
@@ -69,8 +78,8 @@ class Containers:
                 if m not in inside:
                     own.attributes(m, f"loss_fn: {place}.{name}".rstrip("."))
         known = {where(h.container, "") for h in self._holders}
-        found = [Holder(*entry) for u in (own, others) for entry in u.containers]
-        self._holders += [h for h in found if where(h.container, "") not in known and _tracked(h.container)]
+        holders = [Holder(*entry) for u in (own, others) for entry in u.containers]
+        self._holders += [h for h in holders if where(h.container, "") not in known and _tracked(h.container)]
         self.modules = {f"loss_fn: {place}": m for place, m in others.modules.items()} | own.modules
         modules = {id(vars(m)) for top in (model, *self.modules.values()) for m in top.modules()}
         listed = {id(d): (d, name) for u in (own, others) for name, d in u.objects.items()}
@@ -83,61 +92,67 @@ class Containers:
         return objects + own.tensors + others.tensors
 
     def __bool__(self) -> bool:
-        """Whether there is anything to keep."""
+        """Whether there are containers or numbers."""
         return bool(self._holders or self._numbers)
 
-    def now(self, first: bool) -> Moment:
-        """What is there; copied are tensors that were written before and, in the first step, all."""
-        held = []
+    def save(self, first: bool) -> ContainerSnapshot:
+        """Save all entries and numbers.
+
+        Args:
+            first: Whether this is the first step, in which all tensors are copied; later, only tensors of containers
+                whose tensors were written before.
+        """
+        containers = []
         for i, h in enumerate(self._holders):
-            other = None if h.owner is None else h.owner.get(h.key)
-            container: Any = other if type(other) is type(h.container) else h.container
+            current = None if h.owner is None else h.owner.get(h.key)
+            container: Any = current if type(current) is type(h.container) else h.container
             entries: Any = container.copy()
             inside = [t for t in _values(entries) if isinstance(t, Tensor)]
-            left, kept = BUDGET if first or i in self._deep else -1, []
+            left, saved = BUDGET if first or i in self._copied else -1, []
             for t in inside[:NEAR]:
                 if t in self._weights:
                     continue
                 left -= t.numel()
-                kept.append((t, _version(t), t.detach().clone() if left >= 0 and not t.is_inference() else None))
-            held.append(Held(container, entries, kept))
-        return Moment(held, [[d.get(key) for key in keys] for d, keys in self._numbers])
+                saved.append((t, _version(t), t.detach().clone() if left >= 0 and not t.is_inference() else None))
+            containers.append(SavedContainer(container, entries, saved))
+        return ContainerSnapshot(containers, [[d.get(key) for key in keys] for d, keys in self._numbers])
 
     @torch.no_grad()
-    def put(self, moment: Moment) -> list[str]:
-        """Put everything back.
+    def restore(self, snapshot: ContainerSnapshot) -> list[str]:
+        """Restore all entries and numbers.
 
         Returns:
-            The names of containers with tensors whose values are gone.
+            The names of containers with tensors that cannot be restored, because they were not copied.
         """
         lost = []
-        for i, (h, then) in enumerate(zip(self._holders, moment.held, strict=False)):
-            self._put_one(i, h, then)
-            for t, version, copy in then.tensors:
+        for i, (h, saved) in enumerate(zip(self._holders, snapshot.containers, strict=False)):
+            self._restore_one(i, h, saved)
+            for t, version, copy in saved.tensors:
                 changed = _version(t) != version
                 if copy is None and changed:
-                    self._deep.add(i)
+                    self._copied.add(i)
                     lost.append(h.name)
-                elif copy is not None and (changed or i in self._deep or not torch.equal(t.detach(), copy)):
+                elif copy is not None and (changed or i in self._copied or not torch.equal(t.detach(), copy)):
                     t.detach().copy_(copy)
-                    self._deep.add(i)
+                    self._copied.add(i)
                     self.written[i] = h.name
-        for (d, keys), values in zip(self._numbers, moment.numbers, strict=False):
+        for (d, keys), values in zip(self._numbers, snapshot.numbers, strict=False):
             for key, value in zip(keys, values, strict=False):
                 if d.get(key) is not value and type(d.get(key)) in _NUMBERS:
                     d[key] = value
         return lost
 
-    def _put_one(self, i: int, h: Holder, then: Held) -> None:
-        """Bind a container where it was, in place of one that the pass has made, and give it its entries."""
-        there, other = then.container, None if h.owner is None else h.owner.get(h.key)
-        if type(other) is type(there) and other is not there and (_has_tensor(other) or _has_tensor(there)):
-            h.owner[h.key] = there
+    def _restore_one(self, i: int, h: Holder, saved: SavedContainer) -> None:
+        """Assign a container to its place again if a pass has assigned another one, and restore its entries."""
+        container, current = saved.container, None if h.owner is None else h.owner.get(h.key)
+        is_replaced = type(current) is type(container) and current is not container
+        if is_replaced and (_has_tensor(current) or _has_tensor(container)):
+            h.owner[h.key] = container
             self.written[i] = h.name
-        if not _same(there, then.entries) and (_has_tensor(there) or _has_tensor(then.entries)):
+        if not _same(container, saved.entries) and (_has_tensor(container) or _has_tensor(saved.entries)):
             self.written[i] = h.name
-            there.clear()
-            (there.update if isinstance(there, dict) else there.extend)(then.entries)
+            container.clear()
+            (container.update if isinstance(container, dict) else container.extend)(saved.entries)
 
 
 def _values(container: Any) -> Sequence[Any]:
@@ -149,7 +164,7 @@ def _has_tensor(container: Any) -> bool:
 
 
 def _tracked(container: Any) -> bool:
-    """Whether it holds tensors, or nothing yet."""
+    """Whether a container has tensors or is empty, and is not too large."""
     return len(container) <= MOST and (not container or _has_tensor(container))
 
 

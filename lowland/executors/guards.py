@@ -1,4 +1,4 @@
-"""What makes a pass wrong: other tensors that collect gradients, weights that move, gradients that are overwritten."""
+"""Guards against wrong gradients: other tensors that accumulate gradients, and gradients that are overwritten."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 _GRAD = operator.attrgetter("grad")
 
-Suspect: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None]"  # a tensor, and its gradient before
-Remembered: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None, Tensor | None]"  # a gradient and its copy, too
+Suspect: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None]"  # a tensor, and a copy of its gradient before backward
+Remembered: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None, Tensor | None]"  # a tensor, its gradient, a copy
 
 
 def graph(loss: Tensor) -> list[Any]:
-    """All nodes of a loss's graph, the loss's own first."""
+    """All nodes of a loss's autograd graph, the node of the loss first."""
     nodes = {loss.grad_fn: None} if loss.grad_fn is not None else {}
     waiting: list[Any] = list(nodes)
     while waiting:
@@ -40,29 +40,29 @@ def graph(loss: Tensor) -> list[Any]:
 
 
 def leaves(loss: Tensor) -> set[int]:
-    """The ids of all tensors that a loss's graph leads to. A backward that reaches others runs another one inside."""
+    """The ids of the leaf tensors of a loss's graph. A backward that reaches others runs another backward inside."""
     return {id(node.variable) for node in graph(loss) if hasattr(node, "variable")}
 
 
 def strangers(
     loss: Tensor, params: Sequence[Tensor], model: nn.Module, loss_fn: Callable[..., Any] | None
 ) -> list[Suspect]:
-    """Refuse a loss that reaches trainable parameters which are not the engine's.
+    """Refuse a loss that reaches trainable parameters outside the engine.
 
-    Their gradients would be those of all passes, added up, at points that the method chose for other tensors.
+    Their ``.grad`` would be the sum of the gradients of all passes, most of them at displaced weights.
 
     Args:
         loss: The loss, with its graph.
-        params: The engine's parameters, and what stands for them.
-        model: The model, for what ``fully_shard`` gathers.
-        loss_fn: The loss function, for names.
+        params: The engine's parameters, and tensors that replace them.
+        model: The model; the parameters that ``fully_shard`` gathers for it are allowed.
+        loss_fn: The loss function, for names in messages.
 
     Returns:
-        Tensors that are no parameters: what the loss has made for itself, such as inputs that require a gradient, goes
-        with its graph; see :func:`dismiss` for those that stay.
+        The reached tensors that are no parameters. Tensors that the loss has made itself, such as inputs that require
+        a gradient, are freed with the graph; :func:`dismiss` refuses those that remain.
 
     Raises:
-        ParameterError: It does.
+        ParameterError: The loss reaches a parameter outside the engine.
     """
     known = {id(p) for p in params} | _gathered(model)
     leaves = [node.variable for node in graph(loss) if hasattr(node, "variable")]
@@ -75,7 +75,7 @@ def strangers(
 
 
 def dismiss(suspects: Sequence[Suspect], loss_fn: Callable[..., Any] | None) -> None:
-    """Refuse tensors that a loss has reached and that outlive its graph; their ``.grad`` goes back.
+    """Refuse tensors that a loss has reached and that still exist after its graph was freed; restore their ``.grad``.
 
     Raises:
         ParameterError: There are such tensors.
@@ -83,11 +83,11 @@ def dismiss(suspects: Sequence[Suspect], loss_fn: Callable[..., Any] | None) -> 
     if not any(ref() is not None for ref, _ in suspects):
         return
     gc.collect()
-    kept = [(t, grad) for ref, grad in suspects if (t := ref()) is not None]
-    for t, grad in kept:
+    remaining = [(t, grad) for ref, grad in suspects if (t := ref()) is not None]
+    for t, grad in remaining:
         t.grad = grad
-    if kept:
-        raise _refusal([t for t, _ in kept], loss_fn)
+    if remaining:
+        raise _refusal([t for t, _ in remaining], loss_fn)
 
 
 def _refusal(strangers: Sequence[Tensor], loss_fn: Callable[..., Any] | None) -> ParameterError:
@@ -107,7 +107,7 @@ def _refusal(strangers: Sequence[Tensor], loss_fn: Callable[..., Any] | None) ->
 
 
 def _gathered(model: nn.Module) -> set[int]:
-    """The full parameters that ``fully_shard`` puts in place of the shards during a pass."""
+    """The ids of the gathered parameters that replace the shards of ``fully_shard`` during a pass."""
     ids: set[int] = set()
     for m in model.modules():
         state = m._get_fsdp_state() if hasattr(m, "_get_fsdp_state") else None  # type: ignore[operator]
@@ -120,19 +120,19 @@ def _gathered(model: nn.Module) -> set[int]:
 
 
 def outsiders(params: Sequence[Tensor], loss_fn: Callable[..., Any] | None) -> list[Tensor]:
-    """Parameters of modules that the loss function uses beside the model: the loss may come to reach them later."""
+    """Parameters of modules that the loss function uses besides the model; a later loss may reach them."""
     known = set(map(id, params))
     return [p for m in modules_of(loss_fn).values() for p in m.parameters() if id(p) not in known]
 
 
-def looked_at(work: Work) -> bool:
-    """Whether losses of this step are asked what they reach: in some steps, or if there is something to reach."""
+def checks_reach(work: Work) -> bool:
+    """Whether this step checks what its losses reach: in watched steps, or if an outside parameter is trainable."""
     return work.step.watched or any(p.requires_grad for p in work.outsiders)
 
 
 def remember(work: Work) -> None:
-    """Copy the gradients of all other trainable tensors: a backward that the caller runs adds to them unseen."""
-    if work.step.gradients is None and looked_at(work):
+    """Copy the gradients of all other trainable tensors, because a backward that the caller runs may add to them."""
+    if work.step.gradients is None and checks_reach(work):
         known = set(map(id, work.params))
         tensors = [t for t in gc.get_objects() if issubclass(type(t), Tensor) and id(t) not in known]
         leaves = [t for t in tensors if t.requires_grad and t.is_leaf]
@@ -140,12 +140,12 @@ def remember(work: Work) -> None:
 
 
 def suspect_after(work: Work, loss: Tensor) -> None:
-    """:func:`suspect` after the caller's backward; a refusal leaves no tensor with a gradient of this step.
+    """Call :func:`suspect` after the caller's backward; after a refusal, restore the gradients of all other tensors.
 
     Raises:
         ParameterError: The loss reaches trainable parameters that are not the engine's, or tensors of another pass.
     """
-    if not looked_at(work):
+    if not checks_reach(work):
         return
     try:
         suspect(work, loss, work.loss_fn)
@@ -159,10 +159,11 @@ def suspect_after(work: Work, loss: Tensor) -> None:
 
 
 def suspect(work: Work, loss: Tensor, loss_fn: Callable[..., Any] | None) -> None:
-    """Note what this loss reaches beside the parameters.
+    """Add the tensors that a loss reaches besides the parameters to the suspects of the step.
 
     Raises:
-        ParameterError: The loss reaches trainable parameters that are not the engine's, or tensors of another pass.
+        ParameterError: The loss reaches trainable parameters outside the engine, or a tensor that the loss of another
+            pass has reached.
     """
     suspects = strangers(loss, work.params, work.model, loss_fn)
     earlier = {id(t) for ref, _ in work.step.suspects if (t := ref()) is not None}
@@ -176,12 +177,12 @@ def suspect(work: Work, loss: Tensor, loss_fn: Callable[..., Any] | None) -> Non
 
 
 def inspect(work: Work, probe: Probe, loss: Tensor) -> None:
-    """Look at what a loss reaches, in some steps.
+    """Call :func:`suspect` in the steps that check what losses reach.
 
     Raises:
-        ParameterError: The loss reaches trainable parameters that are not the engine's.
+        ParameterError: See :func:`suspect`.
     """
-    if looked_at(work):
+    if checks_reach(work):
         suspect(work, loss, probe.loss_fn or work.loss_fn)
 
 
@@ -191,14 +192,13 @@ def any_gradient(params: Vec) -> bool:
 
 
 class Ownership:
-    """Whether gradients must be copied, because somebody else will overwrite their memory.
+    """Whether gradients must be copied, because the next backward overwrites their memory.
 
-    ``torch.cuda.make_graphed_callables`` and CUDA graphs of ``torch.compile`` give gradients in buffers that the next
-    backward fills anew.
+    ``torch.cuda.make_graphed_callables`` and CUDA graphs of ``torch.compile`` write gradients to static buffers.
 
     Args:
         model: The model.
-        device: Where it is.
+        device: The model's device.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
@@ -207,14 +207,17 @@ class Ownership:
         self._last: list[tuple[weakref.ref[Tensor], int]] = []
 
     def own(self, grads: list[Tensor | None], *, check: bool) -> list[Tensor | None]:
-        """The gradients, which were copied where that is known to be needed.
+        """Check that the gradients do not lie in the memory of an earlier pass's gradients.
 
         Args:
-            grads: What backward has left.
-            check: Look whether they lie where those of an earlier pass lie; for the first steps.
+            grads: The gradients of a backward; already copied if ``needed``.
+            check: Whether to compare the memory; only the first steps do.
+
+        Returns:
+            The gradients.
 
         Raises:
-            UsageError: They do, and the earlier ones are still in use.
+            UsageError: A gradient overwrote an earlier one that is still in use. From now on gradients are copied.
         """
         if self.needed or not check:
             self._last.clear()

@@ -1,4 +1,4 @@
-"""Weights that must stay where they are while forward and backward run."""
+"""Checks that forward and backward do not change the weights."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _VERSION = operator.attrgetter("_version")
 
 
 class Mark:
-    """How often each parameter has been written, and in the first three steps a norm of each.
+    """The versions of all parameters at one moment, and in the first three steps their norms.
 
-    Torch does not count what is written through ``.data``, so that the norms tell. They are read on a CPU and where
-    parameters have hooks: elsewhere the host would wait for the device.
+    The version of a tensor does not count writes through ``.data``; a change of its norm shows them. The norms are
+    read on a CPU and if parameters have hooks. In other cases the host would have to wait for the device.
 
     Args:
-        work: The work of the engine.
+        work: The model and the step.
     """
 
     def __init__(self, work: Work) -> None:
@@ -36,11 +36,11 @@ class Mark:
         self._norms = _norms(work.params) if work.step.number < 3 and _readable(work.params) else None
 
     def moved(self) -> list[int]:
-        """The places of the parameters that were written since."""
+        """The indices of the parameters that were written since."""
         now = list(map(_VERSION, self._params))
-        found = [] if now == self._versions else [i for i, v in enumerate(now) if v != self._versions[i]]
-        if found or self._norms is None:
-            return found
+        written = [] if now == self._versions else [i for i, v in enumerate(now) if v != self._versions[i]]
+        if written or self._norms is None:
+            return written
         norms = _norms(self._params)
         if norms is None or torch.equal(norms, self._norms):
             return []
@@ -48,14 +48,14 @@ class Mark:
 
 
 def _readable(params: Vec) -> bool:
-    """Whether values may be read: on a CPU, unless tensors are fake, and where hooks may move weights."""
+    """Whether the norms are read: if parameters have hooks, which may move weights, or are on a CPU and not fake."""
     if any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in params):
         return True
     return params[0].is_cpu and not hasattr(params[0], "fake_mode")
 
 
 def _norms(params: Vec) -> Tensor | None:
-    """The sum of magnitudes of each parameter, the same whenever the parameter is; None for tensors of other kinds."""
+    """The 1-norm of each parameter, NaN replaced by -1 so that norms compare; None for tensors of other kinds."""
     if not shards.ordinary(params):
         return None
     with torch.no_grad():
@@ -63,10 +63,14 @@ def _norms(params: Vec) -> Tensor | None:
 
 
 def check_forward(work: Work, before: Mark | None) -> None:
-    """Refuse a displaced forward that reports and has written weights.
+    """Refuse a displaced forward that has written weights in the pass that reports.
+
+    Args:
+        work: The model and the step.
+        before: The weights before forward; None without a check.
 
     Raises:
-        UsageError: It has.
+        UsageError: Forward has written weights.
     """
     if before is not None and (changed := before.moved()):
         raise UsageError(
@@ -79,24 +83,25 @@ def check_forward(work: Work, before: Mark | None) -> None:
 def run_backward(
     work: Work, loss: Tensor, inputs: list[Tensor] | None, *, displaced: bool, chosen: bool = False
 ) -> None:
-    """Run backward, and refuse one that moves weights, as an optimizer fused into it does.
+    """Run backward, and refuse a backward that changes weights, as an optimizer fused into it does.
 
     Args:
-        work: The work of the engine.
-        loss: What to differentiate.
-        inputs: With respect to what; None is all.
-        displaced: Whether the weights are displaced, so that they are put back anyway.
-        chosen: Whether the pass is for some parameters only, so that it matters whether backward runs others inside.
+        work: The model and the step.
+        loss: The loss to differentiate.
+        inputs: The tensors whose gradients are computed; None for all.
+        displaced: Whether the weights are displaced, so that the pass restores them anyway.
+        chosen: Whether the pass is for some parameters only. Then a backward inside backward is looked for, because it
+            reaches parameters outside the graph of the loss.
 
     Raises:
-        UsageError: It has moved weights; in the first step they are put back.
+        UsageError: Backward has changed weights; in the first step they are restored.
     """
     saved = vec.clone(work.params) if work.first and not displaced else None
     before = Mark(work) if work.step.watched else None
-    seen = leaves(loss) if chosen and work.reentrant is None else None
+    in_graph = leaves(loss) if chosen and work.reentrant is None else None
     loss.backward(inputs=inputs)  # type: ignore[no-untyped-call]
-    if seen is not None:
-        work.reentrant = any(p.grad is not None and id(p) not in seen for p in work.params)
+    if in_graph is not None:
+        work.reentrant = any(p.grad is not None and id(p) not in in_graph for p in work.params)
     if before is not None and (changed := before.moved()):
         if saved is not None:
             put_back(work.params, saved)

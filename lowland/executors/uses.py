@@ -1,4 +1,4 @@
-"""What a function or a module uses: modules, tensors in variables and attributes, containers, and numbers."""
+"""Finds the objects that a function or a module uses: modules, tensors, containers, and dictionaries of attributes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from torch import Tensor, nn
 
 from lowland.executors.keepers import Cell, Fixed, Kind, Slots
 
-DEPTH = 6  # of attributes and entries that are looked at
-OWN = frozenset(vars(nn.Module()))  # what every module has in its dictionary
+DEPTH = 6  # the search goes this deep into attributes and entries
+OWN = frozenset(vars(nn.Module()))  # the attributes that every module has
 
 
 class Uses:
-    """What was found, under names for messages.
+    """The objects that a search has found, with names for messages.
 
     Attributes:
-        modules: The modules.
+        modules: The modules, by name.
         tensors: ``(owner, key, name)`` of tensors in variables, slots and classes.
-        objects: The dictionaries of objects that are no modules, and those of modules of one's own.
-        containers: ``(owner, key, container, name)`` of lists, deques and dicts; the owner is None inside another one.
+        objects: The dictionaries of objects that are no modules, and of modules that are not torch's, by name.
+        containers: ``(owner, key, container, name)`` of lists, deques and dicts; the owner is None for a container
+            inside another one.
     """
 
     def __init__(self) -> None:
@@ -35,7 +36,7 @@ class Uses:
         self._seen: set[int] = set()
 
     def attributes(self, m: nn.Module, name: str) -> None:
-        """What a module of one's own keeps beside parameters, buffers and modules; torch's keep nothing more."""
+        """Search the attributes of a module besides parameters, buffers and modules; torch's own modules have none."""
         if type(m).__module__.partition(".")[0] == "torch":
             return
         self.objects[name] = vars(m)
@@ -44,7 +45,15 @@ class Uses:
                 self.look(value, f"{name}.{key}".lstrip("."), DEPTH - 2, vars(m), key)
 
     def look(self, value: Any, name: str, depth: int = 0, owner: Any = None, key: str = "") -> None:
-        """Look at a value and, up to a depth, at what is in it."""
+        """Add a value to the findings and search its contents, up to a depth.
+
+        Args:
+            value: The value.
+            name: Its name for messages.
+            depth: The depth of the value in the search.
+            owner: The dictionary, or an object with its interface, that contains the value; None if there is none.
+            key: The key of the value in its owner.
+        """
         if isinstance(value, Tensor):
             if not isinstance(owner, dict | None) or depth == -1:
                 self.tensors.append((owner, key, name))
@@ -66,7 +75,7 @@ class Uses:
         elif isinstance(value, types.FunctionType):
             self.objects[name] = vars(value)
             for key, part, where in _names(value):
-                # A dictionary of globals is looked at for the variables that are named, so its tensors count here.
+                # depth -1: tensors in global variables that the function names count, those of other dictionaries not.
                 self.look(part, key, -1 if isinstance(part, Tensor) else depth + 1, where, key)
         elif isinstance(value, tuple | list | deque | dict):
             self._entries(value, name, depth, owner, key)
@@ -94,49 +103,53 @@ class Uses:
 
 
 def modules_of(function: Any) -> dict[str, nn.Module]:
-    """The modules that a function uses, by where they were found."""
+    """The modules that a function uses, by name."""
     return uses(function).modules
 
 
 def uses(function: Any) -> Uses:
-    """What a function uses.
+    """The objects that a function uses.
 
-    Looked at are the function itself, what it is bound to or partially given, its closure, its defaults, the globals
-    that its code names, also in other modules of Python, and the attributes and methods of objects.
+    The search includes the object of a bound method, the arguments of a ``functools.partial``, the closure, the
+    defaults, the global variables that the code names, also in other Python modules, and the attributes and methods of
+    objects.
     """
-    found = Uses()
-    found.look(function, getattr(function, "__name__", type(function).__name__))
-    return found
+    result = Uses()
+    result.look(function, getattr(function, "__name__", type(function).__name__))
+    return result
 
 
 def _foreign(value: Any) -> bool:
-    """Whether its code is torch's or Python's, which keeps no state for a loss."""
+    """Whether a value's code belongs to torch, Python or lowland, which have no state of a loss."""
     if isinstance(value, nn.Module | functools.partial | types.MethodType | tuple | list | dict | deque):
         return False
     if isinstance(value, torch.optim.Optimizer | torch.utils.data.Dataset) or type(value).__module__[:8] == "lowland.":
-        return True  # an engine's memory changes between passes
+        return True  # a lowland object may be an engine, whose memory changes between passes
     owner = value if isinstance(value, type | types.FunctionType) else type(value)
     return str(owner.__module__).partition(".")[0] in ("torch", "builtins", "numpy", "typing", "collections", "abc")
 
 
 def _attributes(value: Any) -> list[tuple[str, Any, Any]]:
-    """What an object holds, in its dictionary and its slots, and where."""
-    slots = [s for kind in type(value).__mro__ for s in _listed(vars(kind).get("__slots__", ()))]
-    held = [(key, part, vars(value)) for key, part in [*getattr(value, "__dict__", {}).items()][:64]]
-    named = [s for s in slots if s not in ("__dict__", "__weakref__") and hasattr(value, s)]
-    return held + [(s, getattr(value, s), Slots(value)) for s in named]
+    """The attributes of an object in its dictionary and its slots: ``(key, value, owner)``."""
+    slots = [s for kind in type(value).__mro__ for s in _slot_names(vars(kind).get("__slots__", ()))]
+    in_dict = [(key, part, vars(value)) for key, part in [*getattr(value, "__dict__", {}).items()][:64]]
+    in_slots = [s for s in slots if s not in ("__dict__", "__weakref__") and hasattr(value, s)]
+    return in_dict + [(s, getattr(value, s), Slots(value)) for s in in_slots]
 
 
-def _listed(slots: Any) -> tuple[str, ...]:
+def _slot_names(slots: Any) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 def _names(function: types.FunctionType) -> Iterator[tuple[str, Any, Any]]:
-    """What a function refers to, and where: cells of its closure, defaults, and globals, also of functions inside."""
+    """The values that a function names, ``(name, value, owner)``: closure, defaults, and global variables.
+
+    Global variables of functions inside the function are included.
+    """
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             yield name, cell.cell_contents, Cell(cell)
-        except ValueError:  # not bound yet
+        except ValueError:  # the variable is unbound
             continue
     for part in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
         yield "default", part, Fixed(part)
