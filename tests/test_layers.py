@@ -159,7 +159,9 @@ def test_collectives_and_foreach_have_their_place(module: str) -> None:
 OWN = {
     "lowland.methods.looksam": {"vec.add_"},  # a reading's gradient, which is the plan's own
     "lowland.engine.lookahead": {"vec.add_", "vec.scale_"},  # a displacement that it has just made
-    "lowland.executors.batched": {"vec.div_"},  # gradients, by the loss scale
+    "lowland.executors.batched": {"vec.copy_", "vec.div_"},  # gradients that it has just made, and by the loss scale
+    "lowland.executors.buffers": {"vec.copy_"},  # buffers
+    "lowland.executors.norm_stats": {"vec.copy_"},  # running statistics
     "lowland.methods.micro_sam": {"vec.add_", "vec.scale_"},  # the sum that it has just made
     "lowland.executors.passes": {"vec.div_", "vec.scale_"},  # gradients, by scales
     "lowland.executors.data_parallel": {"vec.scale_"},  # a copy of what the plan returned

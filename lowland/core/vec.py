@@ -219,8 +219,16 @@ def div_(v: Vec, factor: Tensor) -> None:
 
 
 def copy_(v: Vec, source: Vec) -> None:
-    """Copy ``source`` into the memory of ``v``."""
-    torch._foreach_copy_(_local(v), _local(source))
+    """Copy ``source`` into the memory of ``v``, in one call for each dtype."""
+    v, source = _local(v), _local(source)
+    dtypes = set(map(_DTYPE, v))
+    if len(dtypes) == 1:
+        torch._foreach_copy_(v, source)
+        return
+    # In one call for several dtypes, torch before 2.11 writes all tensors on a GPU in the first one's dtype.
+    for dtype in dtypes:
+        places = [i for i, t in enumerate(v) if t.dtype == dtype]
+        torch._foreach_copy_([v[i] for i in places], [source[i] for i in places])
 
 
 def together(combine: Callable[..., Vec], *vectors: Vec) -> Vec:

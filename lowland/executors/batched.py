@@ -228,7 +228,7 @@ def _apart(work: Work, vectors: Vec, count: int) -> list[Vec]:
         work.check(vec.finite(vectors))
     grads = [[torch.empty_like(p) for p in work.params] for _ in range(count)]
     for i, grad in enumerate(grads):
-        torch._foreach_copy_(grad, [g[i] for g in vectors])
+        vec.copy_(grad, [g[i] for g in vectors])
         if scale is not None:
             vec.div_(grad, scale)
     return grads

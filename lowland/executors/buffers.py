@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lowland.core import vec
 from lowland.core.errors import UsageError
 from lowland.core.probe import Probe
 from lowland.core.shards import ORDINARY
@@ -239,7 +240,7 @@ class Buffers:
             else:
                 tensor.detach().copy_(copy)
         if unseen:
-            torch._foreach_copy_([t for t, _ in unseen], [c for _, c in unseen])
+            vec.copy_([t for t, _ in unseen], [c for _, c in unseen])
         gone = [place.name for place in lost] + self._containers.put(kept.rest)
         if gone:
             self._late.update(map(_where, lost))

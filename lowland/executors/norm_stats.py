@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from lowland.core import vec
 from lowland.core.errors import ArgumentError, UsageError
 from lowland.core.probe import Probe
 from lowland.executors.modes import modules_of
@@ -185,10 +186,7 @@ class RunningStats:
         # Each kind in one conversion: for every layer they would cost more than the copies.
         if len({b.dtype for b in self.buffers}) == 1:
             values = values.to(self.buffers[0].dtype)
-            torch._foreach_copy_(self.buffers, list(torch.split(values, sizes)))
-        else:  # in one call, older versions of torch mix up dtypes on a GPU
-            for buffer, value in zip(self.buffers, torch.split(values, sizes), strict=True):
-                buffer.copy_(value)
+        vec.copy_(self.buffers, list(torch.split(values, sizes)))
         if self.counts:
             torch._foreach_copy_(self.counts, list(counts.to(self.counts[0].dtype).unbind()))
 
