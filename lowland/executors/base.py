@@ -14,6 +14,7 @@ from lowland.core.errors import UsageError
 from lowland.core.loss import LossFn
 from lowland.core.probe import Probe, Reading
 from lowland.core.vec import Vec
+from lowland.executors import modes
 from lowland.executors.buffers import Buffers
 from lowland.executors.data_parallel import Replicas
 from lowland.executors.guards import Ownership, Remembered, Suspect, dismiss, outsiders
@@ -70,11 +71,13 @@ class Work:
         self.replicas = replicas or Replicas(model, params)
         self.batches = batches or Batches()
         self.buffers = Buffers(model, loss_fn)
-        self.ownership = Ownership(model, self.device)
+        views = any(ddp.gradient_as_bucket_view for ddp in self.replicas.ddps)
+        self.ownership = Ownership(model, self.device, loss_fn, views=views)
         self.first = True
         self.suspects: list[Suspect] = []
         self.outsiders: list[Tensor] = []
         self.reentrant: bool | None = None
+        self._captured = modes.captured(model)
         self._writes = any(getattr(m, "max_norm", None) is not None for m in model.modules())
         self.begin()
 
@@ -94,7 +97,10 @@ class Work:
         self.asked = 0
         self._shared: int | None = None
         self.replicas.begin()
-        self.buffers.begin(self.first)
+        before, self._captured = self._captured, modes.captured(self.model)
+        if self.watched or self._captured != before:
+            self.ownership.look()
+        self.buffers.begin(self.first or self._captured != before)
         if self.rng is not None:
             self.rng.begin()
 

@@ -40,8 +40,9 @@ class Batched(Executor):
 
     Left to :class:`Local` are a probe that is asked alone; a tuple whose batches differ in structure, shape or type,
     such as uneven shards, or exceed ``micro_batch``; probes for losses alone, for some parameters (``wrt``), or for
-    different losses; models that are compiled, data-parallel or sharded, or have hooks on gradients, or layers with
-    running statistics that are not torch's own BatchNorm; and the passes of ``engine.passes``.
+    different losses; models that are compiled, captured as CUDA graphs, data-parallel or sharded, or have hooks on
+    gradients, or layers with running statistics that are not torch's own BatchNorm; and the passes of
+    ``engine.passes``.
 
     ``loss_fn`` runs once for all probes, on tensors whose values it cannot see: it must be free of ``.item()``, of
     ``if`` on a tensor, and of parameters that it has not got through ``model``. What cannot be run so is refused. All
@@ -114,7 +115,7 @@ def _shape(batch: Any) -> Any:
 
 def _vmappable(work: Work) -> bool:
     """Whether the model does under vmap what it does without."""
-    if work.replicas.groups or modes.compiled(work.model):
+    if work.replicas.groups or modes.compiled(work.model) or modes.captured(work.model):
         return False
     if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in work.params):  # they see no gradient here
         return False

@@ -89,8 +89,14 @@ class Buffers:
         return places_of(self._model, self._containers.modules, more)
 
     def begin(self, first: bool = True) -> None:
-        """A step begins; in the first, places are looked for, also after each pass, which may have made some."""
+        """A step begins; in the first, places are looked for, also after each pass, which may have made some.
+
+        Args:
+            first: Whether it is the first, or the first after a part of the model was captured.
+        """
         if first:
+            self._late |= {_where(self._places[i]) for i in self._written}
+            self._written = set()
             self._places, self._quiet, self._weights = self._find(), [], Weights(self._model)
             self._held = {(id(o), key) for m in self._model.modules() for o in (m._buffers, vars(m)) for key in o}
             frozen = sum(p.owner[p.key].numel() for p in self._places if p.frozen)

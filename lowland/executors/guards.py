@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import operator
 import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,13 +16,14 @@ from lowland.core.errors import ParameterError, UsageError
 from lowland.core.shards import ORDINARY
 from lowland.core.vec import Vec
 from lowland.executors import modes
-from lowland.executors.uses import modules_of
+from lowland.executors.uses import calls_compiled, modules_of
 
 if TYPE_CHECKING:
     from lowland.core.probe import Probe
     from lowland.executors.base import Work
 
 _GRAD = operator.attrgetter("grad")
+_USES: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
 
 Suspect: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None]"  # a tensor, and its gradient before
 Remembered: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None, Tensor | None]"  # a gradient and its copy, too
@@ -199,27 +201,44 @@ class Ownership:
     Args:
         model: The model.
         device: Where it is.
+        loss_fn: The loss function.
+        views: Whether gradients are views of DDP's buckets, which are copied elsewhere.
+
+    Attributes:
+        needed: Whether they must; known from the model, or once a gradient was found in memory that is held elsewhere.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
-        graphs = device.type == "cuda" and modes.compiled(model)
-        self.needed = graphs or bool(modes.captured(model))
+    def __init__(
+        self, model: nn.Module, device: torch.device, loss_fn: Callable[..., Any] | None = None, *, views: bool = False
+    ) -> None:
+        self._model, self._loss_fn, self._views = model, loss_fn, views
+        self._graphs = hasattr(getattr(torch, device.type, None), "graph_pool_handle")  # torch.cuda, torch.xpu
         self._last: list[tuple[weakref.ref[Tensor], int]] = []
+        self.needed = False
+        self.look()
 
-    def own(self, grads: list[Tensor | None], *, check: bool) -> list[Tensor | None]:
-        """The gradients, which were copied where that is known to be needed.
+    def look(self) -> None:
+        """Look at the model, which may have been captured or compiled since."""
+        self.needed |= bool(modes.captured(self._model))
+        if self._graphs and not self.needed:
+            used = modules_of(self._loss_fn).values()
+            self.needed = any(map(modes.compiled, (self._model, *used))) or calls_compiled(self._model, self._loss_fn)
 
-        Args:
-            grads: What backward has left.
-            check: Look whether they lie where those of an earlier pass lie; for the first steps.
+    def own(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The gradients that backward has left, copied where that is known to be needed."""
+        self.needed |= not self._views and _held_elsewhere(grads)
+        return [None if g is None else g.clone() for g in grads] if self.needed else list(grads)
+
+    def check(self, grads: Sequence[Tensor | None]) -> None:
+        """Look whether gradients lie where those of an earlier pass lie.
 
         Raises:
             UsageError: They do, and the earlier ones are still in use.
         """
-        if self.needed or not check:
+        if self.needed:
             self._last.clear()
-            return grads
-        strided = [g for g in grads if g is not None and type(g) in ORDINARY and g.layout is torch.strided]
+            return
+        strided = _strided(grads)
         places = [g.untyped_storage().data_ptr() for g in strided]
         alive = [entry for entry in self._last if entry[0]() is not None]
         if {place for _, place in alive if place} & set(places):
@@ -230,4 +249,21 @@ class Ownership:
                 "call backward again"
             )
         self._last = alive + [(weakref.ref(g), place) for g, place in zip(strided, places, strict=True)]
-        return grads
+
+
+def _strided(grads: Sequence[Tensor | None]) -> list[Tensor]:
+    return [g for g in grads if g is not None and type(g) in ORDINARY and g.layout is torch.strided]
+
+
+def _held_elsewhere(grads: Sequence[Tensor | None]) -> bool:
+    """Whether somebody else holds the memory of a gradient, too, as a captured graph does, which will write it again.
+
+    Torch counts who holds a storage: a tensor of its own memory, and for the moment of this question Python.
+    """
+    if _USES is None:
+        return False
+    storages = [g.untyped_storage() for g in _strided(grads)]
+    if all(_USES(s._cdata) <= 2 for s in storages):
+        return False
+    holders = Counter(s._cdata for s in storages)  # gradients may share one storage among themselves
+    return any(_USES(key) > count + 1 for key, count in holders.items())

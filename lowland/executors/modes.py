@@ -60,7 +60,8 @@ def captured(model: nn.Module) -> set[nn.Module]:
 
     Wrappers that keep what they wrap, as ``functools.wraps`` does, are none.
     """
-    tops = [m for m in model.modules() if "forward" in vars(m) and not hasattr(vars(m)["forward"], "__wrapped__")]
+    own = [m for m in modules_of(model) if "forward" in vars(m)]
+    tops = [m for m in own if not hasattr(vars(m)["forward"], "__wrapped__")]
     return {part for m in tops for part in m.modules()}
 
 
@@ -84,7 +85,12 @@ def compiled(model: nn.Module) -> bool:
     That saves less: a compiled backward computes all gradients of its graph.
     """
     # By its attribute: the class lives in torch._dynamo, whose import takes seconds.
-    return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
+    return any(
+        "_orig_mod" in m._modules
+        or m._compiled_call_impl is not None
+        or hasattr(m.forward, "_torchdynamo_orig_callable")
+        for m in model.modules()
+    )
 
 
 class SharedRNG:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lowland.core import vec
 from lowland.core.errors import LossError, ParameterError, UsageError
-from lowland.core.loss import Loss, Terms, divisor, one_for_all, terms
+from lowland.core.loss import Loss, Terms, copied, divisor, one_for_all, terms
 from lowland.core.probe import Probe, Reading
 from lowland.core.vec import Vec
 from lowland.executors.base import Work
@@ -138,17 +138,22 @@ class Pass:
                 "loss_fn must return what a part of a batch weighs, too, but returned a mean, shape (), for a part; "
                 'return one loss per example, reduction="none", no mean that is expanded, or lowland.Loss(total, count)'
             )
+        more = self._several or share is not None  # the next part's forward may overwrite what this one gives
         if read.losses is not None:
-            self._losses.append(read.losses.detach())
+            self._losses.append(read.losses.detach().clone() if more else read.losses.detach())
+        self._take(read, share)
         if read.aux is not None:
-            self._aux.append(read.aux)
+            self._aux.append(copied(read.aux) if more and self.work.ownership.needed else read.aux)
+
+    def _take(self, read: Terms, share: float | None) -> None:
+        """Differentiate a loss that was read, and add its mean to that of the pass."""
         if share is None and (read.total is not None or (self._several and self._size is None)):
             self._sum(read)
             return
         if share is None and self._several:
             share = len(read.losses) / self._size  # type: ignore[arg-type, operator]
         if self.probe.grad:
-            self._differentiate(read.mean if share is None else read.mean * share)
+            self._differentiate(read.mean if share is None else read.mean * share, more=share is not None)
         mean = read.mean.detach() if share is None else read.mean.detach() * share
         self._loss = mean if self._loss is None else self._loss + mean
         if read.losses is not None:
@@ -180,7 +185,7 @@ class Pass:
             self._differentiate(total / (whole / ranks).to(total.dtype))
         self._loss, self._count = (sums[0] / whole).to(total.dtype), sums[1]
 
-    def _differentiate(self, loss: Tensor) -> None:
+    def _differentiate(self, loss: Tensor, more: bool = False) -> None:
         if not loss.requires_grad or self._inputs == []:
             if self.probe.wrt is not None and not all(self.probe.wrt):
                 return  # the loss may well not depend on the few parameters that are asked for: zeros
@@ -194,9 +199,9 @@ class Pass:
             loss = self.work.scaler.scale(loss)
         work = self.work
         run_backward(work, loss, self._inputs, displaced=self._displaced, chosen=self.probe.wrt is not None)
-        if self._left and work.ownership.needed:  # the next part's backward would overwrite what this one has left
-            for p in work.params:
-                p.grad = None if p.grad is None else p.grad.clone()
+        if self._left or more:  # the next part's forward or backward may overwrite what this one has left
+            for p, grad in zip(work.params, work.ownership.own(list(map(_GRAD, work.params))), strict=True):
+                p.grad = grad
 
     def answer(self) -> Reading:
         """The reading, given away: this pass does not keep its memory.
@@ -245,8 +250,7 @@ class Pass:
                 grads: list[Tensor | None] = list(map(_GRAD, params))
                 for p in params:
                     p.grad = None
-                if self.work.ownership.needed:  # now: the buffer that they lie in may be one that is put back
-                    grads = [None if g is None else g.clone() for g in grads]
+                grads = self.work.ownership.own(grads)  # now: the buffer that they lie in may be one that is put back
                 if self.probe.wrt is not None:  # a caller's own backward may have done more than was asked
                     grads = [g if wanted else None for g, wanted in zip(grads, self.probe.wrt, strict=True)]
             finally:
@@ -266,10 +270,9 @@ class Pass:
         if self._left:
             raise UsageError("a pass ended before its last part; run the loop over p.parts() to its end")
         losses = torch.cat(self._losses) if self._losses else None
-        if self.work.ownership.needed:
-            self._loss = self._loss.clone()
-            losses = None if losses is None else losses.clone()
         aux = self._aux[0] if self._aux and not self._several else self._aux or None
+        if self.work.ownership.needed or not self.probe.grad:
+            self._loss, aux = self._loss.clone(), copied(aux)
         grad = self._taken(grads) if self.probe.grad else None
         return Reading(self._loss, grad, losses, self._count, aux, self._reached)
 
@@ -277,7 +280,8 @@ class Pass:
         work = self.work
         if work.replicas.groups:
             grads = work.replicas.taken(grads, self.probe.sync, self.probe.wrt)
-        grads = work.ownership.own(grads, check=work.step < 2)
+        if work.watched:
+            work.ownership.check(grads)
         there = [g for g in grads if g is not None] if type(None) in map(type, grads) else cast(Vec, grads)
         if any(layout is not torch.strided for layout in set(map(_LAYOUT, there))):
             raise ParameterError(
