@@ -185,6 +185,15 @@ def test_weights_move_in_one_place(module: str) -> None:
     assert not [t for t in targets if isinstance(t, ast.Attribute) and t.attr == "data"], "never `p.data = …`"
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_random_numbers_of_other_devices_are_left_alone(module: str) -> None:
+    calls = [n for n in ast.walk(tree(module)) if isinstance(n, ast.Call)]
+    forks = [n for n in calls if ast.unparse(n.func).endswith("fork_rng")]
+    assert all(any(k.arg == "devices" for k in n.keywords) for n in forks), "without devices= it initializes every GPU"
+    if module != "lowland.lab.training.trainer":  # a run begins there, on all devices
+        assert "torch.manual_seed" not in called(module), "torch.default_generator.manual_seed seeds the host alone"
+
+
 @pytest.mark.parametrize("module", [m for m in MODULES if folder(m) in UPTO["engine"]])
 def test_the_core_never_waits_for_the_device(module: str) -> None:
     reads = {c for c in called(module) if c.rpartition(".")[2] in {"item", "tolist", "nonzero", "numpy", "cpu"}}

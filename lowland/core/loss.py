@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from lowland.core import vec
 from lowland.core.errors import LossError
 
 
@@ -93,8 +94,8 @@ def terms(loss: Any, size: int | None) -> Terms:
         LossError: It is nothing of that.
     """
     if isinstance(loss, Loss):
-        kind = torch.float32 if loss.total.device.type == "mps" else torch.float64
-        count = torch.as_tensor(loss.count, dtype=kind, device=loss.total.device)
+        device = loss.total.device
+        count = torch.as_tensor(loss.count, dtype=vec.wide(device), device=device)
         mean = loss.total / divisor(loss.total.detach(), count).to(loss.total.dtype)
         return Terms(mean, total=loss.total, count=count, aux=_mapped(Tensor.detach, loss.aux))
     if not isinstance(loss, Tensor):

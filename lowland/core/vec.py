@@ -30,6 +30,11 @@ _DTYPE = operator.attrgetter("dtype")
 _FOREACH_CLONE = getattr(torch, "_foreach_clone", None)  # not in torch 2.6
 
 
+def wide(device: torch.device) -> torch.dtype:
+    """The widest floating-point dtype of a device: float64, and float32 on MPS, which has nothing wider."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def zeros(like: Vec) -> Vec:
     """Zeros in the shapes of ``like``."""
     return _like(like, [torch.zeros_like(t) for t in _local(like)])

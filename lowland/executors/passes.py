@@ -167,7 +167,7 @@ class Pass:
         """
         work, grad = self.work, self.probe.grad
         total = read.losses.sum() if read.total is None else read.total  # type: ignore[union-attr]
-        count = read.count if isinstance(read.count, Tensor) else total.new_tensor(read.count).double()
+        count = torch.as_tensor(read.count, dtype=vec.wide(total.device), device=total.device)
         own = torch.stack([total.detach().to(count.dtype), count])
         self._sums = own if self._sums is None else self._sums + own
         if self._left and self._unit is None:
