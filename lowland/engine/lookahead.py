@@ -237,7 +237,8 @@ def _state(states: list[dict[str, Any]], key: str, params: Vec) -> Vec:
 
 
 def _on(count: Tensor | None, param: Tensor) -> Tensor:
-    """A step count beside its parameter, in double precision so that the bias correction is exact."""
+    """A step count beside its parameter, in double precision where it has that, so that the correction is exact."""
+    dtype = vec.wide(param.device)
     if count is None:
-        return torch.zeros((), dtype=torch.float64, device=param.device)
-    return count.to(device=param.device, dtype=torch.float64, non_blocking=True)
+        return torch.zeros((), dtype=dtype, device=param.device)
+    return count.to(device=param.device, dtype=dtype, non_blocking=True)

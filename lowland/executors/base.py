@@ -14,6 +14,7 @@ from lowland.core.errors import UsageError
 from lowland.core.loss import LossFn
 from lowland.core.probe import Probe, Reading
 from lowland.core.vec import Vec
+from lowland.executors import modes
 from lowland.executors.buffers import Buffers
 from lowland.executors.data_parallel import Replicas
 from lowland.executors.guards import Ownership, dismiss, outsiders
@@ -66,10 +67,12 @@ class Work:
         self.replicas = replicas or Replicas(model, params)
         self.batches = batches or Batches()
         self.buffers = Buffers(model, loss_fn)
-        self.ownership = Ownership(model, self.device)
+        views = any(ddp.gradient_as_bucket_view for ddp in self.replicas.ddps)
+        self.ownership = Ownership(model, self.device, loss_fn, views=views)
         self.first = True
         self.outsiders: list[Tensor] = []
         self.reentrant: bool | None = None
+        self._captured = modes.captured(model)
         self._forward_writes = any(getattr(m, "max_norm", None) is not None for m in model.modules())
         self.begin()
 
@@ -83,7 +86,10 @@ class Work:
         if self.first:
             self.outsiders = outsiders([*self.model.parameters()], self.loss_fn)
         self.replicas.begin()
-        self.buffers.begin(self.first)
+        before, self._captured = self._captured, modes.captured(self.model)
+        changed = self._captured != before
+        self.ownership.begin(look=self.step.watched or changed)
+        self.buffers.begin(self.first or changed)
         if self.rng is not None:
             self.rng.begin()
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lowland.core import vec
 from lowland.core.errors import UsageError
 from lowland.core.probe import Probe
 from lowland.core.shards import ORDINARY
@@ -100,9 +101,12 @@ class Buffers:
         """Begin a step.
 
         Args:
-            first: Whether no step has been completed. Then places are searched here, and again after each pass.
+            first: Whether no step has been completed since the engine was made or a part of the model was captured.
+                Then places are searched here, and again after each pass.
         """
         if first:
+            self._must_copy |= {_identity(self._places[i]) for i in self._written}
+            self._written = set()
             self._places, self._unwritten, self._weights = self._find(), [], Weights(self._model)
             self._existing = {(id(o), key) for m in self._model.modules() for o in (m._buffers, vars(m)) for key in o}
             frozen = sum(p.owner[p.key].numel() for p in self._places if p.frozen)
@@ -256,7 +260,7 @@ class Buffers:
             else:
                 tensor.detach().copy_(copy)
         if by_value:
-            torch._foreach_copy_([t for t, _ in by_value], [c for _, c in by_value])
+            vec.copy_([t for t, _ in by_value], [c for _, c in by_value])
         unsaved = [place.name for place in lost] + self._containers.restore(snapshot.containers)
         if unsaved:
             self._must_copy.update(map(_identity, lost))

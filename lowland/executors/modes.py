@@ -60,7 +60,8 @@ def captured(model: nn.Module) -> set[nn.Module]:
 
     A wrapper with ``__wrapped__``, as ``functools.wraps`` makes it, does not count.
     """
-    tops = [m for m in model.modules() if "forward" in vars(m) and not hasattr(vars(m)["forward"], "__wrapped__")]
+    own = [m for m in modules_of(model) if "forward" in vars(m)]
+    tops = [m for m in own if not hasattr(vars(m)["forward"], "__wrapped__")]
     return {part for m in tops for part in m.modules()}
 
 
@@ -84,7 +85,12 @@ def compiled(model: nn.Module) -> bool:
     parameters of a compiled model. This saves less time, because a compiled backward computes all gradients.
     """
     # Known by an attribute, because the class is in torch._dynamo, whose import takes seconds.
-    return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
+    return any(
+        "_orig_mod" in m._modules
+        or m._compiled_call_impl is not None
+        or hasattr(m.forward, "_torchdynamo_orig_callable")
+        for m in model.modules()
+    )
 
 
 class SharedRNG:

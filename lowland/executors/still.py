@@ -59,7 +59,8 @@ def _norms(params: Vec) -> Tensor | None:
     if not shards.ordinary(params):
         return None
     with torch.no_grad():
-        return torch.stack([n.double() for n in torch._foreach_norm(params, 1)]).nan_to_num(-1.0)
+        dtype = vec.wide(params[0].device)
+        return torch.stack([n.to(dtype) for n in torch._foreach_norm(params, 1)]).nan_to_num(-1.0)
 
 
 def check_forward(work: Work, before: Mark | None) -> None:

@@ -119,6 +119,17 @@ def uses(function: Any) -> Uses:
     return result
 
 
+def calls_compiled(model: nn.Module, loss_fn: Any) -> bool:
+    """Whether the code of a model's classes, of its attributes or of a loss function names compiled functions."""
+    found = Uses()
+    found.look(loss_fn, "loss_fn")
+    modules = [part for m in (model, *found.modules.values()) for part in m.modules()]
+    for i, m in enumerate(modules):
+        found.attributes(m, f"{i}")
+        found.look(type(m), f"class {i}")
+    return any("_torchdynamo_orig_callable" in held for held in found.objects.values())
+
+
 def _foreign(value: Any) -> bool:
     """Whether a value's code belongs to torch, Python or lowland, which have no state of a loss."""
     if isinstance(value, nn.Module | functools.partial | types.MethodType | tuple | list | dict | deque):
