@@ -18,6 +18,7 @@ from lowland.core.geometry import Geometry, Radii
 from lowland.core.shards import is_sharded
 from lowland.core.wrappers import short_names
 from lowland.engine import owners
+from lowland.executors.registrations import Registrations
 
 _DTYPE = operator.attrgetter("dtype")
 _TRAINS = operator.attrgetter("requires_grad")
@@ -53,8 +54,8 @@ class Parameters:
         self._owners = [model.get_submodule(n.rpartition(".")[0]) for n in trainable]
         self._selected: dict[Geometry, list[bool]] = {}
         self._thawed: list[bool] | None = None  # which are not frozen since; None: not looked at in this step
-        owners.Registrations.watch()
-        self._registrations = owners.Registrations.count
+        Registrations.watch()
+        self._registrations = Registrations.count
 
     def check_unchanged(self, step: int, sharded: Sequence[nn.Module] = ()) -> None:
         """Refuse to go on if parameters were added, replaced or unfrozen since.
@@ -82,7 +83,7 @@ class Parameters:
                 f"{_some(changed)} of another, as after model.float(); convert the model first, then make the Engine"
             )
         self._thawed, before = None, self._registrations
-        self._registrations = owners.Registrations.count
+        self._registrations = Registrations.count
         if self._due(step) or self._registrations != before:
             self._check_model(sharded)
 
