@@ -37,7 +37,7 @@ class Work:
         ownership: Whether gradients must be copied.
         suspects: Tensors beside the parameters that the losses of this step have reached.
         gradients: Those that other tensors had before a backward that the caller runs; None where nobody has looked.
-        outsiders: Parameters of modules that the loss function uses beside the model.
+        outsiders: Trainable tensors that model or loss function use beside the engine's.
         first: Whether no step has been completed yet.
         watched: Whether weights, gradients and what the loss reaches are looked at around each forward and backward of
             this step.
@@ -89,14 +89,14 @@ class Work:
         self.finite: Tensor | None = None
         self.suspects = []
         self.gradients: list[Remembered] | None = None
-        if self.first:
-            self.outsiders = outsiders([*self.model.parameters()], self.loss_fn)
         self.asked = 0
         self._shared: int | None = None
         self.replicas.begin()
         self.buffers.begin(self.first)
+        if self.first:
+            self.outsiders = outsiders(self)
         if self.rng is not None:
-            self.rng.begin()
+            self.rng.begin(self.buffers.generators)
 
     def seeds(self, count: int) -> list[int]:
         """Seeds for probes that are asked together; none for one asked alone, which draws from the global stream.

@@ -58,8 +58,19 @@ class Buffers:
         self._versions: list[int] = []  # of these, when the step began
         self._late: set[tuple[int, str]] = set()  # places that must be copied, whatever their size
         self._modules: set[nn.Module] = set()  # the model's, which forward may give modules and buffers
+        self._trainable: list[Tensor] = []
         self._count = 0  # registrations until this step
         Registrations.watch()
+
+    @property
+    def generators(self) -> list[Any]:
+        """Sources of random numbers that model and loss function keep."""
+        return self._containers.generators
+
+    @property
+    def trainable(self) -> list[Tensor]:
+        """Leaves that require a gradient and that model or loss function keep elsewhere than among parameters."""
+        return self._trainable
 
     @property
     def written(self) -> list[str]:
@@ -70,6 +81,7 @@ class Buffers:
     def _find(self) -> list[Place]:
         self._modules, self._count = set(self._model.modules()), Registrations.count
         more = self._containers.find(self._model, self._loss_fn)
+        self._trainable = self._containers.trainable(more)
         return places_of(self._model, self._containers.modules, more)
 
     def begin(self, first: bool = True) -> None:

@@ -85,6 +85,13 @@ class Containers:
         objects = [(d, key, f"{name}.{key}") for i, (d, name) in listed.items() if i not in modules for key in d]
         return objects + own.tensors + others.tensors
 
+    def trainable(self, more: Sequence[tuple[Any, str, str]]) -> list[Tensor]:
+        """Leaves that require a gradient: in containers, in attributes, and in the places ``(owner, key, name)``."""
+        values = [owner.get(key) for owner, key, _ in more]
+        values += [value for bound in self.names.bound for value in bound.owner.values()]
+        values += [t for h in self._holders for t in _values(h.container)]
+        return [t for t in values if isinstance(t, Tensor) and t.requires_grad and t.is_leaf]
+
     def __bool__(self) -> bool:
         """Whether there is anything to keep."""
         return bool(self._holders or self.names.bound)
@@ -164,9 +171,9 @@ def _values(container: Any) -> Sequence[Any]:
 def _counts(now: Any, then: Any) -> bool:
     """Whether a container that has changed is state: it holds tensors, or numbers in places of their own.
 
-    A list that real numbers are appended to is taken for a log.
+    A list that real numbers and arrays are appended to is taken for a log.
     """
-    if holds(now, floats=False) or holds(then, floats=False):
+    if holds(now, tensors=True) or holds(then, tensors=True):
         return True
     fixed = isinstance(now, dict) or len(now) == len(then) or (isinstance(now, deque) and now.maxlen is not None)
     return fixed and (holds(now) or holds(then))

@@ -90,31 +90,52 @@ def compiled(model: nn.Module) -> bool:
 class SharedRNG:
     """The same random numbers, hence the same dropout masks, in all passes of a step.
 
-    Rewound are torch's generators of the host and of the device, Python's ``random`` and NumPy's global one.
+    Rewound are torch's generators of the host and of the device, Python's ``random`` and NumPy's global one, and those
+    that model and loss function keep: ``torch.Generator``, ``random.Random``, and NumPy's.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.saved: tuple[Any, ...] | None = None
+        self._own: list[Any] = []
 
-    def begin(self) -> None:
-        """A new step: its first pass draws freely."""
-        self.saved = None
+    def begin(self, own: Sequence[Any] = ()) -> None:
+        """A new step: its first pass draws freely; ``own`` are generators that model and loss function keep."""
+        self.saved, self._own = None, list(own)
 
     def rewind(self) -> None:
         """Go back to where the step's first pass began."""
         module, numpy = _generators(self.device), sys.modules.get("numpy")
         if self.saved is None:
             there = None if module is None else module.get_rng_state(self.device)
-            self.saved = torch.get_rng_state(), there, random.getstate(), numpy and numpy.random.get_state()
+            legacy = numpy and numpy.random.get_state()
+            self.saved = torch.get_rng_state(), there, random.getstate(), legacy, [*map(_state_of, self._own)]
             return
-        host, there, python, legacy = self.saved
+        host, there, python, legacy, states = self.saved
         torch.set_rng_state(host)
         if module is not None:
             module.set_rng_state(there, self.device)
         random.setstate(python)
         if legacy is not None and numpy is not None:
             numpy.random.set_state(legacy)
+        for generator, state in zip(self._own, states, strict=True):
+            _set_state(generator, state)
+
+
+def _state_of(generator: Any) -> Any:
+    """What a generator draws from."""
+    if hasattr(generator, "bit_generator"):
+        return generator.bit_generator.state
+    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if hasattr(generator, "bit_generator"):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)
 
 
 def _generators(device: torch.device) -> Any:

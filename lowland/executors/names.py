@@ -24,19 +24,19 @@ def is_array(value: Any) -> bool:
     return kind.__name__ == "ndarray" and kind.__module__ == "numpy" and value.dtype.kind in "biufc"
 
 
-def holds(value: Any, depth: int = 3, *, floats: bool = True) -> bool:
-    """Whether a value is, or holds, what a forward pass computes: tensors, arrays and, if asked, real numbers."""
-    if isinstance(value, Tensor) or is_array(value):
+def holds(value: Any, depth: int = 3, *, tensors: bool = False) -> bool:
+    """Whether a value is, or holds, what a forward pass computes: tensors, or also arrays and real numbers."""
+    if isinstance(value, Tensor):
         return True
-    if isinstance(value, float):
-        return floats
+    if isinstance(value, float) or is_array(value):
+        return not tensors
     if isinstance(value, nn.Module | type | str | int | None) or depth == 0:
         return False
     if isinstance(value, tuple | list | deque | set | dict):
         parts = list(value.values() if isinstance(value, dict) else value)[:NEAR]
-        return any(holds(part, depth - 1, floats=floats) for part in parts)
+        return any(holds(part, depth - 1, tensors=tensors) for part in parts)
     inside = getattr(value, "__dict__", None) if type(value).__module__ != "builtins" else None
-    return isinstance(inside, dict) and any(holds(part, depth - 1, floats=floats) for part in inside.values())
+    return isinstance(inside, dict) and any(holds(part, depth - 1, tensors=tensors) for part in inside.values())
 
 
 class Variables:

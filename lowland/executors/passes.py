@@ -21,7 +21,7 @@ from lowland.executors.displacement import displaced, forget_derived
 from lowland.executors.guards import any_gradient, inspect, remember, suspect_after
 from lowland.executors.modes import compiled, only, traceless
 from lowland.executors.norm_stats import frozen_stats
-from lowland.executors.still import Mark, check_forward, run_backward
+from lowland.executors.still import Caller, Mark, check_forward, run_backward
 
 # Maps of these cost a tenth of a loop in Python, which counts where parameters are many and small.
 _GRAD, _LAYOUT = operator.attrgetter("grad"), operator.attrgetter("layout")
@@ -46,6 +46,7 @@ class Pass:
         self._sums: Tensor | None = None  # total and count of the parts so far, shape (2,)
         self._unit: Tensor | None = None  # what earlier parts were divided by
         self._displaced = False
+        self._caller: Caller | None = None  # where the caller runs forward and backward
         self._before: Mark | None = None  # of the weights, before a displaced forward that reports
         self.sparse = True  # False where the caller's backward must find all parameters as they are
         self._reached: list[bool] | None = None  # which parameters backward has reached; None: all
@@ -83,7 +84,8 @@ class Pass:
             stack.enter_context(torch.set_grad_enabled(probe.grad))
             if self._on_error is not None:  # the caller runs forward and backward
                 remember(work)
-            self._before = Mark(work) if work.watched and self._displaced and probe.stats else None
+                self._caller = Caller(work)
+            self._before = Mark(work, each=True) if self._displaced and probe.stats else None
             self._stack = stack.pop_all()
         return self
 
@@ -231,6 +233,8 @@ class Pass:
                 "this pass is for other examples than the step's batch, which the method has kept or cut, so the loss "
                 "of the step's batch would be wrong; run the model on p.batch and say so: p.adopt(loss, batch=p.batch)"
             )
+        if self._caller is not None:
+            self._caller.check()
         if loss.requires_grad:
             suspect_after(self.work, loss)
         self._loss = loss.detach().mean()
