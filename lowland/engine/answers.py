@@ -103,11 +103,21 @@ class Answers:
         return self.parameters.trained(None) or [True] * len(self.params)
 
     def later(self, name: str, tensor: Tensor) -> Any:
-        """Send device scalars to the host; get those sent under ``name`` the last time, None the first time."""
+        """Send device scalars to the host; get those sent under ``name`` the last time, None the first time.
+
+        Raises:
+            UsageError: The value to send is not a tensor.
+        """
+        _check_sent("later", tensor)
         return self.lagged.swap(self._prefix + name, tensor)
 
     def now(self, tensor: Tensor) -> Any:
-        """A small tensor's values, the first rank's on several, where all must call it; the host waits for them."""
+        """A small tensor's values, the first rank's on several, where all must call it; the host waits for them.
+
+        Raises:
+            UsageError: It is no tensor.
+        """
+        _check_sent("now", tensor)
         return read(collectives.first(tensor, self.ranks))
 
     @contextmanager
@@ -138,3 +148,11 @@ class Answers:
     def holds(self, when: When) -> bool:
         """Whether this step is one of those that are meant."""
         return when.holds(self.step, self.progress) if when.needs_progress else when.holds(self.step)
+
+
+def _check_sent(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise UsageError(
+            f"engine.{name} must be given a tensor of few entries, but was given a {type(value).__name__}; send a "
+            "scalar such as vec.norm(here.grad); what the host knows already needs no sending"
+        )

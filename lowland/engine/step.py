@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import FrozenInstanceError
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -14,7 +15,8 @@ from lowland.core import vec
 from lowland.core.errors import BatchError, UsageError
 from lowland.core.probe import Plan, Probe, Reading, conversation
 from lowland.core.vec import Vec
-from lowland.engine import plans, state, watch
+from lowland.engine import early_steps, plans, state, watch
+from lowland.executors.still import Mark
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
@@ -37,6 +39,7 @@ def drive(engine: Engine, batch: Any) -> Drive:
     empty = set(map(type, held)) <= {type(None)}
     done, eye = False, None
     engine.under_way = True
+    early_steps.begin(engine)
     try:
         if not empty:
             for p in engine.params:
@@ -44,7 +47,8 @@ def drive(engine: Engine, batch: Any) -> Drive:
         engine.work.begin(engine.step)
         engine.executor.begin(batch)
         if engine.work.step.watched:
-            eye = watch.Watch(engine.method.kind, engine.params, engine.names, engine.memory, engine.vector_keys)
+            keys = engine.vector_keys, engine.table_keys
+            eye = watch.Watch(engine.method.kind, engine.work, engine.names, engine.memory, *keys)
         result, count, aux = yield from _converse(engine, engine.method.plan(engine, batch), batch, eye)
         loss, grad = plans.result(engine.method.kind, result, engine.params, each=eye is not None)
         if engine.executor.substitutes or not all(engine.work.step.reached):
@@ -58,6 +62,7 @@ def drive(engine: Engine, batch: Any) -> Drive:
         done = True
     finally:
         engine.under_way = False
+        early_steps.end(engine)
         if not done:
             engine.memory, engine.lagged.waiting = before[0], before[1]
             if eye is not None:
@@ -91,14 +96,16 @@ def _converse(
 ) -> Generator[tuple[Probe, ...], tuple[Reading, ...], tuple[Any, Tensor | None, list[Any]]]:
     """What the plan returns; the count of losses that only this rank has seen; aux of the passes that report."""
     kept, aux, count = list(engine.memory.values()), [], None
+    readings: tuple[Reading, ...] | None = None
+    asked: tuple[Probe, ...] | None = None
     with closing(conversation(plan)) as talk:
         try:
-            asked = _ask(talk, None, eye)
             while True:
+                asked, readings = _ask(engine, talk, readings, eye), None
                 for probe in asked:
                     plans.chosen(engine.method.kind, probe, engine.params)
                     probe.compare(batch, kept)
-                readings: tuple[Reading, ...] | None = yield asked
+                readings = yield asked
                 assert readings is not None
                 for probe, reading in zip(asked, readings, strict=True):
                     if probe.stats and reading.aux is not None:
@@ -106,25 +113,44 @@ def _converse(
                     if probe.stats and not probe.sync and isinstance(reading.divisor, Tensor):
                         count = reading.divisor if count is None else count + reading.divisor
                 del probe, reading
-                asked, readings = _ask(talk, readings, eye), None
         except StopIteration as done:
+            if asked is None:
+                raise plans.unasked(engine.method.kind) from None
             return done.value, count, aux
 
 
 def _ask(
-    talk: Generator[tuple[Probe, ...], Any, Any], readings: tuple[Reading, ...] | None, eye: watch.Watch | None
+    engine: Engine,
+    talk: Generator[tuple[Probe, ...], Any, Any],
+    readings: tuple[Reading, ...] | None,
+    eye: watch.Watch | None,
 ) -> tuple[Probe, ...]:
-    """Let the plan go on to its next probes, and look whether it has left the weights alone."""
-    if eye is None:
-        return talk.send(readings)
-    eye.leave()
+    """Let the plan go on to its next probes, and look whether it has left the weights alone.
+
+    Where steps are not watched, this is asked of plans alone that are not lowland's own.
+    """
+    others = eye is None and not type(engine.method).__module__.startswith("lowland.methods.")
+    mark = Mark(engine.work, each=True) if others else None
+    if eye is not None:
+        eye.leave()
     try:
-        asked = talk.send(readings)
+        with early_steps.planning(engine):
+            asked = talk.send(readings)
     except StopIteration:
-        eye.back()
+        _look(engine, eye, mark)
         raise
-    eye.back()
+    except (KeyError, FrozenInstanceError) as error:
+        plans.explain(engine.method, engine.memory, error)
+        raise
+    _look(engine, eye, mark)
     return asked
+
+
+def _look(engine: Engine, eye: watch.Watch | None, mark: Mark | None) -> None:
+    if eye is not None:
+        eye.back()
+    if mark is not None and (written := mark.moved()):
+        raise watch.moved(engine.method.kind, engine.names[written[0]])
 
 
 def _fill(engine: Engine, held: list[Tensor | None] | None, grad: Vec, before: dict[str, Any]) -> None:

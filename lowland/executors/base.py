@@ -39,7 +39,7 @@ class Work:
         batches: Cuts batches.
         buffers: What forward writes beside the weights.
         ownership: Whether gradients must be copied.
-        outsiders: Parameters of modules that the loss function uses beside the model.
+        outsiders: Trainable tensors that the model or the loss function uses besides the engine's.
         first: Whether no step has been completed yet.
         reentrant: Whether backward may run others inside, as reentrant checkpointing does; None: not looked at.
         step: The record of the step under way.
@@ -83,15 +83,15 @@ class Work:
         self.step = StepRecord(number, len(self.params), watched=self._forward_writes or power_of_two)
         if number and power_of_two and not self.reentrant:
             self.reentrant = None
-        if self.first:
-            self.outsiders = outsiders([*self.model.parameters()], self.loss_fn)
         self.replicas.begin()
         before, self._captured = self._captured, modes.captured(self.model)
         changed = self._captured != before
         self.ownership.begin(look=self.step.watched or changed)
         self.buffers.begin(self.first or changed)
+        if self.first:
+            self.outsiders = outsiders(self)
         if self.rng is not None:
-            self.rng.begin()
+            self.rng.begin(self.buffers.generators)
 
     def seeds(self, count: int) -> list[int]:
         """Seeds for probes that are answered together, see :meth:`StepRecord.seeds`."""

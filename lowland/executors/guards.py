@@ -121,10 +121,11 @@ def _gathered(model: nn.Module) -> set[int]:
     return ids
 
 
-def outsiders(params: Sequence[Tensor], loss_fn: Callable[..., Any] | None) -> list[Tensor]:
-    """Parameters of modules that the loss function uses besides the model; a later loss may reach them."""
-    known = set(map(id, params))
-    return [p for m in modules_of(loss_fn).values() for p in m.parameters() if id(p) not in known]
+def outsiders(work: Work) -> list[Tensor]:
+    """Trainable tensors that the model or the loss function uses besides the engine's; a later loss may reach them."""
+    known = set(map(id, work.model.parameters()))
+    named = [p for m in modules_of(work.loss_fn).values() for p in m.parameters()] + work.buffers.trainable
+    return [p for p in {id(p): p for p in named}.values() if id(p) not in known]
 
 
 def checks_reach(work: Work) -> bool:
@@ -132,13 +133,42 @@ def checks_reach(work: Work) -> bool:
     return work.step.watched or any(p.requires_grad for p in work.outsiders)
 
 
+def remembered(tensors: Sequence[Tensor]) -> list[Remembered]:
+    """The gradients of trainable tensors, and copies of them."""
+    leaves = [t for t in tensors if t.requires_grad and t.is_leaf]
+    return [(weakref.ref(t), t.grad, None if t.grad is None else t.grad.clone()) for t in leaves]
+
+
+def check_others(before: Sequence[Remembered], loss_fn: Callable[..., Any] | None) -> None:
+    """Refuse a backward that has given other tensors a gradient, as one that runs inside another may do unseen.
+
+    Raises:
+        ParameterError: It has; their gradients go back.
+    """
+    changed = []
+    for ref, grad, copy in before:
+        t = ref()
+        if t is not None and (t.grad is not grad or (grad is not None and not torch.equal(grad, copy))):  # type: ignore[arg-type]
+            changed.append(t)
+    if changed:
+        _put_back(before)
+        raise _refusal(changed, loss_fn)
+
+
+def _put_back(before: Sequence[Remembered]) -> None:
+    for ref, grad, copy in before:
+        if (t := ref()) is not None:
+            if grad is not None and copy is not None:
+                grad.detach().copy_(copy)
+            t.grad = grad
+
+
 def remember(work: Work) -> None:
     """Copy the gradients of all other trainable tensors, because a backward that the caller runs may add to them."""
     if work.step.gradients is None and checks_reach(work):
         known = set(map(id, work.params))
-        tensors = [t for t in gc.get_objects() if issubclass(type(t), Tensor) and id(t) not in known]
-        leaves = [t for t in tensors if t.requires_grad and t.is_leaf]
-        work.step.gradients = [(weakref.ref(t), t.grad, None if t.grad is None else t.grad.clone()) for t in leaves]
+        tensors: Sequence[Any] = gc.get_objects() if work.step.watched else work.outsiders
+        work.step.gradients = remembered([t for t in tensors if issubclass(type(t), Tensor) and id(t) not in known])
 
 
 def suspect_after(work: Work, loss: Tensor) -> None:
@@ -151,12 +181,10 @@ def suspect_after(work: Work, loss: Tensor) -> None:
         return
     try:
         suspect(work, loss, work.loss_fn)
+        known = set(map(id, work.outsiders))
+        check_others([entry for entry in work.step.gradients or () if id(entry[0]()) in known], work.loss_fn)
     except ParameterError:
-        for ref, grad, copy in work.step.gradients or ():
-            if (t := ref()) is not None:
-                if grad is not None and copy is not None:
-                    grad.detach().copy_(copy)
-                t.grad = grad
+        _put_back(work.step.gradients or ())
         raise
 
 

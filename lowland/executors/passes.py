@@ -21,7 +21,7 @@ from lowland.executors.displacement import displaced, forget_derived
 from lowland.executors.guards import any_gradient, inspect, remember, suspect_after
 from lowland.executors.modes import compiled, only, traceless
 from lowland.executors.norm_stats import frozen_stats
-from lowland.executors.still import Mark, check_forward, run_backward
+from lowland.executors.still import Caller, Mark, check_forward, run_backward
 
 # map() with these takes a tenth of the time of a Python loop, which matters for many small parameters.
 _GRAD, _LAYOUT = operator.attrgetter("grad"), operator.attrgetter("layout")
@@ -52,6 +52,7 @@ class Pass:
         self._sums: Tensor | None = None  # the sums of total and count over the parts so far, shape (2,)
         self._unit: Tensor | None = None  # the divisor of all parts but the last
         self._displaced = False
+        self._caller: Caller | None = None  # set if the caller runs forward and backward
         self._before: Mark | None = None  # the weights before a displaced forward that reports
         self.sparse = True  # False if requires_grad of the parameters must not change, for a caller's backward
         self._reached: list[bool] | None = None  # which parameters backward has reached; None for all
@@ -89,7 +90,8 @@ class Pass:
             stack.enter_context(torch.set_grad_enabled(probe.grad))
             if self._on_error is not None:  # the caller runs forward and backward
                 remember(work)
-            self._before = Mark(work) if work.step.watched and self._displaced and probe.stats else None
+                self._caller = Caller(work)
+            self._before = Mark(work, each=True) if self._displaced and probe.stats else None
             self._stack = stack.pop_all()
         return self
 
@@ -245,6 +247,8 @@ class Pass:
                 "this pass is for other examples than the step's batch, which the method has kept or cut, so the loss "
                 "of the step's batch would be wrong; run the model on p.batch and say so: p.adopt(loss, batch=p.batch)"
             )
+        if self._caller is not None:
+            self._caller.check()
         if loss.requires_grad:
             suspect_after(self.work, loss)
         self._loss = loss.detach().mean()
