@@ -243,7 +243,7 @@ class Ownership:
         self._model, self._loss_fn, self._views = model, loss_fn, views
         self._graphs = hasattr(getattr(torch, device.type, None), "graph_pool_handle")  # torch.cuda, torch.xpu
         self._last: list[tuple[weakref.ref[Tensor], int]] = []
-        self.needed = self._look = False
+        self.needed, self._look = False, True
         self.look()
 
     def begin(self, *, look: bool) -> None:
