@@ -15,7 +15,6 @@ from official.files import Array, recorded
 from official.follow import model_of
 from ranks import on_ranks
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the name everybody knows it by
 
 import lowland
 
@@ -50,6 +49,27 @@ def replaced(code: str, *changes: tuple[str, str]) -> str:
         assert old in code
         code = code.replace(old, new)
     return code
+
+
+# All of them
+
+
+@pytest.mark.parametrize("package", ["sam", "pytorch_optimizer"])
+def test_a_training_goes_on_with_the_state_of_the_old_base_optimizer(package: str) -> None:
+    top, loop = replaced(PO["SAM"][0], ("from pytorch_optimizer", f"from {package}")).split("\nfor ")
+    batch = "inputs, targets in list(loader)"
+    assert loop.startswith("inputs, targets in loader:")
+    first = loop.replace("inputs, targets in loader", f"{batch}[:20]")
+    new = PO["SAM"][1].replace("rho=0.05", "rho=1.0")  # the groups bring the 0.05
+    made, rest = new.split("engine = ")
+    load = (
+        "old = optimizer.base_optimizer.state_dict()\n"
+        + made
+        + "optimizer.load_state_dict(old)\noptimizer.zero_grad()\nengine = "
+    )
+    rest = replaced(rest, ("batch in loader", "batch in list(loader)[20:]"))
+    moved_over = trained(f"{top}\nfor {first}\n{load}{rest}").final
+    assert apart(moved_over, trained(f"{top}\nfor {loop}").final) < (1e-12 if package == "sam" else 1e-6)
 
 
 # davda54/sam
@@ -271,12 +291,3 @@ def test_a_new_batch_for_every_update_is_another_method() -> None:
     found = trained(new)
     assert found.names["engine"].step == 40
     assert apart(trained(other).final, found.final) > SEEN
-
-
-def test_losses_of_the_page_are_means() -> None:
-    """The old loops divide by the number of examples; so does ``loss_fn``, which returns one loss for each."""
-    names = trained(pairs()["davda54/sam"][1], steps=1).names
-    batch = next(iter(names["loader"]))
-    each = names["loss_fn"](names["model"], batch)
-    assert each.shape == (16,)
-    assert torch.allclose(each.mean(), F.cross_entropy(names["model"](batch[0]), batch[1]))

@@ -70,6 +70,22 @@ def test_both_loops_follow_the_release(heading: str) -> None:
     assert apart(before.final, run[-1]) < 1e-10
 
 
+def test_elementwise_loops_follow_davda54_s_release() -> None:
+    before, new = pairs()["davda54/sam"]
+    run = recorded("sam_adaptive_mlp_sgd").weights
+    old = before.replace("rho=0.05", "rho=2.0, adaptive=True")
+    assert apart(trained(old).path, run) < 1e-12
+    asam = new.replace("lowland.SAM(rho=0.05)", "lowland.ASAM(rho=2.0, geometry=lowland.Adaptive(eta=0))")
+    assert apart(trained(asam).path, run) < 1e-12
+
+
+def test_both_loops_follow_the_momentum_sam_release() -> None:
+    before, new = (c.replace("rho=0.3", "rho=3.0").replace("5e-4", "0.0") for c in pairs()["The Momentum-SAM release"])
+    run = recorded("momentum_sam_rho3.0_wd0.0_mlp_sgd").weights
+    assert apart(trained(before).final, run[-1]) < 1e-12
+    assert apart(trained(new).path, run) < 1e-12
+
+
 def test_every_loop_is_run() -> None:
     assert list(pairs()) == list(TOLERANCES)
 

@@ -14,7 +14,7 @@ from ranks import on_ranks
 import lowland
 from migrated import two_ranks
 from migrated.before import SECTIONS
-from migrated.page import Row, after, apart, calls, pairs, trained, weights
+from migrated.page import LOOP, Row, Trained, after, apart, calls, pairs, trained, weights
 from migrated.rules import momentum_zero
 
 Check = Callable[[Row], None]
@@ -82,6 +82,25 @@ def scheduled(row: Row) -> None:
         )
     assert apart(found[0].path, found[1].path) < 1e-12
     assert apart(found[0].final, trained(pairs()["davda54/sam"][0]).final) > SEEN  # the schedule is seen
+
+
+@row(*[(section, "loss divided by") for section in SECTIONS])
+def divided(row: Row) -> None:
+    """One loss per example, their mean, and a ``Loss`` that counts them have the same weights."""
+    method = SECTIONS[row.section][1]
+    each = after("", method).path
+    for losses in ("losses.mean()", "lowland.Loss(losses.sum(), len(losses))"):
+        assert apart(each, with_losses(losses, method).path) < 1e-12
+    assert apart(each[-1], with_losses("lowland.Loss(losses.sum(), 2 * len(losses))", method).final) > SEEN
+
+
+@row(("davda54/sam", "loss divided by a sum of weights"))
+def weighted(row: Row) -> None:
+    top, loop = pairs()["davda54/sam"][0].replace(", weight_decay=5e-4", "").split("\nfor ")
+    loop = loop.replace("F.cross_entropy(model(inputs), targets)", row.before.strip("`"))
+    found = trained(f"w = {WEIGHTS}\n{top}\nfor {loop}").path
+    assert apart(found, with_losses(row.after.strip("`"), "SAM(rho=0.05)", Loss=lowland.Loss).path) < 1e-12
+    assert apart(found[-1], after("", "SAM(rho=0.05)").final) > SEEN
 
 
 @row(("davda54/sam", "BatchNorm statistics"))
@@ -230,6 +249,25 @@ def momentum_on_ranks(row: Row) -> None:
     old = on_ranks(2, two_ranks.by_msam, 0.3)
     new = on_ranks(2, two_ranks.followed, calls(row.after)["method"], 0.0)
     assert max(apart(a, b[-1]) for a, b in zip(old, new, strict=True)) < 1e-10
+
+
+WEIGHTS = "torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)"
+
+
+def with_losses(returned: str, method: str, **names: Any) -> Trained:
+    """The new loop with a loss function that returns something else."""
+    code = f"""
+w = {WEIGHTS}
+
+def other(model, batch):
+    targets = batch[1]
+    losses = loss_fn(model, batch)
+    return {returned}
+
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+engine = lowland.Engine(lowland.{method}, model, optimizer, other)
+"""
+    return trained(code + LOOP, **names)
 
 
 def from_ranks(row: Row, run: str) -> float:
