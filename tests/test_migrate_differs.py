@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from migrated import davda54, gsam, optax, two_ranks
+from migrated import davda54, gsam, optax
 from migrated.page import LOOP, after, apart, pairs, trained, weights
 from migrated.rules import ascent, gradients, moved
 from official.files import Array, recorded
 from official.follow import model_of
-from ranks import on_ranks
 from torch import Tensor, nn
 
 import lowland
@@ -118,12 +117,6 @@ def test_a_group_of_radius_0_leaves_the_others_further_away() -> None:
     assert float(new[0].norm()) == pytest.approx(0.05)
     assert float(old[0].norm()) == pytest.approx(0.05 * (3 / 7) ** 0.5)
     assert float(old[1].norm()) == float(new[1].norm()) == 0
-
-
-def test_no_sync_around_backward_alone_averages_nevertheless() -> None:
-    first, second = on_ranks(2, two_ranks.first_gradients)
-    assert torch.equal(first["backward"], second["backward"])
-    assert not torch.allclose(first["both"], second["both"], atol=SEEN)
 
 
 # pytorch_optimizer
@@ -237,11 +230,6 @@ def test_gradients_accumulate_in_lowland_and_not_in_the_release() -> None:
     before = pairs()["The GSAM release"][0]
     held = "    for p in model.parameters():\n        p.grad = torch.ones_like(p)\n    optimizer.set_closure"
     assert apart(trained(before).final, trained(replaced(before, ("    optimizer.set_closure", held))).final) == 0
-
-
-def test_the_mean_gradient_has_other_weights_than_the_release_on_two_ranks() -> None:
-    path = on_ranks(2, two_ranks.followed, "GSAM(rho=0.1, alpha=0.4)")[0]
-    assert apart(path, recorded("ddp2_release_mlp_sgd").weights) > SEEN
 
 
 # The Momentum-SAM release
