@@ -1,0 +1,88 @@
+"""The engine's state beside a framework's checkpoint: one file for every rank."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lowland.core import checks
+from lowland.core.errors import StateError
+from lowland.core.schedule import Schedule, When
+from lowland.engine import Engine
+from lowland.integrations.refusals import parts_of
+
+RESUME = ("exact", "cold")
+
+
+def check_resume(name: str, value: Any) -> None:
+    """Refuse what is neither "exact" nor "cold"."""
+    checks.one_of(name, value, RESUME)
+
+
+def path_of(folder: str | os.PathLike[str], rank: int) -> Path:
+    """The file of one rank in a checkpoint's folder."""
+    return Path(folder) / f"lowland_{rank}.pt"
+
+
+def save(engine: Engine, folder: str | os.PathLike[str], rank: int) -> None:
+    """Write the state of this rank's engine; the file gets its name when all of it is written."""
+    path = path_of(folder, rank)
+    path.parent.mkdir(parents=True, exist_ok=True)  # on every rank: another one may be first
+    unfinished = path.with_suffix(".tmp")
+    torch.save(engine.state_dict(), unfinished)
+    os.replace(unfinished, path)
+
+
+def load(engine: Engine, folder: str | os.PathLike[str], rank: int, *, resume: str, option: str) -> None:
+    """Let an engine go on where a checkpoint was taken.
+
+    A state that is the same on all ranks is read from the first rank's file where this rank has none, as on more ranks
+    than before. One that belongs to a rank is refused there.
+
+    Args:
+        engine: The engine.
+        folder: The checkpoint's folder.
+        rank: This rank's number.
+        resume: "cold" lets a method start anew where the checkpoint has no state of it.
+        option: How the caller says so.
+
+    Raises:
+        StateError: The checkpoint has no state though the method keeps something, or has another one.
+    """
+    own, first = path_of(folder, rank), path_of(folder, 0)
+    path = own if own.exists() else first
+    if not path.exists():
+        check_missing(engine, str(folder), resume=resume, option=option)
+        return
+    engine.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+
+
+def check_missing(engine: Engine, where: str, *, resume: str, option: str) -> None:
+    """Refuse a checkpoint without the engine's state, where a cold start would be another trajectory.
+
+    Raises:
+        StateError: The method keeps something from step to step, or counts steps.
+    """
+    if resume == "cold" or not keeps(engine):
+        return
+    raise StateError(
+        f"the checkpoint must hold the state of {engine.method.kind}, which keeps something from step to step, but "
+        f"{where} has none, as after plain training; resume from a checkpoint that was written with the method, or "
+        f"let the method start anew: {option}"
+    )
+
+
+def keeps(engine: Engine) -> bool:
+    """Whether a resume without the engine's state would be another trajectory."""
+    return bool(engine.memory) or any(isinstance(part, Schedule | When) for part in parts_of(engine.method))
+
+
+def plain(batch: Any) -> Any:
+    """A batch whose mappings are dicts, such as a tokenizer's ``BatchEncoding``, so that it can be cut and saved."""
+    if isinstance(batch, Mapping):
+        return {key: plain(value) for key, value in batch.items()}
+    return batch
