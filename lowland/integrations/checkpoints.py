@@ -23,21 +23,23 @@ def check_resume(name: str, value: Any) -> None:
     checks.one_of(name, value, RESUME)
 
 
-def path_of(folder: str | os.PathLike[str], rank: int) -> Path:
-    """The file of one rank in a checkpoint's folder."""
-    return Path(folder) / f"lowland_{rank}.pt"
+def path_of(folder: str | os.PathLike[str], rank: int, number: int = 0) -> Path:
+    """The file of one rank in a checkpoint's folder, for the engine of this number."""
+    return Path(folder) / (f"lowland_{rank}.pt" if number == 0 else f"lowland{number}_{rank}.pt")
 
 
-def save(engine: Engine, folder: str | os.PathLike[str], rank: int) -> None:
+def save(engine: Engine, folder: str | os.PathLike[str], rank: int, number: int = 0) -> None:
     """Write the state of this rank's engine; the file gets its name when all of it is written."""
-    path = path_of(folder, rank)
+    path = path_of(folder, rank, number)
     path.parent.mkdir(parents=True, exist_ok=True)  # on every rank: another one may be first
     unfinished = path.with_suffix(".tmp")
     torch.save(engine.state_dict(), unfinished)
     os.replace(unfinished, path)
 
 
-def load(engine: Engine, folder: str | os.PathLike[str], rank: int, *, resume: str, option: str) -> None:
+def load(
+    engine: Engine, folder: str | os.PathLike[str], rank: int, *, resume: str, option: str, number: int = 0
+) -> None:
     """Let an engine go on where a checkpoint was taken.
 
     A state that is the same on all ranks is read from the first rank's file where this rank has none, as on more ranks
@@ -49,11 +51,12 @@ def load(engine: Engine, folder: str | os.PathLike[str], rank: int, *, resume: s
         rank: This rank's number.
         resume: "cold" lets a method start anew where the checkpoint has no state of it.
         option: How the caller says so.
+        number: Of the engine, where there are several.
 
     Raises:
         StateError: The checkpoint has no state though the method keeps something, or has another one.
     """
-    own, first = path_of(folder, rank), path_of(folder, 0)
+    own, first = path_of(folder, rank, number), path_of(folder, 0, number)
     path = own if own.exists() else first
     if not path.exists():
         check_missing(engine, str(folder), resume=resume, option=option)

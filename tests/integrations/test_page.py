@@ -48,6 +48,24 @@ def test_trl(tmp_path: Path) -> None:
     assert names["trainer"].engine.step == hf.STEPS
 
 
+def test_accelerate() -> None:
+    pytest.importorskip("accelerate", exc_type=ImportError)
+    import torch
+
+    from integrations import loops
+    from integrations.trajectories import apart, sgd
+
+    loops.fresh()
+    loops.AcceleratorState._reset_state(False)
+    model = loops.net()
+    optimizer = sgd(model)
+    loader = torch.utils.data.DataLoader(loops.data(32), batch_size=8)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    given = {"model": model, "optimizer": optimizer, "loader": loader, "scheduler": scheduler}
+    assert ran("accelerate", given)["sharp"].engine.step == 2
+    assert apart(model, loops.net()) > 0
+
+
 def test_every_block_is_run_here() -> None:
     assert {f"test_{title.replace(' ', '_')}" for title in BLOCKS} <= set(globals())
 
