@@ -133,7 +133,7 @@ class Sharpness:
     def _load(self, models: Any, folder: str | os.PathLike[str]) -> None:
         self.discard()
         rank, option = self.accelerator.process_index, 'Sharpness(…, resume="cold")'
-        checkpoints.load(self.engine, folder, rank, resume=self.resume, option=option, number=self._number)
+        checkpoints.load(self.engine, folder, rank, resume=self.resume, option=option, told=False, number=self._number)
 
     def _leave(self) -> None:
         for hook in self._hooks:

@@ -14,6 +14,7 @@ from lowland.core.errors import StateError
 from lowland.core.schedule import Schedule, When
 from lowland.engine import Engine
 from lowland.integrations.refusals import parts_of
+from lowland.methods.late import Late
 
 RESUME = ("exact", "cold")
 
@@ -38,7 +39,14 @@ def save(engine: Engine, folder: str | os.PathLike[str], rank: int, number: int 
 
 
 def load(
-    engine: Engine, folder: str | os.PathLike[str], rank: int, *, resume: str, option: str, number: int = 0
+    engine: Engine,
+    folder: str | os.PathLike[str],
+    rank: int,
+    *,
+    resume: str,
+    option: str,
+    told: bool,
+    number: int = 0,
 ) -> None:
     """Let an engine go on where a checkpoint was taken.
 
@@ -51,6 +59,7 @@ def load(
         rank: This rank's number.
         resume: "cold" lets a method start anew where the checkpoint has no state of it.
         option: How the caller says so.
+        told: Whether the framework tells the engine how much of the training is done.
         number: Of the engine, where there are several.
 
     Raises:
@@ -59,29 +68,35 @@ def load(
     own, first = path_of(folder, rank, number), path_of(folder, 0, number)
     path = own if own.exists() else first
     if not path.exists():
-        check_missing(engine, str(folder), resume=resume, option=option)
+        check_missing(engine, str(folder), resume=resume, option=option, told=told)
         return
     engine.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
 
 
-def check_missing(engine: Engine, where: str, *, resume: str, option: str) -> None:
+def check_missing(engine: Engine, where: str, *, resume: str, option: str, told: bool) -> None:
     """Refuse a checkpoint without the engine's state, where a cold start would be another trajectory.
 
     Raises:
         StateError: The method keeps something from step to step, or counts steps.
     """
-    if resume == "cold" or not keeps(engine):
+    if resume == "cold" or not keeps(engine, told=told):
         return
     raise StateError(
-        f"the checkpoint must hold the state of {engine.method.kind}, which keeps something from step to step, but "
-        f"{where} has none, as after plain training; resume from a checkpoint that was written with the method, or "
-        f"let the method start anew: {option}"
+        f"the checkpoint must hold the state of {engine.method.kind}, which keeps something from step to step or "
+        f"counts steps, but {where} has none, as after plain training; resume from a checkpoint that was written with "
+        f"the method, or let the method start anew: {option}"
     )
 
 
-def keeps(engine: Engine) -> bool:
-    """Whether a resume without the engine's state would be another trajectory."""
-    return bool(engine.memory) or any(isinstance(part, Schedule | When) for part in parts_of(engine.method))
+def keeps(engine: Engine, *, told: bool) -> bool:
+    """Whether a resume without the engine's state would be another trajectory.
+
+    Args:
+        engine: The engine.
+        told: Whether the framework tells it how much of the training is done, so that it need not count.
+    """
+    counting = [part for part in parts_of(engine.method) if isinstance(part, Schedule | When | Late)]
+    return bool(engine.memory) or any(not (told and part.needs_progress) for part in counting)
 
 
 def plain(batch: Any) -> Any:

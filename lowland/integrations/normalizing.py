@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lowland.core.errors import LossError, UsageError
+from lowland.integrations.temporary import evaluating
 
 REMEDY = (
     "let the method cut between micro-batches only: m=gradient_accumulation_steps, or a divisor of it, with a "
@@ -90,15 +90,3 @@ class Normalization:
             f"num_items_in_batch, but this one is a mixture: {float(once):.4g}, and {float(twice):.4g} for twice the "
             f"items; {REMEDY}"
         )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model without dropout and without new statistics; afterwards every module is as it was."""
-    modes = {m: m.training for m in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for m, training in modes.items():
-            m.training = training

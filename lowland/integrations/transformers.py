@@ -17,7 +17,7 @@ from lowland.engine import Engine, lookahead
 from lowland.executors import Pass
 from lowland.integrations import checkpoints, refusals
 from lowland.integrations.normalizing import Normalization
-from lowland.integrations.stand_in import standing_in
+from lowland.integrations.temporary import standing_in
 from lowland.methods.base import Method
 
 try:
@@ -184,7 +184,7 @@ class SharpnessMixin:
             if self._checkpoint is not None:
                 option = f'{type(self).__name__}(…, sharpness_resume="cold")'
                 rank = trainer.args.process_index
-                checkpoints.load(engine, self._checkpoint, rank, resume=self.sharpness_resume, option=option)
+                checkpoints.load(engine, self._checkpoint, rank, resume=self.sharpness_resume, option=option, told=True)
             self.engine, self._checkpoint = engine, None
             self._normalization = Normalization(self, Trainer.compute_loss)
         if self.sharpness.needs_progress:

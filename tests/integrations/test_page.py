@@ -66,6 +66,20 @@ def test_accelerate() -> None:
     assert apart(model, loops.net()) > 0
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lightning", exc_type=ImportError)
+    from integrations import pl
+    from integrations.loops import net
+    from integrations.trajectories import apart
+
+    monkeypatch.chdir(tmp_path)  # Lightning logs and saves beside the program
+    module = pl.Module()
+    names = ran("lightning", {"module": module, "loader": pl.loader()})
+    assert names["trainer"].global_step == pl.BATCHES * 2
+    assert apart(module.net, net()) > 0
+
+
 def test_every_block_is_run_here() -> None:
     assert {f"test_{title.replace(' ', '_')}" for title in BLOCKS} <= set(globals())
 

@@ -66,7 +66,9 @@ def test_a_checkpoint_of_plain_training_is_refused(tmp_path: Path, kind: str) ->
     assert trainer.engine.step == 3
     # SAM keeps nothing, so that nothing is missing.
     assert trained("sam", tmp_path, Tiny(), CLASSES, resume=start, **more).engine.step == 3
-    growing = lowland.SAM(rho=lowland.schedule.linear(0.0, 0.1))
+    growing = lowland.SAM(rho=lowland.schedule.linear(0.0, 0.1))  # goes by the Trainer's progress
+    assert trained(growing, tmp_path, Tiny(), CLASSES, resume=start, **more).engine.progress == 5 / 6
+    growing = lowland.SAM(rho=lowland.schedule.linear(0.0, 0.1, steps=4))
     with pytest.raises(StateError, match="keeps something from step to step"):
         trained(growing, tmp_path, Tiny(), CLASSES, resume=start, **more)
 
