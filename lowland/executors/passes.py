@@ -23,8 +23,12 @@ from lowland.executors.modes import compiled, only, traceless
 from lowland.executors.norm_stats import frozen_stats
 from lowland.executors.still import Mark, check_forward, run_backward
 
-# Maps of these cost a tenth of a loop in Python, which counts where parameters are many and small.
+# A map of these costs a tenth of a loop in Python.
 _GRAD, _LAYOUT = operator.attrgetter("grad"), operator.attrgetter("layout")
+_WEIGHT = (
+    "loss_fn must return what a part of a batch weighs, too, but returned a mean, shape (), for a part; return one "
+    'loss per example, reduction="none", no mean that is expanded, or lowland.Loss(total, count)'
+)
 
 
 class Pass:
@@ -133,11 +137,8 @@ class Pass:
             )
         batch = part if part is not None else self._piece if self._several else self.batch
         read = terms(loss, None if batch is None else self.work.batches.known_size(batch))
-        if share is None and (self._several or self.probe.cut) and (read.count is None or one_for_all(read.losses)):
-            raise LossError(
-                "loss_fn must return what a part of a batch weighs, too, but returned a mean, shape (), for a part; "
-                'return one loss per example, reduction="none", no mean that is expanded, or lowland.Loss(total, count)'
-            )
+        if (self.probe.cut or (share is None and self._several)) and (read.count is None or one_for_all(read.losses)):
+            raise LossError(_WEIGHT)
         if read.losses is not None:
             self._losses.append(read.losses.detach())
         if read.aux is not None:
@@ -209,31 +210,34 @@ class Pass:
             raise UsageError("a pass was not run; write: for p in engine.passes(batch): with p: …")
         return reading
 
-    def adopt(self, loss: Tensor, batch: Any = None) -> None:
+    def adopt(self, loss: Tensor | Loss, batch: Any = None) -> None:
         """Take the loss of a forward and backward that the caller has run, on this pass's batch and on all of it.
 
-        For frameworks whose training step runs backward itself. The gradient must be in ``.grad`` at the end of the
-        pass, as ``loss.backward()`` leaves it, without a GradScaler's scale unless the engine has that scaler.
+        For frameworks whose training step runs backward itself. The mean's gradient must be in ``.grad`` at the end of
+        the pass, as ``loss.backward()`` leaves it, without a GradScaler's scale unless the engine has that scaler.
 
         Args:
-            loss: The mean loss, a tensor of any shape whose mean it is.
-            batch: The examples it was run on: ``p.batch``. It may be left out where the pass is for the very batch
-                that the step was given; methods that keep or cut batches hand out others.
+            loss: The mean loss, a tensor of any shape; for a part that a method has cut, a ``Loss`` with this mean.
+            batch: The examples it was run on: ``p.batch``. It may be left out where that is the very batch that the
+                step was given; methods that keep or cut batches hand out others.
 
         Raises:
-            LossError: The loss is no tensor.
+            LossError: The loss is no tensor, or the mean of a part of a batch, whose weight is not known.
             UsageError: The pass is for another batch than the caller says.
         """
-        if not isinstance(loss, Tensor):
+        if not isinstance(loss, Tensor | Loss):
             raise LossError(f"adopt needs the loss as a tensor, but got a {type(loss).__name__}; pass the loss itself")
         if batch is None if self.probe.other else batch is not None and batch is not self.batch:
             raise UsageError(
                 "this pass is for other examples than the step's batch, which the method has kept or cut, so the loss "
                 "of the step's batch would be wrong; run the model on p.batch and say so: p.adopt(loss, batch=p.batch)"
             )
-        if loss.requires_grad:
-            suspect_after(self.work, loss)
-        self._loss = loss.detach().mean()
+        if self.probe.cut and isinstance(loss, Tensor):
+            raise LossError(f"{_WEIGHT}, such as p.adopt(lowland.Loss(mean * count, count), batch=p.batch)")
+        read = terms(loss if isinstance(loss, Loss) else loss.mean(), None)
+        if read.mean.requires_grad:
+            suspect_after(self.work, read.mean)
+        self._loss, self._count = read.mean.detach(), read.count
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
