@@ -80,6 +80,15 @@ def test_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert apart(module.net, net()) > 0
 
 
+def test_skorch() -> None:
+    pytest.importorskip("skorch", exc_type=ImportError)
+    from integrations import test_skorch as nets
+
+    x, y = nets.data()
+    given = {"Module": nets.Module, "criterion": nets.nn.CrossEntropyLoss, "X": x, "y": y}
+    assert ran("skorch", given)["net"].engine_.step == 2  # 64 rows, skorch's batches of 128
+
+
 def test_every_block_is_run_here() -> None:
     assert {f"test_{title.replace(' ', '_')}" for title in BLOCKS} <= set(globals())
 
