@@ -149,6 +149,11 @@ class SharpnessMixin:
                 super().training_step(model, dict(piece["inputs"]), piece["items"])  # type: ignore[misc]
         finally:
             trainer.current_gradient_accumulation_steps = before
+        if calls == 0:
+            raise UsageError(
+                "training_step must call accelerator.backward, which is the engine's here, but has not called it; "
+                "write self.accelerator.backward(loss) instead of loss.backward()"
+            )
 
     def _take(self, p: Pass, model: Any, piece: dict[str, Any], loss: Tensor) -> None:
         """Run backward on a loss as the Trainer has normalized it: one micro-batch's share of the step's loss."""

@@ -89,6 +89,31 @@ def test_skorch() -> None:
     assert ran("skorch", given)["net"].engine_.step == 2  # 64 rows, skorch's batches of 128
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_peft(tmp_path: Path) -> None:
+    pytest.importorskip("peft", exc_type=ImportError)
+    from integrations import hf
+
+    names = ran("peft", {"model": hf.llama(), "args": hf.arguments(tmp_path), "train_dataset": hf.texts()})
+    engine = names["trainer"].engine
+    assert engine.step == hf.STEPS
+    assert all("lora" in name for name in engine.names)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fabric() -> None:
+    pytest.importorskip("lightning", exc_type=ImportError)
+    from integrations import pl
+    from integrations.loops import net
+    from integrations.trajectories import apart, sgd
+
+    model = net()
+    names = ran("fabric", {"model": model, "optimizer": sgd(model), "loader": pl.loader()})
+    assert names["engine"].step == pl.BATCHES
+    assert apart(model, net()) > 0
+
+
 def test_every_block_is_run_here() -> None:
     assert {f"test_{title.replace(' ', '_')}" for title in BLOCKS} <= set(globals())
 

@@ -260,6 +260,15 @@ def test_trainers_that_do_otherwise_than_the_trainer(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match="add the losses up and call it once"):
         made(tmp_path, sharpened(Twice), sharpness=lowland.SAM()).train()
+
+    class Bare(Trainer):  # type: ignore[misc]
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+            loss = self.compute_loss(model, inputs)
+            loss.backward()
+            return loss.detach()
+
+    with pytest.raises(UsageError, match=r"write self\.accelerator\.backward\(loss\)"):
+        made(tmp_path, sharpened(Bare), sharpness=lowland.SAM()).train()
     with pytest.raises(ArgumentError, match="pass the class itself"):
         sharpened(Tiny)
     with pytest.raises(ArgumentError, match="has SharpnessMixin already"):
