@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 STAMP := $(VENV)/.installed
+INTEGRATIONS := .venv-integrations
 
-.PHONY: setup demo test check ci docs clean
+.PHONY: setup demo test check ci integrations docs clean
 
 setup: $(STAMP)
 
@@ -33,8 +34,18 @@ ci: setup
 	$(MAKE) test COVERAGE='--cov=lowland --cov-report='
 	$(BIN)/coverage report --skip-covered --sort=cover
 
+# Training frameworks have an environment of their own: nothing else needs them, and they pin much.
+integrations: $(INTEGRATIONS)/.installed
+	OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/python -m pytest -q --durations=10 tests/integrations
+
+$(INTEGRATIONS)/.installed: pyproject.toml constraints.txt constraints-integrations.txt
+	test -x $(INTEGRATIONS)/bin/python || $(PYTHON) -m venv $(INTEGRATIONS)
+	$(INTEGRATIONS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-c constraints-integrations.txt -e '.[integrations]'
+	touch $@
+
 docs: setup
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(INTEGRATIONS) build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -31,6 +31,7 @@ FOLDERS: dict[str, list[str]] = {
     "parallel": ["core", "executors"],
     "sharpness": [*UPTO["engine"], ""],
     "testing": [*UPTO["engine"], ""],
+    "integrations": UPTO["engine"],
     "runs": ["core"],  # of core only errors, see test_records_and_reports_need_no_torch
     "report": ["core", "runs"],
     "lab": UPTO["lab"],

@@ -25,6 +25,10 @@ from lowland.executors.still import Caller, Mark, check_forward, run_backward
 
 # map() with these takes a tenth of the time of a Python loop, which matters for many small parameters.
 _GRAD, _LAYOUT = operator.attrgetter("grad"), operator.attrgetter("layout")
+_WEIGHT = (
+    "loss_fn must return what a part of a batch weighs, too, but returned a mean, shape (), for a part; return one "
+    'loss per example, reduction="none", no mean that is expanded, or lowland.Loss(total, count)'
+)
 
 
 class Pass:
@@ -141,11 +145,9 @@ class Pass:
             )
         batch = part if part is not None else self._part if self._several else self.batch
         values = terms(loss, None if batch is None else self.work.batches.known_size(batch))
-        if share is None and (self._several or self.probe.cut) and (values.count is None or one_for_all(values.losses)):
-            raise LossError(
-                "loss_fn must return what a part of a batch weighs, too, but returned a mean, shape (), for a part; "
-                'return one loss per example, reduction="none", no mean that is expanded, or lowland.Loss(total, count)'
-            )
+        is_part = self.probe.cut or (share is None and self._several)
+        if is_part and (values.count is None or one_for_all(values.losses)):
+            raise LossError(_WEIGHT)
         more = self._several or share is not None  # the forward of the next part may overwrite these values
         if values.losses is not None:
             self._losses.append(values.losses.detach().clone() if more else values.losses.detach())
@@ -225,22 +227,23 @@ class Pass:
             raise UsageError("a pass was not run; write: for p in engine.passes(batch): with p: …")
         return reading
 
-    def adopt(self, loss: Tensor, batch: Any = None) -> None:
+    def adopt(self, loss: Tensor | Loss, batch: Any = None) -> None:
         """Use the loss of a forward and backward that the caller has run on the full batch of this pass.
 
-        This is for frameworks whose training step runs backward itself. At the end of the pass the gradient must be in
-        ``.grad``, as ``loss.backward()`` writes it. A GradScaler may have scaled it only if the engine has that scaler.
+        This is for frameworks whose training step runs backward itself. At the end of the pass the gradient of the mean
+        must be in ``.grad``, as ``loss.backward()`` writes it. A GradScaler may have scaled it only if the engine has
+        that scaler.
 
         Args:
-            loss: The loss; the mean of this tensor is the loss of the pass.
+            loss: The mean loss, a tensor of any shape; for a part that a method has cut, a ``Loss`` with this mean.
             batch: The examples that the caller has used: ``p.batch``. It may be omitted if the pass is for the step's
                 batch; methods that keep or cut batches have passes for other batches.
 
         Raises:
-            LossError: The loss is not a tensor.
+            LossError: The loss is not a tensor, or is the mean of a part of a batch, whose weight is not known.
             UsageError: The pass is for another batch.
         """
-        if not isinstance(loss, Tensor):
+        if not isinstance(loss, Tensor | Loss):
             raise LossError(f"adopt needs the loss as a tensor, but got a {type(loss).__name__}; pass the loss itself")
         if batch is None if self.probe.other else batch is not None and batch is not self.batch:
             raise UsageError(
@@ -249,9 +252,12 @@ class Pass:
             )
         if self._caller is not None:
             self._caller.check()
-        if loss.requires_grad:
-            suspect_after(self.work, loss)
-        self._loss = loss.detach().mean()
+        if self.probe.cut and isinstance(loss, Tensor):
+            raise LossError(f"{_WEIGHT}, such as p.adopt(lowland.Loss(mean * count, count), batch=p.batch)")
+        values = terms(loss if isinstance(loss, Loss) else loss.mean(), None)
+        if values.mean.requires_grad:
+            suspect_after(self.work, values.mean)
+        self._loss, self._count = values.mean.detach(), values.count
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

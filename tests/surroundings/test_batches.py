@@ -11,7 +11,7 @@ from hand import close, grads, norm, sgd, square
 from torch import Tensor, nn
 
 import lowland
-from lowland.core.errors import ArgumentError, BatchError, UsageError
+from lowland.core.errors import ArgumentError, BatchError, LossError, UsageError
 
 
 def test_batches_of_more_than_tensors() -> None:
@@ -110,3 +110,40 @@ def test_adopt_refuses_another_batch_than_the_pass_s() -> None:
             reports.append(p.reports)
     assert reports == [False, True] * 2
     torch.testing.assert_close(engine.loss, loss.detach(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["mean", "loss"])
+def test_a_part_that_is_adopted_says_what_it_weighs(kind: str) -> None:
+    """With a bare mean of each of m parts the gradient was m times too long, without a word."""
+    net, x = nn.Linear(3, 2), torch.randn(5, 3)
+    engine = lowland.Engine(lowland.MicroSAM(rho=0.1, m=2), net, sgd(net), square)
+    told = engine.backward(x)
+    expected = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    engine = lowland.Engine(lowland.MicroSAM(rho=0.1, m=2), net, sgd(net))
+
+    def run() -> None:
+        for p in engine.passes(x):
+            with p:
+                mean = square(net, p.batch).mean()
+                mean.backward()
+                p.adopt(mean if kind == "mean" else lowland.Loss(mean * len(p.batch), len(p.batch)), batch=p.batch)
+
+    if kind == "mean":
+        with pytest.raises(LossError, match=r"p\.adopt\(lowland\.Loss\(mean \* count, count\), batch=p\.batch\)"):
+            run()
+        return
+    run()
+    torch.testing.assert_close(engine.loss, told)
+    for p, g in zip(net.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, g)
+
+
+def test_a_share_does_not_say_what_a_part_of_a_batch_weighs() -> None:
+    """A share is among the losses of a pass; what the pass weighs in the step, a mean does not tell."""
+    net, x = nn.Linear(3, 2), torch.randn(4, 3)
+    engine = lowland.Engine(lowland.MicroSAM(m=2), net, sgd(net))
+    with pytest.raises(LossError, match="what a part of a batch weighs"):  # noqa: PT012
+        for p in engine.passes(x):
+            with p:
+                p.backward(square(net, p.batch).mean(), share=1.0, part=p.batch)

@@ -132,7 +132,8 @@ def test_a_refusal_after_the_caller_s_backward_leaves_their_gradients(door: str,
             for _ in range(2):  # SAMPa's first step is one pass
                 for p in engine.passes(x):
                     with p:
-                        p.adopt(loss(p.batch), batch=p.batch)
+                        count = len(p.batch)  # MicroSAM's parts say what they weigh
+                        p.adopt(lowland.Loss(loss(p.batch) * count, count), batch=p.batch)
 
     if plain and door == "SAMPa":
         return  # one pass in a step reaches it: what adds up over steps is the caller's

@@ -1,0 +1,181 @@
+"""Accelerate: one perturbation for all micro-batches of an optimizer step, and a checkpoint for every rank."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from lowland.core.batch import Parts
+from lowland.core.errors import ArgumentError, MissingExtraError, UsageError
+from lowland.core.loss import LossFn
+from lowland.engine import Engine
+from lowland.integrations import checkpoints, refusals
+from lowland.methods.base import Method
+
+try:
+    from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
+except (ImportError, RuntimeError) as error:
+    raise MissingExtraError("accelerate", "accelerate") from error
+
+PREPARE = "write: model, optimizer, loader = accelerator.prepare(model, optimizer, loader)"
+DOORS = "_lowland_doors"  # the accelerator's attribute that lists them
+
+
+class Sharpness:
+    """A method in a loop over an accelerator: ``backward(batch)`` stands where ``accelerator.backward(loss)`` stood.
+
+    ::
+
+        sharp = Sharpness(accelerator, lowland.SAM(), model, optimizer, loss_fn)  # after accelerator.prepare
+        for batch in loader:
+            with accelerator.accumulate(model):
+                loss = sharp.backward(batch)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+
+    One optimizer step is one step of the method: its micro-batches are held, and run when the last one comes. Nobody
+    divides the loss by their number. The engine's state goes with ``accelerator.save_state`` and ``load_state``.
+
+    Args:
+        accelerator: The accelerator.
+        method: The method, such as ``SAM(rho=0.05)``.
+        model: The model as ``accelerator.prepare`` has returned it, or several modules as a list, tuple or dict.
+        optimizer: The optimizer as ``accelerator.prepare`` has returned it, or several as a list or tuple.
+        loss_fn: ``(model, batch) -> loss``: one loss per example, ``(B,)``, or a :class:`lowland.Loss`. A mean, ``()``,
+            is for steps of one micro-batch, because what the mean of a part weighs is not known.
+        resume: "exact" refuses to resume a method that keeps something from a checkpoint without its state; "cold" lets
+            it start anew there.
+        **options: Further options of :class:`lowland.Engine`, such as ``micro_batch``, ``rng`` and ``total_steps``.
+            The scaler is the accelerator's.
+
+    Attributes:
+        engine: The engine.
+        loss: The loss of the last step, detached, shape ``()``; None before the first.
+
+    Raises:
+        ArgumentError: An argument breaks its rule.
+        UsageError: Model or optimizer were not prepared, or gradients are not in ``.grad`` with this accelerator.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        method: Method,
+        model: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module],
+        optimizer: Any,
+        loss_fn: LossFn,
+        *,
+        resume: str = "exact",
+        **options: Any,
+    ) -> None:
+        checkpoints.check_resume("resume", resume)
+        check_prepared(accelerator, model, optimizer)
+        if "scaler" in options:
+            raise ArgumentError(
+                "scaler must be left out, because it is the accelerator's; write Accelerator(mixed_precision=…)"
+            )
+        if loss_fn is None:
+            raise ArgumentError(
+                "loss_fn must be a function (model, batch) -> loss, but is None; Sharpness runs the model by itself"
+            )
+        self.engine = Engine(method, model, optimizer, loss_fn, scaler=accelerator.scaler, **options)
+        self.accelerator, self.resume = accelerator, resume
+        self._held: list[Any] = []
+        self._number = _enter(self)
+        self._hooks = [
+            accelerator.register_save_state_pre_hook(self._save),
+            accelerator.register_load_state_pre_hook(self._load),
+        ]
+
+    @property
+    def loss(self) -> Tensor | None:
+        """The loss of the last step."""
+        return self.engine.loss
+
+    def backward(self, batch: Any) -> Tensor | None:
+        """Hold a micro-batch; with the last one of an optimizer step, fill ``.grad`` with the method's gradient.
+
+        Args:
+            batch: The examples, as the loss function takes them.
+
+        Returns:
+            The step's mean loss, detached, shape ``()``; None for micro-batches that are held.
+
+        Raises:
+            BatchError: The batch is empty or an iterator.
+            LossError: The loss function returns something unusable, or a mean though there are several micro-batches.
+        """
+        if not self.accelerator.sync_gradients:
+            self._held.append(self.engine.batches.copy(batch))  # a loader may refill the same buffers
+            return None
+        held, self._held = [*self._held, batch], []
+        return self.engine.backward(held[0] if len(held) == 1 else Parts(held))
+
+    def discard(self) -> None:
+        """Forget the micro-batches that are held, as after a loop that was left in the middle of a step."""
+        self._held = []
+
+    def _save(self, models: Any, weights: Any, folder: str | os.PathLike[str]) -> None:
+        if self._held:
+            raise UsageError(
+                f"accelerator.save_state must come after a step, but {len(self._held)} micro-batches are held, which "
+                "no checkpoint has; call it where accelerator.sync_gradients is True, after optimizer.step()"
+            )
+        checkpoints.save(self.engine, folder, self.accelerator.process_index, self._number)
+
+    def _load(self, models: Any, folder: str | os.PathLike[str]) -> None:
+        self.discard()
+        rank, option = self.accelerator.process_index, 'Sharpness(…, resume="cold")'
+        checkpoints.load(self.engine, folder, rank, resume=self.resume, option=option, told=False, number=self._number)
+
+    def _leave(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
+def _enter(door: Sharpness) -> int:
+    """The door's number among those of its accelerator. One on the same optimizer takes an earlier one's place."""
+    doors: list[Sharpness] = vars(door.accelerator).setdefault(DOORS, [])
+    for number, other in enumerate(doors):
+        if other.engine.optimizers == door.engine.optimizers:
+            other._leave()
+            doors[number] = door
+            return number
+    doors.append(door)
+    return len(doors) - 1
+
+
+def check_prepared(accelerator: Any, model: Any, optimizer: Any) -> None:
+    """Refuse what the accelerator has not prepared, and accelerators without gradients in ``.grad``.
+
+    Raises:
+        ArgumentError: The accelerator is none.
+        UsageError: Model or optimizer were not prepared, or the kind of training is not supported.
+    """
+    if not isinstance(accelerator, Accelerator):
+        raise ArgumentError(
+            f"accelerator must be an accelerate.Accelerator, but is a {type(accelerator).__name__}; pass the object "
+            "that prepares model and optimizer"
+        )
+    refusals.check_accelerator(accelerator)
+    modules = model.values() if isinstance(model, Mapping) else model if isinstance(model, list | tuple) else [model]
+    for module in modules:
+        if isinstance(module, nn.Module) and not getattr(module, "_is_accelerate_prepared", False):
+            raise UsageError(
+                f"model must be what accelerator.prepare returned, but this {type(module).__name__} is not, so that "
+                f"nobody would average its gradients over ranks; {PREPARE}"
+            )
+    for one in optimizer if isinstance(optimizer, list | tuple) else [optimizer]:
+        refusals.check_optimizer(one)
+        if not isinstance(one, AcceleratedOptimizer):
+            raise UsageError(
+                f"optimizer must be what accelerator.prepare returned, but is a {type(one).__name__}, which would "
+                f"step with every micro-batch; {PREPARE}"
+            )

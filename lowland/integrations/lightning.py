@@ -1,0 +1,291 @@
+"""Lightning: a callback that makes automatic optimization sharpness-aware, and leaves the LightningModule as it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from lowland.core.batch import Parts
+from lowland.core.errors import ArgumentError, MissingExtraError, UsageError
+from lowland.core.loss import Loss
+from lowland.engine import Engine
+from lowland.executors import Pass
+from lowland.integrations import checkpoints, refusals
+from lowland.integrations.logging import Logging
+from lowland.integrations.means import check_examples
+from lowland.integrations.temporary import synchronized
+from lowland.methods.base import Method
+
+try:
+    from lightning.pytorch import Callback, LightningModule
+except (ImportError, RuntimeError):
+    try:
+        from pytorch_lightning import Callback, LightningModule  # the same, under its other name
+    except (ImportError, RuntimeError) as error:
+        raise MissingExtraError("lightning", "lightning") from error
+
+OPTIONS = ("rng", "seed", "cut", "micro_batch", "allow_low_precision")
+STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
+
+
+class Sharpness(Callback):  # type: ignore[misc]
+    """A method for a LightningModule, which stays as it is.
+
+    ::
+
+        trainer = Trainer(callbacks=[Sharpness(lowland.SAM(rho=0.05))], max_epochs=10)
+        trainer.fit(module, loader)
+
+    ``training_step`` runs once for every pass of the method. What it logs, its metrics and what it returns are those of
+    the pass that reports; hooks, clipping, the optimizer's step and schedules come once a step, as ever.
+
+    Args:
+        method: The method, such as ``SAM(rho=0.05)``. Methods that choose examples by their losses are refused.
+        resume: "exact" refuses to resume a method that keeps something from a checkpoint without its state; "cold" lets
+            it start anew there.
+        **options: Options of :class:`lowland.Engine`: ``rng``, ``seed``, ``cut``, ``micro_batch`` and
+            ``allow_low_precision``.
+
+    Attributes:
+        engine: The engine of the training under way or done last; None before the first.
+        reporting: False while a pass runs whose loss and metrics are not the step's; also ``lowland.displaced()``.
+
+    Raises:
+        ArgumentError: An argument breaks its rule.
+    """
+
+    def __init__(self, method: Method, *, resume: str = "exact", **options: Any) -> None:
+        super().__init__()
+        refusals.check_mean(method, "training_step")
+        checkpoints.check_resume("resume", resume)
+        wrong = [name for name in options if name not in OPTIONS]
+        if wrong:
+            raise ArgumentError(
+                f"options must be some of {', '.join(OPTIONS)}, but has {wrong[0]}; the Trainer decides the rest"
+            )
+        self.method, self.resume = method, resume
+        self.most: int | None = options.pop("micro_batch", None)
+        self.options = options
+        self.engine: Engine | None = None
+        self.reporting = True
+        self._grads: list[Tensor | None] = []
+        self._states: list[Any] | None = None  # of all ranks, from a checkpoint
+        self._resumed = False
+
+    # The training
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Make the engine, and take the place of the strategy's ``training_step`` and ``backward``."""
+        check_training(trainer, pl_module)
+        strategy = trainer.strategy
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        engine = Engine(self.method, strategy.model, trainer.optimizers[0], scaler=scaler, **self.options)
+        if self._states is not None:
+            rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+            engine.load_state_dict(self._states[min(rank, len(self._states) - 1)])
+        elif self._resumed:
+            option = 'Sharpness(…, resume="cold")'
+            checkpoints.check_missing(engine, "that of ckpt_path", resume=self.resume, option=option, told=True)
+        self.engine, self._states, self._resumed = engine, None, False
+        self._logging, self._looked = Logging(pl_module), -1
+        step = strategy.training_step
+
+        def training_step(*args: Any, **kwargs: Any) -> Any:
+            return self._run(trainer, pl_module, step, *args, **kwargs)
+
+        def backward(loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return self._fill(trainer, pl_module, loss)
+
+        strategy.training_step, strategy.backward = training_step, backward
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Give the strategy its own functions back."""
+        for name in ("training_step", "backward"):
+            vars(trainer.strategy).pop(name, None)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Give the strategy its own functions back."""
+        self.on_train_end(trainer, pl_module)
+
+    def _run(self, trainer: Any, module: Any, step: Any, batch: Any, *rest: Any) -> Any:
+        """All passes, where Lightning runs ``training_step``; the gradient is kept until it runs backward."""
+        engine = self.engine
+        assert engine is not None
+        self._check_accumulation(trainer, engine)
+        if self.method.needs_progress:
+            engine.progress = fraction(trainer)
+        held, result = [param.grad for param in engine.params], None
+        for param in engine.params:
+            param.grad = None  # that of the step before: Lightning zeroes after training_step
+        whole = batch if self.most is None else Parts(engine.batches.split(batch, self.most))
+        try:
+            with synchronized(engine.work.replicas.ddps):
+                for p in engine.passes(whole):
+                    wrong = self._check_once(p, step, batch, rest)
+                    with p, self._telling(p.reports):
+                        if wrong is not None:
+                            raise wrong  # in the pass, which then takes the step back
+                        found = self._pass(p, step, rest)
+                        result = found if p.reports else result
+            self._logging.send()
+            self._grads = [param.grad for param in engine.params]
+        finally:
+            self._logging.forget()
+            for param, grad in zip(engine.params, held, strict=True):
+                param.grad = grad
+        assert engine.loss is not None
+        loss = engine.loss.clone()
+        return {**result, "loss": loss} if isinstance(result, Mapping) else loss
+
+    def _pass(self, p: Pass, step: Any, rest: tuple[Any, ...]) -> Any:
+        """One pass: ``training_step`` on its batch, or on each part of that; returns what the last one returned."""
+        assert self.engine is not None
+        result, several = None, in_parts(p)
+        for part in p.parts():
+            rows = self.engine.batches.size(part) if several else 1
+            with self._logging.of(rows if several else None):
+                result = step(part, *rest)
+            loss = result.get("loss") if isinstance(result, Mapping) else result
+            if not isinstance(loss, Tensor):
+                raise UsageError(
+                    "training_step must return a loss in every step, a tensor or a dict with one under the key "
+                    f'"loss", but returned {result!r:.100}; filter batches in the data set instead of skipping them'
+                )
+            p.backward(Loss(loss * rows, rows) if several else loss, part=part)
+            del loss
+        return detached(result)
+
+    def _check_once(self, p: Pass, step: Any, batch: Any, rest: tuple[Any, ...]) -> Exception | None:
+        """Look whether a loss that is cut is a mean over examples, once in steps 0, 1, 2, 4, 8 and so on."""
+        engine = self.engine
+        assert engine is not None
+        if in_parts(p) and engine.step & (engine.step - 1) == 0 and self._looked != engine.step:
+            self._looked = engine.step
+            try:
+                with self._telling(False):
+                    check_examples(engine, lambda part: step(part, *rest), batch)
+            except Exception as error:
+                return error
+        return None
+
+    def _fill(self, trainer: Any, module: Any, loss: Tensor) -> Tensor:
+        """Where Lightning runs backward: add the step's gradient to ``.grad``, with the hooks around it."""
+        assert self.engine is not None
+        plugin = trainer.precision_plugin
+        loss = plugin.pre_backward(loss, module)
+        for p, grad in zip(self.engine.params, self._grads, strict=True):
+            if grad is not None:
+                grad = grad / trainer.accumulate_grad_batches
+                p.grad = grad if p.grad is None else p.grad + grad
+        self._grads = []
+        return plugin.post_backward(loss, module)  # type: ignore[no-any-return]
+
+    @contextmanager
+    def _telling(self, reports: bool) -> Iterator[None]:
+        """A pass that does not report logs nothing."""
+        before, self.reporting = self.reporting, reports
+        try:
+            with self._logging.muted(not reports):
+                yield
+        finally:
+            self.reporting = before
+
+    def _check_accumulation(self, trainer: Any, engine: Engine) -> None:
+        count = trainer.accumulate_grad_batches
+        if count > 1 and checkpoints.keeps(engine, told=True):
+            raise UsageError(
+                f"accumulate_grad_batches must be 1 for {engine.method.kind}, which keeps something from step to step "
+                f"or counts steps, but is {count}, and Lightning would take {count} steps of the method for one of the "
+                "optimizer; for the same step in the same memory, let the loader give batches that are "
+                f"{count} times larger, and cut them: Sharpness(method, micro_batch=…)"
+            )
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """The engines of all ranks, because the first rank writes for all; Lightning calls this on every rank."""
+        if self.engine is None:
+            return {}
+        mine = self.engine.state_dict()
+        if not (dist.is_available() and dist.is_initialized()):
+            return {"engines": [mine]}
+        states: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(states, mine)
+        return {"engines": states}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint, when the training starts.
+
+        Args:
+            state_dict: What :meth:`state_dict` gave.
+        """
+        self._states = state_dict.get("engines")
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Note that the training resumes, whether or not the checkpoint has a state of this callback."""
+        self._resumed = True
+
+
+def check_training(trainer: Any, module: Any) -> None:
+    """Refuse what the callback cannot take the place of.
+
+    Raises:
+        UsageError: The training is of such a kind.
+    """
+    if not module.automatic_optimization:
+        raise UsageError(
+            "Sharpness takes the place of automatic optimization, but automatic_optimization is False; call "
+            "engine.backward(batch) in training_step, with lowland.Engine(method, self.trainer.strategy.model, "
+            "optimizer, loss_fn), or leave optimization to Lightning"
+        )
+    if len(trainer.optimizers) != 1:
+        raise UsageError(
+            f"configure_optimizers must give one optimizer, but gives {len(trainer.optimizers)}; train with manual "
+            "optimization and lowland.Engine, which takes several"
+        )
+    kind = type(trainer.strategy).__name__
+    if kind not in STRATEGIES:
+        raise UsageError(
+            f"strategy must be one of {', '.join(STRATEGIES)}, but is {kind}, which is not tested, or keeps gradients "
+            'elsewhere than in .grad; use strategy="ddp", or fully_shard in a loop with Engine.backward(batch)'
+        )
+    refusals.check_optimizer(trainer.optimizers[0])
+    own = type(module).backward
+    if own.__qualname__ != LightningModule.backward.__qualname__:
+        raise UsageError(
+            f"the LightningModule must leave backward to Lightning, but {own.__qualname__} would be passed over; move "
+            "what it does to on_before_backward or on_after_backward"
+        )
+
+
+def fraction(trainer: Any) -> float:
+    """How much of the training is done, in [0, 1].
+
+    Raises:
+        UsageError: Lightning does not know its length.
+    """
+    steps: float = trainer.estimated_stepping_batches
+    if not math.isfinite(steps):
+        raise UsageError(
+            "the training's length must be known to a method that goes by its fraction, but is infinite; pass "
+            "Trainer(max_steps=…) or max_epochs"
+        )
+    done: int = trainer.global_step
+    return min(1.0, done / max(1, steps))
+
+
+def in_parts(p: Pass) -> bool:
+    """Whether ``training_step`` gets less than a whole batch in a pass."""
+    return bool(p.probe.cut) or isinstance(p.batch, Parts)
+
+
+def detached(result: Any) -> Any:
+    """What ``training_step`` returned, without the graph of its loss."""
+    if isinstance(result, Mapping):
+        return {k: v.detach() if isinstance(v, Tensor) else v for k, v in result.items()}
+    return None

@@ -1,0 +1,92 @@
+"""How a Trainer's loss is normalized, which decides what a part of a micro-batch weighs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowland.core.errors import LossError, UsageError
+from lowland.integrations.temporary import evaluating
+
+REMEDY = (
+    "let the method cut between micro-batches only: m=gradient_accumulation_steps, or a divisor of it, with a "
+    "smaller per_device_train_batch_size"
+)
+
+
+class Normalization:
+    """Measures once whether a Trainer's loss is a sum over a fixed number of items, or a mean over the examples.
+
+    Of a part of a micro-batch, a sum over all items of the step is that part's share as it is; a mean over the part
+    must be multiplied by the part's share of the micro-batch.
+
+    Args:
+        trainer: A Trainer whose loss is that of ``transformers.Trainer.compute_loss``.
+        compute_loss: That function.
+    """
+
+    def __init__(self, trainer: Any, compute_loss: Callable[..., Any]) -> None:
+        self.trainer, self.compute_loss = trainer, compute_loss
+        self._sum: bool | None = None  # None: not known yet
+
+    def fraction(self, model: nn.Module, piece: dict[str, Any], rows: int) -> float:
+        """What the loss of a part of a micro-batch is multiplied by, so that the parts' losses add up.
+
+        Args:
+            model: The model, possibly wrapped.
+            piece: The part, with the number of items of its step and the number of rows of its micro-batch.
+            rows: The number of rows of the part.
+
+        Raises:
+            UsageError: The Trainer computes a loss of its own, whose rows may belong together.
+            LossError: The loss is neither of the two.
+        """
+        self._check_known()
+        if self._sum is None:
+            self._sum = self._measure(model, piece)
+        if self._sum:
+            return 1.0
+        labels = piece["inputs"].get("labels")
+        if self.trainer.compute_loss_func is not None or not (isinstance(labels, Tensor) and labels.dim() < 2):
+            raise LossError(
+                "a micro-batch that is cut must have a loss that is a mean over its examples, or a sum divided by "
+                f"num_items_in_batch, but this one is a mean over what only the loss function knows; {REMEDY}"
+            )
+        return rows / float(piece["rows"])
+
+    def _check_known(self) -> None:
+        """Refuse a loss of the user's or of a trainer whose rows come in pairs, such as DPOTrainer."""
+        kinds = type(self.trainer).__mro__
+        owner = next(k for k in kinds if "compute_loss" in vars(k))
+        if owner.__name__ not in ("Trainer", "SFTTrainer"):
+            raise UsageError(
+                f"a micro-batch must not be cut where {owner.__name__} computes the loss, because its rows may belong "
+                f"together, as pairs do; {REMEDY}"
+            )
+
+    def _measure(self, model: nn.Module, piece: dict[str, Any]) -> bool | None:
+        """Whether twice the number of items halves the loss; None where the loss is zero, which says nothing."""
+        items = piece["items"]
+        if items is None:
+            return False
+        bare = self.trainer.accelerator.unwrap_model(model)
+        devices = [p.device for p in bare.parameters()][:1]
+        with torch.no_grad(), evaluating(bare), torch.random.fork_rng([d for d in devices if d.type == "cuda"]):
+            once, twice = (
+                self.compute_loss(self.trainer, bare, dict(piece["inputs"]), num_items_in_batch=n)
+                for n in (items, 2 * items)
+            )
+        if not once:
+            return None
+        if torch.isclose(2 * twice, once, rtol=1e-3, atol=0.0):
+            return True
+        if torch.isclose(twice, once, rtol=1e-3, atol=0.0):
+            return False
+        raise LossError(
+            "a micro-batch that is cut must have a loss that is a mean over its examples, or a sum divided by "
+            f"num_items_in_batch, but this one is a mixture: {float(once):.4g}, and {float(twice):.4g} for twice the "
+            f"items; {REMEDY}"
+        )

@@ -1,0 +1,90 @@
+"""What no integration can do right, refused with the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lowland.core.errors import ArgumentError, UsageError
+from lowland.core.schedule import Schedule, When
+from lowland.engine import lookahead
+from lowland.engine.closure import ClosureOptimizer
+from lowland.engine.doors import check_method
+from lowland.methods.ausam import AUSAM
+from lowland.methods.base import Method
+from lowland.methods.bisam import BiSAM
+from lowland.methods.esam import ESAM
+from lowland.methods.k_sam import KSAM
+
+BY_EXAMPLE = (AUSAM, BiSAM, ESAM, KSAM)  # methods that need a loss for every example, or another loss
+REPLICATED = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_HPU", "MULTI_MLU", "MULTI_MUSA")
+
+
+def parts_of(method: Method) -> Iterator[Any]:
+    """The method, and all methods, schedules and conditions among its fields, also of methods inside."""
+    yield method
+    for value in vars(method).values():
+        if isinstance(value, Method):
+            yield from parts_of(value)
+        elif isinstance(value, Schedule | When):
+            yield value
+
+
+def check_mean(method: Method, where: str) -> None:
+    """Refuse what is no method, and a method that needs more than the mean loss.
+
+    Args:
+        method: The method.
+        where: The framework's part that computes the loss.
+
+    Raises:
+        ArgumentError: The method is no method, or chooses examples by their losses.
+    """
+    check_method(method)
+    for part in parts_of(method):
+        if isinstance(part, BY_EXAMPLE):
+            raise ArgumentError(
+                f"method must work with a mean loss, which is all that {where} gives, but {type(part).__name__} needs "
+                "a loss for every example; take another method, such as SAM, or train in a loop of your own with "
+                "Engine.backward(batch)"
+            )
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Refuse a :class:`~lowland.ClosureOptimizer`, in any wrapper.
+
+    Raises:
+        UsageError: It is one.
+    """
+    inside = lookahead.unwrap(optimizer)
+    if isinstance(inside, ClosureOptimizer):
+        raise UsageError(
+            "optimizer must be the base optimizer, but is a ClosureOptimizer, which would run a method inside a "
+            f"method; pass the {type(inside.base).__name__} inside it"
+        )
+
+
+def check_accelerator(accelerator: Any) -> None:
+    """Refuse an accelerator whose gradients are not in ``.grad``, or are averaged by nobody the engine knows.
+
+    Raises:
+        UsageError: It is of such a kind.
+    """
+    kind = getattr(accelerator.distributed_type, "name", str(accelerator.distributed_type))
+    remedy = "train with DistributedDataParallel, or with FSDP version 2"
+    if kind == "FSDP" and getattr(accelerator.state.fsdp_plugin, "fsdp_version", 1) != 2:
+        raise UsageError(
+            "FSDP must be of version 2, because the flat parameters of version 1 hide the tensors a method works on; "
+            "set fsdp_version: 2 in the FSDP plugin or configuration"
+        )
+    if kind != "FSDP" and kind not in REPLICATED:
+        raise UsageError(
+            f"distributed_type must be one whose gradients are in .grad, but {kind} keeps them elsewhere; {remedy}"
+        )
+    config = getattr(accelerator, "parallelism_config", None)
+    for name in ("tp", "cp", "sp"):
+        if getattr(config, f"{name}_enabled", False):
+            raise UsageError(
+                f"parallelism_config must divide the batch alone, but {name}_size is {getattr(config, f'{name}_size')};"
+                f" leave it at 1 and {remedy}"
+            )

@@ -1,0 +1,194 @@
+"""skorch: nets for scikit-learn whose training step is a method's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from lowland.core.errors import MissingExtraError, StateError, UsageError
+from lowland.core.loss import Loss
+from lowland.engine import Engine, lookahead
+from lowland.integrations import checkpoints, refusals
+from lowland.integrations.means import check_examples
+from lowland.methods.base import Method
+
+try:
+    from skorch.dataset import unpack_data
+except (ImportError, RuntimeError) as error:
+    raise MissingExtraError("skorch", "skorch") from error
+
+
+class SharpnessMixin:
+    """Makes a skorch net sharpness-aware; it stands before the net among the bases.
+
+    ::
+
+        class Net(SharpnessMixin, NeuralNetClassifier): ...
+
+        net = Net(Module, sharpness=lowland.SAM(rho=0.05), max_epochs=10)
+        GridSearchCV(net, {"sharpness": [lowland.Plain(), lowland.SAM(rho=0.05), lowland.SAM(rho=0.1)]})
+
+    Callbacks such as gradient clipping, schedules, history and scoring stay skorch's own. The engine's state goes with
+    a pickled net, and beside the optimizer's by ``save_params(f_engine=…)`` or ``Checkpoint(f_engine=…)``.
+
+    Args:
+        *args: As the net's.
+        sharpness: The method, such as ``SAM(rho=0.05)``. Methods that choose examples by their losses are refused.
+        sharpness_resume: "exact" refuses to load the optimizer of a method that keeps something without the engine;
+            "cold" lets the method start anew.
+        **kwargs: As the net's.
+
+    Attributes:
+        engine_: The engine, made with the optimizer.
+    """
+
+    engine_: Engine
+
+    def __init__(self, *args: Any, sharpness: Method, sharpness_resume: str = "exact", **kwargs: Any) -> None:
+        self.sharpness, self.sharpness_resume = sharpness, sharpness_resume
+        super().__init__(*args, **kwargs)
+
+    def initialize_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the optimizer, and the engine on it; a method goes on where its module is the same.
+
+        Raises:
+            ArgumentError: The method is none, or needs more than a mean loss.
+            UsageError: There are several optimizers, or one that calls its closure several times; the net trains over
+                an accelerator.
+        """
+        super().initialize_optimizer(*args, **kwargs)  # type: ignore[misc]
+        refusals.check_mean(self.sharpness, "get_loss")
+        checkpoints.check_resume("sharpness_resume", self.sharpness_resume)
+        net: Any = self
+        check_net(net)
+        before = vars(self).get("engine_")
+        engine = Engine(self.sharpness, modules_of(net), net.optimizer_)
+        if before is not None and before.method == engine.method and same(before, engine):
+            engine.load_state_dict(before.state_dict())
+        self.engine_, self._looked = engine, -1
+        return self
+
+    def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """The method's step on a batch.
+
+        Returns:
+            "loss", the method's loss, detached, shape ``()``, and "y_pred", what the pass that reports predicts.
+        """
+        engine, said = self.engine_, list[Any]()
+        self._set_training(True)  # type: ignore[attr-defined]
+        for p in engine.passes(batch):
+            wrong = self._check_once(batch, fit_params) if p.probe.cut else None
+            with p:
+                if wrong is not None:
+                    raise wrong  # in the pass, which then takes the step back
+                loss, predicted = self._loss(p.batch, fit_params)
+                rows = engine.batches.size(p.batch) if p.probe.cut else 1
+                p.backward(Loss(loss * rows, rows) if p.probe.cut else loss)
+                if p.reports:
+                    said.append(pytree.tree_map(torch.detach, predicted))
+                del loss, predicted
+        y_pred = said[0] if len(said) == 1 else pytree.tree_map(lambda *each: torch.cat(each), *said)
+        return {"loss": engine.loss, "y_pred": y_pred}
+
+    def _loss(self, batch: Any, fit_params: dict[str, Any]) -> tuple[Tensor, Any]:
+        net: Any = self
+        inputs, targets = unpack_data(batch)
+        predicted = net.infer(inputs, **fit_params)
+        return net.get_loss(predicted, targets, X=inputs, training=True), predicted
+
+    def _check_once(self, batch: Any, fit_params: dict[str, Any]) -> Exception | None:
+        """Look whether a loss that is cut is a mean over examples, once in steps 0, 1, 2, 4, 8 and so on."""
+        step = self.engine_.step
+        if step & (step - 1) == 0 and self._looked != step:
+            self._looked = step
+            try:
+                check_examples(self.engine_, lambda part: self._loss(part, fit_params)[0], batch)
+            except Exception as error:
+                return error
+        return None
+
+    def load_params(
+        self,
+        f_params: Any = None,
+        f_optimizer: Any = None,
+        f_criterion: Any = None,
+        f_history: Any = None,
+        checkpoint: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """As the net's; with ``f_engine`` the method goes on, too.
+
+        Raises:
+            StateError: The optimizer's state is loaded without the engine's, though the method keeps something.
+        """
+        net: Any = self
+        if checkpoint is not None and not net.initialized_:
+            net.initialize()
+        loads = f_optimizer or getattr(checkpoint, "f_optimizer", None)
+        if loads and not (kwargs.get("f_engine") or getattr(checkpoint, "f_engine", None)):
+            self._check_resume()
+        super().load_params(f_params, f_optimizer, f_criterion, f_history, checkpoint, **kwargs)  # type: ignore[misc]
+
+    def _check_resume(self) -> None:
+        if self.sharpness_resume == "cold" or not checkpoints.keeps(self.engine_, told=False):
+            return
+        raise StateError(
+            f"the state of {self.engine_.method.kind} must be loaded with the optimizer's, because it keeps something "
+            "from step to step, but f_engine is missing; save it, too, by save_params(f_engine=…) or "
+            'Checkpoint(f_engine=…), or let the method start anew: sharpness_resume="cold"'
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With the engine's state in the place of the engine, which belongs to this process's tensors."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]
+        engine = state.pop("engine_", None)
+        return state if engine is None else {**state, "_engine_state": engine.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        saved = state.pop("_engine_state", None)
+        super().__setstate__(state)  # type: ignore[misc]
+        if saved is not None:
+            net: Any = self
+            self.engine_ = Engine(self.sharpness, modules_of(net), net.optimizer_)
+            self.engine_.load_state_dict(saved)
+
+
+def modules_of(net: Any) -> Any:
+    """The net's module, or all modules and criteria that have parameters, under their names."""
+    found = {name: getattr(net, f"{name}_") for name in [*net._modules, *net._criteria]}
+    trained = {name: m for name, m in found.items() if isinstance(m, nn.Module) and any(True for _ in m.parameters())}
+    return next(iter(trained.values())) if len(trained) == 1 else trained
+
+
+def same(before: Engine, engine: Engine) -> bool:
+    """Whether two engines train the very same parameters."""
+    return len(before.params) == len(engine.params) and all(
+        a is b for a, b in zip(before.params, engine.params, strict=True)
+    )
+
+
+def check_net(net: Any) -> None:
+    """Refuse a net whose step is not one call of ``train_step_single`` and one of the optimizer.
+
+    Raises:
+        UsageError: It is such a net.
+    """
+    if any(kind.__name__ == "AccelerateMixin" for kind in type(net).__mro__):
+        raise UsageError(
+            "the net must run backward by itself, but AccelerateMixin hands it to an accelerator; leave "
+            "AccelerateMixin out, or train in a loop with lowland.integrations.accelerate.Sharpness"
+        )
+    if list(net._optimizers) != ["optimizer"]:
+        raise UsageError(
+            f"the net must have one optimizer, but has {', '.join(net._optimizers)}, whose steps would each run all "
+            "passes; train in a loop with lowland.Engine, which takes several"
+        )
+    refusals.check_optimizer(net.optimizer_)
+    if lookahead.needs_closure(net.optimizer_):
+        raise UsageError(
+            f"the optimizer must call its closure once a step, but {type(net.optimizer_).__name__} calls it as "
+            "often as it likes, each time a step of the method; take another optimizer, such as SGD or AdamW"
+        )

@@ -1,0 +1,267 @@
+"""Hugging Face's Trainer, and what is made from it, such as trl's: one perturbation for each optimizer step."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from lowland.core.batch import Parts
+from lowland.core.errors import ArgumentError, MissingExtraError, UsageError
+from lowland.core.loss import Loss
+from lowland.engine import Engine, lookahead
+from lowland.executors import Pass
+from lowland.integrations import checkpoints, refusals
+from lowland.integrations.normalizing import Normalization
+from lowland.integrations.temporary import standing_in
+from lowland.methods.base import Method
+
+try:
+    from transformers import Trainer
+except (ImportError, RuntimeError) as error:  # transformers itself raises RuntimeError where its imports fail
+    raise MissingExtraError("transformers", "transformers") from error
+
+OPTIONS = ("rng", "seed", "allow_low_precision")
+COUNTED = ("_metrics", "_total_train_tokens")  # what trl's trainers count in compute_loss
+
+Kind = TypeVar("Kind", bound=type)
+
+
+class SharpnessMixin:
+    """Makes a Trainer sharpness-aware; it stands before the Trainer among the bases.
+
+    ::
+
+        class MyTrainer(SharpnessMixin, SFTTrainer): ...
+
+        trainer = MyTrainer(model, args, train_dataset=data, sharpness=lowland.SAM(rho=0.05))
+
+    One optimizer step is one step of the method: all its micro-batches, ``gradient_accumulation_steps`` of them, share
+    one perturbation. Loss, clipping, schedules, logging, checkpoints and mixed precision stay the Trainer's own. Every
+    call of ``train()`` begins the method anew, unless it resumes. ``args.max_steps`` or the epochs are the whole
+    training for methods and schedules that go by its fraction.
+
+    Args:
+        *args: As the Trainer's.
+        sharpness: The method, such as ``SAM(rho=0.05)``. Methods that choose examples by their losses are refused.
+        sharpness_options: Options of :class:`lowland.Engine`: ``rng``, ``seed`` and ``allow_low_precision``.
+        sharpness_resume: "exact" refuses to resume a method that keeps something from a checkpoint without its state;
+            "cold" lets it start anew there.
+        **kwargs: As the Trainer's.
+
+    Attributes:
+        engine: The engine of the training under way or done last; None before the first step.
+
+    Raises:
+        ArgumentError: An argument breaks its rule.
+        UsageError: The Trainer is set up in a way whose gradients are not in ``.grad``, or would be averaged unseen.
+    """
+
+    engine: Engine | None = None
+
+    def __init__(
+        self,
+        *args: Any,
+        sharpness: Method,
+        sharpness_options: Mapping[str, Any] | None = None,
+        sharpness_resume: str = "exact",
+        **kwargs: Any,
+    ) -> None:
+        refusals.check_mean(sharpness, "the Trainer")
+        checkpoints.check_resume("sharpness_resume", sharpness_resume)
+        self.sharpness, self.sharpness_options = sharpness, dict(sharpness_options or {})
+        wrong = [name for name in self.sharpness_options if name not in OPTIONS]
+        if wrong:
+            raise ArgumentError(
+                f"sharpness_options must be some of {', '.join(OPTIONS)}, but has {wrong[0]}; the Trainer decides the "
+                "rest: it cuts a step's examples by per_device_train_batch_size and gradient_accumulation_steps"
+            )
+        self.sharpness_resume = sharpness_resume
+        self._held: list[dict[str, Any]] = []
+        self._checkpoint: str | None = None
+        super().__init__(*args, **kwargs)
+        check_trainer(self)
+
+    # The training
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """A training begins: nothing of an earlier one, such as micro-batches held when it failed, enters it."""
+        self.engine, self._checkpoint = None, None
+        self._held.clear()
+        return super()._inner_training_loop(*args, **kwargs)  # type: ignore[misc]
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The micro-batches of a step; those of a step that was not finished are dropped."""
+        self._held.clear()
+        return super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Hold a micro-batch; with the last one of an optimizer step, take the method's step on all of them.
+
+        Returns:
+            The method's loss, detached, shape ``()``; zero for micro-batches that are held.
+        """
+        trainer: Any = self
+        examples = checkpoints.plain(inputs)
+        self._held.append({"inputs": examples, "items": num_items_in_batch})
+        if not trainer.accelerator.gradient_state.sync_gradients:
+            return torch.zeros((), device=trainer.args.device)
+        engine = self._ready(model)
+        rows = [engine.batches.known_size(piece["inputs"]) for piece in self._held]
+        whole = None if None in rows else sum(rows)  # type: ignore[arg-type]
+        # Numbers, not tensors, go with the examples, so that they are carried along where a method cuts these.
+        numbers = [{"count": len(rows), "rows": n, "step_rows": whole} for n in rows]
+        parts = Parts([{**piece, **more} for piece, more in zip(self._held, numbers, strict=True)])
+        self._held.clear()
+        model.train()
+        if callable(getattr(trainer.optimizer, "train", None)):
+            trainer.optimizer.train()  # a schedule-free optimizer moves the weights here, which no pass may see
+        for p in engine.passes(parts):
+            with p, self._counting(p.reports):
+                for piece in p.parts():
+                    self._run(p, model, piece)
+        assert engine.loss is not None
+        return engine.loss
+
+    def _run(self, p: Pass, model: Any, piece: dict[str, Any]) -> None:
+        """The Trainer's own step on one micro-batch, whose backward is the engine's."""
+        trainer: Any = self
+        calls = 0
+
+        def backward(loss: Tensor, **_: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if calls > 1:
+                raise UsageError(
+                    "training_step must call accelerator.backward once for a micro-batch, but calls it again; add the "
+                    "losses up and call it once"
+                )
+            self._take(p, model, piece, loss)
+
+        before = trainer.current_gradient_accumulation_steps
+        trainer.current_gradient_accumulation_steps = piece["count"]  # a batch that is kept has a number of its own
+        try:
+            with standing_in(trainer.accelerator, "backward", backward):
+                super().training_step(model, dict(piece["inputs"]), piece["items"])  # type: ignore[misc]
+        finally:
+            trainer.current_gradient_accumulation_steps = before
+        if calls == 0:
+            raise UsageError(
+                "training_step must call accelerator.backward, which is the engine's here, but has not called it; "
+                "write self.accelerator.backward(loss) instead of loss.backward()"
+            )
+
+    def _take(self, p: Pass, model: Any, piece: dict[str, Any], loss: Tensor) -> None:
+        """Run backward on a loss as the Trainer has normalized it: one micro-batch's share of the step's loss."""
+        if not p.probe.cut:
+            p.backward(loss, share=1.0, part=piece)  # the shares add up to the step's loss
+            return
+        assert self.engine is not None
+        rows = self.engine.batches.size(piece["inputs"])
+        if rows < piece["rows"]:
+            loss = loss * self._normalization.fraction(model, piece, rows)
+        p.backward(Loss(loss, rows / piece["step_rows"]), part=piece)
+
+    @contextlib.contextmanager
+    def _counting(self, reports: bool) -> Iterator[None]:
+        """What trl's trainers count in compute_loss is counted once: a pass that does not report leaves no trace."""
+        names = [] if reports else [name for name in COUNTED if hasattr(self, name)]
+        before = {name: copy.deepcopy(getattr(self, name)) for name in names}
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(self, name, value)
+
+    def _ready(self, model: Any) -> Engine:
+        """The engine on this model and optimizer; another model, as ``model_init`` makes, gets one of its own."""
+        trainer: Any = self
+        optimizer = lookahead.unwrap(trainer.optimizer)
+        engine = self.engine
+        if engine is None or engine.model is not model or engine.optimizer is not optimizer:
+            refusals.check_optimizer(optimizer)
+            scaler = trainer.accelerator.scaler
+            engine = Engine(self.sharpness, model, optimizer, scaler=scaler, **self.sharpness_options)
+            if self._checkpoint is not None:
+                option = f'{type(self).__name__}(…, sharpness_resume="cold")'
+                rank = trainer.args.process_index
+                checkpoints.load(engine, self._checkpoint, rank, resume=self.sharpness_resume, option=option, told=True)
+            self.engine, self._checkpoint = engine, None
+            self._normalization = Normalization(self, Trainer.compute_loss)
+        if self.sharpness.needs_progress:
+            engine.progress = min(1.0, trainer.state.global_step / max(1, trainer.state.max_steps))
+        return engine
+
+    # Checkpoints
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
+        trainer: Any = self
+        if self.engine is not None:
+            checkpoints.save(self.engine, output_dir, trainer.args.process_index)
+        trainer.accelerator.wait_for_everyone()  # a checkpoint is complete when all ranks have written theirs
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        self._checkpoint = checkpoint
+
+
+def check_trainer(trainer: Any) -> None:
+    """Refuse a Trainer whose step this module cannot take.
+
+    Raises:
+        UsageError: It is set up so.
+    """
+    if trainer.args.n_gpu > 1:
+        raise UsageError(
+            f"the Trainer must see one device per process, but sees {trainer.args.n_gpu} and would use DataParallel; "
+            "start one process for each with torchrun, or set CUDA_VISIBLE_DEVICES=0"
+        )
+    refusals.check_accelerator(trainer.accelerator)
+    if str(getattr(trainer.args.optim, "value", trainer.args.optim)) in ("lomo", "adalomo"):
+        raise UsageError(
+            f"optim must step after backward, but {trainer.args.optim} steps inside it; choose another, such as "
+            'optim="adafactor"'
+        )
+    if trainer.optimizer is not None:
+        refusals.check_optimizer(trainer.optimizer)
+    own = type(trainer)._prepare_inputs
+    if own is not Trainer._prepare_inputs:
+        raise UsageError(
+            f"the Trainer must only move examples in _prepare_inputs, but {own.__qualname__} makes them there, so "
+            "every pass would see others; prepare them in the data set or the collator"
+        )
+
+
+class SharpnessTrainer(SharpnessMixin, Trainer):  # type: ignore[misc]
+    """transformers' Trainer with a method; see :class:`SharpnessMixin`."""
+
+
+def sharpened(trainer_class: Kind) -> Kind:
+    """A Trainer's class, such as trl's SFTTrainer, with :class:`SharpnessMixin`.
+
+    Args:
+        trainer_class: ``transformers.Trainer`` or a class made from it.
+
+    Returns:
+        A subclass that takes ``sharpness``, ``sharpness_options`` and ``sharpness_resume``, too.
+
+    Raises:
+        ArgumentError: It is no such class, or has the mixin already.
+    """
+    if not isinstance(trainer_class, type) or not issubclass(trainer_class, Trainer):
+        raise ArgumentError(
+            f"trainer_class must be a class made from transformers.Trainer, but is {trainer_class!r}; pass the class "
+            "itself, such as SFTTrainer"
+        )
+    if issubclass(trainer_class, SharpnessMixin):
+        raise ArgumentError(
+            f"trainer_class must be without a method, but {trainer_class.__name__} has SharpnessMixin already; use it "
+            "as it is"
+        )
+    name = f"Sharpness{trainer_class.__name__}"
+    return type(name, (SharpnessMixin, trainer_class), {"__doc__": trainer_class.__doc__})  # type: ignore[return-value]

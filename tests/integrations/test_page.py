@@ -1,0 +1,128 @@
+"""docs/integrations.md does what it says: its Python runs with each framework, its versions are those of the tests."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
+BLOCKS = dict(re.findall(r'^```python title="([\w ]+)"\n(.*?)^```', PAGE, flags=re.DOTALL | re.MULTILINE))
+
+
+def ran(title: str, names: dict[str, Any]) -> dict[str, Any]:
+    exec(compile(BLOCKS[title], f"docs/integrations.md, {title}", "exec"), names)
+    return names
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_transformers(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", exc_type=ImportError)
+    from integrations import hf
+    from integrations.trajectories import apart
+
+    model = hf.Tiny()
+    names = ran("transformers", {"model": model, "args": hf.arguments(tmp_path), "train_dataset": hf.classes()})
+    assert names["trainer"].engine.step == hf.STEPS
+    assert apart(model, hf.Tiny()) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_trl(tmp_path: Path) -> None:
+    pytest.importorskip("trl", exc_type=ImportError)
+    from datasets import Dataset
+    from trl import SFTConfig
+
+    from integrations import hf
+    from integrations.test_trl import COMMON, tokenizer
+
+    rows = Dataset.from_list([{"text": f"w{i} w{i + 1} w{i + 2} w{i + 3}"} for i in range(2, 34)])
+    args = SFTConfig(output_dir=str(tmp_path), **COMMON)
+    names = ran("trl", {"model": hf.llama(), "args": args, "train_dataset": rows, "tokenizer": tokenizer()})
+    assert names["trainer"].engine.step == hf.STEPS
+
+
+def test_accelerate() -> None:
+    pytest.importorskip("accelerate", exc_type=ImportError)
+    import torch
+
+    from integrations import loops
+    from integrations.trajectories import apart, sgd
+
+    loops.fresh()
+    loops.AcceleratorState._reset_state(False)
+    model = loops.net()
+    optimizer = sgd(model)
+    loader = torch.utils.data.DataLoader(loops.data(32), batch_size=8)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    given = {"model": model, "optimizer": optimizer, "loader": loader, "scheduler": scheduler}
+    assert ran("accelerate", given)["sharp"].engine.step == 2
+    assert apart(model, loops.net()) > 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lightning", exc_type=ImportError)
+    from integrations import pl
+    from integrations.loops import net
+    from integrations.trajectories import apart
+
+    monkeypatch.chdir(tmp_path)  # Lightning logs and saves beside the program
+    module = pl.Module()
+    names = ran("lightning", {"module": module, "loader": pl.loader()})
+    assert names["trainer"].global_step == pl.BATCHES * 2
+    assert apart(module.net, net()) > 0
+
+
+def test_skorch() -> None:
+    pytest.importorskip("skorch", exc_type=ImportError)
+    from integrations import test_skorch as nets
+
+    x, y = nets.data()
+    given = {"Module": nets.Module, "criterion": nets.nn.CrossEntropyLoss, "X": x, "y": y}
+    assert ran("skorch", given)["net"].engine_.step == 2  # 64 rows, skorch's batches of 128
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_peft(tmp_path: Path) -> None:
+    pytest.importorskip("peft", exc_type=ImportError)
+    from integrations import hf
+
+    names = ran("peft", {"model": hf.llama(), "args": hf.arguments(tmp_path), "train_dataset": hf.texts()})
+    engine = names["trainer"].engine
+    assert engine.step == hf.STEPS
+    assert all("lora" in name for name in engine.names)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fabric() -> None:
+    pytest.importorskip("lightning", exc_type=ImportError)
+    from integrations import pl
+    from integrations.loops import net
+    from integrations.trajectories import apart, sgd
+
+    model = net()
+    names = ran("fabric", {"model": model, "optimizer": sgd(model), "loader": pl.loader()})
+    assert names["engine"].step == pl.BATCHES
+    assert apart(model, net()) > 0
+
+
+def test_every_block_is_run_here() -> None:
+    assert {f"test_{title.replace(' ', '_')}" for title in BLOCKS} <= set(globals())
+
+
+def test_the_versions_are_those_that_are_installed() -> None:
+    constraints = (ROOT / "constraints-integrations.txt").read_text(encoding="utf-8")
+    said = re.findall(r"(\w+) (\d+\.\d+\.\d+)", PAGE)
+    assert said
+    for name, version in said:
+        assert f"\n{name}=={version}\n" in f"\n{constraints}"
+        if importlib.util.find_spec(name) is not None:
+            assert importlib.metadata.version(name) == version
