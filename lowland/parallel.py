@@ -1,6 +1,6 @@
-"""Starting on many ranks: the mesh from a text, checks, and what all ranks must decide together.
+"""Starts a training on several ranks: the process group, the mesh from a text, and checks that ranks agree.
 
-The same program runs on one device without ``torchrun``: then there is no mesh, and nothing here communicates.
+Without ``torchrun`` the same program runs on one device: then there is no mesh and no communication.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def parse(text: str) -> dict[str, int]:
     """The sizes of a mesh's dimensions, outermost first.
 
     Args:
-        text: Such as ``probe=2,data=4``.
+        text: The dimensions with their sizes, such as ``probe=2,data=4``.
 
     Raises:
         ArgumentError: The text is malformed.
@@ -60,16 +60,16 @@ def parse(text: str) -> dict[str, int]:
 
 
 def ranks() -> tuple[int, int]:
-    """This process's number among those that ``torchrun`` has started, and how many there are: 0 and 1 without it."""
+    """This process's rank and the number of ranks that ``torchrun`` has started; 0 and 1 without ``torchrun``."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     return (int(os.environ.get("RANK", "0")) if size > 1 else 0), size
 
 
 def place(device: str | torch.device) -> torch.device:
-    """The device of that name, which becomes the current one; on several ranks each has its own GPU.
+    """The device of this name; a GPU with an index becomes the current device. Each of several ranks gets its own GPU.
 
     Args:
-        device: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
+        device: ``cpu``, ``cuda``, or ``auto`` for a GPU if there is one.
 
     Raises:
         ArgumentError: There is no such device, or all ranks would take the same GPU.
@@ -89,7 +89,7 @@ def place(device: str | torch.device) -> torch.device:
         raise ArgumentError(f"device must be cuda or auto where each rank takes a GPU, but is {device!r}; choose cuda")
     if chosen.type == "cuda":
         _check_gpu(chosen, several)
-    if chosen.type == "cuda" and chosen.index is not None:  # without a number it is the current one already
+    if chosen.type == "cuda" and chosen.index is not None:  # without an index it is the current device
         torch.cuda.set_device(chosen)
     return chosen
 
@@ -111,24 +111,24 @@ def _check_gpu(chosen: torch.device, several: bool) -> None:
 
 
 def broadcast(value: Any) -> Any:
-    """The value of rank 0, on all ranks of the process group; the caller's own value where there is no group."""
+    """Broadcast the value of rank 0 to all ranks; without a process group, return the value."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
-    held = [value]
-    dist.broadcast_object_list(held, src=0)
-    return held[0]
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all of a training.
+    """The ranks of a training, as seen by one of them.
 
     Attributes:
-        rank: Its number, from 0.
-        size: How many there are.
-        device: Where this one computes.
-        mesh: The mesh of all; None on a single one.
-        sizes: The mesh's dimensions.
+        rank: The rank of this process, from 0.
+        size: The number of ranks.
+        device: The device of this rank.
+        mesh: The mesh of all ranks; None for a single process.
+        sizes: The sizes of the mesh's dimensions, by name.
     """
 
     rank: int
@@ -139,41 +139,41 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this rank prints and writes."""
+        """Whether this is rank 0, the rank that prints and writes files."""
         return self.rank == 0
 
     def along(self, *names: str) -> Any:
-        """The part of the mesh along these dimensions, as far as it has them; None where it has none."""
-        held = tuple(name for name in names if name in self.sizes)
-        if self.mesh is None or not held:
+        """The submesh of those of these dimensions that the mesh has; None if it has none of them."""
+        present = tuple(name for name in names if name in self.sizes)
+        if self.mesh is None or not present:
             return None
-        return self.mesh if held == tuple(self.sizes) else self.mesh[held if len(held) > 1 else held[0]]
+        return self.mesh if present == tuple(self.sizes) else self.mesh[present if len(present) > 1 else present[0]]
 
     @property
-    def share(self) -> tuple[int, int]:
-        """Which part of every batch is this rank's, and into how many parts it is cut."""
-        number, count = 0, 1
+    def batch_part(self) -> tuple[int, int]:
+        """The part of every batch that this rank gets: its index and the number of parts."""
+        index, count = 0, 1
         for name in ("replicate", "data"):
             if self.mesh is not None and name in self.sizes:
-                number = number * self.sizes[name] + self.mesh[name].get_local_rank()
+                index = index * self.sizes[name] + self.mesh[name].get_local_rank()
                 count *= self.sizes[name]
-        return number, count
+        return index, count
 
     def agree(self, what: Mapping[str, Any]) -> None:
-        """Refuse to go on if ranks differ in one of these values.
+        """Check that these values are equal on all ranks.
 
         Raises:
-            RankError: They differ; on all ranks.
+            RankError: A value differs between ranks; raised on all ranks.
         """
         if self.size > 1:
             collectives.agree(what, [_everyone()])
 
     def broadcast(self, value: Any) -> Any:
-        """The value that rank 0 has."""
+        """Broadcast the value of rank 0 to all ranks."""
         return broadcast(value)
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, in their order, on every rank."""
+        """Gather the values of all ranks, in the order of ranks, on every rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -181,35 +181,35 @@ class World:
         return values
 
     def wait(self) -> None:
-        """Go on when all ranks are here."""
+        """Wait until all ranks have called this (a barrier)."""
         if self.size > 1:
             dist.barrier()
 
 
 def job() -> str | None:
-    """A name for what torchrun has started, the same after every restart of its ranks; None without torchrun."""
+    """The name of the torchrun job, which stays the same when torchrun restarts its ranks; None without torchrun."""
     name = os.environ.get("TORCHELASTIC_RUN_ID")
-    return f"none {os.getppid()}" if name == "none" else name  # "none" is what all have who give no --rdzv-id
+    return f"none {os.getppid()}" if name == "none" else name  # all jobs without --rdzv-id have the name "none"
 
 
-_JOINED = itertools.count()  # how often this process has joined the others
+_JOINED = itertools.count()  # the number of process groups that this process has joined
 
 
 @contextmanager
 def world(mesh: str | None = None, device: str = "auto", *, patience: float = PATIENCE) -> Iterator[World]:
-    """Join the ranks that ``torchrun`` has started; on its own, a process is the only one.
+    """Join the process group of the ranks that ``torchrun`` has started, and leave it at the end.
 
     Args:
-        mesh: Such as ``probe=2,data=2``. None divides every batch over all ranks. A single process computes the same
-            without a mesh, but for what sees a rank's share of a batch alone.
-        device: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
-        patience: Seconds that a rank waits for another one before it gives up.
+        mesh: The mesh, such as ``probe=2,data=2``; None divides every batch over all ranks. A single process ignores
+            it, and computes the same except for computations that see one rank's part of a batch at a time.
+        device: ``cpu``, ``cuda``, or ``auto`` for a GPU if there is one.
+        patience: The timeout of collectives, in seconds.
 
     Yields:
-        This process among all.
+        The ranks; without ``torchrun``, this process alone.
 
     Raises:
-        ArgumentError: The mesh does not fit the number of ranks.
+        ArgumentError: The sizes of the mesh do not multiply to the number of ranks.
     """
     _, size = ranks()
     sizes = parse(mesh) if mesh else {}
@@ -232,9 +232,9 @@ def world(mesh: str | None = None, device: str = "auto", *, patience: float = PA
     try:
         from torch.distributed.device_mesh import init_device_mesh
 
-        whole = init_device_mesh(chosen.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
-        yield World(dist.get_rank(), size, chosen, whole, sizes)
-        # A rank that leaves while a thread of gloo still holds a tensor of another collective would be aborted.
+        device_mesh = init_device_mesh(chosen.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+        yield World(dist.get_rank(), size, chosen, device_mesh, sizes)
+        # Without a barrier, a rank could exit while a gloo thread still uses a tensor, which aborts the process.
         dist.barrier()
     finally:
         if begun:
@@ -242,17 +242,17 @@ def world(mesh: str | None = None, device: str = "auto", *, patience: float = PA
 
 
 def _join(backend: str, patience: timedelta) -> None:
-    """Make the process group of all ranks of this attempt.
+    """Make the process group of all ranks.
 
-    torchrun keeps one store over all its restarts and all runs of a study. Without a prefix for each attempt and each
-    run, a rank could read where a peer was listening before it was killed, or in the run before. And a rank that waits
-    for others in C++ hears no Python handler: torchrun would wait half a minute for it to end, so until there is a
-    group, SIGTERM ends it at once.
+    torchrun keeps one store over all its restarts and over all runs of a study. Without a prefix for each restart and
+    each run, a rank could read the address of a peer that was killed, or that belongs to the previous run. A rank that
+    waits in C++ for other ranks does not run Python signal handlers, and torchrun would wait half a minute for it to
+    end. So SIGTERM has its default handler, which ends the process at once, until the group is made.
 
-    The threads of a process group must end before the interpreter does: a thread that asks for the GIL while the
-    interpreter is finalized aborts the process. Reference cycles keep the groups of earlier runs, so cycles are
-    collected here and at exit. And ``torch._dynamo``, which the first optimizer loads, keeps the group that it finds
-    for good, so it is loaded before there is one.
+    The threads of a process group must end before the interpreter is finalized, because a thread that then requests
+    the GIL aborts the process. Reference cycles can keep the groups of earlier runs alive, so they are collected here
+    and at exit. ``torch._dynamo``, which the first optimizer imports, keeps a reference to an existing process group
+    forever, so it is imported before there is one.
     """
     importlib.import_module("torch._dynamo")
     joined = next(_JOINED)
@@ -276,12 +276,12 @@ def assert_replicas_equal(model: nn.Module, group: dist.ProcessGroup | None = No
 
     Args:
         model: The model, wrapped or not.
-        group: Ranks that must hold the same; all ranks by default. With ``fully_shard`` give the groups along the
-            other dimensions of the mesh, such as ``mesh["probe"].get_group()``: there, local shards are compared.
+        group: The ranks whose tensors must be equal; all ranks by default. With ``fully_shard``, pass the group of
+            another dimension of the mesh, such as ``mesh["probe"].get_group()``: its ranks have equal shards.
 
     Raises:
-        RankError: A tensor differs, by name and rank; on all ranks.
-        UsageError: Sharded parameters, and no group.
+        RankError: A tensor differs; the message names tensor and rank. Raised on all ranks.
+        UsageError: Parameters are sharded and no group is given.
     """
     tensors = {n: t for n, t in [*model.named_parameters(), *model.named_buffers()] if t.numel() > 0}
     if group is None and not shards.ordinary(list(tensors.values())):

@@ -42,7 +42,13 @@ def test_a_malformed_mesh(text: str) -> None:
 
 def test_a_single_process_needs_no_mesh() -> None:
     with world("probe=2,data=2", "cpu") as alone:
-        assert (alone.rank, alone.size, alone.share, alone.along("probe"), alone.first) == (0, 1, (0, 1), None, True)
+        assert (alone.rank, alone.size, alone.batch_part, alone.along("probe"), alone.first) == (
+            0,
+            1,
+            (0, 1),
+            None,
+            True,
+        )
         alone.agree({"anything": 1})
         assert (alone.broadcast(3), alone.gather(3)) == (3, [3])
     assert not dist.is_initialized()
@@ -115,7 +121,7 @@ def other_layers() -> str:
     unused = model.module.unused.weight
     engine.backward(batch(0))
     engine.work.begin = lambda step=0: None  # type: ignore[method-assign]
-    engine.work.reached = [p is unused if dist.get_rank() else False for p in engine.params]
+    engine.work.step.reached = [p is unused if dist.get_rank() else False for p in engine.params]
     return caught(lambda: [engine.backward(batch(1)), engine.backward(batch(2))])
 
 

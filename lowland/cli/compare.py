@@ -18,13 +18,13 @@ from lowland.report import legend, notes, read_all, rich_table, summarize, verdi
 
 @dataclass(kw_only=True)
 class Compare(Options):
-    """Compare methods on a task: several seeds each, the same data and start, one budget.
+    """Compare methods on a task: several seeds each, with the same data, initial weights and budget.
 
     Args:
-        methods: Methods, each such as sam or sampa:rho=0.1,lam=0.2; `lowland methods` lists them. Your own come from
-            a file or a package: vasso.py:VaSSO:theta=0.4, package.module:VaSSO. all stands for every one that works on
-            the model, and may be joined by others: all sam:rho=0.1.
-        seeds: How many seeds, >= 1; intervals need at least 2.
+        methods: Methods, each such as sam or sampa:rho=0.1,lam=0.2; `lowland methods` lists them. Your own method comes
+            from a file or a package: vasso.py:VaSSO:theta=0.4, package.module:VaSSO. The name all means every listed
+            method that works on the model; more methods may follow it: all sam:rho=0.1.
+        seeds: Number of seeds, >= 1; intervals need at least 2.
     """
 
     methods: tuple[str, ...] = ("plain", "sam", "sampa", "looksam", "micro-sam", "arsam")

@@ -87,7 +87,7 @@ def _commands() -> Any:
     """The union type of all commands."""
     import tyro
 
-    from lowland.cli.bench import Bench
+    from lowland.cli.bench.choice import Bench
     from lowland.cli.compare import Compare
     from lowland.cli.methods import Methods
     from lowland.cli.report import Report

@@ -43,31 +43,35 @@ else:
 
 @dataclass(kw_only=True)
 class Options:
-    """What to train, and under which budget.
+    """The options of a training: task, model, budget, devices and recipe.
 
     Args:
         task: digits, cifar10:noise=0.4 or another of `lowland tasks`, or your own: my_task.py:Pose:joints=17,
             package.module:Pose.
-        model: A model of the task, my_task.py:Net, or a torchvision or timm name; left out, the task's first.
-        budget: What every run may spend the same of: optimizer steps, gradients, or seconds of training.
-        limit: How much of it, > 0; left out, what plain training takes for the epochs of the recipe.
-        validation: Share of the training part that is kept for validation, in [0, 1), where the data has no such part.
-        select: Which epoch's test figure is compared: the last, or the best on validation.
-        patience: Epochs without a better figure on validation after which a training stops; left out, it never does.
-        data: Folder of the data files; left out, the environment variable LOWLAND_DATA.
-        out: Folder for the runs, one folder each.
-        threads: CPU threads, >= 1; left out, PyTorch's choice.
-        device: cpu, cuda, or auto for a GPU where there is one.
-        mesh: How the ranks that torchrun starts share the work, such as probe=2,data=2: probe divides the gradients of
-            a step, data every batch, replicate every batch for a method that perturbs in each group for itself; left
-            out, every batch is divided. A single process computes the same without ranks, but for what sees a rank's
-            share alone: BatchNorm, and methods that perturb or choose examples on each rank for itself.
-        shard: Divide the weights over the data dimension, with fully_shard, instead of a copy on every rank; each
-            evaluation gathers them for a while.
-        tensorboard: Write TensorBoard event files, too.
-        checkpoint_every: Steps from checkpoint to checkpoint, >= 1; left out, half a minute, or longer where writing
-            them would take more than 2 % of the time.
-        recipe: Optimizer and schedule; what is left out is the task's (see lowland tasks NAME).
+        model: A model of the task, my_task.py:Net, or a torchvision or timm name; by default the task's first model.
+        budget: The resource that is equal for all runs: optimizer steps, gradients, or seconds of training.
+        limit: The amount of that resource for each run, > 0; by default the amount that plain training uses for the
+            epochs of the recipe.
+        validation: Fraction of the training part that is held out for validation, in [0, 1), if the data has no
+            validation part.
+        select: The epoch whose test metric is compared: the last, or the best on the validation part.
+        patience: Epochs without a better validation metric after which a training stops, >= 1; by default it never
+            stops early.
+        data: Folder of the data files; by default the environment variable LOWLAND_DATA.
+        out: Folder for the runs; each run gets its own folder in it.
+        threads: CPU threads, >= 1; by default PyTorch's choice.
+        device: cpu, cuda, or auto for a GPU if there is one.
+        mesh: How the ranks that torchrun starts divide the work, such as probe=2,data=2: probe divides the gradients of
+            a step, data divides every batch, and replicate divides every batch for methods that perturb separately in
+            each group of ranks; by default every batch is divided. A single process computes the same without ranks,
+            except for computations that see one rank's part of a batch at a time: BatchNorm, and methods that perturb
+            or choose examples on each rank separately.
+        shard: Shard the weights over the data dimension with fully_shard instead of keeping a copy on every rank; each
+            evaluation gathers them temporarily.
+        tensorboard: Also write TensorBoard event files.
+        checkpoint_every: Steps between checkpoints, >= 1; by default half a minute, or longer if writing would take
+            more than 2 % of the time.
+        recipe: Optimizer and schedule; by default the task's values (see lowland tasks NAME).
     """
 
     task: str = "digits"

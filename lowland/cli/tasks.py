@@ -15,7 +15,7 @@ from rich.console import Console
 
 from lowland.cli.docstrings import parse
 from lowland.core.errors import LowlandError
-from lowland.lab import names
+from lowland.lab import fingerprint, names
 from lowland.lab.data.wrapped import dataset
 from lowland.lab.identity import plain_fields
 from lowland.lab.metric import Metric
@@ -85,7 +85,7 @@ def _metric(metric: Metric) -> str:
 
 
 def _source(task: Task) -> str:
-    code = names.OUTSIDE_TASK.source(type(task))
+    code = fingerprint.of(task, "task")
     return "lowland's own" if code is None else f"{inspect.getsourcefile(type(task))}, hash {code}"
 
 

@@ -21,11 +21,11 @@ class Train(Options):
     """Train one model with one method.
 
     Args:
-        method: Such as sam, or with hyperparameters sampa:rho=0.1,lam=0.2; `lowland methods` lists them. Your own
-            come from a file or a package: vasso.py:VaSSO:theta=0.4, package.module:VaSSO.
-        seed: Of initialization, data order, augmentation and label noise, >= 0.
-        resume: Go on with the run in its folder, where there is one.
-        name: The run's folder in --out; left out, made from task, model, method and seed.
+        method: The method, such as sam, or with hyperparameters sampa:rho=0.1,lam=0.2; `lowland methods` lists the
+            methods. Your own method comes from a file or a package: vasso.py:VaSSO:theta=0.4, package.module:VaSSO.
+        seed: Seed of initialization, data order, augmentation and label noise, >= 0.
+        resume: Resume the run if its folder has one.
+        name: Name of the run's folder in --out; by default made from task, model, method and seed.
     """
 
     method: str = "plain"

@@ -6,7 +6,6 @@ import ast
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -18,7 +17,8 @@ from typing import Any
 
 from lowland.core.errors import ArgumentError
 
-_LOADED = "__lowland_source__"  # in a module from a file, a hash of the file as it was when the module was made
+LOADED = "__lowland_source__"
+"""In a module from a file, the hash of the file as it was when the module was made."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Kind:
         if str(path.parent) not in sys.path:
             sys.path.append(str(path.parent))  # as for a script, so that it can import what lies beside it
         module = sys.modules[key] = importlib.util.module_from_spec(spec)
-        vars(module)[_LOADED] = _hash(path.read_bytes())
+        vars(module)[LOADED] = hashed(path.read_bytes())
         try:
             spec.loader.exec_module(module)
         except Exception as error:
@@ -126,44 +126,6 @@ class Kind:
             f"a {self.what} must be in a module that can be imported, but {name!r} cannot be: {type(error).__name__}: "
             f"{error}"
         )
-
-    def source(self, value: Any) -> str | None:
-        """A hash of the file that a class or function was written in, so that runs tell whether the code is the same.
-
-        What a function has taken from around it, such as the width in ``lambda: Net(width)``, is part of the hash. None
-        for lowland's own, which its version tells.
-
-        Raises:
-            ArgumentError: It was written at a prompt, so that there is no source to compare.
-        """
-        if str(value.__module__).startswith("lowland."):
-            return None
-        code, taken = self._code(value), _taken(value)
-        return code if not taken else _hash(f"{code} {taken}".encode())
-
-    def _code(self, value: Any) -> str:
-        loaded = vars(sys.modules.get(value.__module__, inspect)).get(_LOADED)
-        if loaded is not None:  # the file may have changed since
-            return str(loaded)
-        try:
-            return _hash(Path(inspect.getsourcefile(value) or "").read_bytes())
-        except (OSError, TypeError):
-            pass
-        try:
-            return _hash(inspect.getsource(value).encode())  # a cell of a notebook
-        except (OSError, TypeError):
-            raise ArgumentError(
-                f"a {self.what} must be written in a file, so that its runs can be compared, but "
-                f"{getattr(value, '__name__', repr(value))} has no source; write the class into a file and name it: "
-                "file.py:Name"
-            ) from None
-
-
-def _taken(value: Any) -> list[str]:
-    """What a function holds beside its code: values of variables around it, and defaults."""
-    cells = getattr(value, "__closure__", None) or ()
-    defaults = (getattr(value, "__defaults__", None) or ()) if cells else ()
-    return [repr(cell.cell_contents) for cell in cells] + [repr(default) for default in defaults]
 
 
 def split(text: str, known: Iterable[str]) -> tuple[str, str]:
@@ -227,5 +189,6 @@ def value_of(text: str) -> Any:
         return text
 
 
-def _hash(code: bytes) -> str:
+def hashed(code: bytes) -> str:
+    """A hash of some bytes, 16 hexadecimal digits."""
     return hashlib.sha256(code).hexdigest()[:16]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,7 @@ class Answers:
     """The part of :class:`lowland.Engine` that plans use."""
 
     step: int
+    memory: dict[str, Any]
     optimizers: list[Optimizer]
     params: Vec
     parameters: Parameters
@@ -33,6 +35,7 @@ class Answers:
     training: Progress
     ranks: list[Any]
     under_way: bool
+    _prefix: str = ""  # of the names of lagged values, while a method inside another plans
 
     @property
     def progress(self) -> float:
@@ -92,7 +95,7 @@ class Answers:
     @property
     def reached(self) -> list[bool]:
         """Which parameters the passes of this step have reached so far."""
-        return self.work.reached
+        return self.work.step.reached
 
     @property
     def trained(self) -> list[bool]:
@@ -100,12 +103,40 @@ class Answers:
         return self.parameters.trained(None) or [True] * len(self.params)
 
     def later(self, name: str, tensor: Tensor) -> Any:
-        """Send device scalars to the host; get those sent under ``name`` the last time, None the first time."""
-        return self.lagged.swap(name, tensor)
+        """Send device scalars to the host; get those sent under ``name`` the last time, None the first time.
+
+        Raises:
+            UsageError: The value to send is not a tensor.
+        """
+        _check_sent("later", tensor)
+        return self.lagged.swap(self._prefix + name, tensor)
 
     def now(self, tensor: Tensor) -> Any:
-        """A small tensor's values, the first rank's on several, where all must call it; the host waits for them."""
+        """A small tensor's values, the first rank's on several, where all must call it; the host waits for them.
+
+        Raises:
+            UsageError: It is no tensor.
+        """
+        _check_sent("now", tensor)
         return read(collectives.first(tensor, self.ranks))
+
+    @contextmanager
+    def scope(self, prefix: str) -> Iterator[None]:
+        """For a plan inside another: ``memory`` is the entries whose keys begin with ``prefix``, without the prefix.
+
+        At the end, what the inner plan has left in ``memory`` replaces those entries. Lagged values have the prefix in
+        their names, too.
+        """
+        memory, names = self.memory, self._prefix
+        self.memory = {k.removeprefix(prefix): v for k, v in memory.items() if k.startswith(prefix)}
+        self._prefix = names + prefix
+        try:
+            yield
+        finally:
+            for key in [k for k in memory if k.startswith(prefix)]:
+                del memory[key]
+            memory.update({prefix + k: v for k, v in self.memory.items()})
+            self.memory, self._prefix = memory, names
 
     def radii(self, rho: float | Schedule, geometry: Geometry) -> Radii:
         """The radius for every parameter: a number where all share it, else one each, 0 for excluded ones."""
@@ -117,3 +148,11 @@ class Answers:
     def holds(self, when: When) -> bool:
         """Whether this step is one of those that are meant."""
         return when.holds(self.step, self.progress) if when.needs_progress else when.holds(self.step)
+
+
+def _check_sent(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise UsageError(
+            f"engine.{name} must be given a tensor of few entries, but was given a {type(value).__name__}; send a "
+            "scalar such as vec.norm(here.grad); what the host knows already needs no sending"
+        )

@@ -60,8 +60,8 @@ class Engine(Answers):
         cut: How batches are cut, by ``micro_batch`` and by methods that choose or divide examples: a
             :class:`lowland.Cutter`. By default ``Slices()``: tensors along dimension 0.
         rng: "free" lets every pass draw its own dropout mask; "shared" is one for all passes on the same examples, and
-            one draw per step of Python's ``random`` and NumPy's global generator. Generators of one's own, loader
-            workers, and random numbers of other libraries are not rewound.
+            one draw per step of Python's ``random``, NumPy's global generator, and generators that model and loss
+            function keep. Loader workers and random numbers of other libraries are not rewound.
         seed: Seed of the method's own random decisions.
         allow_unaveraged: Accept several ranks over which nobody averages gradients, for trainings that are independent
             or that the caller averages.

@@ -8,31 +8,8 @@ from itertools import chain
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.module import (
-    register_module_module_registration_hook,
-    register_module_parameter_registration_hook,
-)
 
 Places = tuple[list[dict[str, Any]], list[Any]]
-
-
-class Registrations:
-    """Counts how often any module has been given a parameter or a module, while models are watched."""
-
-    count = 0
-    _watching = False
-
-    @classmethod
-    def watch(cls) -> None:
-        """Begin to count; torch calls the hooks for all modules."""
-        if not cls._watching:
-            cls._watching = True
-            register_module_module_registration_hook(cls._note)
-            register_module_parameter_registration_hook(cls._note)
-
-    @classmethod
-    def _note(cls, module: nn.Module, name: str, value: Any) -> None:
-        cls.count += 1
 
 
 def places(model: nn.Module, names: Sequence[str]) -> Places:

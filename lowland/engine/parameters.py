@@ -16,6 +16,7 @@ from lowland.core.geometry import Geometry, Radii
 from lowland.core.wrappers import short_names
 from lowland.engine import owners
 from lowland.engine.kinds import Kinds, check_kinds, some
+from lowland.executors.registrations import Registrations
 
 _TRAINS = operator.attrgetter("requires_grad")
 
@@ -49,8 +50,8 @@ class Parameters:
         self._owners = [model.get_submodule(n.rpartition(".")[0]) for n in trainable]
         self._selected: dict[Geometry, list[bool]] = {}
         self._thawed: list[bool] | None = None  # which are not frozen since; None: not looked at in this step
-        owners.Registrations.watch()
-        self._registrations = owners.Registrations.count
+        Registrations.watch()
+        self._registrations = Registrations.count
 
     def check_unchanged(self, step: int, sharded: Sequence[nn.Module] = ()) -> None:
         """Refuse to go on if parameters were added, replaced or unfrozen since.
@@ -70,7 +71,7 @@ class Parameters:
             )
         self._kinds.check(self.vec, self._due(step))
         self._thawed, before = None, self._registrations
-        self._registrations = owners.Registrations.count
+        self._registrations = Registrations.count
         if self._due(step) or self._registrations != before:
             self._check_model(sharded)
 

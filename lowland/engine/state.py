@@ -72,7 +72,7 @@ def save(engine: Engine) -> dict[str, Any]:
         "method": engine.method.kind,
         "parameters": _shapes(engine),
         "step": engine.step,
-        "share": engine.work.replicas.share,
+        "share": engine.work.replicas.ranks_and_sizes,
         "vectors": {k: dict(zip(engine.names, v, strict=True)) for k, v in vectors.items()},
         "values": {k: _loadable(k, _plain(v)) for k, v in engine.memory.items() if k not in vectors},
         "rng": engine.rng.getstate(),
@@ -141,7 +141,7 @@ def _loadable(key: str, value: Any) -> Any:
     if type(value) not in (dict, list, tuple, int, float, str, bool, type(None)) and not isinstance(value, Tensor):
         raise StateError(
             f"memory {key!r} must be made of tensors, numbers, tuples, lists and dicts to be saved, but holds a "
-            f"{type(value).__name__}; let the loader give plain tuples or dicts"
+            f"{type(value).__name__}; let the loader give plain tuples or dicts, and a plan keep such values"
         )
     return value
 
@@ -198,7 +198,7 @@ def _vector_of(value: Any, shapes: list[list[int]]) -> bool:
 
 def _check_share(engine: Engine, state_dict: dict[str, Any]) -> None:
     """Refuse memory that belongs to another rank, such as a batch that is held, or to another number of ranks."""
-    here, there = engine.work.replicas.share, [list(pair) for pair in state_dict.get("share") or []]
+    here, there = engine.work.replicas.ranks_and_sizes, [list(pair) for pair in state_dict.get("share") or []]
     leaves = pytree.tree_leaves(state_dict["values"])
     if here == there or "share" not in state_dict or not any(isinstance(leaf, Tensor) for leaf in leaves):
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import FrozenInstanceError
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -14,7 +15,8 @@ from lowland.core import vec
 from lowland.core.errors import BatchError, UsageError
 from lowland.core.probe import Plan, Probe, Reading, conversation
 from lowland.core.vec import Vec
-from lowland.engine import plans, state, watch
+from lowland.engine import early_steps, plans, state, watch
+from lowland.executors.still import Mark
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
@@ -37,17 +39,19 @@ def drive(engine: Engine, batch: Any) -> Drive:
     empty = set(map(type, held)) <= {type(None)}
     done, eye = False, None
     engine.under_way = True
+    early_steps.begin(engine)
     try:
         if not empty:
             for p in engine.params:
                 p.grad = None
         engine.work.begin(engine.step)
         engine.executor.begin(batch)
-        if engine.work.watched:
-            eye = watch.Watch(engine.method.kind, engine.params, engine.names, engine.memory, engine.vector_keys)
+        if engine.work.step.watched:
+            keys = engine.vector_keys, engine.table_keys
+            eye = watch.Watch(engine.method.kind, engine.work, engine.names, engine.memory, *keys)
         result, count, aux = yield from _converse(engine, engine.method.plan(engine, batch), batch, eye)
         loss, grad = plans.result(engine.method.kind, result, engine.params, each=eye is not None)
-        if engine.executor.substitutes or not all(engine.work.reached):
+        if engine.executor.substitutes or not all(engine.work.step.reached):
             engine.parameters.check_unreached(engine.work.replicas.fsdp)
         plans.same_keys(engine.method.kind, before[0], engine.memory)
         if eye is not None:
@@ -58,6 +62,7 @@ def drive(engine: Engine, batch: Any) -> Drive:
         done = True
     finally:
         engine.under_way = False
+        early_steps.end(engine)
         if not done:
             engine.memory, engine.lagged.waiting = before[0], before[1]
             if eye is not None:
@@ -91,14 +96,16 @@ def _converse(
 ) -> Generator[tuple[Probe, ...], tuple[Reading, ...], tuple[Any, Tensor | None, list[Any]]]:
     """What the plan returns; the count of losses that only this rank has seen; aux of the passes that report."""
     kept, aux, count = list(engine.memory.values()), [], None
+    readings: tuple[Reading, ...] | None = None
+    asked: tuple[Probe, ...] | None = None
     with closing(conversation(plan)) as talk:
         try:
-            asked = _ask(talk, None, eye)
             while True:
+                asked, readings = _ask(engine, talk, readings, eye), None
                 for probe in asked:
                     plans.chosen(engine.method.kind, probe, engine.params)
                     probe.compare(batch, kept)
-                readings: tuple[Reading, ...] | None = yield asked
+                readings = yield asked
                 assert readings is not None
                 for probe, reading in zip(asked, readings, strict=True):
                     if probe.stats and reading.aux is not None:
@@ -106,32 +113,51 @@ def _converse(
                     if probe.stats and not probe.sync and isinstance(reading.divisor, Tensor):
                         count = reading.divisor if count is None else count + reading.divisor
                 del probe, reading
-                asked, readings = _ask(talk, readings, eye), None
         except StopIteration as done:
+            if asked is None:
+                raise plans.unasked(engine.method.kind) from None
             return done.value, count, aux
 
 
 def _ask(
-    talk: Generator[tuple[Probe, ...], Any, Any], readings: tuple[Reading, ...] | None, eye: watch.Watch | None
+    engine: Engine,
+    talk: Generator[tuple[Probe, ...], Any, Any],
+    readings: tuple[Reading, ...] | None,
+    eye: watch.Watch | None,
 ) -> tuple[Probe, ...]:
-    """Let the plan go on to its next probes, and look whether it has left the weights alone."""
-    if eye is None:
-        return talk.send(readings)
-    eye.leave()
+    """Let the plan go on to its next probes, and look whether it has left the weights alone.
+
+    Where steps are not watched, this is asked of plans alone that are not lowland's own.
+    """
+    others = eye is None and not type(engine.method).__module__.startswith("lowland.methods.")
+    mark = Mark(engine.work, each=True) if others else None
+    if eye is not None:
+        eye.leave()
     try:
-        asked = talk.send(readings)
+        with early_steps.planning(engine):
+            asked = talk.send(readings)
     except StopIteration:
-        eye.back()
+        _look(engine, eye, mark)
         raise
-    eye.back()
+    except (KeyError, FrozenInstanceError) as error:
+        plans.explain(engine.method, engine.memory, error)
+        raise
+    _look(engine, eye, mark)
     return asked
+
+
+def _look(engine: Engine, eye: watch.Watch | None, mark: Mark | None) -> None:
+    if eye is not None:
+        eye.back()
+    if mark is not None and (written := mark.moved()):
+        raise watch.moved(engine.method.kind, engine.names[written[0]])
 
 
 def _fill(engine: Engine, held: list[Tensor | None] | None, grad: Vec, before: dict[str, Any]) -> None:
     """Put the step's gradient where the optimizer looks for it; ``held`` is what was there, None for nothing."""
     scale = engine.work.scale()
-    if scale is not None and engine.work.finite is not None:
-        finite = engine.work.finite
+    finite = engine.work.step.finite
+    if scale is not None and finite is not None:
         # NaN reaches every parameter, so that the scaler sees it and skips the step.
         grad = vec.scale(grad, torch.where(finite, scale, torch.full_like(scale, float("nan"))))
         state.keep_where_finite(engine, finite, before)
@@ -140,11 +166,11 @@ def _fill(engine: Engine, held: list[Tensor | None] | None, grad: Vec, before: d
         kept = watch.held(engine.memory)
         if not kept.isdisjoint(map(id, grad)):
             grad = [g.clone() if id(g) in kept else g for g in grad]
-    if held is None and all(engine.work.reached):  # the usual step, one assignment for each parameter
+    if held is None and all(engine.work.step.reached):  # the usual step, one assignment for each parameter
         for p, g in zip(engine.params, grad, strict=True):
             p.grad = g
         return
-    for p, h, g, reached in zip(engine.params, held or [None] * len(grad), grad, engine.work.reached, strict=True):
+    for p, h, g, reached in zip(engine.params, held or [None] * len(grad), grad, engine.work.step.reached, strict=True):
         if not reached:
             p.grad = h
         elif h is None:

@@ -1,4 +1,4 @@
-"""Where probes are answered."""
+"""Executors, which answer probes: one after the other, in one vmapped pass, or on several ranks."""
 
 from __future__ import annotations
 

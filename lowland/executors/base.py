@@ -17,36 +17,32 @@ from lowland.core.vec import Vec
 from lowland.executors import modes
 from lowland.executors.buffers import Buffers
 from lowland.executors.data_parallel import Replicas
-from lowland.executors.guards import Ownership, Remembered, Suspect, dismiss, outsiders
-from lowland.executors.modes import SharedRNG, seeds
+from lowland.executors.guards import Ownership, dismiss, outsiders
+from lowland.executors.modes import SharedRNG
+from lowland.executors.step_record import StepRecord
 
 
 class Work:
-    """A model under training, as executors see it, and what the step under way has met so far.
+    """A model under training, as executors see it.
+
+    What one step has seen is in ``step``, a new :class:`StepRecord` for every step.
 
     Attributes:
         model: The model; its weights move only inside a pass.
         params: Its trainable parameters.
-        device: Where they are.
+        device: The device of the parameters.
         loss_fn: The training loss, ``(model, batch) -> (B,), () or Loss``; None where the caller runs forward.
         scaler: A GradScaler or None.
         micro_batch: Most examples in one forward pass; None means no limit.
         rng: Rewinds random numbers between the passes of a step; None lets them run free.
         replicas: The ranks that divide a batch with this one.
-        batches: Knows how batches are cut.
+        batches: Cuts batches.
         buffers: What forward writes beside the weights.
         ownership: Whether gradients must be copied.
-        suspects: Tensors beside the parameters that the losses of this step have reached.
-        gradients: Those that other tensors had before a backward that the caller runs; None where nobody has looked.
-        outsiders: Parameters of modules that the loss function uses beside the model.
+        outsiders: Trainable tensors that the model or the loss function uses besides the engine's.
         first: Whether no step has been completed yet.
-        watched: Whether weights, gradients and what the loss reaches are looked at around each forward and backward of
-            this step.
         reentrant: Whether backward may run others inside, as reentrant checkpointing does; None: not looked at.
-        reached: Which parameters any backward pass of this step has reached.
-        step: Number of the step.
-        asked: How often it has asked for several probes together.
-        finite: Whether all passes of this step are finite, shape ``()``; None without a scaler.
+        step: The record of the step under way.
     """
 
     def __init__(
@@ -74,64 +70,42 @@ class Work:
         views = any(ddp.gradient_as_bucket_view for ddp in self.replicas.ddps)
         self.ownership = Ownership(model, self.device, loss_fn, views=views)
         self.first = True
-        self.suspects: list[Suspect] = []
         self.outsiders: list[Tensor] = []
         self.reentrant: bool | None = None
         self._captured = modes.captured(model)
-        self._writes = any(getattr(m, "max_norm", None) is not None for m in model.modules())
+        self._forward_writes = any(getattr(m, "max_norm", None) is not None for m in model.modules())
         self.begin()
 
-    def begin(self, step: int = 0) -> None:
-        """Forget the last step; the next one has this number."""
-        self.step = step
+    def begin(self, number: int = 0) -> None:
+        """Begin the step with this number: its record is empty."""
+        power_of_two = number & (number - 1) == 0
         # Steps 0, 1, 2, 4, 8, …; and all of them where forward is known to write weights now and then.
-        self.watched = self._writes or step & (step - 1) == 0
-        if step and step & (step - 1) == 0 and not self.reentrant:
+        self.step = StepRecord(number, len(self.params), watched=self._forward_writes or power_of_two)
+        if number and power_of_two and not self.reentrant:
             self.reentrant = None
-        self.reached = [False] * len(self.params)
-        self.finite: Tensor | None = None
-        self.suspects = []
-        self.gradients: list[Remembered] | None = None
-        if self.first:
-            self.outsiders = outsiders([*self.model.parameters()], self.loss_fn)
-        self.asked = 0
-        self._shared: int | None = None
         self.replicas.begin()
         before, self._captured = self._captured, modes.captured(self.model)
-        if self.watched or self._captured != before:
-            self.ownership.look()
-        self.buffers.begin(self.first or self._captured != before)
+        changed = self._captured != before
+        self.ownership.begin(look=self.step.watched or changed)
+        self.buffers.begin(self.first or changed)
+        if self.first:
+            self.outsiders = outsiders(self)
         if self.rng is not None:
-            self.rng.begin()
+            self.rng.begin(self.buffers.generators)
 
     def seeds(self, count: int) -> list[int]:
-        """Seeds for probes that are asked together; none for one asked alone, which draws from the global stream.
-
-        They are others each time. With ``rng="shared"`` there is one for the step, also for what follows alone.
-        """
-        if count == 1 and self._shared is None:
-            return []
-        self.asked += 1
-        if self.rng is None:
-            return seeds(count, self.step, self.asked)
-        if self._shared is None:
-            self._shared = seeds(1, self.step)[0]
-        return [self._shared] * count
+        """Seeds for probes that are answered together, see :meth:`StepRecord.seeds`."""
+        return self.step.seeds(count, shared=self.rng is not None)
 
     def dismiss(self) -> None:
-        """The losses so far are gone: refuse trainable tensors that they have reached and that are still there."""
-        suspects, self.suspects = self.suspects, []
-        dismiss(suspects, self.loss_fn)
+        """Refuse trainable tensors that losses without a graph have reached and that are still there."""
+        dismiss(self.step.clear_suspects(), self.loss_fn)
 
     def named(self, places: Sequence[int]) -> str:
         """The names of some parameters, for a message."""
         names = {id(p): name for name, p in self.model.named_parameters()}
         shown = [names.get(id(self.params[i]), f"parameter {i}") for i in places[:3]]
         return ", ".join(shown) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
-
-    def check(self, finite: Tensor) -> None:
-        """The step is finite only if this pass is, too."""
-        self.finite = finite if self.finite is None else self.finite & finite
 
     def scale(self) -> Tensor | None:
         """The loss scale of the scaler, shape ``()`` on the device; None without one."""

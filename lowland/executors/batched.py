@@ -1,4 +1,4 @@
-"""Several probes in one forward and backward pass, on one device."""
+"""Answers several probes in one forward and backward pass on one device."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ from lowland.executors.guards import strangers
 from lowland.executors.local import Local, Pass, check_displacement
 from lowland.executors.stacked import Places, StackedLoss, tracks
 
-# What torch says of a function that vmap cannot run; the other half of its errors is as without vmap.
+# Texts in torch's messages for functions that vmap cannot run; other errors also occur without vmap.
 SIGNS = ("vmap", "functorch", "atching rule", "Cannot access data pointer of Tensor")
 
 
 class Batched(Executor):
     """Answers the probes of one tuple in a single forward and backward pass, by ``vmap`` over copies of the weights.
 
-    Made for a device that one pass does not keep busy: two probes launch as many kernels as one, each on twice the
-    data. Where one pass keeps it busy already, as on a CPU, nothing is gained over :class:`Local`.
+    This is faster on a device that one pass does not keep busy: two probes launch as many kernels as one, each with
+    twice the data. On a device that one pass keeps busy, such as a CPU, it is not faster than :class:`Local`.
 
-    The readings are those of :class:`Local` up to rounding, and the weights do not move at all. Running statistics of
-    BatchNorm are brought up to date for the probes that ask for it, in their order. Random numbers are drawn for all
-    probes together: other dropout masks than one after the other, but the same ones with ``rng="shared"``; the global
-    stream goes on as after :class:`Local`.
+    The readings equal those of :class:`Local` up to rounding, and the weights do not move. Running statistics of
+    BatchNorm are updated for the probes that ask for it, in order. One draw gives the random numbers of all probes, so
+    dropout masks differ from those of :class:`Local`, except with ``rng="shared"``. The state of the global random
+    numbers afterwards is that of :class:`Local`.
 
-    Left to :class:`Local` are a probe that is asked alone; a tuple whose batches differ in structure, shape or type,
-    such as uneven shards, or exceed ``micro_batch``; probes for losses alone, for some parameters (``wrt``), or for
-    different losses; models that are compiled, captured as CUDA graphs, data-parallel or sharded, or have hooks on
-    gradients, or layers with running statistics that are not torch's own BatchNorm; and the passes of
-    ``engine.passes``.
+    :class:`Local` answers all other probes: a probe that is asked alone; a tuple whose batches differ in structure,
+    shape or type, such as uneven shards, or exceed ``micro_batch``; probes without a gradient, for some parameters
+    (``wrt``), or with different losses; probes of models that are compiled, captured as CUDA graphs, data-parallel or
+    sharded, or have hooks on gradients, or have layers with running statistics other than torch's BatchNorm; and the
+    passes of ``engine.passes``.
 
-    ``loss_fn`` runs once for all probes, on tensors whose values it cannot see: it must be free of ``.item()``, of
-    ``if`` on a tensor, and of parameters that it has not got through ``model``. What cannot be run so is refused. All
-    parameters count as reached: ``.grad`` of one that the loss does not depend on is zero, so weight decay moves it,
-    where :class:`Local` leaves its ``.grad`` as it was.
+    ``loss_fn`` runs once for all probes, on tensors whose values are not available. So it must not use ``.item()``,
+    ``if`` on a tensor, or parameters that it does not get through ``model``; such functions are refused. All parameters
+    count as reached: a parameter that the loss does not depend on has a zero ``.grad``, so weight decay moves it, while
+    :class:`Local` does not change its ``.grad``.
 
     Args:
-        width: How many probes to answer at once, >= 1; longer tuples are cut. Memory for weights, gradients and
-            activations is that of so many models. SAMPa asks for 2; mSAM for as many as this, up to its m.
+        width: The largest number of probes in one pass, >= 1; longer tuples are cut. Weights, gradients and activations
+            need the memory of this many models. SAMPa asks for 2 probes; mSAM for ``width``, up to its m.
 
     Raises:
-        ArgumentError: ``width`` is no integer >= 1.
+        ArgumentError: ``width`` is not an integer >= 1.
     """
 
     substitutes = True
@@ -68,8 +68,8 @@ class Batched(Executor):
         """See :meth:`Executor.run`.
 
         Raises:
-            LossError: The loss function returns something unusable.
-            UsageError: The loss function does what cannot be done for several probes at once.
+            LossError: The loss function returns no valid loss.
+            UsageError: The loss function cannot run for several probes at once.
         """
         if self.width == 1 or len(probes) == 1 or not (_alike(work, probes) and _vmappable(work)):
             return self._local.run(work, probes)
@@ -81,22 +81,22 @@ class Batched(Executor):
                     work.rng.rewind()
                 with work.buffers.untouched():
                     readings += _answer(work, probes[start : start + self.width])
-            if work.suspects:
+            if work.step.suspects:
                 work.dismiss()
         return tuple(readings)
 
     def passes(
         self, work: Work, probes: tuple[Probe, ...], on_error: Callable[[], None] | None = None
     ) -> Generator[Pass, None, tuple[Reading, ...]]:
-        """See :meth:`Executor.passes`: one after the other, because the caller runs them."""
+        """See :meth:`Executor.passes`; the passes run one after the other, because the caller runs them."""
         return self._local.passes(work, probes, on_error)
 
 
 def _alike(work: Work, probes: tuple[Probe, ...]) -> bool:
-    """Whether the probes ask for the same thing on batches of the same shapes."""
+    """Whether all probes ask for the full gradient of the same loss, on batches of the same shapes."""
     loss_fn, batch = probes[0].loss_fn, probes[0].batch
-    plain = all(p.grad and p.wrt is None and p.loss_fn == loss_fn for p in probes)
-    if not plain or (loss_fn or work.loss_fn) is None:
+    full_gradients = all(p.grad and p.wrt is None and p.loss_fn == loss_fn for p in probes)
+    if not full_gradients or (loss_fn or work.loss_fn) is None:
         return False
     shape = _shape(batch)
     if shape is None or any(_shape(p.batch) != shape for p in probes[1:]):
@@ -105,7 +105,7 @@ def _alike(work: Work, probes: tuple[Probe, ...]) -> bool:
 
 
 def _shape(batch: Any) -> Any:
-    """All that batches must share to be stacked; None where a batch holds something else than ordinary tensors."""
+    """Structure, shapes, dtypes and devices of a batch; None for a batch that contains other than dense tensors."""
     leaves, spec = pytree.tree_flatten(batch)
     tensors = [t for t in leaves if t is not None]
     if not all(isinstance(t, Tensor) and t.layout is torch.strided and not t.requires_grad for t in tensors):
@@ -114,10 +114,10 @@ def _shape(batch: Any) -> Any:
 
 
 def _vmappable(work: Work) -> bool:
-    """Whether the model does under vmap what it does without."""
+    """Whether the model computes the same under vmap as without."""
     if work.replicas.groups or modes.compiled(work.model) or modes.captured(work.model):
         return False
-    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in work.params):  # they see no gradient here
+    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in work.params):  # vmap would not call the hooks
         return False
     modules = list(work.model.modules())
     return not any(m._backward_hooks or m._backward_pre_hooks for m in modules) and all(
@@ -130,7 +130,7 @@ def _answer(work: Work, probes: tuple[Probe, ...]) -> list[Reading]:
     loss_fn = probes[0].loss_fn or work.loss_fn
     assert loss_fn is not None
     with torch.no_grad():
-        stacked = _displaced(work.params, probes, work.watched)
+        stacked = _displaced(work.params, probes, work.step.watched)
         loss = StackedLoss(work.model, loss_fn, work.batches.known_size)
         places = Places(loss, work.params, stacked)
         batch = batches.stack([p.batch for p in probes])
@@ -138,15 +138,17 @@ def _answer(work: Work, probes: tuple[Probe, ...]) -> list[Reading]:
         losses = _forward(work, loss, places, batch)
         if work.first:
             known = [*stacked, *work.params]
-            work.suspects += strangers(losses["mean"], known, work.model, loss_fn)
+            work.step.suspect(strangers(losses["mean"], known, work.model, loss_fn))
         vectors = _backward(work, losses["mean"].sum(), stacked)
     with torch.no_grad():
         grads = _apart(work, vectors, len(probes))
-        places.settle([i for i, p in enumerate(probes) if p.stats])
-    work.reached = [p.requires_grad for p in work.params]
-    if not all(work.reached):  # frozen since the engine was made
-        grads = [vec.mask(grad, work.reached) for grad in grads]
-    # Copies: a reading that is kept must not keep those of the others.
+        places.update([i for i, p in enumerate(probes) if p.stats])
+    trained = [p.requires_grad for p in work.params]
+    reached = None if all(trained) else trained
+    work.step.reach(reached)
+    if reached is not None:  # frozen since the engine was made
+        grads = [vec.mask(grad, reached) for grad in grads]
+    # Copies, because a view would keep the memory of all probes' readings alive.
     losses = {name: t.detach() for name, t in losses.items()}
     return [
         Reading(
@@ -155,14 +157,14 @@ def _answer(work: Work, probes: tuple[Probe, ...]) -> list[Reading]:
             losses["losses"][i].clone() if "losses" in losses else None,
             losses["count"][i].clone() if "count" in losses else loss.count,
             loss.aux(losses, i),
-            None if all(work.reached) else work.reached,
+            reached,
         )
         for i, grad in enumerate(grads)
     ]
 
 
 def _displaced(params: Vec, probes: tuple[Probe, ...], each: bool) -> Vec:
-    """The weights as every probe wants them, stacked in a new dimension 0; the probes' lists ``at`` are emptied."""
+    """The displaced weights of all probes, stacked in a new dimension 0; the probes' lists ``at`` are emptied."""
     stacked = [torch.stack([p.detach()] * len(probes)) for p in params]
     for i, probe in enumerate(probes):
         if probe.at is not None:
@@ -174,12 +176,12 @@ def _displaced(params: Vec, probes: tuple[Probe, ...], each: bool) -> Vec:
 
 
 def _forward(work: Work, loss: StackedLoss, places: Places, batch: Any) -> dict[str, Tensor]:
-    """What :class:`StackedLoss` gives, of all probes, stacked: mean losses have the shape ``(probes,)``."""
+    """The results of :class:`StackedLoss` for all probes, stacked: mean losses have the shape ``(probes,)``."""
     versions = {name: b._version for name, b in places.buffers.items()}
     leaves, spec = pytree.tree_flatten(batch)
 
     def one(own: dict[str, Tensor], tensors: list[Tensor]) -> dict[str, Tensor]:
-        """The losses of one probe, at its own weights and on its own examples."""
+        """The losses of one probe at its weights and on its examples."""
         rest = iter(tensors)
         example = pytree.tree_unflatten([None if t is None else next(rest) for t in leaves], spec)
         values = places.buffers | places.counts | own
@@ -192,19 +194,19 @@ def _forward(work: Work, loss: StackedLoss, places: Places, batch: Any) -> dict[
                 )
         return answer
 
-    # On a CPU, other kernels for attention would be called for one probe after the other.
+    # On a CPU, vmap would call other attention kernels once per probe.
     kernels = sdpa_kernel(SDPBackend.MATH) if work.device.type == "cpu" else nullcontext()
     try:
         with kernels, torch.enable_grad():
             run = torch.func.vmap(one, randomness="different" if work.rng is None else "same")
             losses: dict[str, Tensor] = run(places.own, [t for t in leaves if t is not None])
     finally:
-        torch.clear_autocast_cache()  # its copies of weights are of no use to anyone else
+        torch.clear_autocast_cache()  # its copies of the displaced weights are not needed any more
     return losses
 
 
 def _backward(work: Work, loss: Tensor, stacked: Vec) -> Vec:
-    """The gradients of all probes, stacked, for the sum of their losses: each depends on its own weights alone."""
+    """The gradients of all probes, stacked, from the sum of their losses: each loss depends on its own weights only."""
     if not loss.requires_grad:
         raise LossError(
             "loss_fn must return a loss that depends on the model's trainable parameters, but the loss needs no "
@@ -223,10 +225,10 @@ def _backward(work: Work, loss: Tensor, stacked: Vec) -> Vec:
 
 
 def _apart(work: Work, vectors: Vec, count: int) -> list[Vec]:
-    """Each probe's gradient, in memory of its own and laid out as the parameters are, with the loss scale removed."""
+    """Each probe's gradient in its own memory with the parameters' memory format, divided by the loss scale."""
     scale = work.scale()
     if scale is not None:
-        work.check(vec.finite(vectors))
+        work.step.check(vec.finite(vectors))
     grads = [[torch.empty_like(p) for p in work.params] for _ in range(count)]
     for i, grad in enumerate(grads):
         vec.copy_(grad, [g[i] for g in vectors])
@@ -237,7 +239,7 @@ def _apart(work: Work, vectors: Vec, count: int) -> list[Vec]:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Raise a UsageError with a remedy in place of what torch says of a loss that vmap cannot run."""
+    """Replace torch's error for a loss that vmap cannot run by a UsageError with a remedy."""
     try:
         yield
     except RuntimeError as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,36 +20,17 @@ from lowland.core import vec
 from lowland.core.errors import UsageError
 from lowland.core.probe import Probe
 from lowland.core.shards import ORDINARY
-from lowland.executors.containers import Containers, Moment
-from lowland.executors.keepers import where
-from lowland.executors.places import ABSENT, Place, Weights, places_of
+from lowland.executors.containers import Containers
+from lowland.executors.keepers import ABSENT, where
+from lowland.executors.kept import WEIGHT, Before, Kept, copied, size, version
+from lowland.executors.names import is_array
+from lowland.executors.places import Place, Weights, places_of
+from lowland.executors.registrations import Registrations
 
 _VERSION = operator.attrgetter("_version")
 
 SMALL = 1 << 16  # entries up to which a tensor is always copied, because it may be written now and then
 LARGE = 1 << 24  # the same in the first step, for what the loss function uses, which may be a whole data set
-
-
-WEIGHT = -1  # the version of a tensor that shares memory with a weight: its values go back with the weight
-
-
-class Kept(NamedTuple):
-    """What was in a place: the tensor, None or nothing, its version, and a copy where it may be written in place."""
-
-    tensor: Any
-    version: int
-    copy: Tensor | None
-
-    @property
-    def rewritten(self) -> bool:
-        """Whether the tensor was written since."""
-        return self.version != WEIGHT and _version(self.tensor) != self.version
-
-
-class Before(list[Kept]):
-    """What was in all places at one moment, and in containers."""
-
-    rest: Moment
 
 
 class Buffers:
@@ -77,6 +58,20 @@ class Buffers:
         self._watched: list[Tensor] = []  # the same as tensors
         self._versions: list[int] = []  # of these, when the step began
         self._late: set[tuple[int, str]] = set()  # places that must be copied, whatever their size
+        self._modules: set[nn.Module] = set()  # the model's, which forward may give modules and buffers
+        self._trainable: list[Tensor] = []
+        self._count = 0  # registrations until this step
+        Registrations.watch()
+
+    @property
+    def generators(self) -> list[Any]:
+        """Sources of random numbers that model and loss function keep."""
+        return self._containers.generators
+
+    @property
+    def trainable(self) -> list[Tensor]:
+        """Leaves that require a gradient and that model or loss function keep elsewhere than among parameters."""
+        return self._trainable
 
     @property
     def written(self) -> list[str]:
@@ -85,15 +80,19 @@ class Buffers:
         return names + list(self._containers.written.values())
 
     def _find(self) -> list[Place]:
+        self._modules, self._count = set(self._model.modules()), Registrations.count
         more = self._containers.find(self._model, self._loss_fn)
+        self._trainable = self._containers.trainable(more)
         return places_of(self._model, self._containers.modules, more)
 
     def begin(self, first: bool = True) -> None:
-        """A step begins; in the first, places are looked for, also after each pass, which may have made some.
+        """Begin a step.
 
         Args:
-            first: Whether it is the first, or the first after a part of the model was captured.
+            first: Whether no step has been completed since the engine was made or a part of the model was captured.
+                Then places are searched here, and again after each pass.
         """
+        Registrations.log.clear()
         if first:
             self._late |= {_where(self._places[i]) for i in self._written}
             self._written = set()
@@ -101,12 +100,22 @@ class Buffers:
             self._held = {(id(o), key) for m in self._model.modules() for o in (m._buffers, vars(m)) for key in o}
             frozen = sum(p.owner[p.key].numel() for p in self._places if p.frozen)
             self._afford = frozen <= max(SMALL, sum(p.numel() for p in self._model.parameters() if p.requires_grad))
-        elif self._new or self._moved():
-            self._sort()
+        else:
+            found = self._extend() if self._containers.names.fresh or Registrations.count != self._count else False
+            if found or self._new or self._moved():
+                self._sort()
         self._written |= {i for i, place in enumerate(self._places) if _where(place) in self._late}
         self._watched = [place.owner[place.key] for place in self._quiet]
         self._versions = list(map(_VERSION, self._watched))
         self._new, self._start, self._starts = first, None, {}
+
+    def _extend(self) -> bool:
+        """Take up what was made after the first step, which is copied whatever its size; whether there is anything."""
+        known = {_where(place) for place in [*self._places, *self._quiet]}
+        made = [p for p in self._find() if _where(p) not in known]
+        self._late.update(_where(p) for p in made if not p.frozen)
+        self._places += made
+        return bool(made)
 
     def _sort(self) -> None:
         """Put frozen parameters that nothing has written apart: looking at their versions is all that they cost."""
@@ -155,9 +164,11 @@ class Buffers:
             self._note(now)
             return
         start = self._starts.get(id(probe.batch), self._start)
+        taken = Registrations.undo(start.given, self._modules)
         if start is not now:
             self._put(start)
-        before = [Kept(k.tensor, WEIGHT if k.version == WEIGHT else _version(k.tensor), None) for k in start]
+        before = [Kept(k.tensor, WEIGHT if k.version == WEIGHT else version(k.tensor), None) for k in start]
+        given = len(Registrations.log)
         try:
             yield
         finally:
@@ -167,6 +178,8 @@ class Buffers:
             for i, (then, place) in enumerate(zip(before, self._places, strict=True)):
                 if place.owner.get(place.key, ABSENT) is not then.tensor or then.rewritten:
                     self._written.add(i)
+            Registrations.undo(given, self._modules)
+            Registrations.redo(taken)
             self._put(now)
         self._late_refusal()
 
@@ -194,49 +207,52 @@ class Buffers:
 
     def _now(self) -> Before:
         kept = Before()
-        kept.rest = self._containers.now(self._new)
+        kept.rest, kept.given = self._containers.now(self._new), len(Registrations.log)
         for i, place in enumerate(self._places):
             t = place.owner.get(place.key, ABSENT)
-            if not isinstance(t, Tensor):
+            if not isinstance(t, Tensor) and not is_array(t):
                 kept.append(Kept(t, 0, None))
                 continue
-            always = SMALL if not self._new else LARGE if place.name.startswith("loss_fn: ") else t.numel()
+            always = SMALL if not self._new else LARGE if place.name.startswith("loss_fn: ") else size(t)
             if t in self._weights:
                 kept.append(Kept(t, WEIGHT, None))
                 continue
             if place.frozen and not (self._new and self._afford):
                 always = -1
-            copied = (i in self._written or t.numel() <= always or place.norm) and _writable(t)
-            kept.append(Kept(t, _version(t), t.detach().clone() if copied else None))
+            wanted = i in self._written or size(t) <= always or place.norm
+            kept.append(Kept(t, version(t), copied(t) if wanted else None))
         return kept
 
     def _note(self, before: Before) -> None:
         for i, (kept, place) in enumerate(zip(before, self._places, strict=True)):
             same = place.owner.get(place.key, ABSENT) is kept.tensor and not kept.rewritten
-            if not same or (self._new and _differs(kept)):
+            if not same or (self._new and kept.differs):
                 self._written.add(i)
+        self._containers.look(before.rest)
 
     @torch.no_grad()
     def _put(self, kept: Before) -> None:
         unseen: list[tuple[Tensor, Tensor]] = []
         lost: list[Place] = []
         for i, (place, then) in enumerate(zip(self._places, kept, strict=True)):
-            tensor, version, copy = then
+            tensor, _, copy = then
             if place.owner.get(place.key, ABSENT) is not tensor:
                 self._written.add(i)
                 if tensor is ABSENT:
                     del place.owner[place.key]
                 else:
                     place.owner[place.key] = tensor
+            if is_array(tensor):
+                self._put_array(i, then)
             if not isinstance(tensor, Tensor):
                 continue
             if copy is not None and tensor.shape != copy.shape:
                 self._written.add(i)
-                tensor.set_(copy.clone())  # type: ignore[call-overload]
+                tensor.set_(copy.clone())
                 continue
             if not then.rewritten:
                 if copy is not None and type(tensor) in ORDINARY:
-                    if self._new and _differs(Kept(tensor, version, copy)):
+                    if self._new and then.differs:
                         self._written.add(i)
                     unseen.append((tensor.data, copy))  # .data: whoever holds a graph need not know
                 continue
@@ -247,22 +263,23 @@ class Buffers:
                 tensor.detach().copy_(copy)
         if unseen:
             vec.copy_([t for t, _ in unseen], [c for _, c in unseen])
-        gone = [place.name for place in lost] + self._containers.put(kept.rest)
+        gone = [place.name for place in lost] + self._containers.put(kept.rest, self._places_written)
         if gone:
             self._late.update(map(_where, lost))
             raise _unkept(gone[0])
 
+    def _put_array(self, i: int, then: Kept) -> None:
+        """Arrays have no versions: those that may be written are compared."""
+        if then.differs:
+            self._written.add(i)
+            then.tensor[...] = then.copy
+
+    def _places_written(self) -> set[tuple[int, str]]:
+        return {_where(self._places[i]) for i in self._written}
+
 
 def _where(place: Place) -> tuple[int, str]:
     return where(place.owner, place.key)
-
-
-def _differs(kept: Kept) -> bool:
-    """Whether a tensor has other values than its copy though its version is the same, as after writing ``.data``."""
-    t, copy = kept.tensor, kept.copy
-    if copy is None or type(t) not in ORDINARY or t.layout is not torch.strided:
-        return False
-    return t.shape != copy.shape or not torch.equal(t.detach().nan_to_num(), copy.nan_to_num())
 
 
 def _unkept(name: str) -> UsageError:
@@ -271,13 +288,3 @@ def _unkept(name: str) -> UsageError:
         "or is a large frozen parameter, so its value before is gone; the step is taken back, and from now on it is "
         "kept: call backward again"
     )
-
-
-def _writable(t: Tensor) -> bool:
-    """Whether it can be written in place at all: no inference tensor, and no entry stands for several."""
-    folded = t.layout is torch.strided and any(n > 1 and s == 0 for n, s in zip(t.shape, t.stride(), strict=True))
-    return not t.is_inference() and not folded
-
-
-def _version(t: Any) -> int:
-    return t._version if isinstance(t, Tensor) and not t.is_inference() else 0

@@ -1,7 +1,8 @@
-"""Lists, deques and dicts with tensors, and numbers in attributes, which passes may change."""
+"""Lists, deques, sets and dicts, and what names are bound to, which passes may change."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,14 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from lowland.executors.keepers import where
+from lowland.executors.names import NEAR, Bindings, Names, Variables, Where, holds, is_array
 from lowland.executors.places import Weights
-from lowland.executors.uses import OWN, Uses, uses
+from lowland.executors.uses import Uses, uses
 
 MOST = 4096  # entries of a container that is looked at
-NEAR = 64  # entries whose values are copied
 BUDGET = 1 << 24  # numbers in all of them together
-
-_NUMBERS = (int, float, bool)
 
 
 class Holder(NamedTuple):
@@ -29,33 +28,38 @@ class Holder(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A container and what was in it: its entries, and versions and copies of tensors among them."""
+    """A container and what was in it: its entries, and versions and copies of tensors and arrays among them."""
 
     container: Any
     entries: Any
-    tensors: list[tuple[Tensor, int, Tensor | None]]
+    tensors: list[tuple[Any, int, Any]]
 
 
 class Moment(NamedTuple):
-    """Containers and numbers at one moment."""
+    """Containers and names at one moment."""
 
     held: list[Held]
-    numbers: list[list[Any]]
+    names: Bindings
 
 
 class Containers:
     """What a model and its loss function keep beside tensors in attributes.
 
-    Numbers of modules go back, and so do floats of other objects; whole numbers there may well count passes.
+    Attributes:
+        names: What modules, objects, functions and classes bind.
+        modules: Those of the loss function, and those in containers of the model.
+        generators: Sources of random numbers of their own.
+        written: The names of containers that a pass has written.
     """
 
     def __init__(self) -> None:
         self._holders: list[Holder] = []
-        self._numbers: list[tuple[dict[str, Any], list[str]]] = []
+        self.names = Names()
+        self.generators: list[Any] = []
         self._deep: set[int] = set()  # containers whose tensors are written in place
         self._weights = Weights()  # which displacement moves and restores
         self.written: dict[int, str] = {}
-        self.modules: dict[str, nn.Module] = {}  # of the loss function, and those in containers of the model
+        self.modules: dict[str, nn.Module] = {}
 
     def find(self, model: nn.Module, loss_fn: Callable[..., Any] | None) -> list[tuple[Any, str, str]]:
         """Look for all of them; what is returned are tensors in other places, ``(owner, key, name)``."""
@@ -73,18 +77,24 @@ class Containers:
         self._holders += [h for h in found if where(h.container, "") not in known and _tracked(h.container)]
         self.modules = {f"loss_fn: {place}": m for place, m in others.modules.items()} | own.modules
         modules = {id(vars(m)) for top in (model, *self.modules.values()) for m in top.modules()}
-        listed = {id(d): (d, name) for u in (own, others) for name, d in u.objects.items()}
-        self._numbers = []
-        for d, _ in listed.values():
-            kinds = _NUMBERS if id(d) in modules else (float,)
-            self._numbers.append((d, [k for k, v in d.items() if type(v) in kinds and k not in OWN]))
-        self._numbers = [(d, keys) for d, keys in self._numbers if keys]
+        listed = {id(d): (d, name) for u in (own, others) for name, d in u.objects}
+        variables = [Variables(places) for u in (own, others) for places in u.variables]
+        rest = [d for i, (d, _) in listed.items() if i not in modules]
+        self.names.find([d for i, (d, _) in listed.items() if i in modules], rest, variables)
+        self.generators = own.generators + others.generators
         objects = [(d, key, f"{name}.{key}") for i, (d, name) in listed.items() if i not in modules for key in d]
         return objects + own.tensors + others.tensors
 
+    def trainable(self, more: Sequence[tuple[Any, str, str]]) -> list[Tensor]:
+        """Leaves that require a gradient: in containers, in attributes, and in the places ``(owner, key, name)``."""
+        values = [owner.get(key) for owner, key, _ in more]
+        values += [value for bound in self.names.bound for value in bound.owner.values()]
+        values += [t for h in self._holders for t in _values(h.container)]
+        return [t for t in values if isinstance(t, Tensor) and t.requires_grad and t.is_leaf]
+
     def __bool__(self) -> bool:
         """Whether there is anything to keep."""
-        return bool(self._holders or self._numbers)
+        return bool(self._holders or self.names.bound)
 
     def now(self, first: bool) -> Moment:
         """What is there; copied are tensors that were written before and, in the first step, all."""
@@ -93,19 +103,30 @@ class Containers:
             other = None if h.owner is None else h.owner.get(h.key)
             container: Any = other if type(other) is type(h.container) else h.container
             entries: Any = container.copy()
-            inside = [t for t in _values(entries) if isinstance(t, Tensor)]
+            inside = [t for t in _values(entries) if isinstance(t, Tensor) or is_array(t)]
             left, kept = BUDGET if first or i in self._deep else -1, []
             for t in inside[:NEAR]:
                 if t in self._weights:
                     continue
-                left -= t.numel()
-                kept.append((t, _version(t), t.detach().clone() if left >= 0 and not t.is_inference() else None))
+                left -= _size(t)
+                kept.append((t, _version(t), _copied(t) if left >= 0 or is_array(t) else None))
             held.append(Held(container, entries, kept))
-        return Moment(held, [[d.get(key) for key in keys] for d, keys in self._numbers])
+        return Moment(held, self.names.now())
+
+    def look(self, before: Moment) -> None:
+        """Note what a pass that reports has written or made."""
+        for i, then in enumerate(before.held):
+            if any(_version(t) != version for t, version, _ in then.tensors):
+                self._deep.add(i)
+        self.names.look(before.names)
 
     @torch.no_grad()
-    def put(self, moment: Moment) -> list[str]:
+    def put(self, moment: Moment, places: Callable[[], set[Where]] = set) -> list[str]:
         """Put everything back.
+
+        Args:
+            moment: What was there.
+            places: Gives where tensors are kept that passes have written.
 
         Returns:
             The names of containers with tensors whose values are gone.
@@ -118,39 +139,49 @@ class Containers:
                 if copy is None and changed:
                     self._deep.add(i)
                     lost.append(h.name)
-                elif copy is not None and (changed or i in self._deep or not torch.equal(t.detach(), copy)):
-                    t.detach().copy_(copy)
+                elif copy is not None and (changed or i in self._deep or not _equal(t, copy)):
+                    _fill(t, copy)
                     self._deep.add(i)
                     self.written[i] = h.name
-        for (d, keys), values in zip(self._numbers, moment.numbers, strict=False):
-            for key, value in zip(keys, values, strict=False):
-                if d.get(key) is not value and type(d.get(key)) in _NUMBERS:
-                    d[key] = value
+
+        def written() -> set[Where]:
+            """Where passes write: tensors, and containers."""
+            holders = [self._holders[i] for i in self.written]
+            return places() | {where(h.owner, h.key) for h in holders if h.owner is not None}
+
+        self.names.put(moment.names, written)
         return lost
 
     def _put_one(self, i: int, h: Holder, then: Held) -> None:
         """Bind a container where it was, in place of one that the pass has made, and give it its entries."""
         there, other = then.container, None if h.owner is None else h.owner.get(h.key)
-        if type(other) is type(there) and other is not there and (_has_tensor(other) or _has_tensor(there)):
+        if type(other) is type(there) and other is not there and (holds(other) or holds(there)):
             h.owner[h.key] = there
             self.written[i] = h.name
-        if not _same(there, then.entries) and (_has_tensor(there) or _has_tensor(then.entries)):
+        if not _same(there, then.entries) and _counts(there, then.entries):
             self.written[i] = h.name
             there.clear()
-            (there.update if isinstance(there, dict) else there.extend)(then.entries)
+            (there.update if isinstance(there, dict | set) else there.extend)(then.entries)
 
 
 def _values(container: Any) -> Sequence[Any]:
     return list(container.values()) if isinstance(container, dict) else list(container)
 
 
-def _has_tensor(container: Any) -> bool:
-    return any(isinstance(t, Tensor) for t in _values(container))
+def _counts(now: Any, then: Any) -> bool:
+    """Whether a container that has changed is state: it holds tensors, or numbers in places of their own.
+
+    A list that real numbers and arrays are appended to is taken for a log.
+    """
+    if holds(now, tensors=True) or holds(then, tensors=True):
+        return True
+    fixed = isinstance(now, dict) or len(now) == len(then) or (isinstance(now, deque) and now.maxlen is not None)
+    return fixed and (holds(now) or holds(then))
 
 
 def _tracked(container: Any) -> bool:
-    """Whether it holds tensors, or nothing yet."""
-    return len(container) <= MOST and (not container or _has_tensor(container))
+    """Whether it holds tensors, arrays or real numbers, or nothing yet."""
+    return len(container) <= MOST and (not container or holds(container))
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -159,5 +190,27 @@ def _same(a: Any, b: Any) -> bool:
     return all(x is y for x, y in zip(_values(a), _values(b), strict=True))
 
 
-def _version(t: Tensor) -> int:
-    return 0 if t.is_inference() else t._version
+def _size(t: Any) -> int:
+    return int(t.numel() if isinstance(t, Tensor) else t.size)
+
+
+def _copied(t: Any) -> Any:
+    if isinstance(t, Tensor):
+        return None if t.is_inference() else t.detach().clone()
+    return t.copy()
+
+
+def _equal(t: Any, copy: Any) -> bool:
+    return torch.equal(t.detach(), copy) if isinstance(t, Tensor) else t.tobytes() == copy.tobytes()
+
+
+def _fill(t: Any, copy: Any) -> None:
+    """Put values back in place."""
+    if isinstance(t, Tensor):
+        t.detach().copy_(copy)
+    elif t.flags.writeable:
+        t[...] = copy
+
+
+def _version(t: Any) -> int:
+    return 0 if not isinstance(t, Tensor) or t.is_inference() else t._version

@@ -1,4 +1,4 @@
-"""What a method really costs, counted while it runs."""
+"""Counts what a method costs while it runs."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from lowland.executors.local import Local
 
 @dataclass
 class Cost:
-    """Sums over all steps so far.
+    """The costs of all steps so far.
 
     Attributes:
-        steps: Steps completed.
-        probes: Probes answered.
-        examples: Examples in them.
+        steps: The number of completed steps.
+        probes: The number of probes.
+        examples: The number of examples in all probes.
         forwards: Forward passes, in multiples of the step's batch.
-        gradients: Backward passes, in multiples of the step's batch: the unit of papers.
-        weights: Gradients, each weighed by the share of parameter tensors it differentiates: one for all of them
-            counts 1, one that asks for a fifth of them 0.2.
-        sequential: Gradients on the critical path: of probes asked together, the largest.
-        reduces: All-reduces of P numbers that data parallelism needs: one for each synchronized gradient, and
-            one for what a step returns where it has unsynchronized ones.
-        bytes: Bytes exchanged with other processes.
-        seconds: Time spent in probes.
+        gradients: Backward passes, in multiples of the step's batch, which is the unit of papers.
+        weights: Gradients, each weighted by the fraction of parameter tensors that it covers: a gradient of a fifth of
+            the tensors counts 0.2.
+        sequential: Gradients on the critical path: of probes that are asked together, only the largest counts.
+        reduces: All-reduces of P numbers under data parallelism: one for each synchronized gradient, and one for the
+            result of each step with unsynchronized gradients.
+        bytes: Bytes sent to other processes.
+        seconds: The time spent in probes.
     """
 
     steps: int = 0
@@ -45,14 +45,14 @@ class Cost:
 
 
 class Counted(Executor):
-    """Wraps any executor and adds up what its probes cost.
+    """Counts the costs of the probes that another executor answers.
 
     Args:
-        inner: The executor that answers; a :class:`Local` by default.
-        batches: Knows the sizes of batches.
+        inner: The other executor; a :class:`Local` by default.
+        batches: Gives the sizes of batches.
 
     Attributes:
-        cost: The sums so far.
+        cost: The costs so far.
     """
 
     def __init__(self, inner: Executor | None = None, batches: Batches | None = None) -> None:
@@ -60,33 +60,35 @@ class Counted(Executor):
         self.batches = batches or Batches()
         self.width = self.inner.width
         self.cost = Cost()
-        self._whole = 1
+        self._step_examples = 1
         self._sent = 0
         self._work: Work | None = None
         self._unsynced = False
 
     def begin(self, batch: Any) -> None:
-        """A step on ``batch`` begins: its size is the unit in which gradients are counted."""
-        self._whole = self._examples(batch)
+        """Begin a step on ``batch``, whose size is the unit of gradients."""
+        self._step_examples = self._examples(batch)
         self._unsynced = False
         self.inner.begin(batch)
 
     def count(self, probes: tuple[Probe, ...]) -> None:
-        """Add probes that are asked together."""
+        """Add the costs of probes that are asked together."""
         cost = self.cost
         sizes = [self._examples(p.batch) for p in probes]
         cost.probes += len(probes)
         cost.examples += sum(sizes)
-        cost.forwards += sum(sizes) / self._whole
+        cost.forwards += sum(sizes) / self._step_examples
         differentiated = [n for n, p in zip(sizes, probes, strict=True) if p.grad]
-        cost.gradients += sum(differentiated) / self._whole
-        cost.weights += sum(n * _share(p) for n, p in zip(sizes, probes, strict=True) if p.grad) / self._whole
-        cost.sequential += max(differentiated, default=0) / self._whole
+        cost.gradients += sum(differentiated) / self._step_examples
+        cost.weights += (
+            sum(n * _fraction(p) for n, p in zip(sizes, probes, strict=True) if p.grad) / self._step_examples
+        )
+        cost.sequential += max(differentiated, default=0) / self._step_examples
         cost.reduces += sum(p.grad and p.sync for p in probes)
         self._unsynced |= any(p.grad and not p.sync for p in probes)
 
     def end(self) -> None:
-        """The step is complete."""
+        """Complete the step."""
         self.cost.steps += 1
         self.cost.reduces += self._unsynced
         self.inner.end()
@@ -112,9 +114,9 @@ class Counted(Executor):
         return (yield from self.inner.passes(work, probes, on_error))
 
     def _examples(self, batch: Any) -> int:
-        """The number of examples; a batch of unknown size, which nobody can cut, counts as a whole one."""
+        """The number of examples of a batch; 1 for a batch of unknown size, which cannot be cut."""
         return self.batches.known_size(batch) or 1
 
 
-def _share(probe: Probe) -> float:
+def _fraction(probe: Probe) -> float:
     return 1.0 if probe.wrt is None else sum(probe.wrt) / len(probe.wrt)

@@ -1,4 +1,4 @@
-"""The ranks that divide a batch among themselves: what is averaged over them, and by whom."""
+"""Data parallelism: averages gradients over the ranks that divide a batch, where no wrapper does it."""
 
 from __future__ import annotations
 
@@ -26,24 +26,30 @@ if TYPE_CHECKING:
 
 
 class Replicas:
-    """Data parallelism as it is found: DDP, fully_shard, or ranks whose gradients the engine averages itself.
+    """The data-parallel ranks of a model: under DDP, under fully_shard, or averaged by the engine.
 
-    DDP and fully_shard average a gradient while backward runs. A gradient that a rank wants for itself alone
-    (``Probe(sync=False)``) is kept from that by DDP's ``no_sync``; fully_shard cannot do so, because no rank has all
-    weights, and there the ranks that share one copy of the model count as one.
+    DDP and fully_shard average a gradient while backward runs. DDP's ``no_sync`` prevents this for a gradient of one
+    rank alone (``Probe(sync=False)``). fully_shard cannot prevent it, because no rank has all weights; there, the ranks
+    with the shards of one copy of the model count as one rank.
 
     Args:
         model: The model, possibly wrapped in DistributedDataParallel or sharded by ``fully_shard``.
-        params: Its trainable parameters.
-        groups: Of a mesh: "replicate", ranks over which nobody else averages, so that the engine does it; and "probe",
-            ranks that share out probes and have the same examples.
-        unaveraged: Whether other ranks may exist whose gradients are not averaged.
+        params: The trainable parameters of the model.
+        groups: Process groups of a mesh: "replicate", over which the engine averages gradients; and "probe", whose
+            ranks answer different probes on the same examples.
+        unaveraged: Whether there may be other ranks, over which nothing is averaged.
 
     Attributes:
+        ddps: The DDP wrappers in the model.
+        own: The groups over which the engine averages.
+        apart: The groups whose ranks can have gradients of their own: the engine's and DDP's.
+        groups: All groups whose ranks divide a batch.
+        sharded: Whether the parameters are DTensors.
         norms: The model's layers with running statistics.
+        bytes: The bytes that the engine's averages have sent.
 
     Raises:
-        ParameterError: A kind of wrapper that would average gradients which must stay apart.
+        ParameterError: A SyncBatchNorm would combine statistics of probes at different weights.
     """
 
     def __init__(
@@ -72,7 +78,7 @@ class Replicas:
         self._look(modules_of(model))
 
     def _look(self, modules: list[nn.Module]) -> None:
-        """Look at the model's normalization layers, which may have been exchanged since."""
+        """Find the model's normalization layers, which may have been replaced since the last step."""
         self._modules = modules
         self.norms = [m for m in self._model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
         self._synced = synced_norms(self._model) if self.groups or self._probes else []
@@ -80,20 +86,20 @@ class Replicas:
             check_mesh(self._synced, self.groups)
 
     @property
-    def share(self) -> list[list[int]]:
-        """This rank's number, and the number of ranks, in every group that shares out examples."""
+    def ranks_and_sizes(self) -> list[list[int]]:
+        """This process's rank and the number of ranks, for each group whose ranks divide a batch."""
         return [[dist.get_rank(group), dist.get_world_size(group)] for group in self.groups]
 
     def check(self, what: Mapping[str, Any], names: Sequence[str], mirrors: Sequence[dist.ProcessGroup]) -> None:
-        """Refuse ranks that were made differently.
+        """Refuse ranks that differ in settings, parameters or weights.
 
         Args:
-            what: Named values that must be the same on all ranks.
+            what: Values that must be equal on all ranks, by name.
             names: The names of the parameters.
-            mirrors: Groups whose ranks must hold the same weights, and whose weights no wrapper has copied.
+            mirrors: Groups whose ranks must have equal weights, which no wrapper has broadcast.
 
         Raises:
-            RankError: They differ; on all ranks.
+            RankError: Ranks differ; raised on all ranks.
         """
         shapes = {f"parameter {n}": tuple(p.shape) for n, p in zip(names, self._params, strict=True)}
         device = self._params[0].device
@@ -102,19 +108,19 @@ class Replicas:
             collectives.same_bits(dict(zip(names, self._params, strict=True)), group)
 
     def begin(self) -> None:
-        """A step begins.
+        """Begin a step.
 
         Raises:
-            UsageError: Inside DDP's ``no_sync``, where a step could not be averaged.
-            ParameterError: A layer was exchanged for one that would mix the statistics of a mesh's groups.
+            UsageError: The step is inside DDP's ``no_sync`` or inside ``Join``.
+            ParameterError: A layer was replaced by one that would mix the statistics of a mesh's groups.
         """
         self._unsynced = False
         if (self.groups or self._probes) and (now := modules_of(self._model)) != self._modules:
             self._look(now)
         if any(getattr(getattr(ddp, "_join_config", None), "enable", False) for ddp in self.ddps):
             raise UsageError(
-                "engine.backward(batch) must not run inside Join, which stands in for backward passes of the model but "
-                "not for what the engine exchanges, so that ranks would wait for each other; leave Join out, give all "
+                "engine.backward(batch) must not run inside Join, which replaces backward passes of the model but not "
+                "the engine's collectives, so that ranks would wait for each other; leave Join out, give all "
                 "ranks equally many batches, such as by DistributedSampler(drop_last=True), and wrap a model that was "
                 "in Join anew, because DistributedDataParallel stays as it was there"
             )
@@ -128,12 +134,16 @@ class Replicas:
                 ddp._sync_buffers()  # type: ignore[no-untyped-call]
 
     @contextmanager
-    def passing(self, sync: bool, whole: bool) -> Iterator[None]:
-        """One forward and backward, of which DDP averages a synchronized gradient of all parameters itself.
+    def passing(self, sync: bool, all_parameters: bool) -> Iterator[None]:
+        """The context of one forward and backward. DDP averages the gradient only if both arguments are true.
+
+        Args:
+            sync: Whether the gradient is averaged over the ranks.
+            all_parameters: Whether the gradient is of all parameters.
 
         Raises:
-            UsageError: A gradient of one copy of the model is asked for where ``fully_shard`` averages over the copies,
-                or of one rank where normalization layers mix the ranks.
+            UsageError: ``sync`` is false, but ``fully_shard`` averages over copies of the model, or normalization
+                layers combine the statistics of several ranks.
         """
         if self._copies and not sync:
             raise UsageError(
@@ -146,12 +156,12 @@ class Replicas:
         self._reshard()
         with ExitStack() as stack:
             stack.callback(self._reshard)
-            if not (sync and whole):
+            if not (sync and all_parameters):
                 self.check_static()
                 stack.enter_context(self._unaveraged())
             for ddp in self.ddps:
-                # A step begins with a copy of rank 0's buffers; later that would undo what ranks have seen, which is
-                # averaged in the end.
+                # begin() has broadcast rank 0's buffers. Another broadcast would overwrite the statistics that this
+                # step's passes update; conclude() averages them.
                 stack.callback(setattr, ddp, "broadcast_buffers", ddp.broadcast_buffers)
                 ddp.broadcast_buffers = False
             yield
@@ -164,10 +174,10 @@ class Replicas:
             yield
 
     def check_static(self) -> None:
-        """Refuse DDP with a static graph, for gradients that it does not average as it averages all others.
+        """Refuse DDP with ``static_graph=True`` if some gradients of the step are averaged differently from others.
 
         Raises:
-            UsageError: There is one.
+            UsageError: A DDP wrapper has a static graph.
         """
         if any(getattr(ddp, "static_graph", False) for ddp in self.ddps):
             raise UsageError(
@@ -177,19 +187,19 @@ class Replicas:
             )
 
     def check_covered(self) -> None:
-        """Refuse several ranks without averaging, when a first step is taken.
+        """Refuse ranks over which nothing is averaged; called in the first step.
 
         Raises:
-            UsageError: There are more ranks than those that share out examples, parameters or probes.
+            UsageError: There are more ranks than those that divide examples, parameters or probes.
         """
         if self._checked:
             return
         ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        together = math.prod(dist.get_world_size(g) for g in self._covered())
-        if ranks > together:
+        covered = math.prod(dist.get_world_size(g) for g in self._covered())
+        if ranks > covered:
             raise UsageError(
-                f"gradients must be averaged over all {ranks} ranks, but the model and the mesh of this engine see to "
-                f"{together}, so that ranks would train apart; wrap the model in DistributedDataParallel or shard it "
+                f"gradients must be averaged over all {ranks} ranks, but the model and the mesh of this engine cover "
+                f"{covered}, so that ranks would train apart; wrap the model in DistributedDataParallel or shard it "
                 'by fully_shard before the engine is made, or give the engine mesh["replicate"]; for trainings that '
                 "are meant to be apart, or that you average yourself, pass Engine(…, allow_unaveraged=True)"
             )
@@ -199,19 +209,28 @@ class Replicas:
         return [*self.groups, *(g for g in self._probes if g not in self.groups)]
 
     def total(self, sums: Tensor, sync: bool) -> tuple[Tensor, int]:
-        """Sums over the ranks over which a gradient is averaged, by a wrapper or by the engine, and their number."""
+        """Sum a tensor over the ranks over which a gradient is averaged; return the sum and the number of ranks."""
         groups = self.groups if sync else [g for g in self.groups if g not in self.apart]
         return collectives.total(sums, groups) if groups else sums, math.prod(map(dist.get_world_size, groups))
 
-    def part(self, last: bool) -> Any:
-        """Skip DDP's all-reduce in all micro-batches but the last one of a pass."""
+    def micro_batch(self, last: bool) -> Any:
+        """The context of one micro-batch of a pass: skip DDP's all-reduce in all but the last one."""
         if last or not self.ddps:
             return nullcontext()
         self.check_static()
         return self._unaveraged()
 
-    def taken(self, grads: list[Tensor | None], sync: bool, wrt: Sequence[bool] | None) -> list[Tensor | None]:
-        """The gradients that backward left, averaged where that is left to do and safe from DDP's buckets."""
+    def average(self, grads: list[Tensor | None], sync: bool, wrt: Sequence[bool] | None) -> list[Tensor | None]:
+        """Average the gradients of a backward where no wrapper has done it, and copy views of DDP's buckets.
+
+        Args:
+            grads: The gradient of each parameter, or None.
+            sync: Whether the gradient is averaged over the ranks.
+            wrt: The parameters whose gradient is asked for; None for all.
+
+        Raises:
+            UsageError: No sharded parameter has a gradient.
+        """
         if self.sharded and wrt is None and all(g is None for g in grads):
             raise UsageError(
                 "backward left no gradient in any sharded parameter, as after set_requires_gradient_sync(False); let "
@@ -223,7 +242,7 @@ class Replicas:
         groups = self.apart if wrt is not None else self.own
         if sync and groups:
             wanted = [True] * len(grads) if wrt is None else wrt
-            # Every rank averages the same tensors, also one that no example of its own has reached.
+            # All ranks must average the same tensors, so parameters without a gradient on this rank get zeros.
             filled = [
                 torch.zeros_like(p) if g is None and w else g
                 for g, p, w in zip(grads, self._params, wanted, strict=True)
@@ -235,38 +254,44 @@ class Replicas:
     def conclude(
         self, work: Work, loss: Tensor, grad: Vec, count: Tensor | None, later: Callable[[str, Tensor], Any]
     ) -> tuple[Tensor, Vec]:
-        """The step's loss and gradient, averaged where they are not yet, once all ranks agree on what has happened.
+        """Complete a step on all ranks: average what is not averaged yet, and compare the ranks.
+
+        One all-reduce averages running statistics, combines whether the passes were finite, and compares the reached
+        parameters.
 
         Args:
-            work: What the step has met on this rank; it becomes finite only if it was so on all.
-            loss: What the plan returned.
-            grad: What the plan returned; averaged once if gradients of a single rank are in it.
-            count: What this rank's unsynchronized losses are divided by, which is its weight in the average; None
-                where all ranks weigh the same.
-            later: Sends a number off and gives the last one, so that nobody waits.
+            work: The model and the step; the step becomes finite only if it is finite on all ranks.
+            loss: The loss that the plan returned.
+            grad: The vector that the plan returned; averaged if the step has unsynchronized gradients.
+            count: The divisor of this rank's unsynchronized losses, which is its weight in the average; None for equal
+                weights.
+            later: A function that stores a tensor under a name and returns the value of its previous call, or None.
+
+        Returns:
+            The loss and the vector.
 
         Raises:
-            ParameterError: In the step before, this rank reached other parameters than the others.
+            ParameterError: In the step before, this rank reached other parameters than other ranks.
         """
         if self._unsynced and self.apart:
-            grad = vec.clone(grad)  # it may be a vector in memory
+            grad = vec.clone(grad)  # the plan may return a vector of its memory, which must not change in place
             if count is not None:
-                both = collectives.total(torch.stack([loss.to(count.dtype) * count, count]), self.apart)
-                whole, ranks = divisor(*both), math.prod(map(dist.get_world_size, self.apart))
-                vec.scale_(grad, (count * ranks / whole).to(grad[0].dtype))
-                loss = (both[0] / whole).to(loss.dtype)
+                sums = collectives.total(torch.stack([loss.to(count.dtype) * count, count]), self.apart)
+                total, ranks = divisor(*sums), math.prod(map(dist.get_world_size, self.apart))
+                vec.scale_(grad, (count * ranks / total).to(grad[0].dtype))
+                loss = (sums[0] / total).to(loss.dtype)
             self.bytes += collectives.average_(grad, self.apart)
-        lost = torch.zeros((), device=work.device) if work.finite is None else ~work.finite
-        mark = collectives.mark(work.reached)
+        infinite = torch.zeros((), device=work.device) if work.step.finite is None else ~work.step.finite
+        mark = collectives.mark(work.step.reached)
         stats, ranks = self._stats(), math.prod(map(dist.get_world_size, self.groups))
         marks = torch.full((1,), float(mark), dtype=torch.float64, device=work.device)
-        parts = [*(b.reshape(-1).double() for b in stats), lost.reshape(1).double(), marks]
-        sums = torch.split(collectives.total(torch.cat(parts), self.groups), [p.numel() for p in parts])
-        for b, there in zip(stats, sums, strict=False):
-            b.copy_((there / ranks).view(b.shape))
-        if work.finite is not None:
-            work.finite = sums[-2][0] == 0
-        if later("replicas", sums[-1][0] - ranks * mark) not in (None, 0):
+        parts = [*(b.reshape(-1).double() for b in stats), infinite.reshape(1).double(), marks]
+        totals = torch.split(collectives.total(torch.cat(parts), self.groups), [p.numel() for p in parts])
+        for b, total_of_ranks in zip(stats, totals, strict=False):
+            b.copy_((total_of_ranks / ranks).view(b.shape))
+        if work.step.finite is not None:
+            work.step.agree(totals[-2][0] == 0)
+        if later("replicas", totals[-1][0] - ranks * mark) not in (None, 0):
             raise ParameterError(
                 f"all ranks must reach the same parameters, but in the step before, rank {dist.get_rank()} reached "
                 "others than the mean of all; let the forward use the same layers on every rank"
@@ -274,11 +299,11 @@ class Replicas:
         return loss, grad
 
     def _stats(self) -> list[Tensor]:
-        """Running means and variances of the layers in training mode, which saw other examples on every rank."""
-        seen = [m for m in self.norms if m.training and m.track_running_stats]
-        return [b for m in seen for b in (m.running_mean, m.running_var) if b is not None]
+        """Running means and variances of the layers in training mode, which differ between ranks."""
+        norms = [m for m in self.norms if m.training and m.track_running_stats]
+        return [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
 
     def _reshard(self) -> None:
-        """Let fully_shard gather weights anew: after a forward without backward it would keep the gathered ones."""
+        """Free the weights that fully_shard has gathered; it would reuse them after a forward without a backward."""
         for m in self.fsdp:
             m.reshard()  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Weights moved for one pass, and brought back."""
+"""Moves the weights for one pass and restores them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from lowland.core.vec import Vec
 
 
 def check_displacement(params: Vec, at: Vec, *, each: bool = False) -> None:
-    """Refuse a displacement that does not fit the parameters, or was spent.
+    """Refuse a displacement that does not fit the parameters or has already been used.
 
     Args:
         params: The parameters.
-        at: The displacement.
-        each: Look at every tensor, which costs a microsecond for each; for some of the steps.
+        at: The displacement; its list is empty after its first use.
+        each: Also compare shapes and dtypes, which costs a microsecond per tensor, so only some steps do it.
 
     Raises:
-        UsageError: It has another number of tensors, or one of another shape or dtype, which would be broadcast or
-            rounded.
+        UsageError: The displacement has another number of tensors, or a tensor of another shape or dtype, which would
+            be broadcast or rounded.
     """
     if len(at) != len(params):
         raise UsageError(
@@ -47,10 +47,14 @@ def put_back(params: Vec, saved: Vec) -> None:
 
 @contextmanager
 def displaced(params: Vec, at: Vec, *, each: bool = False) -> Iterator[None]:
-    """Move the weights by ``at`` and bring back a saved copy, bit for bit, whatever is raised inside.
+    """Add ``at`` to the weights, and restore the weights bit for bit from a copy at the end, also after an exception.
 
-    The list ``at`` is emptied once the weights have moved. Subtracting instead of copying would leave rounding
-    behind, different on ranks that moved differently. With ``each``, every tensor is looked at before.
+    Subtracting ``at`` again would leave rounding errors, which differ between ranks with different displacements.
+
+    Args:
+        params: The parameters.
+        at: The displacement; the list is emptied after the weights have moved, so that its memory is freed.
+        each: Compare shapes and dtypes of all tensors before; see :func:`check_displacement`.
     """
     check_displacement(params, at, each=each)
     with torch.no_grad():
@@ -63,11 +67,11 @@ def displaced(params: Vec, at: Vec, *, each: bool = False) -> Iterator[None]:
                 yield
         finally:
             put_back(params, saved)
-            # Autocast keeps low-precision copies of weights and would not notice that they moved.
+            # Autocast caches low-precision copies of the weights and does not notice that the weights moved.
             torch.clear_autocast_cache()
 
 
 def forget_derived() -> None:
-    """Drop what ``parametrize.cached()`` keeps: weights that were derived from weights elsewhere, and their graph."""
+    """Empty the cache of ``parametrize.cached()``, whose tensors were computed from weights at another point."""
     if parametrize._cache_enabled:
         parametrize._cache = {}

@@ -1,4 +1,4 @@
-"""What makes a pass wrong: other tensors that collect gradients, weights that move, gradients that are overwritten."""
+"""Guards against wrong gradients: other tensors that accumulate gradients, and gradients that are overwritten."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 _GRAD = operator.attrgetter("grad")
 _USES: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
 
-Suspect: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None]"  # a tensor, and its gradient before
-Remembered: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None, Tensor | None]"  # a gradient and its copy, too
+Suspect: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None]"  # a tensor, and a copy of its gradient before backward
+Remembered: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None, Tensor | None]"  # a tensor, its gradient, a copy
 
 
 def graph(loss: Tensor) -> list[Any]:
-    """All nodes of a loss's graph, the loss's own first."""
+    """All nodes of a loss's autograd graph, the node of the loss first."""
     nodes = {loss.grad_fn: None} if loss.grad_fn is not None else {}
     waiting: list[Any] = list(nodes)
     while waiting:
@@ -42,29 +42,29 @@ def graph(loss: Tensor) -> list[Any]:
 
 
 def leaves(loss: Tensor) -> set[int]:
-    """The ids of all tensors that a loss's graph leads to. A backward that reaches others runs another one inside."""
+    """The ids of the leaf tensors of a loss's graph. A backward that reaches others runs another backward inside."""
     return {id(node.variable) for node in graph(loss) if hasattr(node, "variable")}
 
 
 def strangers(
     loss: Tensor, params: Sequence[Tensor], model: nn.Module, loss_fn: Callable[..., Any] | None
 ) -> list[Suspect]:
-    """Refuse a loss that reaches trainable parameters which are not the engine's.
+    """Refuse a loss that reaches trainable parameters outside the engine.
 
-    Their gradients would be those of all passes, added up, at points that the method chose for other tensors.
+    Their ``.grad`` would be the sum of the gradients of all passes, most of them at displaced weights.
 
     Args:
         loss: The loss, with its graph.
-        params: The engine's parameters, and what stands for them.
-        model: The model, for what ``fully_shard`` gathers.
-        loss_fn: The loss function, for names.
+        params: The engine's parameters, and tensors that replace them.
+        model: The model; the parameters that ``fully_shard`` gathers for it are allowed.
+        loss_fn: The loss function, for names in messages.
 
     Returns:
-        Tensors that are no parameters: what the loss has made for itself, such as inputs that require a gradient, goes
-        with its graph; see :func:`dismiss` for those that stay.
+        The reached tensors that are no parameters. Tensors that the loss has made itself, such as inputs that require
+        a gradient, are freed with the graph; :func:`dismiss` refuses those that remain.
 
     Raises:
-        ParameterError: It does.
+        ParameterError: The loss reaches a parameter outside the engine.
     """
     known = {id(p) for p in params} | _gathered(model)
     leaves = [node.variable for node in graph(loss) if hasattr(node, "variable")]
@@ -77,7 +77,7 @@ def strangers(
 
 
 def dismiss(suspects: Sequence[Suspect], loss_fn: Callable[..., Any] | None) -> None:
-    """Refuse tensors that a loss has reached and that outlive its graph; their ``.grad`` goes back.
+    """Refuse tensors that a loss has reached and that still exist after its graph was freed; restore their ``.grad``.
 
     Raises:
         ParameterError: There are such tensors.
@@ -85,11 +85,11 @@ def dismiss(suspects: Sequence[Suspect], loss_fn: Callable[..., Any] | None) -> 
     if not any(ref() is not None for ref, _ in suspects):
         return
     gc.collect()
-    kept = [(t, grad) for ref, grad in suspects if (t := ref()) is not None]
-    for t, grad in kept:
+    remaining = [(t, grad) for ref, grad in suspects if (t := ref()) is not None]
+    for t, grad in remaining:
         t.grad = grad
-    if kept:
-        raise _refusal([t for t, _ in kept], loss_fn)
+    if remaining:
+        raise _refusal([t for t, _ in remaining], loss_fn)
 
 
 def _refusal(strangers: Sequence[Tensor], loss_fn: Callable[..., Any] | None) -> ParameterError:
@@ -109,7 +109,7 @@ def _refusal(strangers: Sequence[Tensor], loss_fn: Callable[..., Any] | None) ->
 
 
 def _gathered(model: nn.Module) -> set[int]:
-    """The full parameters that ``fully_shard`` puts in place of the shards during a pass."""
+    """The ids of the gathered parameters that replace the shards of ``fully_shard`` during a pass."""
     ids: set[int] = set()
     for m in model.modules():
         state = m._get_fsdp_state() if hasattr(m, "_get_fsdp_state") else None  # type: ignore[operator]
@@ -121,69 +121,98 @@ def _gathered(model: nn.Module) -> set[int]:
     return ids
 
 
-def outsiders(params: Sequence[Tensor], loss_fn: Callable[..., Any] | None) -> list[Tensor]:
-    """Parameters of modules that the loss function uses beside the model: the loss may come to reach them later."""
-    known = set(map(id, params))
-    return [p for m in modules_of(loss_fn).values() for p in m.parameters() if id(p) not in known]
+def outsiders(work: Work) -> list[Tensor]:
+    """Trainable tensors that the model or the loss function uses besides the engine's; a later loss may reach them."""
+    known = set(map(id, work.model.parameters()))
+    named = [p for m in modules_of(work.loss_fn).values() for p in m.parameters()] + work.buffers.trainable
+    return [p for p in {id(p): p for p in named}.values() if id(p) not in known]
 
 
-def looked_at(work: Work) -> bool:
-    """Whether losses of this step are asked what they reach: in some steps, or if there is something to reach."""
-    return work.watched or any(p.requires_grad for p in work.outsiders)
+def checks_reach(work: Work) -> bool:
+    """Whether this step checks what its losses reach: in watched steps, or if an outside parameter is trainable."""
+    return work.step.watched or any(p.requires_grad for p in work.outsiders)
+
+
+def remembered(tensors: Sequence[Tensor]) -> list[Remembered]:
+    """The gradients of trainable tensors, and copies of them."""
+    leaves = [t for t in tensors if t.requires_grad and t.is_leaf]
+    return [(weakref.ref(t), t.grad, None if t.grad is None else t.grad.clone()) for t in leaves]
+
+
+def check_others(before: Sequence[Remembered], loss_fn: Callable[..., Any] | None) -> None:
+    """Refuse a backward that has given other tensors a gradient, as one that runs inside another may do unseen.
+
+    Raises:
+        ParameterError: It has; their gradients go back.
+    """
+    changed = []
+    for ref, grad, copy in before:
+        t = ref()
+        if t is not None and (t.grad is not grad or (grad is not None and not torch.equal(grad, copy))):  # type: ignore[arg-type]
+            changed.append(t)
+    if changed:
+        _put_back(before)
+        raise _refusal(changed, loss_fn)
+
+
+def _put_back(before: Sequence[Remembered]) -> None:
+    for ref, grad, copy in before:
+        if (t := ref()) is not None:
+            if grad is not None and copy is not None:
+                grad.detach().copy_(copy)
+            t.grad = grad
 
 
 def remember(work: Work) -> None:
-    """Copy the gradients of all other trainable tensors: a backward that the caller runs adds to them unseen."""
-    if work.gradients is None and looked_at(work):
+    """Copy the gradients of all other trainable tensors, because a backward that the caller runs may add to them."""
+    if work.step.gradients is None and checks_reach(work):
         known = set(map(id, work.params))
-        tensors = [t for t in gc.get_objects() if issubclass(type(t), Tensor) and id(t) not in known]
-        leaves = [t for t in tensors if t.requires_grad and t.is_leaf]
-        work.gradients = [(weakref.ref(t), t.grad, None if t.grad is None else t.grad.clone()) for t in leaves]
+        tensors: Sequence[Any] = gc.get_objects() if work.step.watched else work.outsiders
+        work.step.gradients = remembered([t for t in tensors if issubclass(type(t), Tensor) and id(t) not in known])
 
 
 def suspect_after(work: Work, loss: Tensor) -> None:
-    """:func:`suspect` after the caller's backward; a refusal leaves no tensor with a gradient of this step.
+    """Call :func:`suspect` after the caller's backward; after a refusal, restore the gradients of all other tensors.
 
     Raises:
         ParameterError: The loss reaches trainable parameters that are not the engine's, or tensors of another pass.
     """
-    if not looked_at(work):
+    if not checks_reach(work):
         return
     try:
         suspect(work, loss, work.loss_fn)
+        known = set(map(id, work.outsiders))
+        check_others([entry for entry in work.step.gradients or () if id(entry[0]()) in known], work.loss_fn)
     except ParameterError:
-        for ref, grad, copy in work.gradients or ():
-            if (t := ref()) is not None:
-                if grad is not None and copy is not None:
-                    grad.detach().copy_(copy)
-                t.grad = grad
+        _put_back(work.step.gradients or ())
         raise
 
 
 def suspect(work: Work, loss: Tensor, loss_fn: Callable[..., Any] | None) -> None:
-    """Note what this loss reaches beside the parameters.
+    """Add the tensors that a loss reaches besides the parameters to the suspects of the step.
 
     Raises:
-        ParameterError: The loss reaches trainable parameters that are not the engine's, or tensors of another pass.
+        ParameterError: The loss reaches trainable parameters outside the engine, or a tensor that the loss of another
+            pass has reached.
     """
     suspects = strangers(loss, work.params, work.model, loss_fn)
-    earlier = {id(t) for ref, _ in work.suspects if (t := ref()) is not None}
+    earlier = {id(t) for ref, _ in work.step.suspects if (t := ref()) is not None}
     again = [t for ref, _ in suspects if (t := ref()) is not None and id(t) in earlier]
     if again:
-        for ref, grad in work.suspects:
+        for ref, grad in work.step.suspects:
             if (t := ref()) is not None and any(t is other for other in again):
                 t.grad = grad
         raise _refusal(again, loss_fn)
-    work.suspects += suspects
+    work.step.suspect(suspects)
 
 
 def inspect(work: Work, probe: Probe, loss: Tensor) -> None:
-    """Look at what a loss reaches, in some steps.
+    """Call :func:`suspect` in the steps that check what losses reach.
 
     Raises:
-        ParameterError: The loss reaches trainable parameters that are not the engine's.
+        ParameterError: See :func:`suspect`.
     """
-    if looked_at(work):
+    if checks_reach(work):
         suspect(work, loss, probe.loss_fn or work.loss_fn)
 
 
@@ -193,19 +222,19 @@ def any_gradient(params: Vec) -> bool:
 
 
 class Ownership:
-    """Whether gradients must be copied, because somebody else will overwrite their memory.
+    """Whether gradients must be copied, because the next backward overwrites their memory.
 
-    ``torch.cuda.make_graphed_callables`` and CUDA graphs of ``torch.compile`` give gradients in buffers that the next
-    backward fills anew.
+    ``torch.cuda.make_graphed_callables`` and CUDA graphs of ``torch.compile`` write gradients to static buffers.
 
     Args:
         model: The model.
-        device: Where it is.
+        device: The model's device.
         loss_fn: The loss function.
         views: Whether gradients are views of DDP's buckets, which are copied elsewhere.
 
     Attributes:
-        needed: Whether they must; known from the model, or once a gradient was found in memory that is held elsewhere.
+        needed: Whether gradients must be copied; known from the model, or once a gradient lay in memory that is held
+            elsewhere.
     """
 
     def __init__(
@@ -214,26 +243,38 @@ class Ownership:
         self._model, self._loss_fn, self._views = model, loss_fn, views
         self._graphs = hasattr(getattr(torch, device.type, None), "graph_pool_handle")  # torch.cuda, torch.xpu
         self._last: list[tuple[weakref.ref[Tensor], int]] = []
-        self.needed = False
+        self.needed, self._look = False, True
         self.look()
 
+    def begin(self, *, look: bool) -> None:
+        """Begin a step.
+
+        Args:
+            look: Whether to look at the model, which may have been captured or compiled since, and in this step at who
+                else holds the memory of gradients.
+        """
+        self._look = look
+        if look:
+            self.look()
+
     def look(self) -> None:
-        """Look at the model, which may have been captured or compiled since."""
+        """Look at the model, which may have been captured or compiled since the last time."""
         self.needed |= bool(modes.captured(self._model))
         if self._graphs and not self.needed:
             used = modules_of(self._loss_fn).values()
             self.needed = any(map(modes.compiled, (self._model, *used))) or calls_compiled(self._model, self._loss_fn)
 
     def own(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The gradients that backward has left, copied where that is known to be needed."""
-        self.needed |= not self._views and _held_elsewhere(grads)
+        """The gradients that backward has left, copied if ``needed``."""
+        if self._look and not self.needed and not self._views:
+            self.needed = _held_elsewhere(grads)
         return [None if g is None else g.clone() for g in grads] if self.needed else list(grads)
 
     def check(self, grads: Sequence[Tensor | None]) -> None:
-        """Look whether gradients lie where those of an earlier pass lie.
+        """Check that the gradients do not lie in the memory of an earlier pass's gradients.
 
         Raises:
-            UsageError: They do, and the earlier ones are still in use.
+            UsageError: A gradient overwrote an earlier one that is still in use. From now on gradients are copied.
         """
         if self.needed:
             self._last.clear()

@@ -1,35 +1,37 @@
-"""What keeps a tensor where no dictionary does: variables of closures, slots, classes, and tuples."""
+"""Owners of tensors that have no dictionary: variables of closures, slots, classes, and tuples."""
 
 from __future__ import annotations
 
 import types
 from typing import Any
 
+ABSENT = object()  # what is in a place that is not there yet
+
 
 class Owner:
-    """Reads and writes one thing as a dictionary would.
+    """Gives an object the interface of a dictionary.
 
     Args:
-        target: What keeps the tensor, by whose identity two owners are the same.
+        target: The object that keeps tensors. Two owners with the same target are the same place.
     """
 
     def __init__(self, target: Any) -> None:
         self.target = target
 
     def get(self, key: str, default: Any = None) -> Any:
-        """What is there now."""
+        """The current value under a key, or ``default``."""
         return getattr(self.target, key, default)
 
     def __getitem__(self, key: str) -> Any:
-        """The same."""
+        """The current value under a key, or None."""
         return self.get(key)
 
     def __setitem__(self, key: str, value: Any) -> None:
-        """Put something else there."""
+        """Assign a value."""
         setattr(self.target, key, value)
 
     def __delitem__(self, key: str) -> None:
-        """Take it away."""
+        """Delete a value."""
         delattr(self.target, key)
 
 
@@ -41,7 +43,7 @@ class Kind(Owner):
     """A class."""
 
     def get(self, key: str, default: Any = None) -> Any:
-        """What the class itself has, no method of access called."""
+        """The value in the class's own dictionary; this calls no descriptor."""
         return vars(self.target).get(key, default)
 
 
@@ -51,32 +53,35 @@ class Cell(Owner):
     target: types.CellType
 
     def get(self, key: str, default: Any = None) -> Any:
-        """What the variable is bound to."""
+        """The value of the variable; ``default`` if it is unbound."""
         try:
             return self.target.cell_contents
         except ValueError:
             return default
 
     def __setitem__(self, key: str, value: Any) -> None:
-        """Bind the variable to something else."""
+        """Assign the variable."""
         self.target.cell_contents = value
 
     def __delitem__(self, key: str) -> None:
-        """Unbind it."""
+        """Unbind the variable."""
         del self.target.cell_contents
 
 
 class Fixed(Owner):
-    """A place that always holds the same, such as an entry of a tuple."""
+    """A place whose value cannot be assigned, such as an entry of a tuple; the target is the value."""
 
     def get(self, key: str, default: Any = None) -> Any:
-        """What is there."""
+        """The value."""
         return self.target
 
     def __setitem__(self, key: str, value: Any) -> None:
-        """It cannot be bound anew."""
+        """Do nothing, because the value cannot be assigned."""
+
+    def __delitem__(self, key: str) -> None:
+        """Nor can it be taken away."""
 
 
 def where(owner: Any, key: str) -> tuple[int, str]:
-    """By what a place is known."""
+    """The identity of a place: the ids of two equal places are equal."""
     return id(owner.target if isinstance(owner, Owner) else owner), key

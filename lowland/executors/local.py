@@ -1,4 +1,4 @@
-"""One probe after the other, on the device where the model lives."""
+"""Answers one probe after the other, on the model's device."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from lowland.executors.base import Executor, Work
 from lowland.executors.displacement import check_displacement, displaced
 from lowland.executors.passes import Pass
 
-__all__ = ["Local", "Pass", "alone", "check_displacement", "displaced"]
+__all__ = ["Local", "Pass", "check_displacement", "displaced", "in_turn"]
 
 
 class Local(Executor):
-    """Answers one probe after the other, in micro-batches where the engine asks for them."""
+    """Answers one probe after the other, each in micro-batches if the engine has ``micro_batch``."""
 
     def run(self, work: Work, probes: tuple[Probe, ...]) -> tuple[Reading, ...]:
         """See :meth:`Executor.run`."""
-        return tuple([_answer(work, probe) for probe in alone(work, probes)])
+        return tuple([_answer(work, probe) for probe in in_turn(work, probes)])
 
     def passes(
         self, work: Work, probes: tuple[Probe, ...], on_error: Callable[[], None] | None = None
     ) -> Generator[Pass, None, tuple[Reading, ...]]:
         """See :meth:`Executor.passes`."""
         readings = []
-        for probe in alone(work, probes):
+        for probe in in_turn(work, probes):
             current = Pass(work, probe, on_error=on_error)
             yield current
             readings.append(current.answer())
         return tuple(readings)
 
 
-def alone(work: Work, probes: tuple[Probe, ...]) -> Iterator[Probe]:
-    """One probe after the other; those asked together draw random numbers as if each had a device of its own."""
+def in_turn(work: Work, probes: tuple[Probe, ...]) -> Iterator[Probe]:
+    """Yield the probes one after the other; probes that are asked together draw from separate random streams."""
     seeds = work.seeds(len(probes))
     if not seeds:
         yield from probes
@@ -54,6 +54,6 @@ def _answer(work: Work, probe: Probe) -> Reading:
     with Pass(work, probe) as p:
         for part in p.parts():
             p.backward(loss_fn(work.model, part))
-    if work.suspects:
+    if work.step.suspects:
         work.dismiss()
     return p.answer()

@@ -1,4 +1,4 @@
-"""States a model is put into for one pass, and taken out of again whatever happens."""
+"""Contexts of one pass: random numbers, ``requires_grad`` of parameters, and the flag of ``lowland.displaced``."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from torch import Tensor, nn
 
 from lowland.core.errors import ArgumentError
 
-_traceless = 0  # passes under way that leave no trace; of the process, since backward may recompute in another thread
+_traceless = 0  # running passes that must leave no trace; global, because backward may recompute in another thread
 
 
 def displaced() -> bool:
-    """Whether the pass under way must leave no trace, because another one reports the step's loss and statistics.
+    """Whether the running pass must leave no trace, because another pass reports the step's loss and statistics.
 
-    lowland puts buffers and tensors in attributes back by itself. State of another kind, such as a Python counter or an
-    object outside of the model, is updated once per step with it::
+    lowland restores buffers and tensors in attributes itself. Use this function to update other state once per step,
+    such as a Python counter or an object outside the model::
 
         def forward(self, x):
             if not lowland.displaced():
                 self.calls += 1
 
-    It is true in SAM's second pass and in the first of SAMPa's two; false in the pass that reports, even if that one is
-    displaced as in SAMPa and Momentum-SAM, and outside of steps.
+    It is true in SAM's second pass and in the first of SAMPa's two passes. It is false outside steps and in the pass
+    that reports, even if the weights are displaced there, as in SAMPa and Momentum-SAM.
     """
     return _traceless > 0
 
 
 @contextmanager
 def traceless() -> Iterator[None]:
-    """A pass that must leave no trace."""
+    """The context of a pass that must leave no trace; in it, :func:`displaced` is true."""
     global _traceless
     _traceless += 1
     try:
@@ -45,9 +45,9 @@ def traceless() -> Iterator[None]:
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
-    """All modules, each once, as ``model.modules()`` gives them in another order and at five times the price."""
+    """All modules, each once; five times as fast as ``model.modules()``, and in another order."""
     modules, seen = [model], {id(model)}
-    for m in modules:  # grows
+    for m in modules:  # the list grows in this loop
         for child in m._modules.values():
             if child is not None and id(child) not in seen:
                 seen.add(id(child))
@@ -56,9 +56,9 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
 
 
 def captured(model: nn.Module) -> set[nn.Module]:
-    """The modules at or below one with a forward of its instance's own, such as a captured CUDA graph.
+    """The modules whose instance has its own ``forward``, such as a captured CUDA graph, and the modules inside them.
 
-    Wrappers that keep what they wrap, as ``functools.wraps`` does, are none.
+    A wrapper with ``__wrapped__``, as ``functools.wraps`` makes it, does not count.
     """
     own = [m for m in modules_of(model) if "forward" in vars(m)]
     tops = [m for m in own if not hasattr(vars(m)["forward"], "__wrapped__")]
@@ -67,8 +67,8 @@ def captured(model: nn.Module) -> set[nn.Module]:
 
 @contextmanager
 def only(params: Sequence[Tensor], wrt: Sequence[bool]) -> Iterator[None]:
-    """Differentiate the chosen parameters alone, so that backward does not work for the others."""
-    others = [p for p, wanted in zip(params, wrt, strict=True) if not wanted and p.requires_grad]
+    """Freeze all but the chosen parameters, so that backward does not compute the gradients of the others."""
+    others = [p for p, chosen in zip(params, wrt, strict=True) if not chosen and p.requires_grad]
     try:
         for p in others:
             p.requires_grad_(False)
@@ -79,12 +79,12 @@ def only(params: Sequence[Tensor], wrt: Sequence[bool]) -> Iterator[None]:
 
 
 def compiled(model: nn.Module) -> bool:
-    """Whether any part of the model runs through ``torch.compile``.
+    """Whether ``torch.compile`` compiles any part of the model.
 
-    Each set of flags that `only` sets would be compiled anew, so there ``backward(inputs=…)`` names what to compute.
-    That saves less: a compiled backward computes all gradients of its graph.
+    Every combination of flags that :func:`only` sets would be compiled again. So ``backward(inputs=…)`` chooses the
+    parameters of a compiled model. This saves less time, because a compiled backward computes all gradients.
     """
-    # By its attribute: the class lives in torch._dynamo, whose import takes seconds.
+    # Known by an attribute, because the class is in torch._dynamo, whose import takes seconds.
     return any(
         "_orig_mod" in m._modules
         or m._compiled_call_impl is not None
@@ -94,40 +94,68 @@ def compiled(model: nn.Module) -> bool:
 
 
 class SharedRNG:
-    """The same random numbers, hence the same dropout masks, in all passes of a step.
+    """Rewinds random numbers, so that all passes of a step have the same dropout masks.
 
-    Rewound are torch's generators of the host and of the device, Python's ``random`` and NumPy's global one.
+    It rewinds torch's generators of CPU and device, Python's ``random``, NumPy's global generator, and the generators
+    that the model and the loss function keep: ``torch.Generator``, ``random.Random``, and NumPy's.
+
+    Args:
+        device: The model's device.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.saved: tuple[Any, ...] | None = None
+        self._own: list[Any] = []
 
-    def begin(self) -> None:
-        """A new step: its first pass draws freely."""
-        self.saved = None
+    def begin(self, own: Sequence[Any] = ()) -> None:
+        """Begin a step; its first pass continues the stream of random numbers.
+
+        Args:
+            own: The generators that the model and the loss function keep.
+        """
+        self.saved, self._own = None, list(own)
 
     def rewind(self) -> None:
-        """Go back to where the step's first pass began."""
+        """Return to the random state before the first pass of the step; before the first pass, save the state."""
         module, numpy = _generators(self.device), sys.modules.get("numpy")
         if self.saved is None:
-            there = None if module is None else module.get_rng_state(self.device)
-            self.saved = torch.get_rng_state(), there, random.getstate(), numpy and numpy.random.get_state()
+            on_device = None if module is None else module.get_rng_state(self.device)
+            of_numpy = numpy and numpy.random.get_state()
+            self.saved = torch.get_rng_state(), on_device, random.getstate(), of_numpy, [*map(_state_of, self._own)]
             return
-        host, there, python, legacy = self.saved
-        torch.set_rng_state(host)
+        on_cpu, on_device, python, of_numpy, states = self.saved
+        torch.set_rng_state(on_cpu)
         if module is not None:
-            module.set_rng_state(there, self.device)
+            module.set_rng_state(on_device, self.device)
         random.setstate(python)
-        if legacy is not None and numpy is not None:
-            numpy.random.set_state(legacy)
+        if of_numpy is not None and numpy is not None:
+            numpy.random.set_state(of_numpy)
+        for generator, state in zip(self._own, states, strict=True):
+            _set_state(generator, state)
+
+
+def _state_of(generator: Any) -> Any:
+    """The state of a generator of torch, Python or NumPy."""
+    if hasattr(generator, "bit_generator"):
+        return generator.bit_generator.state
+    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if hasattr(generator, "bit_generator"):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)
 
 
 def _generators(device: torch.device) -> Any:
-    """The module with the random numbers of a device, such as ``torch.cuda``; None for the host.
+    """The module with the random state of a device, such as ``torch.cuda``; None for the CPU.
 
     Raises:
-        ArgumentError: This kind of device gives no access to its random numbers.
+        ArgumentError: torch cannot save the random state of this kind of device.
     """
     if device.type in ("cpu", "meta"):
         return None
@@ -137,7 +165,7 @@ def _generators(device: torch.device) -> Any:
             f"random numbers of a pass must be put aside on the model's device, but torch cannot do so on {device}; "
             "train there without dropout and with rng='free', one probe at a time"
         )
-    if device.type == "mps":  # one device, whose functions take no argument
+    if device.type == "mps":  # there is one device, so its functions take no device
         return SimpleNamespace(
             get_rng_state=lambda _: backend.get_rng_state(), set_rng_state=lambda state, _: backend.set_rng_state(state)
         )
@@ -145,10 +173,14 @@ def _generators(device: torch.device) -> Any:
 
 
 def seeds(count: int, *place: int) -> list[int]:
-    """Seeds for passes that are asked together, from the global seed and a place in the training.
+    """Seeds for passes that are asked together, computed from the global seed and a position in training.
 
-    They take nothing from the global stream of random numbers, so that a training without dropout draws from it what
-    it would draw anyway, and they are the same on all ranks that were seeded alike.
+    This does not draw from the global stream of random numbers, so the rest of a training draws the same numbers. Ranks
+    with equal global seeds get equal seeds.
+
+    Args:
+        count: The number of seeds.
+        place: The position, such as the number of the step.
     """
     stream = random.Random(hash((torch.initial_seed(), *place)))
     return [stream.getrandbits(62) for _ in range(count)]
@@ -156,16 +188,16 @@ def seeds(count: int, *place: int) -> list[int]:
 
 @contextmanager
 def branch(device: torch.device, seed: int) -> Iterator[None]:
-    """Random numbers of their own, after which the global ones go on as if none had been drawn."""
+    """Seed torch's global random numbers for one pass, and restore their state at the end."""
     module = _generators(device)
-    host, there = torch.get_rng_state(), None if module is None else module.get_rng_state(device)
+    on_cpu, on_device = torch.get_rng_state(), None if module is None else module.get_rng_state(device)
     try:
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every device, and takes its time
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed all devices, and is slow
         if module is not None:
             fresh = torch.Generator(device).manual_seed(seed)
             module.set_rng_state(fresh.get_state(), device)
         yield
     finally:
-        torch.set_rng_state(host)
+        torch.set_rng_state(on_cpu)
         if module is not None:
-            module.set_rng_state(there, device)
+            module.set_rng_state(on_device, device)

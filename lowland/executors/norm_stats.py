@@ -1,4 +1,4 @@
-"""Running statistics of BatchNorm and InstanceNorm: left alone, updated on several ranks, recomputed."""
+"""Running statistics of BatchNorm and InstanceNorm: frozen in a pass, combined over ranks, or recomputed."""
 
 from __future__ import annotations
 
@@ -19,28 +19,31 @@ from lowland.executors.modes import modules_of
 if TYPE_CHECKING:
     from lowland.executors.base import Work
 
-# In training mode these forwards use the batch's statistics and, without the flag, touch no buffer.
-_HEEDS_FLAG = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+# With track_running_stats=False these forwards use the batch's statistics in training mode and write no buffer.
+_OBEYS_FLAG = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
 @torch.no_grad()
 def refresh_stats(
     model: nn.Module, loader: Iterable[Any], forward: Callable[[nn.Module, Any], Any] | None = None
 ) -> None:
-    """Recompute all running statistics at the current weights, as plain averages over the batches.
+    """Recompute all running statistics at the current weights, as averages over the batches.
+
+    The model runs on each batch in training mode without gradients. Afterwards its modules have their previous modes.
+    After an exception the statistics are unchanged.
 
     Args:
-        model: The model; called with every batch's inputs, in training mode, without gradients. Its modes
-            are put back afterwards.
-        loader: Batches: tensors of inputs, or tuples or lists whose first entry they are; any object with ``forward``.
-        forward: ``(model, batch) -> anything``, which runs the model on a batch; None runs ``model(inputs)``.
+        model: The model.
+        loader: Batches: tensors of inputs, or tuples or lists whose first entry is the inputs. With ``forward``, any
+            objects.
+        forward: A function ``(model, batch)`` that runs the model on a batch; None calls ``model(inputs)``.
 
     Warns:
-        UserWarning: The model has no running statistics, so there is nothing to do and the loader is not read.
+        UserWarning: The model has no running statistics; the loader is not read.
 
     Raises:
-        ArgumentError: There is no batch; ``forward`` is None and a batch is neither tensor, tuple nor list; or
-            ``forward`` cannot be called. Then, as after any exception, the statistics are as they were.
+        ArgumentError: There is no batch; ``forward`` is None and a batch is not a tensor, tuple or list; or
+            ``forward`` is not callable.
     """
     _check(model, loader, forward)
     norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
@@ -52,30 +55,30 @@ def refresh_stats(
         )
         return
     modes = {m: m.training for m in model.modules()}
-    rates = [m.momentum for m in norms]
+    momenta = [m.momentum for m in norms]
     saved = [[b.clone() for b in m.buffers(recurse=False)] for m in norms]
-    seen = False
+    is_empty = True
     try:
         for m in norms:
             m.reset_running_stats()
-            m.momentum = None  # the plain average over all batches, in place of a moving one
+            m.momentum = None  # None computes the average over all batches instead of a moving average
         model.train()
         for batch in loader:
             if forward is None:
                 model(_inputs(batch))
             else:
                 forward(model, batch)
-            seen = True
-        if not seen:
+            is_empty = False
+        if is_empty:
             raise ArgumentError("loader must give at least one batch, but gave none; pass batches of training inputs")
     except BaseException:
         for m, buffers in zip(norms, saved, strict=True):
-            for buffer, before in zip(m.buffers(recurse=False), buffers, strict=True):
-                buffer.copy_(before)
+            for buffer, copy in zip(m.buffers(recurse=False), buffers, strict=True):
+                buffer.copy_(copy)
         raise
     finally:
-        for m, rate in zip(norms, rates, strict=True):
-            m.momentum = rate
+        for m, momentum in zip(norms, momenta, strict=True):
+            m.momentum = momentum
         for module, training in modes.items():
             module.training = training
 
@@ -100,8 +103,8 @@ def _check(model: Any, loader: Any, forward: Any) -> None:
 
 def _inputs(batch: Any) -> Any:
     inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    plain = isinstance(inputs, Mapping | str | bytes | int | float | tuple | list | type(None))
-    if isinstance(inputs, Tensor) or not (plain or type(inputs).__module__ == "numpy"):
+    is_container = isinstance(inputs, Mapping | str | bytes | int | float | tuple | list | type(None))
+    if isinstance(inputs, Tensor) or not (is_container or type(inputs).__module__ == "numpy"):
         return inputs
     raise ArgumentError(
         f"loader must give tensors of inputs, or tuples that begin with one, but gave a {type(batch).__name__}; say "
@@ -109,19 +112,19 @@ def _inputs(batch: Any) -> Any:
     )
 
 
-def heeds_flag(m: nn.Module) -> bool:
-    """Whether it is a layer that, told not to track statistics, uses the batch's own and touches no buffer."""
-    return isinstance(m, _NormBase) and type(m).forward in _HEEDS_FLAG and "forward" not in vars(m)
+def obeys_flag(m: nn.Module) -> bool:
+    """Whether a module uses the batch's statistics and writes no buffer when ``track_running_stats`` is False."""
+    return isinstance(m, _NormBase) and type(m).forward in _OBEYS_FLAG and "forward" not in vars(m)
 
 
 @contextmanager
 def frozen_stats(model: nn.Module) -> Iterator[None]:
-    """Leave running statistics as they are, though BatchNorm in training mode still uses the batch's own.
+    """Do not update running statistics, while BatchNorm in training mode still uses the batch's statistics.
 
-    Torch's own BatchNorm is told not to track, which costs nothing; all else that forward writes is put back by
-    :class:`lowland.executors.buffers.Buffers`.
+    This sets ``track_running_stats`` of torch's BatchNorm to False, which costs no time. All other buffers that forward
+    writes are restored by :class:`lowland.executors.buffers.Buffers`.
     """
-    norms = [m for m in modules_of(model) if isinstance(m, _NormBase) and heeds_flag(m)]
+    norms = [m for m in modules_of(model) if isinstance(m, _NormBase) and obeys_flag(m)]
     norms = [m for m in norms if m.training and m.track_running_stats]
     try:
         for m in norms:
@@ -133,7 +136,15 @@ def frozen_stats(model: nn.Module) -> Iterator[None]:
 
 
 class RunningStats:
-    """The running statistics that the probes of a wave update, and how they add up."""
+    """Combines the updates of running statistics that the ranks of a group make, each with its own probe.
+
+    Args:
+        work: The model and the step.
+        wave: The probes that are answered together, one per rank.
+
+    Raises:
+        UsageError: Several probes update a layer that does not count its batches.
+    """
 
     def __init__(self, work: Work, wave: tuple[Probe, ...]) -> None:
         self.updated = [i for i, p in enumerate(wave) if p.stats]
@@ -150,28 +161,28 @@ class RunningStats:
         self.device = work.device
         self.before = self.flat() if len(self.updated) > 1 else None
 
-    def given(self, rank: int) -> Tensor:
-        """What :meth:`settle` is to get from this rank: :meth:`flat`, or as many zeros if nobody will look at them."""
+    def contribution(self, rank: int) -> Tensor:
+        """A rank's row for :meth:`combine`: :meth:`flat`, or zeros if only other probes update the statistics."""
         if self.updated and rank not in self.updated:
             size = sum(b.numel() for b in self.buffers) + len(self.counts)
             return torch.zeros(size, dtype=torch.float64, device=self.device)
         return self.flat()
 
     def flat(self) -> Tensor:
-        """The statistics now, as doubles: means and variances, then counts of updates."""
+        """The current statistics in one float64 vector: means and variances, then the counts of updates."""
         if not self.buffers:
             return torch.zeros(0, dtype=torch.float64, device=self.device)
-        found = torch.cat(self.buffers).double()
-        # Counts apart: they are not exact in single precision.
-        return torch.cat([found, torch.stack(self.counts).double()]) if self.counts else found
+        statistics = torch.cat(self.buffers).double()
+        # The counts are converted separately, because they are not exact in single precision.
+        return torch.cat([statistics, torch.stack(self.counts).double()]) if self.counts else statistics
 
     @torch.no_grad()
-    def settle(self, rows: Tensor, rank: int) -> None:
-        """What the statistics would be, had one device answered all probes in their order.
+    def combine(self, rows: Tensor, rank: int) -> None:
+        """Set the statistics to what they would be if one device had answered all probes in order.
 
         Args:
-            rows: Those of every rank of the group.
-            rank: This one.
+            rows: The contributions of all ranks of the group, shape ``(ranks, size)``.
+            rank: This rank.
         """
         if not self.buffers:
             return
@@ -183,7 +194,7 @@ class RunningStats:
     def _set(self, row: Tensor) -> None:
         sizes = [b.numel() for b in self.buffers]
         values, counts = torch.split(row, [sum(sizes), len(self.counts)])
-        # Each kind in one conversion: for every layer they would cost more than the copies.
+        # One conversion for all layers, because a conversion per layer would cost more than the copies.
         if len({b.dtype for b in self.buffers}) == 1:
             values = values.to(self.buffers[0].dtype)
         vec.copy_(self.buffers, list(torch.split(values, sizes)))
@@ -191,27 +202,30 @@ class RunningStats:
             torch._foreach_copy_(self.counts, list(counts.to(self.counts[0].dtype).unbind()))
 
     def _sum(self, before: Tensor, rows: Tensor) -> Tensor:
-        """Statistics after the updates of all probes, each of which is known on top of ``before`` alone."""
-        now, place, number = before.clone(), 0, sum(b.numel() for b in self.buffers)
+        """The statistics after the updates of all probes in order.
+
+        Each row of ``rows`` has the statistics after one probe's update of ``before``. An update moves the statistics
+        by a known weight towards the statistics of the probe's batches, so these can be computed and applied in turn.
+        """
+        result, offset, number = before.clone(), 0, sum(b.numel() for b in self.buffers)
         for norm in self.norms:
             width = sum(b.numel() for b in (norm.running_mean, norm.running_var) if b is not None)
-            here, place = slice(place, place + width), place + width
+            layer, offset = slice(offset, offset + width), offset + width
             start = count = before[number]
             for i in self.updated:
-                k = rows[i, number] - start  # how often the probe came to the layer: with micro-batches more than once
-                moved = rows[i, here] - before[here]
-                first, share = (_share(norm.momentum, k, n) for n in (start, count))
-                # The batches pull the statistics towards values of their own, by a share that is known.
-                seen = before[here] + moved / torch.where(first == 0, torch.ones_like(first), first)
-                now[here] += (seen - now[here]) * share
+                k = rows[i, number] - start  # the probe's updates of the layer: with micro-batches more than one
+                change = rows[i, layer] - before[layer]
+                alone, weight = (_weight(norm.momentum, k, n) for n in (start, count))
+                of_batches = before[layer] + change / torch.where(alone == 0, torch.ones_like(alone), alone)
+                result[layer] += (of_batches - result[layer]) * weight
                 count = count + k
-            now[number] = count
+            result[number] = count
             number += 1
-        return now
+        return result
 
 
-def _share(momentum: float | None, k: Tensor, count: Tensor) -> Tensor:
-    """How far ``k`` batches move statistics that have seen ``count`` of them."""
+def _weight(momentum: float | None, k: Tensor, count: Tensor) -> Tensor:
+    """The weight of ``k`` new batches in statistics that average ``count`` earlier batches."""
     if momentum is None:  # a cumulative average
         return k / torch.clamp(count + k, min=1)
     return 1 - (1 - momentum) ** k

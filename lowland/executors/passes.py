@@ -1,4 +1,4 @@
-"""One forward and backward pass at a displaced point, and what it leaves behind: nothing but its reading."""
+"""One forward and backward pass at a displaced point; it restores everything else and returns a reading."""
 
 from __future__ import annotations
 
@@ -21,14 +21,20 @@ from lowland.executors.displacement import displaced, forget_derived
 from lowland.executors.guards import any_gradient, inspect, remember, suspect_after
 from lowland.executors.modes import compiled, only, traceless
 from lowland.executors.norm_stats import frozen_stats
-from lowland.executors.still import Mark, check_forward, run_backward
+from lowland.executors.still import Caller, Mark, check_forward, run_backward
 
-# Maps of these cost a tenth of a loop in Python, which counts where parameters are many and small.
+# map() with these takes a tenth of the time of a Python loop, which matters for many small parameters.
 _GRAD, _LAYOUT = operator.attrgetter("grad"), operator.attrgetter("layout")
 
 
 class Pass:
-    """One forward and backward at a probe's point, as a context; afterwards ``reading`` holds the answer."""
+    """One forward and backward pass at a probe's point, as a context manager; at its end ``reading`` is the answer.
+
+    Args:
+        work: The model and the step.
+        probe: The probe that the pass answers.
+        on_error: Called after an exception in the context; None if the engine runs forward and backward.
+    """
 
     def __init__(self, work: Work, probe: Probe, on_error: Callable[[], None] | None = None) -> None:
         self.work = work
@@ -40,16 +46,17 @@ class Pass:
         self._losses: list[Tensor] = []
         self._aux: list[Any] = []
         self._count: Tensor | float | None = None
-        self._piece: Any = None  # of what parts() gives, the part at hand
-        self._several, self._left = False, 0  # whether there are several parts, and how many come after this one
-        self._size: int | None = None  # the number of all their examples
-        self._sums: Tensor | None = None  # total and count of the parts so far, shape (2,)
-        self._unit: Tensor | None = None  # what earlier parts were divided by
+        self._part: Any = None  # the current part of parts()
+        self._several, self._left = False, 0  # whether there are several parts; the number of parts after this one
+        self._size: int | None = None  # the number of examples in all parts
+        self._sums: Tensor | None = None  # the sums of total and count over the parts so far, shape (2,)
+        self._unit: Tensor | None = None  # the divisor of all parts but the last
         self._displaced = False
-        self._before: Mark | None = None  # of the weights, before a displaced forward that reports
-        self.sparse = True  # False where the caller's backward must find all parameters as they are
-        self._reached: list[bool] | None = None  # which parameters backward has reached; None: all
-        self._inputs: list[Tensor] | None = None  # what a compiled model's loss is differentiated for; None: all
+        self._caller: Caller | None = None  # set if the caller runs forward and backward
+        self._before: Mark | None = None  # the weights before a displaced forward that reports
+        self.sparse = True  # False if requires_grad of the parameters must not change, for a caller's backward
+        self._reached: list[bool] | None = None  # which parameters backward has reached; None for all
+        self._inputs: list[Tensor] | None = None  # the inputs of a compiled model's backward; None for all
 
     @property
     def batch(self) -> Any:
@@ -57,25 +64,25 @@ class Pass:
         return self.probe.batch
 
     def __enter__(self) -> Pass:
-        """Move the weights, freeze statistics and parameters, rewind random numbers, as the probe asks."""
+        """Enter the contexts of the probe: displaced weights, frozen statistics, frozen parameters and others."""
         work, probe = self.work, self.probe
         with ExitStack() as stack:
             stack.enter_context(work.buffers.passing(probe))
             self._displaced = probe.at is not None
             stack.callback(forget_derived)
             if probe.at is not None:
-                stack.enter_context(displaced(work.params, probe.take_at(), each=work.watched))
+                stack.enter_context(displaced(work.params, probe.take_at(), each=work.step.watched))
             if work.replicas.groups:
                 stack.enter_context(work.replicas.passing(probe.sync, probe.wrt is None))
             forget_derived()
             if not probe.stats:
                 stack.enter_context(frozen_stats(work.model))
                 stack.enter_context(traceless())
-            whole = work.replicas.sharded or work.reentrant is not False or work.ownership.needed
-            if probe.wrt is not None and not whole:  # else the whole backward runs, and the rest of it is dropped
+            full_backward = work.replicas.sharded or work.reentrant is not False or work.ownership.needed
+            if probe.wrt is not None and not full_backward:  # after a full backward, __exit__ drops the other gradients
                 if not self.sparse or compiled(work.model):
-                    chosen = zip(work.params, probe.wrt, strict=True)
-                    self._inputs = [p for p, wanted in chosen if wanted and p.requires_grad]
+                    pairs = zip(work.params, probe.wrt, strict=True)
+                    self._inputs = [p for p, chosen in pairs if chosen and p.requires_grad]
                 else:
                     stack.enter_context(only(work.params, probe.wrt))
             if work.rng is not None:
@@ -83,17 +90,18 @@ class Pass:
             stack.enter_context(torch.set_grad_enabled(probe.grad))
             if self._on_error is not None:  # the caller runs forward and backward
                 remember(work)
-            self._before = Mark(work) if work.watched and self._displaced and probe.stats else None
+                self._caller = Caller(work)
+            self._before = Mark(work, each=True) if self._displaced and probe.stats else None
             self._stack = stack.pop_all()
         return self
 
     @property
     def reports(self) -> bool:
-        """Whether this pass belongs to the step's loss: it is at the point whose loss and statistics are reported."""
+        """Whether the step reports the loss of this pass and keeps the statistics that it updates."""
         return bool(self.probe.stats)
 
     def parts(self) -> Iterator[Any]:
-        """What runs in one forward pass each, for a batch in ``Parts`` or one that ``micro_batch`` cuts.
+        """Yield the parts of the batch, each for one forward pass: of ``Parts``, or cut by ``micro_batch``.
 
         ::
 
@@ -103,71 +111,72 @@ class Pass:
                         p.backward(loss_fn(model, part))
 
         Yields:
-            The parts; the whole batch where there is one. Data-parallel wrappers average gradients with the last.
+            The parts; the batch itself if it is not cut. Data-parallel wrappers average the gradients in the last part.
         """
         work, batch = self.work, self.batch
-        pieces = work.batches.split(batch, work.micro_batch) if batch is not None else [None]
-        self._size = work.batches.known_size(batch) if len(pieces) > 1 else None
-        for number, piece in enumerate(pieces, 1):
-            self._piece, self._left, self._several = piece, len(pieces) - number, len(pieces) > 1
-            with work.replicas.part(last=self._left == 0):
-                yield piece
+        parts = work.batches.split(batch, work.micro_batch) if batch is not None else [None]
+        self._size = work.batches.known_size(batch) if len(parts) > 1 else None
+        for number, part in enumerate(parts, 1):
+            self._part, self._left, self._several = part, len(parts) - number, len(parts) > 1
+            with work.replicas.micro_batch(last=self._left == 0):
+                yield part
 
     def backward(self, loss: Tensor | Loss, share: float | None = None, part: Any = None) -> None:
-        """Take the loss of this pass, run backward, and keep the gradient.
+        """Run backward on the loss of this pass, or on the loss of one of its parts.
 
         Args:
             loss: One loss per example, ``(B,)``, their mean, ``()``, or a ``Loss``. A mean of a part of a batch is
                 refused, because its weight is not known.
-            share: The weight of this loss among several of this pass, where the caller cuts the batch and knows it.
-            part: The examples of this loss, where the caller cuts the batch; else the whole batch, or the part that
-                :meth:`parts` has given.
+            share: The weight of this loss if the caller cuts the batch itself: the fraction of the batch in this part.
+            part: The examples of this loss if the caller cuts the batch itself; by default the current part of
+                :meth:`parts`, or the batch.
 
         Raises:
-            LossError: The loss has another shape, does not depend on any parameter, or is a mean that was cut.
+            LossError: The loss has another shape, depends on no parameter, or is a mean of a part of the batch.
         """
-        if self.work.watched and self._loss is None and self._sums is None and any_gradient(self.work.params):
+        if self.work.step.watched and self._loss is None and self._sums is None and any_gradient(self.work.params):
             raise LossError(
                 "loss_fn must only compute the loss, but a gradient was there before the engine's backward; leave "
                 "loss.backward() out of it and return the loss"
             )
-        batch = part if part is not None else self._piece if self._several else self.batch
-        read = terms(loss, None if batch is None else self.work.batches.known_size(batch))
-        if share is None and (self._several or self.probe.cut) and (read.count is None or one_for_all(read.losses)):
+        batch = part if part is not None else self._part if self._several else self.batch
+        values = terms(loss, None if batch is None else self.work.batches.known_size(batch))
+        if share is None and (self._several or self.probe.cut) and (values.count is None or one_for_all(values.losses)):
             raise LossError(
                 "loss_fn must return what a part of a batch weighs, too, but returned a mean, shape (), for a part; "
                 'return one loss per example, reduction="none", no mean that is expanded, or lowland.Loss(total, count)'
             )
-        more = self._several or share is not None  # the next part's forward may overwrite what this one gives
-        if read.losses is not None:
-            self._losses.append(read.losses.detach().clone() if more else read.losses.detach())
-        self._take(read, share)
-        if read.aux is not None:
-            self._aux.append(copied(read.aux) if more and self.work.ownership.needed else read.aux)
+        more = self._several or share is not None  # the forward of the next part may overwrite these values
+        if values.losses is not None:
+            self._losses.append(values.losses.detach().clone() if more else values.losses.detach())
+        self._take(values, share)
+        if values.aux is not None:
+            self._aux.append(copied(values.aux) if more and self.work.ownership.needed else values.aux)
 
-    def _take(self, read: Terms, share: float | None) -> None:
-        """Differentiate a loss that was read, and add its mean to that of the pass."""
-        if share is None and (read.total is not None or (self._several and self._size is None)):
-            self._sum(read)
+    def _take(self, values: Terms, share: float | None) -> None:
+        """Differentiate a loss and add its mean to the mean of the pass."""
+        if share is None and (values.total is not None or (self._several and self._size is None)):
+            self._sum(values)
             return
         if share is None and self._several:
-            share = len(read.losses) / self._size  # type: ignore[arg-type, operator]
+            share = len(values.losses) / self._size  # type: ignore[arg-type, operator]
         if self.probe.grad:
-            self._differentiate(read.mean if share is None else read.mean * share, more=share is not None)
-        mean = read.mean.detach() if share is None else read.mean.detach() * share
+            self._differentiate(values.mean if share is None else values.mean * share, more=share is not None)
+        mean = values.mean.detach() if share is None else values.mean.detach() * share
         self._loss = mean if self._loss is None else self._loss + mean
-        if read.losses is not None:
-            self._count = len(read.losses) + (self._count or 0.0)
+        if values.losses is not None:
+            self._count = len(values.losses) + (self._count or 0.0)
 
-    def _sum(self, read: Terms) -> None:
-        """Backward of a sum whose divisor, that of all parts and ranks, is known with the last part alone.
+    def _sum(self, values: Terms) -> None:
+        """Run backward on a loss whose divisor, a sum over all parts and ranks, is known only in the last part.
 
-        Earlier parts are divided by the first part's count, which keeps gradients of usual size, and scaled before the
-        last one. Where ``fully_shard`` averages every part over ranks, they are not divided: counts differ by rank.
+        The earlier parts are divided by the count of the first part, so that their gradients have a usual size. Their
+        gradients are rescaled before the last backward. With ``fully_shard``, which averages every part over the ranks,
+        the earlier parts are not divided, because counts differ between ranks.
         """
         work, grad = self.work, self.probe.grad
-        total = read.losses.sum() if read.total is None else read.total  # type: ignore[union-attr]
-        count = torch.as_tensor(read.count, dtype=vec.wide(total.device), device=total.device)
+        total = values.losses.sum() if values.total is None else values.total  # type: ignore[union-attr]
+        count = torch.as_tensor(values.count, dtype=vec.wide(total.device), device=total.device)
         own = torch.stack([total.detach().to(count.dtype), count])
         self._sums = own if self._sums is None else self._sums + own
         if self._left and self._unit is None:
@@ -177,18 +186,18 @@ class Pass:
                 self._differentiate(total / self._unit.to(total.dtype))  # type: ignore[union-attr]
             return
         sums, ranks = work.replicas.total(self._sums, self.probe.sync)
-        whole = divisor(*sums)
+        overall = divisor(*sums)
         if grad:
             earlier = [p.grad for p in work.params if p.grad is not None]
             if self._unit is not None and earlier:
-                vec.scale_(earlier, (self._unit * ranks / whole).to(earlier[0].dtype))
-            self._differentiate(total / (whole / ranks).to(total.dtype))
-        self._loss, self._count = (sums[0] / whole).to(total.dtype), sums[1]
+                vec.scale_(earlier, (self._unit * ranks / overall).to(earlier[0].dtype))
+            self._differentiate(total / (overall / ranks).to(total.dtype))
+        self._loss, self._count = (sums[0] / overall).to(total.dtype), sums[1]
 
     def _differentiate(self, loss: Tensor, more: bool = False) -> None:
         if not loss.requires_grad or self._inputs == []:
             if self.probe.wrt is not None and not all(self.probe.wrt):
-                return  # the loss may well not depend on the few parameters that are asked for: zeros
+                return  # the loss need not depend on the chosen parameters; their gradient is zero
             raise LossError(
                 "loss_fn must return a loss that depends on the model's trainable parameters, but the loss "
                 "needs no gradient; compute it from the model's output without detach() or no_grad()"
@@ -199,12 +208,14 @@ class Pass:
             loss = self.work.scaler.scale(loss)
         work = self.work
         run_backward(work, loss, self._inputs, displaced=self._displaced, chosen=self.probe.wrt is not None)
-        if self._left or more:  # the next part's forward or backward may overwrite what this one has left
-            for p, grad in zip(work.params, work.ownership.own(list(map(_GRAD, work.params))), strict=True):
-                p.grad = grad
+        if self._left or more:  # the forward or backward of the next part may overwrite these gradients
+            grads = work.ownership.own(list(map(_GRAD, work.params)))
+            if work.ownership.needed:
+                for p, grad in zip(work.params, grads, strict=True):
+                    p.grad = grad
 
     def answer(self) -> Reading:
-        """The reading, given away: this pass does not keep its memory.
+        """Return the reading and drop this pass's reference to it, so that its memory can be freed.
 
         Raises:
             UsageError: The pass was not run.
@@ -215,19 +226,19 @@ class Pass:
         return reading
 
     def adopt(self, loss: Tensor, batch: Any = None) -> None:
-        """Take the loss of a forward and backward that the caller has run, on this pass's batch and on all of it.
+        """Use the loss of a forward and backward that the caller has run on the full batch of this pass.
 
-        For frameworks whose training step runs backward itself. The gradient must be in ``.grad`` at the end of the
-        pass, as ``loss.backward()`` leaves it, without a GradScaler's scale unless the engine has that scaler.
+        This is for frameworks whose training step runs backward itself. At the end of the pass the gradient must be in
+        ``.grad``, as ``loss.backward()`` writes it. A GradScaler may have scaled it only if the engine has that scaler.
 
         Args:
-            loss: The mean loss, a tensor of any shape whose mean it is.
-            batch: The examples it was run on: ``p.batch``. It may be left out where the pass is for the very batch
-                that the step was given; methods that keep or cut batches hand out others.
+            loss: The loss; the mean of this tensor is the loss of the pass.
+            batch: The examples that the caller has used: ``p.batch``. It may be omitted if the pass is for the step's
+                batch; methods that keep or cut batches have passes for other batches.
 
         Raises:
-            LossError: The loss is no tensor.
-            UsageError: The pass is for another batch than the caller says.
+            LossError: The loss is not a tensor.
+            UsageError: The pass is for another batch.
         """
         if not isinstance(loss, Tensor):
             raise LossError(f"adopt needs the loss as a tensor, but got a {type(loss).__name__}; pass the loss itself")
@@ -236,6 +247,8 @@ class Pass:
                 "this pass is for other examples than the step's batch, which the method has kept or cut, so the loss "
                 "of the step's batch would be wrong; run the model on p.batch and say so: p.adopt(loss, batch=p.batch)"
             )
+        if self._caller is not None:
+            self._caller.check()
         if loss.requires_grad:
             suspect_after(self.work, loss)
         self._loss = loss.detach().mean()
@@ -243,18 +256,18 @@ class Pass:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take the gradients and restore the weights."""
+        """Collect the gradients and restore the weights."""
         params, failed = self.work.params, True
         try:
             try:
                 grads: list[Tensor | None] = list(map(_GRAD, params))
                 for p in params:
                     p.grad = None
-                grads = self.work.ownership.own(grads)  # now: the buffer that they lie in may be one that is put back
-                if self.probe.wrt is not None:  # a caller's own backward may have done more than was asked
-                    grads = [g if wanted else None for g, wanted in zip(grads, self.probe.wrt, strict=True)]
+                grads = self.work.ownership.own(grads)  # before the contexts end, because they restore static buffers
+                if self.probe.wrt is not None:  # drop gradients that a full backward has computed in addition
+                    grads = [g if chosen else None for g, chosen in zip(grads, self.probe.wrt, strict=True)]
             finally:
-                self._stack.close()  # whatever interrupts the lines above, the weights come back
+                self._stack.close()  # restores the weights, also after an exception above
             if kind is None:
                 self.reading = self._read(grads)
                 failed = False
@@ -266,35 +279,35 @@ class Pass:
         if self._loss is None:
             raise UsageError("a pass ended without a loss; call p.backward(loss) inside `with p:`")
         if self.work.scaler is not None and not self.probe.grad:
-            self.work.check(torch.isfinite(self._loss))  # what is decided by this loss would be wrong
+            self.work.step.check(torch.isfinite(self._loss))  # the plan may decide by this loss
         if self._left:
             raise UsageError("a pass ended before its last part; run the loop over p.parts() to its end")
         losses = torch.cat(self._losses) if self._losses else None
         aux = self._aux[0] if self._aux and not self._several else self._aux or None
         if self.work.ownership.needed or not self.probe.grad:
             self._loss, aux = self._loss.clone(), copied(aux)
-        grad = self._taken(grads) if self.probe.grad else None
+        grad = self._gradient(grads) if self.probe.grad else None
         return Reading(self._loss, grad, losses, self._count, aux, self._reached)
 
-    def _taken(self, grads: list[Tensor | None]) -> Vec:
+    def _gradient(self, grads: list[Tensor | None]) -> Vec:
         work = self.work
         if work.replicas.groups:
-            grads = work.replicas.taken(grads, self.probe.sync, self.probe.wrt)
-        if work.watched:
+            grads = work.replicas.average(grads, self.probe.sync, self.probe.wrt)
+        if work.step.watched:
             work.ownership.check(grads)
-        there = [g for g in grads if g is not None] if type(None) in map(type, grads) else cast(Vec, grads)
-        if any(layout is not torch.strided for layout in set(map(_LAYOUT, there))):
+        present = [g for g in grads if g is not None] if type(None) in map(type, grads) else cast(Vec, grads)
+        if any(layout is not torch.strided for layout in set(map(_LAYOUT, present))):
             raise ParameterError(
                 "gradients must be dense, but a parameter's gradient is sparse; make its module with sparse=False"
             )
-        if len(there) == len(grads):
-            work.reached, taken = [True] * len(grads), there
+        if len(present) == len(grads):
+            gradient = present
         else:
             self._reached = [g is not None for g in grads]
-            work.reached = [r or g for r, g in zip(work.reached, self._reached, strict=True)]
-            taken = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, work.params, strict=True)]
+            gradient = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, work.params, strict=True)]
+        work.step.reach(self._reached)
         scale = work.scale()
         if scale is not None:
-            work.check(vec.finite(taken))
-            vec.div_(taken, scale)
-        return taken
+            work.step.check(vec.finite(gradient))
+            vec.div_(gradient, scale)
+        return gradient

@@ -10,10 +10,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from lowland.core import shards
 from lowland.executors import modes
-from lowland.executors.norm_stats import heeds_flag
-from lowland.executors.uses import OWN
-
-ABSENT = object()  # what is in a place that is not there yet
+from lowland.executors.names import OWN, is_array
+from lowland.executors.norm_stats import obeys_flag
 
 
 class Place(NamedTuple):
@@ -43,8 +41,10 @@ class Weights:
             if p.requires_grad and (span := shards.span(p)) is not None:
                 self._spans.setdefault(span[0], []).append(span[1:])
 
-    def __contains__(self, t: Tensor) -> bool:
+    def __contains__(self, t: Any) -> bool:
         """Whether a tensor shares memory with a weight."""
+        if not isinstance(t, Tensor):
+            return False
         span = shards.span(t) if self._spans else None
         return span is not None and any(a < span[2] and span[1] < b for a, b in self._spans.get(span[0], ()))
 
@@ -61,7 +61,7 @@ def places_of(
     """
     places: list[Place] = []
     own = set(model.modules())
-    told = {m for m in own if heeds_flag(m)} - modes.captured(model)
+    told = {m for m in own if obeys_flag(m)} - modes.captured(model)
     named = list(model.named_modules())
     for place, m in modules.items():
         named += [(f"{place}.{name}".rstrip("."), part) for name, part in m.named_modules() if part not in own]
@@ -79,7 +79,8 @@ def places_of(
                         seen.add(id(value))
     for owner, key, name in more:
         value = owner.get(key)
-        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and id(value) not in seen:
+        counts = (isinstance(value, Tensor) and not isinstance(value, nn.Parameter)) or is_array(value)
+        if counts and id(value) not in seen:
             places.append(Place(owner, key, f"loss_fn: {name}"))
             seen.add(id(value))
     return places
@@ -91,4 +92,4 @@ def _counts(owner: Any, m: nn.Module, key: str, value: Any) -> bool:
         return type(value) in shards.ORDINARY and not value.requires_grad
     if value is None:
         return owner is m._buffers or key not in OWN
-    return isinstance(value, Tensor)
+    return isinstance(value, Tensor) or (owner is not m._buffers and is_array(value))

@@ -1,4 +1,4 @@
-"""The laboratory: a task is data, model and loss; a comparison trains it with several methods.
+"""Trains and compares methods: a task is data, model and loss; a comparison trains a task with several methods.
 
 ::
 
@@ -55,7 +55,7 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Loaded at first use: a task file needs neither trainer nor report."""
+    """Import a name at its first use, so that a task file does not load the trainer and the report."""
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = _PLACES[name].partition(":")

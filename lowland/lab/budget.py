@@ -1,4 +1,4 @@
-"""What a run may spend, so that methods are compared at an equal price."""
+"""The budget of a run: steps, gradients or seconds, so that methods are compared at equal cost."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ KINDS: tuple[Kind, ...] = ("steps", "gradients", "seconds")
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """An amount of one resource; a run ends with the step that spends the last of it.
+    """An amount of one resource; a run ends with the step that uses up the budget.
 
     Args:
-        kind: ``steps`` of the optimizer, ``gradients`` in full-batch equivalents (plain training takes one a
-            step, SAM two), or ``seconds`` of training, evaluation excluded. Under ``seconds`` the learning
-            rate follows the clock, so such a run cannot be repeated bit for bit.
-        limit: How much, > 0.
+        kind: ``steps`` of the optimizer, ``gradients`` in full-batch equivalents (plain training computes one per
+            step, SAM two), or ``seconds`` of training without evaluation. Under ``seconds`` the learning rate depends
+            on the clock, so a run cannot be repeated bit for bit.
+        limit: The amount, > 0.
 
     Example:
         >>> Budget(kind="gradients", limit=100).progress(steps=25, gradients=50, seconds=3)
@@ -35,13 +35,13 @@ class Budget:
         checks.one_of("budget", self.kind, KINDS)
         if not 0 < self.limit < math.inf:
             raise ArgumentError(
-                f"limit must be a number > 0, but is {self.limit!r}; give the {self.kind} that one run may take"
+                f"limit must be a number > 0, but is {self.limit!r}; give the {self.kind} that one run may use"
             )
 
     def spent(self, *, steps: int, gradients: float, seconds: float) -> float:
-        """How much of the budgeted resource has been used."""
+        """The used amount of the budgeted resource."""
         return {"steps": float(steps), "gradients": gradients, "seconds": seconds}[self.kind]
 
     def progress(self, *, steps: int, gradients: float, seconds: float) -> float:
-        """The fraction used, in [0, 1]; at 1 the run is over."""
+        """The used fraction of the budget, in [0, 1]; the run ends at 1."""
         return min(self.spent(steps=steps, gradients=gradients, seconds=seconds) / self.limit, 1.0)

@@ -1,4 +1,4 @@
-"""One run, complete: what decides its trajectory, and where it is carried out."""
+"""The configuration of one run: the settings that decide its trajectory, and the device and folders it uses."""
 
 from __future__ import annotations
 
@@ -25,28 +25,32 @@ Select = Literal["last", "best"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One run: equal configurations give equal weights, bit for bit, on the same machine.
+    """The configuration of one run. On one machine, equal configurations give bit-identical weights.
 
     Args:
         task: The task; its text in the run file is ``names.spell(task)``.
-        model: What ``task.model`` gets, ``file.py:Net``, ``package.module:Net``, or a function that makes a module.
-        method: Method as text, such as ``sampa:rho=0.1``, or a method.
-        seed: Of initialization, data order, augmentation, label noise and the method's own draws.
-        recipe: Optimizer and schedule.
-        budget: What the run may spend.
-        contestant: What the run is called in a comparison, such as ``plain@epochs=16``; None is the method's text.
-        validation: Share of the training part that is kept for validation, in [0, 1), where the data has no such part.
-        select: Which epoch's figure stands for the run: the ``last``, or the ``best`` on validation.
-        patience: Epochs without a better figure on validation after which training stops, >= 1; None never stops.
-        data: Folder of the data files; None is the environment variable ``LOWLAND_DATA``.
-        threads: Of PyTorch on the CPU, >= 1; None leaves its choice.
-        device: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
-        mesh: How the ranks that torchrun starts share the work, such as ``probe=2,data=2``; None divides every batch.
-            On a single process it changes nothing but what a rank's share of a batch alone would have changed.
-        shard: Whether ``fully_shard`` divides the weights over the data dimension; otherwise every rank has all.
-        tensorboard: Whether to write event files.
-        checkpoint_every: Steps between checkpoints, >= 1; None saves by the clock, every half minute or less often.
-        keep: Checkpoints kept, >= 1.
+        model: A model name for ``task.model``, ``file.py:Net``, ``package.module:Net``, or a function that makes a
+            module.
+        method: A method as text, such as ``sampa:rho=0.1``, or as an object.
+        seed: The seed of initialization, data order, augmentation, label noise and the method's random choices.
+        recipe: The optimizer and its schedule.
+        budget: The steps, gradients or seconds that the run may use.
+        contestant: The name of the run in a comparison, such as ``plain@epochs=16``; None is the method's text.
+        validation: The fraction of the training part that is held out for validation, in [0, 1), if the data has no
+            validation part.
+        select: The epoch whose metrics a comparison uses: the ``last``, or the ``best`` on the validation part.
+        patience: Training stops after this many epochs without a better validation metric, >= 1; None never stops.
+        data: The folder of the data files; None is the environment variable ``LOWLAND_DATA``.
+        threads: The number of PyTorch's CPU threads, >= 1; None keeps PyTorch's choice.
+        device: ``cpu``, ``cuda``, or ``auto`` for a GPU if there is one.
+        mesh: How the ranks that torchrun starts divide the work, such as ``probe=2,data=2``; None divides every batch.
+            A single process computes the same without ranks, except for computations that see one rank's part of a
+            batch at a time: BatchNorm, and methods that perturb or choose examples on each rank separately.
+        shard: Shard the weights over the data dimension with ``fully_shard``; otherwise every rank has all weights.
+        tensorboard: Write TensorBoard event files.
+        checkpoint_every: The number of steps between checkpoints, >= 1; None saves every half minute, or less often
+            if writing takes more than 2 % of the time.
+        keep: The number of checkpoints to keep, >= 1.
     """
 
     task: Task
@@ -71,7 +75,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.task, Task):
             raise ArgumentError(
-                f"task must be a lowland.lab.Task, but is {self.task!r}; a name becomes one by lowland.lab.load(name)"
+                f"task must be a lowland.lab.Task, but is {self.task!r}; make a task from its name with "
+                "lowland.lab.load(name)"
             )
         checks.integer("seed", self.seed, 0, "number seeds from 0")
         checks.one_of("select", self.select, ("last", "best"))
@@ -98,14 +103,14 @@ class RunConfig:
 
     @property
     def model_text(self) -> str:
-        """The model's name, or the place of the function that makes it."""
+        """The model's name, or module and name of the function that makes it."""
         if isinstance(self.model, str):
             return self.model
         return f"{self.model.__module__}:{getattr(self.model, '__qualname__', type(self.model).__qualname__)}"
 
     @property
     def method_text(self) -> str:
-        """The method as text; one that has no text, such as one with a schedule, as Python writes it."""
+        """The method as text; its ``repr`` if it has no text, such as a method with a schedule."""
         if isinstance(self.method, str):
             return self.method
         try:
@@ -115,11 +120,15 @@ class RunConfig:
 
     @property
     def label(self) -> str:
-        """What the run is called in a comparison."""
+        """The name of the run in a comparison."""
         return self.contestant or self.method_text
 
     def maker(self) -> tuple[Callable[[], nn.Module], Any]:
-        """How the model is made, and what makes it where that is not the task."""
+        """A function that makes the model, and the external class or function behind it (None for the task's models).
+
+        Raises:
+            ArgumentError: ``model`` is a module, or cannot be loaded.
+        """
         if isinstance(self.model, str):
             return names.model_maker(self.task.seeded(self.seed), self.model)
         if isinstance(self.model, nn.Module):
@@ -130,5 +139,5 @@ class RunConfig:
         return self.model, self.model
 
     def on(self) -> torch.device:
-        """The device this run trains on."""
+        """The torch device of this run; on several ranks with GPUs, the rank's own GPU."""
         return place(self.device)

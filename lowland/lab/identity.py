@@ -19,12 +19,11 @@ from torch import nn
 
 from lowland.core.errors import StateError
 from lowland.core.geometry import Geometry
-from lowland.lab import names
+from lowland.lab import fingerprint
 from lowland.lab.config import RunConfig
 from lowland.lab.metric import LOSS
 from lowland.methods import GEOMETRIES, key_of
 from lowland.methods.base import Method
-from lowland.methods.outside import source
 from lowland.parallel import World, job
 
 IDENTITY = (
@@ -126,20 +125,20 @@ def name_of(line: Mapping[str, Any]) -> str:
     return f"{readable[:150]}-seed{line['seed']}-{hashed}"
 
 
-def differences(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """The fields of :data:`IDENTITY` in which two config lines differ: name, recorded value, asked value."""
-    old, new = _flat(recorded), _flat(asked)
+def differences(recorded: Mapping[str, Any], requested: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The fields of :data:`IDENTITY` in which two config lines differ: name, recorded value, requested value."""
+    old, new = _flat(recorded), _flat(requested)
     return [(name, old.get(name), new.get(name)) for name in [*new, *(old.keys() - new.keys())]
             if old.get(name) != new.get(name)]  # fmt: skip
 
 
-def refuse_other(recorded: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
+def refuse_other(recorded: Mapping[str, Any], requested: Mapping[str, Any], folder: Path) -> None:
     """Refuse to mix two different runs in one folder.
 
     Raises:
         StateError: The folder's run has another configuration.
     """
-    for name, old, new in differences(recorded, asked):
+    for name, old, new in differences(recorded, requested):
         raise StateError(
             f"{name} must be {old!r}, as in the run in {folder}, but is {new!r}; go on with the recorded value, "
             "choose another --out or --name, or remove that folder"
@@ -158,11 +157,11 @@ def plain_fields(value: Any) -> dict[str, Any]:
 
 def _sources(config: RunConfig, method: Method) -> dict[str, str]:
     """Hashes of the source code of external tasks, models and methods."""
-    _, made_by = config.maker()
+    _, model_factory = config.maker()
     hashes = {
-        "task": names.OUTSIDE_TASK.source(type(config.task)),
-        "model": None if made_by is None else names.OUTSIDE_MODEL.source(made_by),
-        "method": source(method),
+        "task": fingerprint.of(config.task, "task"),
+        "model": None if model_factory is None else fingerprint.of(model_factory, "model"),
+        "method": fingerprint.of(method, "method"),
     }
     return {name: digest for name, digest in hashes.items() if digest is not None}
 

@@ -1,4 +1,4 @@
-"""What is measured on a part of the data: a name, a unit, a direction, and how it is computed."""
+"""Metrics on a part of the data: name, unit, direction and computation."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lowland.core.errors import ArgumentError
 
 
 class Running(Protocol):
-    """A metric while batches come in; torchmetrics' classes are of this kind."""
+    """A metric that accumulates batches, such as an object of torchmetrics."""
 
     def update(self, prediction: Any, target: Any) -> None:
-        """Count one batch."""
+        """Add one batch."""
 
     def compute(self) -> Any:
-        """The value over all batches so far."""
+        """The value over all batches added so far."""
 
 
 def mean(totals: Tensor) -> float:
@@ -30,18 +30,22 @@ def mean(totals: Tensor) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A figure of merit, such as accuracy or perplexity.
+    """A metric, such as accuracy or perplexity.
 
     Args:
-        name: Its name, such as ``accuracy``; ``loss`` is taken by the task's loss.
-        update: ``(prediction, batch) -> totals``, shape ``(k,)``, which add up over batches; such as hits and examples.
-        compute: From the sum of the totals to the value; by default the first divided by the second.
-        torchmetrics: In place of both: a class of torchmetrics, or a function that makes an object of one, which gets
-            ``(prediction, batch[1])``, or what ``target`` gives.
-        target: What the torchmetrics object is shown of a batch.
-        unit: What stands behind the figure, such as ``%``; "" for none.
-        scale: What a value is multiplied by where it is shown with its unit, such as 100.
-        higher: Whether more is better.
+        name: The name, such as ``accuracy``. The name ``loss`` is reserved for the task's loss.
+        update: A function ``(prediction, batch) -> totals``. The totals, shape ``(k,)``, are summed over batches; for
+            example correct predictions and examples.
+        compute: A function from the summed totals to the value; by default the first total divided by the second.
+        torchmetrics: Replaces ``update`` and ``compute``: a class of torchmetrics, or a function that makes an object
+            of one. The object gets ``(prediction, target(batch))``.
+        target: The target of a batch for the torchmetrics object; by default ``batch[1]``.
+        unit: The unit of displayed values, such as ``%``; "" without a unit.
+        scale: The factor from a value to the displayed value, such as 100.
+        higher: Whether higher values are better.
+
+    Raises:
+        ArgumentError: The name is not an identifier, or not exactly one of ``update`` and ``torchmetrics`` is given.
 
     Example:
         >>> hits = Metric(name="hits", update=lambda p, b: torch.stack([(p == b).sum(), torch.tensor(len(b))]))
@@ -70,27 +74,27 @@ class Metric:
             )
 
     def begin(self) -> Count:
-        """A fresh count."""
+        """A new count over no batches."""
         return Count(self)
 
     def over(self, pairs: Any) -> float:
-        """The value over pairs of prediction and batch."""
+        """The value over an iterable of pairs of prediction and batch."""
         count = self.begin()
         for prediction, batch in pairs:
             count.add(prediction, batch)
         return count.value()
 
     def described(self) -> dict[str, Any]:
-        """What a run file says of it."""
+        """The metric's entry in a run file."""
         return {"name": self.name, "unit": self.unit, "scale": self.scale, "higher": self.higher}
 
 
 LOSS = {"name": "loss", "unit": "", "scale": 1.0, "higher": False}
-"""What a run file says of the loss, which is the headline of a task without metrics."""
+"""The loss's entry in a run file; the loss is the headline of a task without metrics."""
 
 
 class Count:
-    """A metric over the batches seen so far."""
+    """Accumulates one metric over batches."""
 
     def __init__(self, metric: Metric) -> None:
         self._metric = metric
@@ -99,7 +103,7 @@ class Count:
         self._placed = False
 
     def _place(self, prediction: Any) -> None:
-        """Move an object of torchmetrics to where the first prediction is."""
+        """Move an object of torchmetrics to the device of the first prediction."""
         device = next((leaf.device for leaf in pytree.tree_leaves(prediction) if isinstance(leaf, Tensor)), None)
         move = getattr(self._running, "to", None)
         if not self._placed and device is not None and callable(move):
@@ -107,7 +111,11 @@ class Count:
         self._placed = True
 
     def add(self, prediction: Any, batch: Any) -> None:
-        """Count one batch."""
+        """Add one batch.
+
+        Raises:
+            ArgumentError: ``update`` returned totals that are not of shape ``(k,)``.
+        """
         if self._running is not None:
             self._place(prediction)
             self._running.update(prediction, self._metric.target(batch))
@@ -122,7 +130,7 @@ class Count:
         self._totals = totals if self._totals is None else self._totals + totals
 
     def value(self) -> float:
-        """The value; not a number where no batch was seen."""
+        """The value over all batches; NaN if there were none."""
         if self._running is not None:
             return float(self._running.compute())
         return float("nan") if self._totals is None else float(self._metric.compute(self._totals))

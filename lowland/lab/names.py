@@ -1,4 +1,4 @@
-"""Tasks and models as text: ``cifar10:noise=0.4``, ``my_task.py:Pose:joints=17``, ``package.module:Net``."""
+"""Makes tasks and models from text: ``cifar10:noise=0.4``, ``my_task.py:Pose:joints=17``, ``package.module:Net``."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def make(text: str) -> Task:
     """
     name, rest = split(text, [*tasks(), *loaded])
     kind = kind_of(name)
-    return kind(**_fields(f"field of {name}", rest, _known(kind), text))
+    return kind(**_fields(f"field of {name}", rest, _field_names(kind), text))
 
 
 def spell(task: Task) -> str:
@@ -147,19 +147,19 @@ def _is_module_path(place: str) -> bool:
     return bool(colon) and module not in ("timm", "torchvision") and attribute.isidentifier()
 
 
-def _fields(what: str, rest: str, known: list[str], text: str) -> dict[str, Any]:
+def _fields(what: str, rest: str, allowed: list[str], text: str) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for part in fields_of(rest):
         key, equals, value = part.partition("=")
         if not equals:
             raise ArgumentError(f"fields must be written name=value, but one is {part!r} in {text!r}")
-        if key not in known:
-            raise UnknownNameError(what, key, known)
+        if key not in allowed:
+            raise UnknownNameError(what, key, allowed)
         given[key] = value_of(value)
     return given
 
 
-def _known(kind: type[Task]) -> list[str]:
+def _field_names(kind: type[Task]) -> list[str]:
     return [f.name for f in _dataclass_fields(kind)]
 
 

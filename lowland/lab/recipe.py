@@ -1,4 +1,4 @@
-"""How a task and a model are trained: everything but the method, with defaults that can all be overridden."""
+"""The training settings of a task and a model, except the method: optimizer, schedule, epochs and the like."""
 
 from __future__ import annotations
 
@@ -12,36 +12,40 @@ import torch
 from lowland.core import checks
 from lowland.core.errors import ArgumentError, ParameterError, UnknownNameError
 
-START = 1 / 25  # a warm-up starts at this share of the peak, so that the very first step already moves
-# By what SGD's rate and weight decay are divided for Adam-type optimizers where a recipe was made for SGD. Weight decay
-# that is a part of the gradient weighs more where the gradient is divided by its size: after two epochs of CIFAR-10,
-# ResNet-20, plain Adam(amsgrad=True) at 0.01 had 72.5 % with a tenth of it, AdaSAM 70.7 % with all of it, SGD 73.1 %.
+START = 1 / 25  # a warm-up starts at this fraction of the peak learning rate, so that the first step moves the weights
+# An SGD recipe's learning rate and weight decay are divided by these numbers for Adam. Adam divides the gradient by its
+# size, so weight decay that is added to the gradient has more effect than under SGD. After two epochs of CIFAR-10 with
+# ResNet-20, plain Adam(amsgrad=True) at 0.01 had 72.5 % with a tenth of the weight decay, AdaSAM 70.7 % with the full
+# weight decay, and SGD 73.1 %.
 ADAPTIVE_LR, ADAPTIVE_DECAY = 20, 10
 TRANSFORMERS = ("vit", "deit", "beit", "swin", "mixer", "xcit", "cait", "eva")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The training settings of one run, the same for every method that is compared.
+    """The training settings of one run, which all methods of a comparison share.
 
-    AdaSAM alone is an exception: see :func:`method_recipe`.
+    AdaSAM is the only exception, see :func:`method_recipe`.
 
     Args:
         optimizer: Base optimizer that applies a method's gradient; amsgrad is Adam(amsgrad=True).
         lr: Peak learning rate, > 0.
-        momentum: SGD's momentum, or the beta1 of the others; in [0, 1).
+        momentum: SGD's momentum, or beta1 of the other optimizers; in [0, 1).
         nesterov: Nesterov momentum (SGD only).
-        weight_decay: Weight decay on all parameters, >= 0; decoupled for AdamW, part of the gradient for the others.
+        weight_decay: Weight decay on all parameters, >= 0; AdamW's is decoupled, the others add it to the gradient.
         schedule: After the warm-up: linear to 0 (onecycle), half a cosine to 0, constant, or /10 at 1/2 and 3/4 (step).
-        warmup: Share of training in which the learning rate rises linearly to its peak, in [0, 1).
+        warmup: Fraction of the training in which the learning rate rises linearly to its peak, in [0, 1).
         epochs: Passes over the training set, >= 1.
         batch_size: Examples per step, >= 1.
-        label_smoothing: Share of the target spread over all classes, in [0, 1).
-        precision: Arithmetic of forward and backward; parameters stay fp32 (autocast); auto is bf16 where it is fast.
-        channels_last: Memory layout of images and convolution weights: pixel by pixel, faster for most convolutions.
-        clip: Largest norm of the gradient that is applied, > 0; None does not clip.
-        accumulate: Parts of a batch that run one after the other, >= 1, to save memory; the step is the whole batch's.
-        ema: Decay of an average of the weights, in (0, 1), which is evaluated in their place; None has no average.
+        label_smoothing: Fraction of the target that is spread over all classes, in [0, 1).
+        precision: Precision of forward and backward (autocast; parameters stay fp32); auto is bf16 on hardware that
+            computes in bf16, else fp32.
+        channels_last: Use the channels_last memory format, which is faster for most convolutions.
+        clip: Maximum norm to which the gradient is clipped, > 0; None does not clip.
+        accumulate: Number of micro-batches of a batch, >= 1, which run one after the other to save memory; the step is
+            that of the full batch.
+        ema: Decay of an exponential moving average of the weights, in (0, 1), which is evaluated instead of the
+            weights; None keeps no average.
     """
 
     optimizer: Literal["sgd", "adamw", "adam", "amsgrad"] = "sgd"
@@ -69,7 +73,7 @@ class Recipe:
         checks.integer("epochs", self.epochs, 1, "take at least one")
         checks.integer("batch_size", self.batch_size, 1, "take 64 or 128")
         for name in ("momentum", "warmup", "label_smoothing"):
-            _share(name, getattr(self, name))
+            _fraction(name, getattr(self, name))
         if self.clip is not None:
             _above_zero("clip", self.clip, "None does not clip")
         checks.integer("accumulate", self.accumulate, 1, "1 runs the batch at once")
@@ -86,17 +90,17 @@ class Recipe:
         Raises:
             UnknownNameError: A recipe has no such field.
         """
-        known = [field.name for field in dataclasses.fields(self)]
+        fields = [field.name for field in dataclasses.fields(self)]
         for name in changes:
-            if name not in known:
-                raise UnknownNameError("recipe field", name, known)
+            if name not in fields:
+                raise UnknownNameError("recipe field", name, fields)
         return dataclasses.replace(self, **changes)
 
 
 def fast_bf16(device: str | torch.device = "cpu") -> bool:
-    """Whether bf16 is faster than fp32 there: the device computes in it, rather than imitating it.
+    """Whether the device has bf16 instructions, so that bf16 is faster than fp32.
 
-    On a CPU without the AVX512-BF16 or AMX instructions bf16 works, but takes about twice as long as fp32.
+    A CPU without the AVX512-BF16 or AMX instructions emulates bf16, which takes about twice as long as fp32.
     """
     kind = torch.device(device).type
     if kind == "cuda":
@@ -108,12 +112,15 @@ def fast_bf16(device: str | torch.device = "cpu") -> bool:
 
 
 def make_optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The recipe's optimizer.
+    """Make the recipe's optimizer.
 
     Args:
-        recipe: Which one, with its settings.
-        groups: Parameter groups, as :meth:`lowland.lab.Task.param_groups` gives them. A group's own settings stay; its
-            ``lr`` is multiplied by the schedule as the recipe's is.
+        recipe: The optimizer's name and settings.
+        groups: Parameter groups, as :meth:`lowland.lab.Task.param_groups` returns them. The settings of a group replace
+            the recipe's; the schedule also multiplies the ``lr`` of a group.
+
+    Raises:
+        ParameterError: No parameter is trainable.
     """
     if not any(group["params"] for group in groups):
         raise ParameterError("model must have a trainable parameter, but all are frozen; unfreeze some")
@@ -136,17 +143,17 @@ def make_optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.
 
 
 def resolved(recipe: Recipe, device: str | torch.device) -> Recipe:
-    """The recipe with ``precision="auto"`` decided for a device."""
+    """The recipe with ``precision="auto"`` replaced by the precision for a device."""
     if recipe.precision != "auto":
         return recipe
     return recipe.replace(precision="bf16" if fast_bf16(device) else "fp32")
 
 
 def lr_at(recipe: Recipe, progress: float) -> float:
-    """The learning rate when a share ``progress`` of the budget is used up, whatever the budget counts.
+    """The learning rate at a fraction ``progress`` of the budget, for every kind of budget.
 
-    It depends on nothing else, so a resumed run needs no scheduler state. Values outside [0, 1], as of a run that
-    overdraws its last second, count as the nearer end.
+    It depends on nothing else, so a resumed run needs no scheduler state. ``progress`` is clamped to [0, 1], because
+    the last step of a run can exceed a budget in seconds.
     """
     progress = min(max(progress, 0.0), 1.0)
     if progress < recipe.warmup:
@@ -162,14 +169,14 @@ def lr_at(recipe: Recipe, progress: float) -> float:
 
 
 def method_recipe(recipe: Recipe, method: str) -> Recipe:
-    """The recipe as this method wants it: AdaSAM, also inside another method, is trained with AMSGrad.
+    """The recipe for one method: AdaSAM, also inside another method, is trained with AMSGrad; others keep the recipe.
 
-    Where the recipe is for SGD it takes a twentieth of the learning rate and a tenth of the weight decay; where that is
-    for Adam or AdamW, the recipe's own. AdamW's weight decay is decoupled and larger than a gradient could bear; it
-    gives way to the default.
+    An SGD recipe's learning rate is divided by 20 and its weight decay by 10. An Adam or AdamW recipe keeps its
+    learning rate. AdamW's weight decay is reduced to at most the default of a recipe, because decoupled weight decay is
+    usually too large to be added to a gradient.
 
     Args:
-        recipe: What the runs of a comparison share.
+        recipe: The recipe that the runs of a comparison share.
         method: The method as text.
     """
     if "adasam" not in keys(method) or recipe.optimizer == "amsgrad":
@@ -183,7 +190,7 @@ def method_recipe(recipe: Recipe, method: str) -> Recipe:
 
 
 def keys(method: str) -> list[str]:
-    """The key of a method's text, and of the methods inside it.
+    """The keys of a method's text: of the method itself and of the methods inside it.
 
     Example:
         >>> keys("late:start=0.5,inner=looksam:k=5")
@@ -193,7 +200,7 @@ def keys(method: str) -> list[str]:
 
 
 def is_transformer(model: str) -> bool:
-    """Whether a model, by its name, is made of attention blocks."""
+    """Whether a model is a transformer, by its name."""
     name = model.rpartition(":")[2]
     return any(part.startswith(TRANSFORMERS) for part in name.split("_"))
 
@@ -203,6 +210,6 @@ def _above_zero(name: str, value: Any, remedy: str) -> None:
         raise ArgumentError(f"{name} must be a number > 0, but is {value!r}; {remedy}")
 
 
-def _share(name: str, value: Any) -> None:
+def _fraction(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
         raise ArgumentError(f"{name} must be in [0, 1), but is {value!r}; 0 switches it off")

@@ -1,4 +1,4 @@
-"""What a task is: data, model and loss, and how well a model does."""
+"""The base class of tasks: data, model, loss and metrics."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from lowland.lab.recipe import Recipe
 
 @runtime_checkable
 class Dataset(Protocol):
-    """Examples that batches are taken from, by their positions."""
+    """Examples that are read in batches, by their positions."""
 
     def __len__(self) -> int:
-        """How many examples there are."""
+        """The number of examples."""
 
     def batch(self, index: Tensor, generator: torch.Generator | None) -> Any:
-        """The examples at these positions, as the model and the loss take them.
+        """The batch of the examples at these positions, as the task's loss takes it.
 
         Args:
             index: Positions, int64 of shape ``(B,)``.
-            generator: Random numbers for augmentation; None where examples must come as they are, for evaluation.
+            generator: The random numbers of the augmentation; None for evaluation, without augmentation.
         """
 
 
 class Task(ABC):
-    """Data, model and loss; make it a frozen dataclass, whose fields are part of its text and of a run's identity.
+    """Data, model and loss. A subclass is a frozen dataclass; its fields are part of its text and of a run's identity.
 
     ::
 
@@ -52,9 +52,10 @@ class Task(ABC):
                 return mse_loss(model(batch[0]), batch[1], reduction="none").mean((1, 2))
 
     Attributes:
-        metrics: What is measured beside the loss; the first is the headline of a comparison. Without any, the loss is.
-        models: Names of models that the task makes; the first is the default.
-        cut: How batches are cut over ranks and by methods; None cuts tensors along dimension 0.
+        metrics: The metrics that are measured besides the loss; the first is the headline of a comparison. Without
+            metrics the loss is the headline.
+        models: The names of the models that the task makes; the first is the default.
+        cut: The object that cuts batches for ranks and methods; None cuts tensors along dimension 0.
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = ()
@@ -63,51 +64,56 @@ class Task(ABC):
 
     @abstractmethod
     def datasets(self, root: Path | None) -> Mapping[str, Any]:
-        """The parts "train" and "test", and "validation" where the data has one.
+        """The parts "train" and "test" of the data, and "validation" if the data has such a part.
 
-        A part is a :class:`Dataset`, a torch ``Dataset`` whose items are collated, or a ``DataLoader``, of which data
-        set, ``collate_fn`` and ``num_workers`` are used.
+        A part is a :class:`Dataset`, a torch ``Dataset`` whose items are collated, or a ``DataLoader``. Only the data
+        set, ``collate_fn`` and ``num_workers`` of a ``DataLoader`` are used.
 
         Args:
-            root: Folder of data files, from ``--data`` or ``LOWLAND_DATA``; None where neither is given.
+            root: The folder of data files, from ``--data`` or ``LOWLAND_DATA``; None if neither is set.
         """
 
     @abstractmethod
     def model(self, name: str) -> nn.Module:
-        """A fresh model; its random numbers are seeded by the caller.
+        """Make a new model with weights from torch's global random numbers, which the caller seeds.
 
         Args:
-            name: What ``--model`` says, by default the first of ``models``.
+            name: The value of ``--model``, by default the first of ``models``.
         """
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> Tensor | Loss:
-        """The loss: one per example, shape ``(B,)``, a mean, shape ``()``, or a :class:`lowland.Loss`."""
+        """The loss of a batch: one per example, shape ``(B,)``; a mean, shape ``()``; or a :class:`lowland.Loss`."""
 
     def predict(self, model: nn.Module, batch: Any) -> Any:
-        """What the metrics see; by default what the model says to the batch's first entry."""
+        """The predictions that the metrics get; by default the model's output for the batch's first entry."""
         return model(batch[0])
 
     def recipe(self, model: str) -> Recipe:
-        """How the model is trained, the same for every method; it should train *plain* well."""
+        """The training settings for a model, shared by all methods; choose settings that suit *plain* training."""
         return Recipe()
 
     def param_groups(self, model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-        """Parameter groups of the optimizer; by default one with all trainable parameters."""
+        """The parameter groups of the optimizer; by default one group with all trainable parameters."""
         return [{"params": [p for p in model.parameters() if p.requires_grad]}]
 
     def training_loss(self, model: nn.Module, batch: Any, recipe: Recipe) -> Tensor | Loss:
-        """The loss that is trained on, where the recipe changes it, as label smoothing does; by default ``loss``."""
+        """The loss that training minimizes, by default ``loss``; override it to apply the recipe's label smoothing."""
         return self.loss(model, batch)
 
     def judged(self, model: nn.Module, batch: Any) -> tuple[Tensor | Loss, Any]:
-        """Loss and prediction of a batch in evaluation; override it where one forward pass gives both."""
+        """Loss and prediction of a batch for evaluation; override it to compute both in one forward pass."""
         return self.loss(model, batch), self.predict(model, batch) if self.metrics else None
 
     def seeded(self, seed: int) -> Self:
-        """The task as a run with this seed sees it, such as with label noise drawn from the seed."""
+        """The task for a run with this seed, for example with label noise drawn from the seed."""
         return self
 
     def defaults(self, method: str, model: str) -> Mapping[str, Any]:
-        """Fields of a method that the task fills where the user leaves them open, by the method's key."""
+        """The task's defaults for a method's fields, which replace the class's defaults.
+
+        Args:
+            method: The key of the method.
+            model: The name of the model.
+        """
         return {}

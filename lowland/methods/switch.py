@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from lowland.core.errors import ArgumentError
 from lowland.core.probe import Plan
@@ -81,63 +79,29 @@ class Switch(Wrapper):
 
     def fallback(self, memory: dict[str, Any]) -> dict[str, Any]:
         """See :meth:`lowland.methods.base.Method.fallback`."""
-        found = dict(memory)
+        values = dict(memory)
         for name, method in self._parts():
-            own = {k.removeprefix(f"{name}."): v for k, v in memory.items() if k.startswith(f"{name}.")}
-            found |= {f"{name}.{k}": v for k, v in method.fallback(own).items()}
-        return found
+            values |= {f"{name}.{k}": v for k, v in method.fallback(_own(memory, name)).items()}
+        return values
 
     def reshard(self, shares: Sequence[dict[str, Any]], number: int, count: int) -> dict[str, Any]:
         """See :meth:`lowland.methods.base.Method.reshard`."""
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for name, method in self._parts():
-            own = [
-                {k.removeprefix(f"{name}."): v for k, v in share.items() if k.startswith(f"{name}.")}
-                for share in shares
-            ]
-            found |= {f"{name}.{k}": v for k, v in method.reshard(own, number, count).items()}
-        return found
+            own = method.reshard([_own(memory, name) for memory in shares], number, count)
+            values |= {f"{name}.{k}": v for k, v in own.items()}
+        return values
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.methods.base.Method.plan`."""
         name, method = self._parts()[0 if engine.holds(self.when) else 1]
-        return (yield from method.plan(cast("Engine", _Compartment(engine, f"{name}.")), batch))
+        with engine.scope(f"{name}."):
+            return (yield from method.plan(engine, batch))
 
     def _parts(self) -> tuple[tuple[str, Method], tuple[str, Method]]:
         return ("inner", self.inner), ("otherwise", self.otherwise)
 
 
-class _Compartment:
-    """The engine as one of the two methods sees it: memory and lagged values under names of its own."""
-
-    def __init__(self, engine: Engine, prefix: str) -> None:
-        self._engine, self._prefix = engine, prefix
-        self.memory = _Prefixed(engine, prefix)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-    def later(self, name: str, tensor: Tensor) -> Any:
-        return self._engine.later(self._prefix + name, tensor)
-
-
-class _Prefixed(MutableMapping[str, Any]):
-    """The part of an engine's memory whose keys begin with a prefix, without it."""
-
-    def __init__(self, engine: Engine, prefix: str) -> None:
-        self._engine, self._prefix = engine, prefix
-
-    def __getitem__(self, key: str) -> Any:
-        return self._engine.memory[self._prefix + key]
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self._engine.memory[self._prefix + key] = value
-
-    def __delitem__(self, key: str) -> None:
-        del self._engine.memory[self._prefix + key]
-
-    def __iter__(self) -> Iterator[str]:
-        return (k.removeprefix(self._prefix) for k in self._engine.memory if k.startswith(self._prefix))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
+def _own(memory: dict[str, Any], name: str) -> dict[str, Any]:
+    """The entries of memory that belong to one of the two methods, under the method's own keys."""
+    return {k.removeprefix(f"{name}."): v for k, v in memory.items() if k.startswith(f"{name}.")}

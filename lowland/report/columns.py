@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lowland.report.summary import Row
-from lowland.report.values import NONE, Form, form, number
+from lowland.report.values import NONE, NumberFormat, number, number_format
 
 MARKS = {"better": "▲", "worse": "▼", "open": "○", None: ""}
 
@@ -54,7 +54,7 @@ class Column:
 def columns(rows: Sequence[Row]) -> list[Column]:
     """The columns that these rows can fill; relative columns need a baseline, the others a measurement."""
     base = next((row.label for row in rows if row.baseline and row.seeds), None)
-    style = form(rows)
+    style = number_format(rows)
     shown = [Column("method", "method", lambda row: row.contestant, HELP["method"]), Column("seeds", "seeds", _seeds)]
     shown += _scores(rows, style)
     if base is not None:
@@ -68,7 +68,7 @@ def columns(rows: Sequence[Row]) -> list[Column]:
     return shown
 
 
-def _scores(rows: Sequence[Row], style: Form) -> list[Column]:
+def _scores(rows: Sequence[Row], style: NumberFormat) -> list[Column]:
     metric = style.metric
     several = any(row.score and row.score.half is not None for row in rows)
     sentences = [HELP["score"] if several else "", "" if metric.higher else "Lower is better."]
@@ -144,7 +144,7 @@ def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _help_gain(rows: Sequence[Row], style: Form) -> str:
+def _help_gain(rows: Sequence[Row], style: NumberFormat) -> str:
     tested = sum(row.p is not None for row in rows)
     corrected = f" after Holm's correction for {tested} comparisons" if tested > 1 else ""
     several = any(row.difference and row.difference.half is not None for row in rows)
@@ -157,7 +157,7 @@ def _seeds(row: Row) -> str:
     return f"{len(row.seeds)} of {len(row.seeds) + len(row.unfinished)}" if row.unfinished else f"{len(row.seeds)}"
 
 
-def _score(row: Row, style: Form) -> str:
+def _score(row: Row, style: NumberFormat) -> str:
     if row.diverged:
         return f"diverged in {len(row.diverged)} of {len(row.seeds)}"
     if row.score is None:
@@ -165,11 +165,11 @@ def _score(row: Row, style: Form) -> str:
     return style.interval(row.score)
 
 
-def _last(row: Row, style: Form) -> str:
+def _last(row: Row, style: NumberFormat) -> str:
     return NONE if row.last is None else style.interval(row.last)
 
 
-def _difference(row: Row, style: Form) -> str:
+def _difference(row: Row, style: NumberFormat) -> str:
     return NONE if row.difference is None else f"{style.interval(row.difference, sign=True)} {MARKS[row.effect]}"
 
 

@@ -8,10 +8,10 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from lowland.core.errors import MissingExtraError
-from lowland.report.drawing import LINE_PT, STYLE, Look, broken, canvas, ink, label_axes, score_title, svg
+from lowland.report.drawing import LINE_PT, STYLE, Look, break_label, canvas, label_axes, label_color, score_title, svg
 from lowland.report.placing import Box, in_a_column
 from lowland.report.summary import Row
-from lowland.report.values import form
+from lowland.report.values import number_format
 from lowland.runs.record import EpochRecord, RunRecord
 from lowland.runs.statistics import Estimate, estimate
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BANDS = 4  # lines with bands, at most
+BANDS = 4  # a figure with more lines has no bands
 Value: TypeAlias = Literal["test", "train_loss"]
 Over: TypeAlias = Literal["epoch", "seconds"]
 
 
 class Line(NamedTuple):
-    """One contestant's points, in shown units, with its name in lines."""
+    """The learning curve of one contestant: its points, scaled for display, and its label in lines."""
 
     row: Row
     points: list[tuple[float, Estimate]]
@@ -46,16 +46,16 @@ def curves(
     value: Value = "test",
     over: Over = "epoch",
 ) -> str:
-    """Mean over seeds, epoch by epoch, each line named where it ends; empty where nothing was recorded.
+    """The SVG figure of the mean over seeds after each epoch; empty if no run recorded the value.
 
-    Lines have a band, their 95 % interval, where :func:`banded` finds that the bands can be told apart.
+    Each line has its label at its end. If :func:`banded` is true, each line has its 95 % interval as a band.
 
     Args:
-        records: the runs; unfinished ones are left out.
-        rows: their summary, which gives order and labels.
-        look: from :func:`~lowland.report.drawing.looks`.
-        value: the headline metric on the test set, or the training loss.
-        over: the horizontal axis; seconds are the mean time at which the seeds reached the epoch.
+        records: The runs; unfinished runs are not drawn.
+        rows: The summary of the runs, which gives the order and the labels.
+        look: The colors and markers, from :func:`~lowland.report.drawing.looks`.
+        value: The headline metric on the test set, or the training loss.
+        over: The horizontal axis; seconds are the mean time at which the seeds finished the epoch.
     """
     lines = _lines(records, rows, value, over)
     if not lines:
@@ -64,8 +64,8 @@ def curves(
         right = 0.31 + 0.085 * max(len(part) for line in lines for part in line.name)
         height = 0.75 + LINE_PT / 72 * sum(len(line.name) + 0.15 for line in lines)
         figure, axes = canvas(4.7, max(3.3, height), left=0.52, right=right)
-        for turn, line in enumerate(lines):
-            _draw(axes, line.points, look[line.row.contestant], turn, band=_apart(lines))
+        for index, line in enumerate(lines):
+            _draw(axes, line.points, look[line.row.contestant], index, band=_are_separate(lines))
         means = [[mean.mean for _, mean in line.points] for line in lines]
         if value == "test":
             _zoom(axes, means, rows[0].metric.bounds)
@@ -74,18 +74,18 @@ def curves(
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=over == "epoch"))
         left = 0 if over == "seconds" else min(line.points[0][0] for line in lines)
         axes.set_xlim(left, max(left + 1e-9, *(line.points[-1][0] for line in lines)))
-        title = score_title(form(rows)) if value == "test" else "training loss"
+        title = score_title(number_format(rows)) if value == "test" else "training loss"
         label_axes(axes, "epoch" if over == "epoch" else "seconds of training", title)
-        _name_ends(figure, axes, lines, look)
+        _label_ends(figure, axes, lines, look)
         return svg(figure)
 
 
 def banded(records: Sequence[RunRecord], rows: Sequence[Row], value: Value = "test", over: Over = "epoch") -> bool:
-    """Whether :func:`curves` draws bands: for up to four lines that all end outside of the others' intervals."""
-    return _apart(_lines(records, rows, value, over))
+    """Whether :func:`curves` draws bands: for up to four lines, if every line ends outside the other intervals."""
+    return _are_separate(_lines(records, rows, value, over))
 
 
-def _apart(lines: Sequence[Line]) -> bool:
+def _are_separate(lines: Sequence[Line]) -> bool:
     ends = [line.points[-1][1] for line in lines]
     if len(lines) > BANDS or any(end.half is None for end in ends):
         return False
@@ -93,17 +93,17 @@ def _apart(lines: Sequence[Line]) -> bool:
 
 
 def _lines(records: Sequence[RunRecord], rows: Sequence[Row], value: Value, over: Over) -> list[Line]:
-    lines = [Line(row, _points(records, row, value, over), broken(row.label, 16)) for row in rows]
+    lines = [Line(row, _points(records, row, value, over), break_label(row.label, 16)) for row in rows]
     return [line for line in lines if line.points]
 
 
-def _name_ends(
+def _label_ends(
     figure: Figure,
     axes: Axes,
     lines: Sequence[Line],
     look: Mapping[str, Look],
 ) -> None:
-    """Write each label beside the axes, at the height where its line ends, with a thin line to it."""
+    """Write each label on the right of the axes at the height of its line's end; a thin line connects them."""
     figure.draw_without_rendering()
     unit = figure.dpi / 72
     frame = Box(*axes.get_window_extent().extents)
@@ -111,22 +111,31 @@ def _name_ends(
     inside = [min(max(float(y), frame.low), frame.high) for _, y in ends]
     heights = [(LINE_PT * len(line.name) + 1) * unit for line in lines]
     middles = in_a_column(inside, heights, frame.low - 12 * unit, frame.high + 12 * unit)
-    back = axes.transData.inverted().transform
+    to_data = axes.transData.inverted().transform
     for line, (x, _), y, middle in zip(lines, ends, inside, middles, strict=True):
         style = look[line.row.contestant]
-        reach = [back(place) for place in ((x, y), (frame.right, y))]
-        turn = [reach[1], back((frame.right + 13 * unit, middle))]
+        inside_axes = [to_data(place) for place in ((x, y), (frame.right, y))]
+        beside_axes = [inside_axes[1], to_data((frame.right + 13 * unit, middle))]
         thin: dict[str, Any] = {"color": style.color, "lw": 0.6, "alpha": 0.7, "clip_on": False, "zorder": 2}
-        if x < frame.right - unit:  # dots, so that nobody takes it for the line itself
-            axes.plot(*zip(*reach, strict=True), ls=(0, (1, 4)), **thin)
-        axes.plot(*zip(*turn, strict=True), **thin)
-        place = back((frame.right + 16 * unit, middle))
+        if x < frame.right - unit:  # dotted, so that it does not look like a part of the learning curve
+            axes.plot(*zip(*inside_axes, strict=True), ls=(0, (1, 4)), **thin)
+        axes.plot(*zip(*beside_axes, strict=True), **thin)
+        place = to_data((frame.right + 16 * unit, middle))
         name = "\n".join(line.name)
-        axes.text(place[0], place[1], name, color=ink(style), ha="left", va="center", linespacing=1.1, parse_math=False)
+        axes.text(
+            place[0],
+            place[1],
+            name,
+            color=label_color(style),
+            ha="left",
+            va="center",
+            linespacing=1.1,
+            parse_math=False,
+        )
 
 
 def _points(records: Sequence[RunRecord], row: Row, value: str, over: str) -> list[tuple[float, Estimate]]:
-    """Points of one contestant at the epochs that all its finished seeds recorded, in shown units."""
+    """The points of one contestant at the epochs that all its finished runs recorded, scaled for display."""
     runs = [{e.epoch: e for e in r.epochs} for r in records if r.finished and r.contestant == row.contestant]
     shared = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
     points = []
@@ -141,7 +150,7 @@ def _points(records: Sequence[RunRecord], row: Row, value: str, over: str) -> li
     return points
 
 
-def _draw(axes: Axes, points: list[tuple[float, Estimate]], style: Look, turn: int, *, band: bool) -> None:
+def _draw(axes: Axes, points: list[tuple[float, Estimate]], style: Look, index: int, *, band: bool) -> None:
     x = [place for place, _ in points]
     every = max(1, len(points) // 5)
     axes.plot(
@@ -151,7 +160,7 @@ def _draw(axes: Axes, points: list[tuple[float, Estimate]], style: Look, turn: i
         lw=0.9 if style.grey else 1.7,
         marker="" if style.grey else style.marker,
         ms=4.5,
-        markevery=(min(turn * every // 6, len(points) - 1), every),
+        markevery=(min(index * every // 6, len(points) - 1), every),
         zorder=2.5 if style.grey else 3,
     )
     if band and all(mean.half is not None for _, mean in points):
@@ -161,7 +170,7 @@ def _draw(axes: Axes, points: list[tuple[float, Estimate]], style: Look, turn: i
 
 
 def _zoom(axes: Axes, means: list[list[float]], bounds: tuple[float, float]) -> None:
-    """Show where the contestants part: the axis has their values after a third of the training."""
+    """Limit the vertical axis to the values after a third of the training, so that final differences are visible."""
     settled = [value for line in means for value in line[len(line) // 3 :]]
     low, high = min(settled), max(settled)
     room = (high - low) * 0.15 or abs(high) * 0.01 or 1.0

@@ -14,16 +14,16 @@ from lowland.report.drawing import (
     PAPER,
     STYLE,
     Look,
-    broken,
+    break_label,
     canvas,
-    ink,
     label_axes,
+    label_color,
     score_title,
     svg,
 )
 from lowland.report.placing import Box, beside_points
 from lowland.report.summary import Row
-from lowland.report.values import Form, form, minus
+from lowland.report.values import NumberFormat, minus, number_format
 
 try:
     from matplotlib import rc_context
@@ -57,7 +57,7 @@ def gains(rows: Sequence[Row], look: Mapping[str, Look], *, narrow: bool = False
         narrow: draw for a phone, with a portrait format.
     """
     label, cost = cost_axis(rows)
-    style, base = form(rows), _baseline(rows)
+    style, base = number_format(rows), _baseline(rows)
     points = _points(rows, cost, base)
     if not points:
         return ""
@@ -74,7 +74,7 @@ def gains(rows: Sequence[Row], look: Mapping[str, Look], *, narrow: bool = False
         label_axes(axes, label, _gain_title(rows, base, style))
         if base is not None:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: minus(f"{y:+g}") if y else "0"))
-        _name_points(figure, axes, points, look)
+        _label_points(figure, axes, points, look)
         return svg(figure)
 
 
@@ -103,7 +103,7 @@ def cost_axis(rows: Sequence[Row]) -> tuple[str, dict[str, float]]:
     return "", {}
 
 
-def _point(row: Row, cost: Mapping[str, float], base: Row | None, style: Form) -> Point | None:
+def _point(row: Row, cost: Mapping[str, float], base: Row | None, style: NumberFormat) -> Point | None:
     if base is not None and row.baseline:
         return Point(row, cost[row.contestant], 0.0, 0.0)
     estimate = row.score if base is None else row.difference
@@ -134,7 +134,7 @@ def cut(rows: Sequence[Row]) -> bool:
     """Whether :func:`gains` cuts an interval at the edge of the figure."""
     base = _baseline(rows)
     points = _points(rows, cost_axis(rows)[1], base)
-    low, high = _limits(points, base, form(rows)) if points else (0.0, 0.0)
+    low, high = _limits(points, base, number_format(rows)) if points else (0.0, 0.0)
     return any(point.mean - point.half < low or point.mean + point.half > high for point in points)
 
 
@@ -143,11 +143,11 @@ def _baseline(rows: Sequence[Row]) -> Row | None:
 
 
 def _points(rows: Sequence[Row], cost: Mapping[str, float], base: Row | None) -> list[Point]:
-    style = form(rows)
+    style = number_format(rows)
     return [point for row in rows if row.contestant in cost and (point := _point(row, cost, base, style))]
 
 
-def _limits(points: Sequence[Point], base: Row | None, style: Form) -> tuple[float, float]:
+def _limits(points: Sequence[Point], base: Row | None, style: NumberFormat) -> tuple[float, float]:
     """The limits of the vertical axis: they include all means and most intervals, and exclude impossible values.
 
     The margin beyond the means is 1.5 times the median half-width of the intervals, and at most 2.5 times the range of
@@ -181,11 +181,11 @@ def _limit_costs(axes: Axes, points: Sequence[Point]) -> None:
     axes.locator_params(axis="x", nbins=6)
 
 
-def _gain_title(rows: Sequence[Row], base: Row | None, style: Form) -> str:
+def _gain_title(rows: Sequence[Row], base: Row | None, style: NumberFormat) -> str:
     return score_title(style) if base is None else style.titled(f"gain over {base.label}", style.points)
 
 
-def _name_points(figure: Figure, axes: Axes, points: Sequence[Point], look: Mapping[str, Look]) -> None:
+def _label_points(figure: Figure, axes: Axes, points: Sequence[Point], look: Mapping[str, Look]) -> None:
     """Write each label at the nearest free position around its point."""
     figure.draw_without_rendering()
     unit = figure.dpi / 72
@@ -195,7 +195,7 @@ def _name_points(figure: Figure, axes: Axes, points: Sequence[Point], look: Mapp
     for point, (x, _) in zip(points, places, strict=True):
         ends = [axes.transData.transform((point.cost, point.mean + side * point.half))[1] for side in (-1, 1)]
         bars.append(Box(x - 2 * unit, max(frame.low, ends[0]), x + 2 * unit, min(frame.high, ends[1])))
-    names = ["\n".join(broken(point.row.label, 18)) for point in points]
+    names = ["\n".join(break_label(point.row.label, 18)) for point in points]
     sizes = [_size(name, unit) for name in names]
     zero = axes.transData.transform((0, 0))[1]
     line = Box(frame.left, zero - unit, frame.right, zero + unit) if frame.low < zero < frame.high else None
@@ -204,7 +204,17 @@ def _name_points(figure: Figure, axes: Axes, points: Sequence[Point], look: Mapp
     for point, name, label, start in zip(points, names, labels, places, strict=True):
         style = look[point.row.contestant]
         x, y = to_data((label.x, label.y))
-        axes.text(x, y, name, color=ink(style), ha=label.side, va="center", linespacing=1.1, parse_math=False, zorder=6)
+        axes.text(
+            x,
+            y,
+            name,
+            color=label_color(style),
+            ha=label.side,
+            va="center",
+            linespacing=1.1,
+            parse_math=False,
+            zorder=6,
+        )
         if label.leader is not None:
             (x0, y0), (x1, y1) = to_data(start), to_data(label.leader)
             axes.plot([x0, x1], [y0, y1], color=style.color, lw=0.7, alpha=0.8, zorder=2.5, scalex=False, scaley=False)

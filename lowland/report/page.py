@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: no network, no scripts; for screen, phone and paper."""
+"""The report as one HTML file without scripts and without links to other servers, for desktop, phone and paper."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing and its caption."""
+    """A figure of the page: its SVG element, its text alternative and its caption."""
 
     svg: str
     alt: str
@@ -40,17 +40,17 @@ def write_page(
     command: str | None = None,
     remarks: Sequence[str] = (),
 ) -> Path:
-    """Write the page, whole or not at all.
+    """Write the page atomically: after an error the old file is unchanged.
 
     Args:
-        records: runs; each task, model, label noise and budget gets a section of its own.
-        path: the file to write; its folder is made.
-        title: the heading, made from the records where it is left out.
-        command: the command that reproduces the runs; by default the ones the runs recorded.
-        remarks: sentences that the records cannot know, such as what was left out.
+        records: The runs; each task, model, label noise and budget gets its own section.
+        path: The file to write; its folder is created if missing.
+        title: The heading; by default it is made from the records.
+        command: The command that reproduces the runs; by default the commands that the runs recorded.
+        remarks: Further notes on the comparison, such as which methods were left out.
 
     Returns:
-        The path written.
+        The path of the page.
 
     Raises:
         ArgumentError: There are no records, or the file cannot be written.
@@ -75,7 +75,7 @@ def _replace(target: Path, html: str) -> None:
             file.write(html)
         mask = os.umask(0)
         os.umask(mask)
-        os.chmod(draft, 0o666 & ~mask)  # mkstemp makes files that only their owner may read
+        os.chmod(draft, 0o666 & ~mask)  # only the owner can read a file of mkstemp
         os.replace(draft, target)
     except BaseException:
         Path(draft).unlink(missing_ok=True)
@@ -89,14 +89,14 @@ def render(
     command: str | None = None,
     remarks: Sequence[str] = (),
 ) -> str:
-    """The page as a string; arguments as in :func:`write_page`."""
+    """The page as a string; the arguments are those of :func:`write_page`."""
     if not records:
         raise ArgumentError("records must hold at least one run, but is empty; name the folder of a comparison")
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError:
         raise MissingExtraError("Jinja2", "lab") from None
-    from lowland.report import drawing  # here: matplotlib loads slowly, and a table needs none
+    from lowland.report import drawing  # here: matplotlib loads slowly, and tables do not need it
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -105,7 +105,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["parts"] = re.compile(r"@?[^:,@]*[:,]?").findall  # where a long method text may break
+    environment.filters["parts"] = re.compile(r"@?[^:,@]*[:,]?").findall  # a long method text may break between them
     environment.filters["own"] = own_recipe
     environment.filters["unsaid"] = unsaid_fields
     sections = [_section(group) for group in groups(records).values()]
@@ -153,33 +153,33 @@ def _section(records: Sequence[RunRecord]) -> dict[str, Any]:
 
 
 def _budget(records: Sequence[RunRecord]) -> str:
-    """The budget in a sentence, with those that have another; empty where none is recorded."""
-    usual = next((r for r in records if "@" not in r.contestant), records[0])
-    others = {r.contestant: budget_text(r) for r in records if budget_text(r) != budget_text(usual)}
+    """The sentence about the budget and its exceptions; empty if no budget is recorded."""
+    first = next((r for r in records if "@" not in r.contestant), records[0])
+    shared = budget_text(first)
+    others = {r.contestant: budget_text(r) for r in records if budget_text(r) != shared}
     named = listed([f"{name} ({budget})" for name, budget in others.items()])
-    equal = f"Equal budget: {budget_text(usual)} each" if budget_text(usual) else ""
-    return f"{equal}{f', except {named}' if others else ''}." if equal else ""
+    return f"Equal budget: {shared} each{f', except {named}' if others else ''}." if shared else ""
 
 
 def _first(rows: Sequence[Row], look: Mapping[str, Look]) -> list[Figure]:
-    """The first figure twice, for wide and for narrow screens; empty where nothing is finished."""
+    """The gain figure for wide screens and for narrow screens; empty if no run has finished."""
     from lowland.report.gains import cut, gains
 
     base = next((row.label for row in rows if row.baseline and row.score), None)
     metric, bars = rows[0].metric, any(len(row.seeds) > 1 for row in rows)
     if base is None:
-        said = f"Test {metric.name} against cost." + (" Bars are 95 % intervals over seeds." if bars else "")
+        caption = f"Test {metric.name} against cost." + (" Bars are 95 % intervals over seeds." if bars else "")
     else:
         lower = "" if metric.higher else f" A gain is positive where the {metric.name} is lower."
         interval = " with its 95 % interval" if bars else ""
-        marks = " Filled marks differ from it after correction, hollow ones may not." if bars else ""
-        said = f"Gain over {base} in the same seed{interval}; the line at 0 is {base}.{marks}{lower}"
-    if sum(one.grey for one in look.values()):
-        said += " The eight largest gains have a color."
+        marks = f" Filled marks differ from {base} after correction, hollow marks may not." if bars else ""
+        caption = f"Gain over {base} in the same seed{interval}; the line at 0 is {base}.{marks}{lower}"
+    if any(style.grey for style in look.values()):
+        caption += " The eight largest gains have a color."
     if cut(rows):
-        said += " Intervals that leave the figure are cut."
-    drawn = [gains(rows, look), gains(rows, look, narrow=True)]
-    return [Figure(svg, said, said) for svg in drawn if svg]
+        caption += " Intervals that leave the figure are cut."
+    drawings = [gains(rows, look), gains(rows, look, narrow=True)]
+    return [Figure(svg, caption, caption) for svg in drawings if svg]
 
 
 def _figures(records: Sequence[RunRecord], rows: Sequence[Row], look: Mapping[str, Look]) -> list[Figure]:
@@ -188,21 +188,21 @@ def _figures(records: Sequence[RunRecord], rows: Sequence[Row], look: Mapping[st
     mean = ", mean over seeds" if any(len(row.seeds) > 1 for row in rows) else ""
     name = rows[0].metric.name
     captions: dict[tuple[Value, Over], str] = {
-        ("test", "epoch"): f"Test {name} by epoch{mean}. The axis has the values after a third of the training.",
-        ("test", "seconds"): f"Test {name} by time of training, evaluation excluded{mean}.",
+        ("test", "epoch"): f"Test {name} by epoch{mean}. The axis shows the values after a third of the training.",
+        ("test", "seconds"): f"Test {name} by training time, without evaluation{mean}.",
         ("train_loss", "epoch"): f"Training loss by epoch{mean}.",
     }
-    found = []
+    figures = []
     for (value, over), caption in captions.items():
         band = " Bands are 95 % intervals." if banded(records, rows, value, over) else ""
         svg = curves(records, rows, look, value=value, over=over)
         if svg:
-            found.append(Figure(svg, caption, caption + band))
-    return found
+            figures.append(Figure(svg, caption, caption + band))
+    return figures
 
 
 def _setting(records: Sequence[RunRecord]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Headings, each with its names and values; where runs differ, all values are given."""
+    """Groups of settings, each with a heading; if the runs differ in a setting, all its values are listed."""
     first = records[0]
     run = [
         ("task", first.task),
@@ -230,7 +230,7 @@ def _values(texts: Iterable[str]) -> str:
 
 
 def _run(record: RunRecord) -> dict[str, Any]:
-    """One line of the table of runs; an unfinished run shows its last epoch."""
+    """One row of the table of runs; for an unfinished run, the values of its last epoch."""
     last = {} if not record.epochs else vars(record.epochs[-1]) | {"epochs": record.epochs[-1].epoch}
     shown = last | ({} if record.end is None else vars(record.end))
     metric = record.metric
@@ -238,15 +238,15 @@ def _run(record: RunRecord) -> dict[str, Any]:
     figures = [
         ("method", record.contestant),
         ("seed", str(record.seed)),
-        ("epochs", _form(shown.get("epochs", 0), 1, ",.0f")),
-        ("steps", _form(shown.get("step", 0), 1, ",.0f")),
-        (metric.name, _form(shown.get("test", {}).get(metric.name), metric.scale, ".4g")),
-        ("at best epoch", _form(best, metric.scale, ".4g")),
-        ("train loss", _form(shown.get("train_loss"), 1, "#.4g")),
-        ("seconds", _form(shown.get("seconds"), 1, ",.1f")),
-        ("ms per step", _form(shown.get("seconds_per_step"), 1000, "#.3g")),
-        ("MiB", _form(shown.get("peak_memory"), 2**-20, ",.1f")),
-        ("m-sharpness", _form(shown.get("m_sharpness"), 1, "#.3g")),
+        ("epochs", _scaled(shown.get("epochs", 0), 1, ",.0f")),
+        ("steps", _scaled(shown.get("step", 0), 1, ",.0f")),
+        (metric.name, _scaled(shown.get("test", {}).get(metric.name), metric.scale, ".4g")),
+        ("at best epoch", _scaled(best, metric.scale, ".4g")),
+        ("train loss", _scaled(shown.get("train_loss"), 1, "#.4g")),
+        ("seconds", _scaled(shown.get("seconds"), 1, ",.1f")),
+        ("ms per step", _scaled(shown.get("seconds_per_step"), 1000, "#.3g")),
+        ("MiB", _scaled(shown.get("peak_memory"), 2**-20, ",.1f")),
+        ("m-sharpness", _scaled(shown.get("m_sharpness"), 1, "#.3g")),
         ("weights", shown.get("weights_sha256", "")[:8] or NONE),
     ]
     resumed = [f"resumed {_plural(record.resumed, 'time')}"] if record.resumed else []
@@ -254,5 +254,5 @@ def _run(record: RunRecord) -> dict[str, Any]:
     return {"name": record.run, "figures": figures, "remarks": [*unfinished, *resumed, *record.warnings]}
 
 
-def _form(value: float | None, unit: float, form: str) -> str:
-    return NONE if value is None else minus(format(unit * value, form))
+def _scaled(value: float | None, scale: float, spec: str) -> str:
+    return NONE if value is None else minus(format(scale * value, spec))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lowland.report.grouping import chosen
-from lowland.report.summary import RIPE, Row, advantage, summarize, too_short
-from lowland.report.values import Form, form, listed, plural
+from lowland.report.summary import MIN_EPOCHS, Row, advantage, is_short, summarize, too_short
+from lowland.report.values import NumberFormat, listed, number_format, plural
 from lowland.runs.record import RunRecord
 from lowland.runs.statistics import LEVEL
 
@@ -30,13 +30,23 @@ def verdict(rows: Sequence[Row]) -> str:
         return f"{divergence} Nothing can be said of the others without a baseline."
     if divergence and not rivals:
         return divergence
-    return f"{divergence} {_verdict(rows, base, rivals)}".strip()
+    short = [row for row in rivals if is_short(row)]
+    if too_short(rows) is not None or len(short) == len(rivals):
+        return f"{divergence} {_verdict(rows, base, rivals)}".strip()
+    others = [row for row in rivals if row not in short]
+    return f"{divergence} {_verdict(rows, base, others)} {_left_out(short)}".strip()
 
 
 def diverged(rows: Sequence[Row]) -> str:
     """The sentence that lists the diverged trainings; empty where none diverged."""
     clauses = [f"{row.label} diverged in {len(row.diverged)} of {len(row.seeds)} seeds" for row in rows if row.diverged]
     return f"{listed(clauses)}." if clauses else ""
+
+
+def _left_out(short: Sequence[Row]) -> str:
+    """The sentence that lists the contestants that trained for too few epochs; empty where there are none."""
+    clauses = [f"{row.label} trained for {plural(row.epochs or 0, 'epoch')}" for row in short]
+    return f"{listed(clauses)}, too short to compare with the others." if clauses else ""
 
 
 def notes(records: Sequence[RunRecord]) -> list[str]:
@@ -63,21 +73,23 @@ def notes(records: Sequence[RunRecord]) -> list[str]:
 def _verdict(rows: Sequence[Row], base: Row | None, rivals: Sequence[Row]) -> str:
     if not any(row.score for row in rows):
         return "No run has finished yet."
-    if rivals and (epochs := too_short(rows)) is not None:
+    if rivals and (too_short(rows) is not None or all(map(is_short, rivals))):
+        epochs = too_short(rows) or max(row.epochs or 0 for row in rivals)
         return (
             f"Nothing can be recommended: a training of {plural(epochs, 'epoch')} is too short to compare methods. Far "
-            f"from any minimum a perturbation only slows it down. Take {RIPE} epochs or more."
+            f"from any minimum a perturbation only slows it down. Take {MIN_EPOCHS} epochs or more."
         )
     if base is None or base.score is None:
         return f"Nothing can be recommended without a finished baseline. {_leader(rows)}."
     if not rivals:
-        return f"{base.label} stands alone at {form(rows).value(base.score.mean)}{form(rows).unit}: nothing to compare."
+        style = number_format(rows)
+        return f"{base.label} stands alone at {style.value(base.score.mean)}{style.unit}: nothing to compare."
     if all(row.difference and row.difference.half is None for row in rivals):
         return f"Nothing can be recommended: one seed decides nothing, so take several. {_leader(rows)}."
-    return _recommended(base, rivals, form(rows))
+    return _recommended(base, rivals, number_format(rows))
 
 
-def _recommended(base: Row, rivals: Sequence[Row], style: Form) -> str:
+def _recommended(base: Row, rivals: Sequence[Row], style: NumberFormat) -> str:
     better = [row for row in rivals if row.effect == "better"]
     better.sort(key=lambda row: -(row.difference.mean if row.difference else 0))
     blocked: list[Row] = []
@@ -95,7 +107,7 @@ def _recommended(base: Row, rivals: Sequence[Row], style: Form) -> str:
     return _nothing(base, rivals, style)
 
 
-def _nothing(base: Row, rivals: Sequence[Row], style: Form) -> str:
+def _nothing(base: Row, rivals: Sequence[Row], style: NumberFormat) -> str:
     subject = rivals[0].label if len(rivals) == 1 else f"none of {len(rivals)} contestants"
     predicate = "is not shown" if len(rivals) == 1 else "is shown"
     seeds = max(row.difference.n for row in rivals if row.difference)
@@ -133,7 +145,7 @@ def _passed(blocked: Sequence[Row]) -> str:
     return f"{names} {verbs[0]} no less and {verbs[1]} not shown to gain more than plain training does at that cost."
 
 
-def _gain(row: Row, base: Row, style: Form) -> str:
+def _gain(row: Row, base: Row, style: NumberFormat) -> str:
     """A row's gain in words; for a metric that should be low, the gain reads "below the baseline's"."""
     if row.difference is None:
         return "no gain"
@@ -169,7 +181,7 @@ def _price(row: Row, base: Row) -> str:
 
 
 def _leader(rows: Sequence[Row]) -> str:
-    style = form(rows)
+    style = number_format(rows)
     scores = [(row.score.mean, row.label) for row in rows if row.score]
     mean, label = (max if style.metric.higher else min)(scores)
     return f"{label} has the best {style.metric.name}, {style.value(mean)}{style.unit}"

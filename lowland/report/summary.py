@@ -1,4 +1,4 @@
-"""From runs to one row per contestant."""
+"""Summarizes runs: one row of the table per contestant."""
 
 from __future__ import annotations
 
@@ -11,95 +11,107 @@ from lowland.report.grouping import chosen
 from lowland.runs.record import ACCURACY, EndRecord, MetricRecord, RunRecord
 from lowland.runs.statistics import Effect, Estimate, effect, estimate, holm, paired
 
-RIPE = 8
-"""Epochs below which methods are not compared. In the beginning a network is far from any minimum, flat or sharp, and
-every radius only slows it down: on two epochs of CIFAR-10 SAM with its published 0.05 stays 1.8 points behind plain
-training, on eight it has caught up (docs/results.md)."""
+MIN_EPOCHS = 8
+"""The epochs that a training needs at least, so that methods are compared.
+
+Early in training a network is far from any minimum, flat or sharp, and every radius only slows it down. After two
+epochs of CIFAR-10, SAM with its published radius of 0.05 is 1.8 points below plain training; after eight epochs it is
+equal (docs/results.md).
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One contestant over its finished seeds: a method and, if need be, a recipe of its own.
+    """One contestant over its finished seeds: a method, and possibly a recipe of its own.
 
-    Values of the metric are as stored, before scaling; times are in seconds, memory in bytes. None where nothing is
-    known. A difference is positive where the contestant is better, whichever way the metric runs.
+    Values of the metric are as stored, before scaling; times are in seconds, memory is in bytes. A value is None if no
+    run recorded it. A difference is positive if the contestant is better, also for a metric whose lower values are
+    better.
     """
 
     contestant: str
-    label: str  # the method's key where no other row shares it, else its full text; its own recipe behind
+    label: str  # the method's key if no other row has it, else the method's full text; then "@" and the own recipe
     baseline: bool
-    plain: bool  # an ordinary training, with the baseline's recipe or one of its own
+    plain: bool  # whether the method is plain training, with any recipe
     metric: MetricRecord = ACCURACY
-    fields: Mapping[str, Any] = field(default_factory=dict)  # of the method
-    recipe: Mapping[str, Any] = field(default_factory=dict)  # where it differs from the baseline's
+    fields: Mapping[str, Any] = field(default_factory=dict)  # the method's hyperparameters
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # the fields that differ from the baseline's recipe
     seeds: tuple[int, ...]
     unfinished: tuple[int, ...]
-    scores: Mapping[int, float]  # by seed: what is compared
+    scores: Mapping[int, float]  # the headline metric of each seed, at the epoch that the run selects
     score: Estimate | None
-    last: Estimate | None  # at the end of the training, where the score is that of the best epoch
+    last: Estimate | None  # the metric at the end of the training, if the score is that of the best epoch
     difference: Estimate | None  # to the baseline, paired over the common seeds; None for the baseline itself
-    p: float | None  # of the difference, corrected for the number of comparisons in the table
+    p: float | None  # the p value of the difference, corrected for the number of comparisons in the table
     effect: Effect | None
-    diverged: tuple[int, ...]  # seeds whose training broke down; with one of them, nothing is compared
-    epochs: int | None  # of the shortest finished run
+    diverged: tuple[int, ...]  # the seeds whose training diverged; if there are any, the contestant is not compared
+    epochs: int | None  # the epochs of the shortest finished run
     steps: float | None
     gradients: float | None  # per step, in full-batch equivalents
-    sequential: float | None  # per step, on the critical path
+    sequential: float | None  # gradients on the critical path, per step
     seconds: float | None  # per step, median over seeds
     time: float | None  # seconds per step relative to the baseline's, median over common seeds
     work: float | None  # gradients of the whole training relative to the baseline's
     duration: float | None  # seconds of the whole training relative to the baseline's, median over common seeds
-    memory: float | None  # peak, median over seeds
-    memory_ratio: float | None
-    sharpness: float | None
+    memory: float | None  # peak memory, median over seeds
+    memory_ratio: float | None  # peak memory relative to the baseline's, median over common seeds
+    sharpness: float | None  # m-sharpness, mean over seeds
 
 
 def summarize(records: Sequence[RunRecord], baseline: str = "plain") -> list[Row]:
     """One row per contestant: the baseline first, the others in the order of the records.
 
-    P values are corrected for the number of comparisons, after Holm; trainings below 8 epochs get none. A contestant
-    that diverged in any seed is compared with nothing, and neither is any where the baseline diverged.
+    P values are corrected for the number of comparisons by Holm's method. Trainings below 8 epochs get no p values. A
+    contestant that diverged in any seed is not compared. If the baseline diverged, no contestant is compared.
 
-    Of several runs of one contestant and seed the latest finished one counts. Unfinished runs are listed only.
+    If a contestant has several runs with one seed, the latest finished run counts. Unfinished runs are only listed.
 
     Args:
-        records: runs of one group (see :func:`~lowland.report.grouping.groups`).
-        baseline: text or key of the method that the others are compared with, with the comparison's recipe.
+        records: The runs of one group (see :func:`~lowland.report.grouping.groups`).
+        baseline: The text or the key of the method that the others are compared with; its run has no recipe of its
+            own.
     """
     runs = chosen(records)
     by_name: dict[str, list[RunRecord]] = {}
     for run in runs:
         by_name.setdefault(run.contestant, []).append(run)
     keys = {name: members[0].method.key for name, members in by_name.items()}
-    shared = {name: key for name, key in keys.items() if "@" not in name}
-    reference = baseline if baseline in keys else next((t for t, k in shared.items() if k == baseline), None)
+    without_recipe = {name: key for name, key in keys.items() if "@" not in name}
+    reference = baseline if baseline in keys else next((t for t, k in without_recipe.items() if k == baseline), None)
     base = by_name.get(reference or "", [])
-    usual = _usual(base or runs)
+    shared_recipe = _most_common_recipe(base or runs)
     rows = [
         _row(
             by_name[name],
             label=_label(name, keys),
             baseline=name == reference,
             base={run.seed: run for run in base if run.end is not None},
-            usual=usual,
+            shared_recipe=shared_recipe,
         )
         for name in sorted(keys, key=lambda name: name != reference)
     ]
-    values = holm([None if row.difference is None else row.difference.p for row in rows])
+    tested = [None if too_short(rows) or is_short(row) else row.difference for row in rows]
+    values = holm([None if difference is None else difference.p for difference in tested])
     return [
-        row if row.difference is None or too_short(rows) else replace(row, p=p, effect=effect(row.difference, p))
-        for row, p in zip(rows, values, strict=True)
+        row if difference is None else replace(row, p=p, effect=effect(difference, p))
+        for row, difference, p in zip(rows, tested, values, strict=True)
     ]
 
 
+def is_short(row: Row) -> bool:
+    """Whether the contestant trained for too few epochs to be compared."""
+    return row.epochs is not None and row.epochs < MIN_EPOCHS
+
+
 def too_short(rows: Sequence[Row]) -> int | None:
-    """The epochs of the shortest training, where they are too few to compare methods; else None."""
-    fewest = min((row.epochs for row in rows if row.epochs is not None), default=RIPE)
-    return fewest if fewest < RIPE and len(rows) > 1 else None
+    """The epochs of the longest training if all are too few, or of the baseline if its are; else None."""
+    baseline = [row for row in rows if row.baseline and row.epochs is not None]
+    epochs = max((row.epochs for row in baseline or rows if row.epochs is not None), default=MIN_EPOCHS)
+    return epochs if epochs < MIN_EPOCHS and len(rows) > 1 else None
 
 
 def advantage(metric: MetricRecord, values: Mapping[int, float], others: Mapping[int, float]) -> Estimate | None:
-    """By how much values are better than others, paired by seed: positive is better, whichever way the metric runs."""
+    """The mean improvement of ``values`` over ``others``, paired by seed; positive is better for every metric."""
     return paired(values, others) if metric.higher else paired(others, values)
 
 
@@ -109,8 +121,8 @@ def _label(name: str, keys: Mapping[str, str]) -> str:
     return (keys[name] if len(rivals) == 1 else method) + at + recipe
 
 
-def _usual(records: Sequence[RunRecord]) -> Mapping[str, Any]:
-    """The recipe of most of these runs."""
+def _most_common_recipe(records: Sequence[RunRecord]) -> Mapping[str, Any]:
+    """The recipe that most of these runs have."""
     recipes = [record.recipe for record in records]
     return max(recipes, key=recipes.count, default={})
 
@@ -121,7 +133,7 @@ def _row(
     label: str,
     baseline: bool,
     base: Mapping[int, RunRecord],
-    usual: Mapping[str, Any],
+    shared_recipe: Mapping[str, Any],
 ) -> Row:
     first = runs[0]
     metric = first.metric
@@ -139,8 +151,8 @@ def _row(
         baseline=baseline,
         plain=first.method.key == "plain",
         metric=metric,
-        fields={} if first.method.key == "plain" else first.method.fields,  # plain has a radius only to be a method
-        recipe={name: value for name, value in first.recipe.items() if value != usual.get(name)},
+        fields={} if first.method.key == "plain" else first.method.fields,  # plain training ignores its radius
+        recipe={name: value for name, value in first.recipe.items() if value != shared_recipe.get(name)},
         seeds=tuple(sorted(ends)),
         unfinished=tuple(sorted(run.seed for run in runs if run.end is None)),
         scores={} if diverged else scores,
@@ -161,7 +173,7 @@ def _ends(runs: Mapping[int, RunRecord]) -> dict[int, EndRecord]:
 
 
 def _costs(ends: Mapping[int, EndRecord], base: Mapping[int, EndRecord]) -> dict[str, float | None]:
-    """What these runs cost, and relative to the baseline's."""
+    """The costs of these runs, absolute and relative to the baseline's."""
     seconds = _known(ends, lambda end: end.seconds_per_step)
     memory = _known(ends, lambda end: end.peak_memory)
     return {
@@ -178,7 +190,7 @@ def _costs(ends: Mapping[int, EndRecord], base: Mapping[int, EndRecord]) -> dict
 
 
 def _gradients(end: EndRecord) -> float | None:
-    """Of the whole training."""
+    """The gradients of the whole training."""
     return None if end.gradients_per_step is None else end.gradients_per_step * end.step
 
 

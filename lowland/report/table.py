@@ -13,7 +13,7 @@ from lowland.report.summary import Row
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-NARROW = 80  # columns of a terminal below which every contestant is a block of lines
+NARROW = 80  # in a terminal with fewer columns, each contestant is a block of lines
 STYLES = {"better": "green", "worse": "red", "open": "", None: ""}
 
 
@@ -21,7 +21,7 @@ def markdown(rows: Sequence[Row]) -> str:
     """The table in Markdown, with a newline at its end.
 
     Args:
-        rows: what :func:`~lowland.report.summary.summarize` returned.
+        rows: The rows from :func:`~lowland.report.summary.summarize`.
     """
     shown = columns(rows)
     lines = [
@@ -33,11 +33,11 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def rich_table(rows: Sequence[Row], width: int = 100) -> RenderableType:
-    """The table for the terminal: one line per row where it fits, else two, else a block of lines for each contestant.
+    """The table for a terminal: one line per row if the terminal is wide enough, else two lines, else a block of lines.
 
     Args:
-        rows: what :func:`~lowland.report.summary.summarize` returned.
-        width: columns of the terminal, 40 or more.
+        rows: The rows from :func:`~lowland.report.summary.summarize`.
+        width: The columns of the terminal, 40 or more.
     """
     try:
         from rich import box
@@ -66,7 +66,7 @@ def rich_table(rows: Sequence[Row], width: int = 100) -> RenderableType:
 
 
 def _needed(rows: Sequence[Row], shown: Sequence[Column], *, split: bool) -> int:
-    """Columns of a terminal that hold every cell, with two spaces between them and one on each side."""
+    """The number of terminal columns that the table needs, with two spaces between cells and one on each side."""
     texts = ([_title(column, split=split), *(_text(column, row, split=split) for row in rows)] for column in shown)
     return sum(2 + max(len(line) for text in column for line in text.split("\n")) for column in texts)
 
@@ -82,7 +82,7 @@ def _text(column: Column, row: Row, *, split: bool) -> str:
 
 
 def _blocks(rows: Sequence[Row], width: int) -> RenderableType:
-    """Every method's name with its figures below, one in a line."""
+    """A block for each contestant: its name, then one line per figure."""
     from rich.console import Group
     from rich.padding import Padding
     from rich.table import Table
@@ -118,13 +118,13 @@ def _two_lines(text: str) -> str:
 
 
 def _named(row: Row, width: int) -> str:
-    """A contestant's name and its own recipe, cut where a reader would."""
+    """A contestant's name and its own recipe in lines, which break after colons and commas and before @."""
     spaced = row.contestant.replace(":", ": ").replace(",", ", ").replace("@", " @")
     name = [line.replace(" ", "") for line in _wrapped(spaced, width)] or [row.contestant]
     return "\n".join([*name, *_wrapped(own_recipe(row), width)])
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Lines of a width, or of the longest word's where that is wider, up to 30."""
+    """The lines of a text; they are as wide as ``width``, or as the longest word of up to 30 characters."""
     longest = max(map(len, text.split()), default=0)
     return textwrap.wrap(text, max(width, min(longest, 30)), break_on_hyphens=False)

@@ -1,4 +1,4 @@
-"""How values of a metric are written: scaled, rounded alike in a whole table, with a true minus sign."""
+"""Writes the values of a metric: scaled, with the same number of decimals in a table, and with a true minus sign."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ NONE = "–"
 
 
 @dataclass(frozen=True)
-class Form:
-    """Writes stored values of one metric.
+class NumberFormat:
+    """Formats the stored values of one metric.
 
     Args:
         metric: The metric.
-        decimals: How many are shown.
+        decimals: The number of digits after the decimal point.
     """
 
     metric: MetricRecord
@@ -34,47 +34,47 @@ class Form:
         return minus(f"{self.metric.scale * stored:+.{self.decimals}f}")
 
     def interval(self, estimate: Estimate, *, sign: bool = False) -> str:
-        """A mean and, where there is one, half its interval: ``90.50 ± 6.35``."""
+        """A mean and the half-width of its interval, ``90.50 ± 6.35``; the mean alone if there is no interval."""
         mean = self.gain(estimate.mean) if sign else self.value(estimate.mean)
         return mean if estimate.half is None else f"{mean} ± {self.value(estimate.half)}"
 
     @property
     def unit(self) -> str:
-        """The unit with a space before it; empty for none."""
+        """The unit with a space before it; empty if the metric has no unit."""
         return f" {self.metric.unit}" if self.metric.unit else ""
 
     @property
     def points(self) -> str:
-        """The unit of a difference, with a space before it: differences of percentages are points."""
+        """The unit of a difference with a space before it; the difference of two percentages is in points."""
         return " points" if self.metric.unit == "%" else self.unit
 
     def titled(self, text: str, unit: str) -> str:
-        """A heading with the unit behind a comma."""
+        """A heading: the text, a comma and the unit; the text alone if the unit is empty."""
         return f"{text},{unit}" if unit else text
 
 
-def form(rows: Sequence[Row]) -> Form:
-    """The form of a table: two decimals for percentages, else four digits of the smallest score."""
+def number_format(rows: Sequence[Row]) -> NumberFormat:
+    """The number format of a table: two decimals for percentages, else four digits of the smallest score."""
     metric = rows[0].metric if rows else ACCURACY
-    return metric_form(metric, (row.score.mean for row in rows if row.score))
+    return metric_format(metric, (row.score.mean for row in rows if row.score))
 
 
-def metric_form(metric: MetricRecord, values: Iterable[float]) -> Form:
-    """The form in which stored values can be told apart: two decimals for percentages, else four digits."""
+def metric_format(metric: MetricRecord, values: Iterable[float]) -> NumberFormat:
+    """The number format for stored values: two decimals for percentages, else four digits of the smallest value."""
     if metric.unit == "%":
-        return Form(metric)
+        return NumberFormat(metric)
     smallest = min((abs(metric.scale * value) for value in values if value), default=1.0)
-    return Form(metric, min(6, max(0, 3 - math.floor(math.log10(smallest)))))
+    return NumberFormat(metric, min(6, max(0, 3 - math.floor(math.log10(smallest)))))
 
 
 def minus(text: str) -> str:
-    """A text with true minus signs."""
+    """The text with true minus signs in place of hyphens."""
     return text.replace("-", "−")
 
 
-def number(value: float | None, form: str) -> str:
+def number(value: float | None, pattern: str) -> str:
     """A number in a format such as ``"{:.2f}"``; a dash for None."""
-    return NONE if value is None else minus(form.format(value))
+    return NONE if value is None else minus(pattern.format(value))
 
 
 def plural(count: int, noun: str) -> str:
@@ -83,7 +83,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def listed(names: Sequence[str], most: int = 99) -> str:
-    """Names in a sentence: ``a, b and c``; with more than ``most``, ``a, b and 5 others``."""
+    """Names as a list in a sentence, ``a, b and c``; with more than ``most`` names, ``a, b and 5 others``."""
     if len(names) > most:
         names = [*names[: most - 1], f"{len(names) - most + 1} others"]
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)

@@ -1,4 +1,4 @@
-"""The run file ``run.jsonl``: written line by line, so that a kill costs at most the last one."""
+"""Writes the run file ``run.jsonl``, one flushed line at a time; a killed process loses at most its last line."""
 
 from __future__ import annotations
 
@@ -14,15 +14,21 @@ RUN_FILE = "run.jsonl"
 
 
 class History(NamedTuple):
-    """What a run folder tells about its run."""
+    """What a run file records about its run.
+
+    Args:
+        config: The last config line; None if there is none.
+        end: The end line; None if the run has not finished.
+        job: The torchrun job that started or last resumed the run.
+    """
 
     config: dict[str, Any] | None
     end: dict[str, Any] | None
-    job: str | None = None  # of torchrun, that began it or went on last
+    job: str | None = None
 
 
 def history(folder: Path) -> History:
-    """The last config line and, where the run has finished, its end line."""
+    """Read the last config line, the end line and the job from the run file of a folder."""
     config = end = job = None
     for line in _lines(folder / RUN_FILE):
         if line.get("kind") == "config":
@@ -35,14 +41,14 @@ def history(folder: Path) -> History:
 
 
 class RunFile:
-    """Appends to a run file.
+    """Appends lines to a run file.
 
     Args:
-        folder: The run folder; it is made.
-        fresh: Begin anew. Otherwise go on after the last whole line; a torn one is cut off.
+        folder: The run folder; it is created if missing.
+        fresh: Overwrite the file. Otherwise append to it; an incomplete last line is removed first.
 
     Raises:
-        ArgumentError: Nothing can be written there.
+        ArgumentError: The folder cannot be written to.
     """
 
     def __init__(self, folder: Path, *, fresh: bool) -> None:
@@ -50,7 +56,7 @@ class RunFile:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if path.exists() and not fresh:
-                _cut_torn_line(path)
+                _remove_incomplete_line(path)
             self._file = path.open("wb" if fresh else "ab")
         except OSError as error:
             raise ArgumentError(
@@ -59,10 +65,10 @@ class RunFile:
             ) from None
 
     def write(self, kind: str, **fields: Any) -> dict[str, Any]:
-        """Append one line and hand it to the system, which keeps it even if this process is killed.
+        """Append one line and flush it to the operating system, so that a kill of this process does not lose it.
 
         Returns:
-            The line, without numbers that JSON does not know: those become None.
+            The line. Infinity and NaN, which JSON does not have, are replaced by None.
         """
         line: dict[str, Any] = {"kind": kind} | {k: _strict(v) for k, v in fields.items()}
         self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
@@ -70,24 +76,24 @@ class RunFile:
         return line
 
     def close(self) -> None:
-        """Have everything on the disk."""
+        """Flush the file to the disk and close it."""
         if not self._file.closed:
             os.fsync(self._file.fileno())
             self._file.close()
 
 
 class NoFile(RunFile):
-    """The run file of a rank that does not write."""
+    """A run file that writes nothing, for all ranks but the first."""
 
     def __init__(self) -> None:
         pass
 
     def write(self, kind: str, **fields: Any) -> dict[str, Any]:
-        """The line that another rank writes."""
+        """Return the line that the first rank writes."""
         return {"kind": kind} | {k: _strict(v) for k, v in fields.items()}
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing; no file is open."""
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -95,22 +101,22 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
         return []
-    found = []
+    lines = []
     for text in texts:
         try:
             value = json.loads(text)
         except ValueError:
             continue
         if isinstance(value, dict):
-            found.append(value)
-    return found
+            lines.append(value)
+    return lines
 
 
-def _cut_torn_line(path: Path) -> None:
+def _remove_incomplete_line(path: Path) -> None:
     content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
+    size = content.rfind(b"\n") + 1  # of the complete lines, in bytes
+    if size < len(content):
+        os.truncate(path, size)
 
 
 def _strict(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """Reads run files: one ``run.jsonl`` per run, one JSON object per line.
 
-The reader accepts the torn last line of a killed run and the repeated epochs of a resumed run. It raises a
+The reader accepts the incomplete last line of a killed run and the repeated epochs of a resumed run. It raises a
 :class:`~lowland.core.errors.DataError` for any other file that is not a run file.
 
 The reader also accepts files of earlier versions. These files list no metrics, because accuracy was the only metric,
@@ -91,7 +91,7 @@ def _search(folder: Path) -> list[RunRecord]:
 
 
 def _parse(text: str) -> tuple[list[dict[str, Any]], list[int]]:
-    """The JSON objects of a file, and the numbers of the damaged lines except a torn last line."""
+    """The JSON objects of a file, and the numbers of the damaged lines except an incomplete last line."""
     lines: list[dict[str, Any]] = []
     damaged: list[int] = []
     numbered = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]

@@ -1,4 +1,4 @@
-"""The record of a run: what one ``run.jsonl`` says, as values; :mod:`lowland.runs.reader` makes them from files."""
+"""The contents of one ``run.jsonl`` as dataclasses, which :mod:`lowland.runs.reader` reads from files."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Values = Mapping[str, float | None]  # by the name of the metric, and "loss"; None where the value is no number
+Values = Mapping[str, float | None]  # by the name of the metric or "loss"; None if the value is not finite
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricRecord:
-    """What a run was judged by.
+    """A metric of a run.
 
     Args:
-        name: The key under which its values are stored, and what it is called in a report.
-        unit: What is written behind a shown value, such as ``"%"``; empty for none.
-        scale: A stored value times this is the value that is shown.
-        higher: Whether higher is better. False for losses and perplexity.
+        name: The key of its values in the run file, and its name in a report.
+        unit: The unit of displayed values, such as ``"%"``; empty without a unit.
+        scale: The factor from a stored value to the displayed value.
+        higher: Whether higher values are better. False for losses and perplexity.
     """
 
     name: str
@@ -29,17 +29,17 @@ class MetricRecord:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The least and the greatest value that can be shown: 0 to 100 for percentages, else without limit."""
+        """The smallest and the largest possible displayed value: 0 and 100 for percentages, else infinite."""
         return (0.0, 100.0) if self.unit == "%" else (-math.inf, math.inf)
 
 
 ACCURACY = MetricRecord(name="accuracy", unit="%", scale=100.0)
-"""The metric of run files that name none."""
+"""The metric of run files that list no metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodRecord:
-    """The method of a run: its registry key, class, text as given (``sampa:rho=0.1``) and all fields."""
+    """The method of a run: its key in ``METHODS``, its class, its text (``sampa:rho=0.1``) and all its fields."""
 
     key: str
     cls: str
@@ -49,7 +49,10 @@ class MethodRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """One epoch as measured; seconds and gradients are cumulative, values of metrics are as stored, before scaling."""
+    """The measurements after one epoch.
+
+    Seconds and gradients are summed from the start of the run. The values of metrics are as stored, before scaling.
+    """
 
     epoch: int
     step: int
@@ -64,7 +67,7 @@ class EpochRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class BestRecord:
-    """The epoch with the best headline metric on the validation part, and what was measured there."""
+    """The epoch with the best headline metric on the validation part, and the metrics after it."""
 
     epoch: int
     test: Values
@@ -73,10 +76,10 @@ class BestRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class EndRecord:
-    """What a run came to; only a finished run has one.
+    """The final measurements of a finished run.
 
-    ``test`` is measured at the end. ``best`` is None without a validation part; the best test value that older files
-    hold was chosen on the test set, and is not read.
+    ``test`` is measured after the last step. ``best`` is None without a validation part. Older files have a best test
+    value that was chosen on the test set; it is not read.
     """
 
     epochs: int
@@ -90,18 +93,18 @@ class EndRecord:
     m_sharpness: float | None
     weights_sha256: str
     best: BestRecord | None = None
-    weights_per_step: float | None = None  # gradients, weighed by the share of tensors they are for
+    weights_per_step: float | None = None  # gradients, weighted by the fraction of tensors that they cover
     forwards_per_step: float | None = None  # forward passes without a gradient
-    diverged: bool = False  # the training broke down: its last loss is no number, or above the first step's
+    diverged: bool = False  # the last epoch's loss is not finite, or above the first step's
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """One run: configuration, epochs in order, and its end where it has finished.
+    """One run: its configuration, its epochs in order, and its final measurements if it has finished.
 
-    ``contestant`` is the method's text and, after ``@``, the fields of a recipe of its own: ``plain@epochs=16``.
-    ``metrics`` has the headline first. ``select`` says which epoch a comparison takes: the last, or the best on the
-    validation part.
+    ``contestant`` is the method's text and, after ``@``, the fields of its own recipe: ``plain@epochs=16``. The first
+    of ``metrics`` is the headline. ``select`` is the epoch whose metrics a comparison uses: the last, or the best on
+    the validation part.
     """
 
     path: Path
@@ -128,7 +131,7 @@ class RunRecord:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has reached its end."""
+        """Whether the run has finished."""
         return self.end is not None
 
     @property
@@ -138,14 +141,14 @@ class RunRecord:
 
     @property
     def last(self) -> float | None:
-        """The headline metric on the test set at the end, as stored; None where the run has no such value."""
+        """The headline metric on the test set at the end, as stored; None if the run has no such value."""
         return None if self.end is None else self.end.test.get(self.metric.name)
 
     @property
     def score(self) -> float | None:
-        """The figure that a comparison takes: :attr:`last`, or the test value at the best epoch where that is selected.
+        """The value that a comparison uses: :attr:`last`, or with ``select="best"`` the test value at the best epoch.
 
-        None where the run has no such value.
+        None if the run has no such value.
         """
         if self.select == "last" or self.end is None:
             return self.last

@@ -11,15 +11,15 @@ from lowland.core.errors import MissingExtraError
 
 Effect = Literal["better", "worse", "open"]
 
-LEVEL = 0.05  # of a corrected p value, below which a difference is called one
+LEVEL = 0.05  # a difference is significant if its corrected p value is below this level
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over ``n`` values, with what a t-test says of it.
+    """The mean of ``n`` values, with its t-interval and its t-test against 0.
 
-    ``half`` is half the width of its 95 % interval, None where n < 2. ``p`` is the probability, two-sided, of a mean as
-    far from 0 where the true one is 0; None where n < 2, and where all values are equal, which no test can judge.
+    ``half`` is the half-width of the 95 % interval; None if n < 2. ``p`` is the two-sided p value of the hypothesis
+    that the true mean is 0; None if n < 2 or if all values are equal, because then the t-test is undefined.
     """
 
     mean: float
@@ -32,11 +32,11 @@ def estimate(values: Iterable[float]) -> Estimate | None:
     """Mean and 95 % t-interval, ``mean ± t(0.975, n − 1)·s/√n``; None without values.
 
     Args:
-        values: one number per seed.
+        values: One number per seed.
 
     Example:
-        >>> found = estimate([1.0, 2.0, 3.0])
-        >>> found.mean, round(found.half, 4), found.n
+        >>> accuracy = estimate([1.0, 2.0, 3.0])
+        >>> accuracy.mean, round(accuracy.half, 4), accuracy.n
         (2.0, 2.4841, 3)
     """
     sample = list(values)
@@ -62,12 +62,16 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Estima
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
-    """P values corrected for their number: with all of those below 0.05, one false one or more has a chance of 5 %.
+    """Correct p values for the number of comparisons by Holm's method.
 
-    The smallest of n values is multiplied by n, the next by n − 1, and so on, and none falls below the one before.
+    The correction keeps the chance of one or more false findings at 5 % if those below 0.05 are called significant.
+    The smallest of n values is multiplied by n, the next by n − 1, and so on; none may fall below the one before.
 
     Args:
-        values: One p value per comparison; None where a test is undefined, which does not count.
+        values: One p value per comparison; None if the test is undefined. These comparisons are not counted.
+
+    Returns:
+        The corrected values in the same order.
 
     Reference:
         Sture Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6, 1979.
@@ -86,17 +90,17 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
 
 
 def effect(difference: Estimate, p: float | None) -> Effect:
-    """What a comparison allows to say: "better" or "worse" where the corrected ``p`` is below 0.05, else "open"."""
-    # Accuracies are coarse: equal differences over a few seeds have no test, and prove nothing.
+    """The conclusion of a comparison: "better" or "worse" if the corrected ``p`` is below 0.05, else "open"."""
+    # p is None if all differences are equal. A few equal differences can be chance, because accuracies are coarse.
     if p is None or p >= LEVEL:
         return "open"
     return "better" if difference.mean > 0 else "worse"
 
 
 def _student(freedom: int, t: float | None) -> tuple[float, float | None]:
-    """The 0.975 quantile of Student's t, and the two-sided tail beyond ``t``."""
+    """The 0.975 quantile of Student's t distribution, and the two-sided p value of ``t``."""
     try:
-        from scipy.special import stdtr, stdtrit  # scipy.stats.t, without the second scipy.stats takes to load
+        from scipy.special import stdtr, stdtrit  # as scipy.stats.t, but scipy.stats takes a second to load
     except ImportError:
         raise MissingExtraError("scipy", "lab") from None
     return float(stdtrit(freedom, 0.975)), None if t is None else float(2 * stdtr(freedom, -abs(t)))

@@ -8,7 +8,9 @@ import pytest
 
 from lowland.bench.two_processes import driver as parallel
 from lowland.bench.two_processes import network
-from lowland.cli import bench
+from lowland.cli.bench import figure
+from lowland.cli.bench.comm import Comm, sentence
+from lowland.cli.bench.parallel import Parallel
 from lowland.cli.main import main
 
 MBIT = [1000.0, 100.0, 30.0]
@@ -53,7 +55,7 @@ def test_each_kind_has_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(parallel, "measure_network", lambda name, **options: _result())
     monkeypatch.setattr(network, "rehearse", lambda *limits: None)
     for what in ("parallel", "comm"):
-        monkeypatch.setattr(bench, "shown_as", lambda *result: [])
+        monkeypatch.setattr({"parallel": Parallel, "comm": Comm}[what], "tables", lambda *result: [])
         monkeypatch.setattr(parallel, "measure", lambda name, **options: {"case": name})
         assert main(["bench", what, "--cases", "tiny"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -92,12 +94,12 @@ def test_comm_shows_where_sampa_wins(
 
 def test_a_figure_has_a_panel_for_each_case(monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Any] = []
-    monkeypatch.setattr(bench, "_save", lambda figure, out: figures.append(figure))
-    bench.draw([_result(), {**_result(), "case": "other"}], Path("x.svg"))
+    monkeypatch.setattr(figure, "_save", lambda drawn, out: figures.append(drawn))
+    figure.draw([_result(), {**_result(), "case": "other"}], Path("x.svg"))
     first, second = figures[0].axes
     assert second.get_title(loc="left") == "other"
     lines = {line.get_label(): line for line in first.get_lines()}
-    assert set(lines) == set(bench.NAMES.values())
+    assert set(lines) == set(figure.NAMES.values())
     sampa = lines["SAMPa on two"]
     assert list(sampa.get_xdata()) == MBIT
     assert list(sampa.get_ydata()) == [1 + 100 / mbit for mbit in MBIT]
@@ -109,8 +111,8 @@ def test_a_figure_has_a_panel_for_each_case(monkeypatch: pytest.MonkeyPatch) -> 
 def test_sentences_for_all_and_none(least: float, told: str) -> None:
     found = [{"mbit": mbit, "ratios": {"sampa / sam": least}} for mbit in MBIT]
     faster = {"sampa than sam": parallel.crossings(found, "sampa", "sam")}
-    sentence = bench.sentence({"case": "tiny", "bandwidths": found, "faster": faster}, "sam")
-    assert sentence == f"tiny: SAMPa on two is faster than SAM on one {told}"
+    shown = sentence({"case": "tiny", "bandwidths": found, "faster": faster}, "sam")
+    assert shown == f"tiny: SAMPa on two is faster than SAM on one {told}"
 
 
 def _refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -133,8 +135,10 @@ def test_comm_says_what_it_lacks(
 
 def test_bad_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "bandwidths and delay are for comm" in _refused(capsys, "parallel", "--bandwidths", "30")
-    assert "bandwidths and delay are for comm" in _refused(capsys, "overhead", "--delay", "1")
+    for arguments in (["parallel", "--bandwidths", "30"], ["overhead", "--delay", "1"]):
+        with pytest.raises(SystemExit, match="2"):  # an option of comm
+            main(["bench", *arguments])
+        assert "nrecognized options" in capsys.readouterr().err
     assert "must be the JSON file" in _refused(capsys, "comm", "--out", str(tmp_path / "x.svg"))
     assert "bandwidths must be a number >= 0.1" in _refused(capsys, "comm", "--bandwidths", "0")
     assert "rounds must be an integer >= 5" in _refused(capsys, "parallel", "--cases", "tiny", "--rounds", "4")

@@ -66,7 +66,7 @@ def test_tasks_are_listed_and_shown(capsys):
     ]  # fmt: skip
     assert main(["tasks", "digits:noise=0.4"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    for text in ("noise=0.4 Share of wrong", "1,297 for train, 500 for test", "metrics accuracy", "mlp, convnet",
+    for text in ("noise=0.4 Fraction of wrong", "1,297 for train, 500 for test", "metrics accuracy", "mlp, convnet",
                  "epochs=40, batch_size=64 (for mlp)", "source lowland's own"):  # fmt: skip
         assert text in shown
 

@@ -89,7 +89,7 @@ def compare(make: Callable[[], Any], each: Any = loss_fn, ask: Any = two, left: 
     assert all(p.grad is None and torch.equal(p, b) for p, b in zip(work.params, before, strict=True))
     assert_close(found, expected, 0 if left else 1e-10)
     assert_close(work.model.state_dict(), other.model.state_dict(), 1e-10)
-    assert work.reached == (other.reached if left else [True] * len(work.params))
+    assert work.step.reached == (other.step.reached if left else [True] * len(work.params))
     return work
 
 
@@ -196,12 +196,12 @@ def test_autocast_around_is_autocast_inside() -> None:
 
 
 def test_a_scaler_is_heeded_and_told_of_an_overflow_in_any_probe() -> None:
-    assert bool(compare(net, scaler=torch.amp.GradScaler("cpu", init_scale=2.0**12)).finite)
+    assert bool(compare(net, scaler=torch.amp.GradScaler("cpu", init_scale=2.0**12)).step.finite)
     work = work_on(net(dtype=torch.float32), scaler=torch.amp.GradScaler("cpu", init_scale=4.0))
     probes = two(work)
     probes[1].batch[0].mul_(float("inf"))
     good, bad = (torch.stack([g.isfinite().all() for g in r.grad]) for r in Batched().run(work, probes))
-    assert (bool(work.finite), bool(good.all()), bool(bad.any())) == (False, True, False)
+    assert (bool(work.step.finite), bool(good.all()), bool(bad.any())) == (False, True, False)
 
 
 def beside(second: Probe) -> dict[str, Any]:

@@ -123,13 +123,15 @@ def test_a_parameter_that_is_not_reached_reads_zero_and_is_remembered():
     w = work()
     reading = ask(w, Probe(batch()))
     names = [n for n, _ in w.model.named_parameters()]
-    assert [n for n, r in zip(names, w.reached, strict=True) if not r] == ["unused.weight", "unused.bias"]
+    assert [n for n, r in zip(names, w.step.reached, strict=True) if not r] == ["unused.weight", "unused.bias"]
     for name, g in zip(names, reading.grad, strict=True):
         assert bool(g.any()) == ("unused" not in name)
     ask(w, Probe(batch(), loss_fn=lambda m, b: m.unused.weight.sum()))
-    assert [n for n, r in zip(names, w.reached, strict=True) if not r] == ["unused.bias"]  # by any probe of the step
+    assert [n for n, r in zip(names, w.step.reached, strict=True) if not r] == [
+        "unused.bias"
+    ]  # by any probe of the step
     w.begin()
-    assert not any(w.reached)
+    assert not any(w.step.reached)
 
 
 def test_losses_only_is_one_forward_without_a_graph():
@@ -139,7 +141,7 @@ def test_losses_only_is_one_forward_without_a_graph():
     reading = ask(w, Probe(batch(), at=at, grad=False))
     assert reading.grad is None
     assert seen == [False] * 3
-    assert not any(w.reached)
+    assert not any(w.step.reached)
     torch.testing.assert_close(reading.loss, by_hand(w.model, batch(), at)[1], rtol=1e-13, atol=1e-15)
 
 
@@ -158,7 +160,7 @@ def test_wrt_differentiates_the_chosen_alone(moved):
     grad, _ = by_hand(w.model, batch(), at)
     for g, expected, chosen in zip(reading.grad, grad.values(), choice, strict=True):
         torch.testing.assert_close(g, expected if chosen else torch.zeros_like(g), rtol=1e-12, atol=1e-15)
-    assert w.reached == [True, False, False, False, False, True]
+    assert w.step.reached == [True, False, False, False, False, True]
     assert all(p.requires_grad for p in w.params)
 
 
@@ -166,7 +168,7 @@ def test_wrt_nothing_is_zero_and_thaws_all():
     w = work()
     (reading,) = Local().run(w, (Probe(batch(), wrt=[False] * 6),))
     assert not any(g.any() for g in reading.grad)
-    assert w.reached == [False] * 6
+    assert w.step.reached == [False] * 6
     assert all(p.requires_grad for p in w.params)
 
 
@@ -291,10 +293,10 @@ def test_scaled_losses_give_unscaled_readings(micro_batch):
 def test_an_overflow_in_any_pass_of_a_step_is_remembered():
     w = work(scaler=torch.amp.GradScaler("cpu", init_scale=4.0))
     ask(w, Probe(batch()))
-    assert bool(w.finite)
+    assert bool(w.step.finite)
     ask(w, Probe(batch(), loss_fn=lambda m, b: each(m, b) * math.inf))
-    assert not bool(w.finite)
+    assert not bool(w.step.finite)
     ask(w, Probe(batch()))
-    assert not bool(w.finite)
+    assert not bool(w.step.finite)
     w.begin()
-    assert w.finite is None
+    assert w.step.finite is None

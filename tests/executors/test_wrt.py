@@ -52,7 +52,7 @@ def assert_chosen(reading, full, choice, reached, work):
     for g, expected, chosen, p in zip(reading.grad, full.grad, choice, work.params, strict=True):
         assert g.shape == p.shape
         assert torch.equal(g, expected if chosen else torch.zeros_like(p))
-    assert work.reached == [c and r for c, r in zip(choice, reached, strict=True)]
+    assert work.step.reached == [c and r for c, r in zip(choice, reached, strict=True)]
     assert torch.equal(reading.loss, full.loss)
     assert torch.equal(reading.losses, full.losses)
 
@@ -64,7 +64,7 @@ def test_chosen_gradients_are_those_of_the_full_one_bit_for_bit(kinds, displaced
     work = work_on(net(**kinds))
     at = moved(work) if displaced else None
     full = ask(work, at=at)
-    reached = list(work.reached)
+    reached = list(work.step.reached)
     assert all(reached) != ("odd" in kinds)
     for choice in choices(len(work.params)):
         assert_chosen(ask(work, choice, at), full, choice, reached, work)
@@ -84,7 +84,7 @@ def test_micro_batches_sum_what_was_chosen(micro_batch):
         one, other = ask(whole, choice), ask(parts, choice)
         for g, expected in zip(other.grad, one.grad, strict=True):
             torch.testing.assert_close(g, expected, rtol=1e-12, atol=1e-15)  # parts are summed in another order
-        assert parts.reached == whole.reached
+        assert parts.step.reached == whole.step.reached
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0**12])
@@ -95,8 +95,8 @@ def test_scaled_losses_give_unscaled_gradients_of_the_chosen(scale):
     for choice in choices(len(plain.params)):
         one, other = ask(plain, choice, data=data), ask(scaled, choice, data=data)
         assert same(one.grad, other.grad)
-        assert scaled.reached == plain.reached
-        assert bool(scaled.finite)
+        assert scaled.step.reached == plain.step.reached
+        assert bool(scaled.step.finite)
 
 
 def test_an_overflow_is_seen_where_it_is_chosen():
@@ -105,7 +105,7 @@ def test_an_overflow_is_seen_where_it_is_chosen():
     work = work_on(model, scaler=torch.amp.GradScaler("cpu", init_scale=4.0))
     for i, name in enumerate(dict(model.named_parameters())):
         ask(work, [i == j for j in range(len(work.params))], data=batch(dtype=torch.float32))
-        assert bool(work.finite) == (name != "first.bias")
+        assert bool(work.step.finite) == (name != "first.bias")
 
 
 def test_what_only_unused_parameters_know_is_zero_and_no_error():
@@ -113,7 +113,7 @@ def test_what_only_unused_parameters_know_is_zero_and_no_error():
     unused = [name.startswith("unused") for name, p in work.model.named_parameters() if p.requires_grad]
     reading = ask(work, unused)
     assert not any(g.any() for g in reading.grad)
-    assert not any(work.reached)
+    assert not any(work.step.reached)
     assert torch.equal(reading.loss, ask(work).loss)
 
 
@@ -122,7 +122,7 @@ def test_reached_adds_up_over_the_probes_of_a_step():
     count = len(work.params)
     first, last = [i == 0 for i in range(count)], [i == count - 1 for i in range(count)]
     Local().run(work, (Probe(batch(), wrt=first), Probe(batch(), wrt=last)))
-    assert work.reached == [a or b for a, b in zip(first, last, strict=True)]
+    assert work.step.reached == [a or b for a, b in zip(first, last, strict=True)]
 
 
 @pytest.mark.parametrize("choice", [None, [True] * 8])
@@ -140,7 +140,7 @@ def test_losses_alone_are_the_same_whatever_is_chosen():
     reading = ask(work, [i == 1 for i in range(len(work.params))], grad=False)
     assert reading.grad is None
     assert torch.equal(reading.losses, expected.losses)
-    assert not any(work.reached)
+    assert not any(work.step.reached)
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -193,7 +193,7 @@ def test_a_caller_s_own_backward_may_do_more_than_was_asked():
         loss = loss_fn(work.model, p.batch).mean()
         loss.backward()
         p.adopt(loss)
-    assert work.reached == wrt
+    assert work.step.reached == wrt
     for g, expected, chosen in zip(p.reading.grad, full.grad, wrt, strict=True):
         assert torch.equal(g, expected if chosen else torch.zeros_like(g))
 

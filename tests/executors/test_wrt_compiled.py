@@ -50,18 +50,18 @@ def test_a_compiled_model_is_not_compiled_anew_for_each_choice(partly):
         inner.first = torch.compile(inner.first, backend=compiler)
     work = work_on(inner if partly else torch.compile(inner, backend=compiler))
     full = ask(work)
-    reached, graphs = list(work.reached), compiler.graphs
+    reached, graphs = list(work.step.reached), compiler.graphs
     assert graphs >= 1
     for choice in choices(len(work.params)):
         reading = ask(work, choice)
         for g, expected, chosen in zip(reading.grad, full.grad, choice, strict=True):
             # the same compiled backward, so the same numbers
             torch.testing.assert_close(g, expected if chosen else torch.zeros_like(g), rtol=1e-12, atol=1e-15)
-        assert work.reached == [c and r for c, r in zip(choice, reached, strict=True)]
+        assert work.step.reached == [c and r for c, r in zip(choice, reached, strict=True)]
         eager = ask(plain, choice)
         for g, expected in zip(reading.grad, eager.grad, strict=True):
             torch.testing.assert_close(g, expected, rtol=1e-10, atol=1e-13)
-        assert plain.reached == work.reached
+        assert plain.step.reached == work.step.reached
     assert compiler.graphs == graphs
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -120,28 +118,23 @@ def test_a_file_that_cannot_be_imported_is_refused_each_time(file: Path, code: s
             make(f"{file}:USAM")
 
 
-def test_a_hash_of_the_source_tells_versions_apart(file: Path, tmp_path: Path) -> None:
-    assert outside.source(make("late:start=3,inner=stable-sam")) is None
-    other = tmp_path / "other.py"
-    other.write_text(USAM.replace("here.loss, there", "there.loss, there"), encoding="utf-8")
-    first, second = (outside.source(make(f"{path}:USAM")) for path in (file, other))
-    assert first
-    assert first != second
-    assert outside.source(make(f"late:start=3,inner={file}:USAM")) == first
+@pytest.mark.parametrize(
+    "fields",
+    [{"sizes": (4, 5)}, {"sizes": ()}, {"note": "a, b"}, {"note": "3"}, {"note": "inner=sam"}, {"sizes": None}],
+    ids=repr,
+)
+def test_fields_that_are_tuples_or_any_text_come_back(file: Path, fields: dict[str, object]) -> None:
+    line = '    sizes: tuple[int, ...] | None = (1,)\n    note: str = ""\n'
+    file.write_text(USAM.replace("    theta: float = 1.0\n", line), encoding="utf-8")
+    kind = type(make(f"{file}:USAM"))
+    method = kind(**fields)
+    assert make(spell(method)) == method
+    around = make("late:start=0.5,inner=" + spell(method))
+    assert make(spell(around)) == around
 
 
-def test_the_hash_is_that_of_the_code_that_runs(file: Path) -> None:
-    """A file that is edited while its class is loaded, as beside a notebook."""
-    method = make(f"{file}:USAM")
-    before = outside.source(method)
-    file.write_text(USAM.replace("here.loss, there", "there.loss, there"), encoding="utf-8")
-    assert outside.source(make(f"{file}:USAM")) == before
-
-
-def test_classes_without_source_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two of them could not be told apart, so one's runs would be kept for the other's."""
-    prompt = ModuleType("typed_at_a_prompt")
-    monkeypatch.setitem(sys.modules, prompt.__name__, prompt)
-    exec(USAM, vars(prompt))
-    with pytest.raises(ArgumentError, match="USAM has no source; write the class into a file"):
-        outside.source(prompt.USAM())
+def test_a_field_that_no_text_can_say_is_refused(file: Path) -> None:
+    file.write_text(USAM.replace("theta: float = 1.0", "theta: object = 1.0"), encoding="utf-8")
+    kind = type(make(f"{file}:USAM"))
+    with pytest.raises(ArgumentError, match=r"theta must be a number, a name or a tuple of them to be spelled, but is"):
+        spell(kind(theta=object()))

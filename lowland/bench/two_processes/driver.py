@@ -232,11 +232,11 @@ def _ratio(over: Sequence[float], under: Sequence[float]) -> float:
     return round(statistics.median(a / b for a, b in zip(over, under, strict=True)), 4)
 
 
-def crossings(found: Sequence[dict[str, Any]], one: str, other: str) -> dict[str, list[float]]:
+def crossings(summaries: Sequence[dict[str, Any]], one: str, other: str) -> dict[str, list[float]]:
     """The bandwidths at which one variant is faster than another, and at which both are equally fast.
 
     Args:
-        found: Summaries with their ``mbit``, from wide to narrow.
+        summaries: Summaries with their ``mbit``, from wide to narrow.
         one: A variant.
         other: Another one.
 
@@ -244,7 +244,7 @@ def crossings(found: Sequence[dict[str, Any]], one: str, other: str) -> dict[str
         ``at``: the bandwidths measured at which it is faster; ``turns``: those between two of them at which both would
         take the same time, if the logarithm of their ratio were linear in that of the bandwidth.
     """
-    ratios = [(f["mbit"], f["ratios"][f"{one} / {other}"]) for f in found]
+    ratios = [(f["mbit"], f["ratios"][f"{one} / {other}"]) for f in summaries]
     turns = []
     for (wide, a), (narrow, b) in pairwise(ratios):
         if (a < 1) != (b < 1):

@@ -103,8 +103,8 @@ class Mesh(Executor):
         """See :meth:`Executor.run`."""
         readings: list[Reading] = []
         for wave, seeds in self._waves(work, probes):
-            with self._shared(work, wave, seeds, early=True) as (number, share):
-                share(self.inner.run(work, (wave[number],))[0], readings)
+            with self._shared(work, wave, seeds, early=True) as (number, gather):
+                gather(self.inner.run(work, (wave[number],))[0], readings)
         return tuple(readings)
 
     def passes(
@@ -116,10 +116,10 @@ class Mesh(Executor):
             if any(p.batch is None for p in wave):
                 raise UsageError("a mesh must know the batch; call engine.passes(batch)")
             # The caller may run backward in parts, so gradients are sent after the pass.
-            with self._shared(work, wave, seeds, early=False) as (number, share):
+            with self._shared(work, wave, seeds, early=False) as (number, gather):
                 current = Pass(work, wave[number], on_error=on_error)
                 yield current
-                share(current.answer(), readings)
+                gather(current.answer(), readings)
         return tuple(readings)
 
     def _waves(self, work: Work, probes: tuple[Probe, ...]) -> Iterator[tuple[tuple[Probe, ...], list[int]]]:
@@ -144,13 +144,13 @@ class Mesh(Executor):
         for probe in wave:
             if probe is not own:
                 probe.discard_at()
-        before = RunningStats(work, wave)
+        statistics = RunningStats(work, wave)
         alone = not work.replicas.ddps and not work.replicas.sharded and not work.replicas.own
         if early and own.grad and alone and work.batches.in_one(own.batch, work.micro_batch):
             exchange.arm(work.scale(), len(wave))
 
-        def share(reading: Reading, readings: list[Reading]) -> None:
-            readings += self._gather(work, wave, reading, before)
+        def gather(reading: Reading, readings: list[Reading]) -> None:
+            readings += self._gather(work, wave, reading, statistics)
 
         if self.width > 1 and work.buffers.written:
             raise UsageError(
@@ -160,11 +160,11 @@ class Mesh(Executor):
         try:
             # Probes of different sizes draw different amounts of random numbers, so each one has its own stream.
             with modes.branch(work.device, seeds[number]) if seeds else nullcontext():
-                yield number, share
+                yield number, gather
         finally:
             exchange.disarm()
 
-    def _gather(self, work: Work, wave: tuple[Probe, ...], own: Reading, before: RunningStats) -> list[Reading]:
+    def _gather(self, work: Work, wave: tuple[Probe, ...], own: Reading, statistics: RunningStats) -> list[Reading]:
         exchange, grad = self._exchanging(work.params), own.grad
         if grad is not None:
             exchange.give(grad, len(wave))
@@ -173,8 +173,8 @@ class Mesh(Executor):
         room = max(n or 0 for n in sizes)
         losses = own.losses if own.losses is not None and with_losses else own.loss.new_zeros(room)
         count = torch.as_tensor(own.divisor or 0.0, dtype=torch.float64, device=own.loss.device)
-        finite = torch.ones_like(own.loss) if work.finite is None else work.finite.to(own.loss.dtype)
-        mark = 0 if any(p.wrt is not None for p in wave) else collectives.mark(work.reached)
+        finite = torch.ones_like(own.loss) if work.step.finite is None else work.step.finite.to(own.loss.dtype)
+        mark = 0 if any(p.wrt is not None for p in wave) else collectives.mark(work.step.reached)
         small = torch.cat(
             [
                 own.loss.reshape(1).double(),
@@ -183,7 +183,7 @@ class Mesh(Executor):
                 *(own.loss.new_full((1,), n, dtype=torch.float64) for n in (mark, exchange.given, exchange.taken)),
                 count.reshape(1),
                 torch.nn.functional.pad(losses.double(), (0, room - len(losses))),
-                before.given(self.rank),
+                statistics.contribution(self.rank),
             ]
         )
         everyone = small.new_empty(self.width * len(small))
@@ -192,9 +192,9 @@ class Mesh(Executor):
         exchange.check(rows[:, 4], rows[:, 5])
         vectors = None if grad is None else exchange.take(grad, len(wave))
         self._compare(rows)
-        if work.finite is not None:
-            work.finite = rows[:, 1].min() > 0
-        before.settle(rows[:, 7 + room :], self.rank)
+        if work.step.finite is not None:
+            work.step.agree(rows[:, 1].min() > 0)
+        statistics.combine(rows[:, 7 + room :], self.rank)
         readings = []
         for i in range(len(wave)):
             if i == self.rank and len(wave) > 1:

@@ -1,1 +1,1 @@
-"""Loaders, and where examples come from."""
+"""Loaders and data sets."""

@@ -1,4 +1,4 @@
-"""Upstream data files: where they lie, whether they are what they should be, and safe reading of pickles."""
+"""Reads upstream data files: searches the data folder, verifies checksums, and loads pickles safely."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from lowland.core.errors import DataError, MissingExtraError
 
-# MD5 of each file as its authors publish it (of the unpacked file, where it may lie packed).
+# The MD5 of each file, uncompressed, as its authors published it.
 MD5 = {
     "cifar-10-batches-py/data_batch_1": "c99cafc152244af753f735de768cd75f",
     "cifar-10-batches-py/data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
@@ -32,26 +32,28 @@ MD5 = {
 
 
 def read(task: str, folder: str, names: Sequence[str], data: Path | None, source: str) -> list[bytes]:
-    """The checked contents of ``names`` under ``folder``, from ``data`` or else from ``LOWLAND_DATA``.
+    """Read the files ``names`` in ``folder`` below the data folder, and verify their checksums.
 
-    Each file may lie there packed, as ``name.gz``. The data folder may also be ``folder`` itself, or one of
-    the folders on the way to it.
+    A file may be compressed, as ``name.gz``. The data folder may also be ``folder`` itself, or a part of its path.
 
     Args:
-        task: Name of the task, for the messages.
-        folder: Where the files lie below the data folder, as torchvision lays them out.
-        names: File names in that folder.
-        data: The data folder; None looks at the environment variable.
-        source: Where the files can be had, for the messages.
+        task: The name of the task, for error messages.
+        folder: The path of the files below the data folder, in torchvision's layout.
+        names: The file names in that folder.
+        data: The data folder; None is the environment variable ``LOWLAND_DATA``.
+        source: The download address of the files, for error messages.
+
+    Returns:
+        The contents of the files, uncompressed, in the order of ``names``.
 
     Raises:
-        DataError: No folder is given, a file is missing, unreadable, or not the upstream one.
+        DataError: No data folder is given; or a file is missing, unreadable, or differs from the upstream file.
     """
     root = _root(task, folder, names, data, source)
     parts = folder.split("/")
     places = [root.joinpath(*parts[start:]) for start in range(len(parts) + 1)]
-    home = next((p for p in places if any(_found(p, n) for n in names)), None)
-    missing = [n for n in names if home is None or _found(home, n) is None]
+    home = next((p for p in places if any(_path(p, n) for n in names)), None)
+    missing = [n for n in names if home is None or _path(home, n) is None]
     if home is None or missing:
         raise DataError(
             f"{task}: {home or root} has no {', '.join(missing)}. {_layout(folder, names)}. "
@@ -74,12 +76,13 @@ def _layout(folder: str, names: Sequence[str]) -> str:
     return f"Expected is DIR/{folder}/ with the files {', '.join(names)}"
 
 
-def _found(folder: Path, name: str) -> Path | None:
+def _path(folder: Path, name: str) -> Path | None:
+    """The path of a file, compressed or not; None if there is none."""
     return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
 
 
 def _checked(task: str, home: Path, folder: str, name: str, source: str) -> bytes:
-    path = _found(home, name)
+    path = _path(home, name)
     assert path is not None, name
     remedy = f"delete it and get it again from {source}"
     try:
@@ -96,18 +99,23 @@ def _checked(task: str, home: Path, folder: str, name: str, source: str) -> byte
 
 
 def unpickled(task: str, name: str, content: bytes) -> dict[str, Any]:
-    """The dictionary in an upstream pickle, which may hold plain values and numeric arrays and nothing else.
+    """Load a dictionary of plain values and numeric arrays from an upstream pickle.
 
-    A pickle can run any code as it is loaded. This one may build numpy arrays; every other import is refused.
+    A pickle can run any code while it is loaded. So all its imports are refused, except those that build numpy arrays.
+
+    Args:
+        task: The name of the task, for error messages.
+        name: The name of the file, for error messages.
+        content: The pickle.
 
     Raises:
-        DataError: The pickle asks for anything else, is damaged, or holds no dictionary.
+        DataError: The pickle imports anything else, is damaged, or holds no dictionary.
     """
     try:
         value = _Arrays(io.BytesIO(content), encoding="latin1").load()
     except DataError as error:
         raise DataError(f"{task}: {name} {error}; do not use this file, get it again") from None
-    except Exception as error:  # a damaged pickle raises about anything
+    except Exception as error:  # a damaged pickle can raise any exception
         raise DataError(f"{task}: {name} is no readable pickle ({error}); get it again") from error
     if not isinstance(value, dict):
         raise DataError(f"{task}: {name} must hold a dictionary, but holds a {type(value).__name__}; get it again")
@@ -115,23 +123,23 @@ def unpickled(task: str, name: str, content: bytes) -> dict[str, Any]:
 
 
 class _Arrays(pickle.Unpickler):
-    """Loads plain values and numeric numpy arrays, and imports nothing that a file names."""
+    """Loads plain values and numeric numpy arrays, and refuses all other imports."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Stand-ins for the three names that numeric arrays need; anything else is refused."""
+        """Return a safe object for each of the three names that numeric arrays need; refuse all other names."""
         try:
             import numpy as np
         except ImportError:
             raise MissingExtraError("numpy", "lab") from None
 
         def dtype(spec: str, align: object = False, copy: object = False) -> np.dtype[Any]:
-            # Files of Python 2 say 0 and 1 where numpy by now wants booleans, and warns.
-            made = np.dtype(spec, bool(align), bool(copy))
-            if made.hasobject:
+            # Files of Python 2 have 0 and 1 here; numpy expects booleans and warns about integers.
+            kind = np.dtype(spec, bool(align), bool(copy))
+            if kind.hasobject:
                 raise DataError("wants an array of Python objects")
-            return made
+            return kind
 
-        # By its old and its new home; numpy itself says which function it is, so no private import is needed.
+        # numpy's own reduce gives the function, so no private import is needed. Numpy 2 moved it to another module.
         rebuild = np.empty(0).__reduce__()[0]
         allowed = {
             ("numpy.core.multiarray", "_reconstruct"): rebuild,

@@ -1,4 +1,4 @@
-"""Labelled images in memory, and random crops and flips of whole batches at once."""
+"""Labelled images in memory, and an augmentation that crops and flips a batch at once."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lowland.core.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """The standard training augmentation of small images: a crop out of the padded image, then a flip.
+    """The standard training augmentation of small images: a random crop of the padded image, then a random flip.
 
-    Every image of a batch gets its own offsets and its own coin, drawn from the generator it is given.
+    Each image of a batch is cropped and flipped independently.
 
     Args:
-        padding: Black pixels added on every side before a crop of the original size, >= 0.
+        padding: Pixels of value 0 that are added on every side before a crop of the original size, >= 0.
         flip: Whether each image is mirrored left to right with probability 1/2.
     """
 
@@ -31,10 +31,10 @@ class Augmentation:
         checks.integer("padding", self.padding, 0, "padding=0 crops nothing")
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """The augmented copy of ``images`` (B, C, H, W), of the same size, type and device."""
+        """An augmented copy of ``images`` (B, C, H, W), with the same shape, dtype and device."""
         count, size = len(images), 2 * self.padding + 1
-        # Drawn on the CPU, so that a GPU sees the same crops. Always all three, so that switching one part of
-        # the augmentation off leaves the other part's draws as they were.
+        # Drawn on the CPU, so that crops are the same with a GPU. All three are always drawn, so that the crops do not
+        # depend on ``flip``, and the flips do not depend on ``padding``.
         down, right = torch.randint(size, (2, count), generator=generator)  # (B,), (B,)
         coin = torch.rand(count, generator=generator) < 0.5
         if self.padding:
@@ -47,22 +47,22 @@ class Augmentation:
 def _crop(images: Tensor, padding: int, down: Tensor, right: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     padded = F.pad(images, (padding,) * 4)
-    # All crops of all images as a view, (B, C, 2p+1, 2p+1, H, W); the index then copies one block per image.
+    # A view of all crops of all images, (B, C, 2p+1, 2p+1, H, W); the index copies one crop per image.
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)
     return windows[torch.arange(len(images), device=images.device), :, down, right]
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """One part of labelled images, as a :class:`lowland.lab.task.Dataset`.
+    """One part of the data, labelled images, as a :class:`lowland.lab.task.Dataset`.
 
     Args:
-        inputs: (N, C, H, W), uint8 pixels or floats.
-        targets: (N,) int64.
-        mean: Per channel, in the unit of the stored inputs.
-        std: Per channel, in the same unit.
-        augmentation: What a batch goes through where it gets a generator.
-        memory_format: How batches are laid out.
+        inputs: The images, (N, C, H, W), uint8 pixels or floats.
+        targets: The labels, (N,) int64.
+        mean: The mean of each channel, in the unit of the stored inputs.
+        std: The standard deviation of each channel, in the same unit.
+        augmentation: The augmentation of batches that get a generator; None without augmentation.
+        memory_format: The memory format of the batches.
     """
 
     inputs: Tensor
@@ -76,12 +76,12 @@ class Images:
         return len(self.targets)
 
     def to(self, device: torch.device, memory_format: torch.memory_format) -> Images:
-        """The same images on a device, so that batches need not be moved."""
+        """The same images on a device, so that batches need not be copied to it."""
         moved = replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
         return replace(moved, memory_format=memory_format)
 
     def batch(self, index: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs (B, C, H, W) float32, targets (B,) int64, and the index (B,) itself."""
+        """The batch at these positions: inputs (B, C, H, W) float32, targets (B,) int64, and the positions (B,)."""
         index = index.to(self.targets.device)
         inputs = self.inputs[index]
         if generator is not None and self.augmentation is not None:
@@ -89,9 +89,9 @@ class Images:
         return self.normalize(inputs), self.targets[index], index
 
     def normalize(self, inputs: Tensor) -> Tensor:
-        """A batch (B, C, H, W) of stored inputs as float32, (x − mean) / std per channel."""
-        # A fresh tensor even for float inputs: the in-place arithmetic must not reach the stored images.
-        # The layout changes last: on a CPU that takes half the time of converting into the other layout at once.
+        """Normalize a batch (B, C, H, W) of stored inputs: (x − mean) / std per channel, float32."""
+        # Always a copy, because the arithmetic is in place and must not change the stored images.
+        # The memory format changes last: on a CPU this takes half the time of converting both at once.
         floats = inputs.to(torch.float32, copy=True)
         mean = torch.tensor(self.mean, device=inputs.device).view(1, -1, 1, 1)
         std = torch.tensor(self.std, device=inputs.device).view(1, -1, 1, 1)
@@ -100,23 +100,26 @@ class Images:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageSet:
-    """Labelled images in memory: a training and a test part.
+    """Labelled images in memory: a training part and a test part.
 
     Args:
-        name: Of the task, for errors.
-        train_inputs: (N, C, H, W), uint8 pixels or floats.
-        train_targets: (N,) int64, what a method is trained on (noisy, where label noise was asked for).
-        clean_targets: (N,) int64, the labels before label noise; the same tensor where there is none.
-        test_inputs: (M, C, H, W).
-        test_targets: (M,) int64, never noisy.
-        classes: Number of classes.
-        mean: Per channel, in the unit of the stored inputs (0 to 255 for uint8 photographs).
-        std: Per channel, in the same unit.
-        augmentation: What training batches go through; None leaves them alone.
-        confusions: Class to the class that asymmetric noise mistakes it for; None is the next class.
-        noise: Share of labels replaced, among the classes the kind of noise touches.
+        name: The name of the task, for error messages.
+        train_inputs: The training images, (N, C, H, W), uint8 pixels or floats.
+        train_targets: The training labels, (N,) int64, with label noise if there is any.
+        clean_targets: The training labels before label noise, (N,) int64; without noise, the same tensor.
+        test_inputs: The test images, (M, C, H, W).
+        test_targets: The test labels, (M,) int64, without noise.
+        classes: The number of classes.
+        mean: The mean of each channel, in the unit of the stored inputs (0 to 255 for uint8 photographs).
+        std: The standard deviation of each channel, in the same unit.
+        augmentation: The augmentation of training batches; None without augmentation.
+        confusions: For each class the class that replaces it in asymmetric noise; None is the next class.
+        noise: The fraction of labels that are replaced, among the classes that the kind of noise applies to.
         noise_kind: "symmetric" or "asymmetric".
-        noise_seed: What the replaced labels were drawn from.
+        noise_seed: The seed of the label noise.
+
+    Raises:
+        DataError: A part is empty, has unequal numbers of images and labels, or has a label out of range.
     """
 
     name: str
@@ -155,12 +158,12 @@ class ImageSet:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
+        """The shape of one image: (channels, height, width)."""
         channels, height, width = self.train_inputs.shape[1:]
         return int(channels), int(height), int(width)
 
     def parts(self) -> dict[str, Images]:
-        """The parts "train" and "test"; the training part is augmented where a generator is given."""
+        """The parts "train" and "test"; training batches that get a generator are augmented."""
         return {
             "train": Images(self.train_inputs, self.train_targets, self.mean, self.std, self.augmentation),
             "test": Images(self.test_inputs, self.test_targets, self.mean, self.std),

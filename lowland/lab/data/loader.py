@@ -1,8 +1,8 @@
-"""Batches in an order that depends on nothing but the seed and the place in training.
+"""Loads batches in an order that depends only on the seed and the position in training.
 
-The loader keeps no position. The order of an epoch comes from (seed, epoch), the augmentation of a batch from
-(seed, global step); so a run that stopped in the middle of an epoch goes on from its epoch and batch number
-alone, and every method sees the same data in the same order.
+The loader has no state. The seed and the epoch determine the order of an epoch; the seed and the step determine the
+augmentation of a batch. So a run resumes inside an epoch from its epoch and batch numbers, and every method gets the
+same data in the same order.
 """
 
 from __future__ import annotations
@@ -21,26 +21,29 @@ from lowland.core.errors import ArgumentError
 from lowland.lab.data.streams import stream
 from lowland.lab.data.wrapped import dataset
 
-Wanted = Iterable[tuple[Tensor, torch.Generator | None]]
+Requests = Iterable[tuple[Tensor, torch.Generator | None]]  # positions (B,) and generator of each batch
 
 
 class Loader:
     """Batches of a task for training and for evaluation.
 
-    A last batch that is not full is kept, unless it would hold a single example, on which BatchNorm cannot
-    train.
+    An incomplete last batch is kept, unless it has a single example, because BatchNorm cannot train on one example.
 
     Args:
-        parts: "train", "test" and maybe "validation", as :meth:`lowland.lab.Task.datasets` gives them.
+        parts: "train", "test" and possibly "validation", as :meth:`lowland.lab.Task.datasets` returns them.
         batch_size: Examples per training batch, >= 1.
-        seed: Of order and augmentation, and of what is cut off for validation.
-        validation: Share of the training part that is kept for validation, in [0, 1), where the data has no such part.
-        device: Where the batches lie; a part that has ``to(device, memory_format)`` is moved once, as it is stored.
-        channels_last: Whether images are laid out pixel by pixel, which convolutions in bf16 like.
-        drop_last: Leave out every last batch that is not full.
-        share: Which part of every batch this rank gets, and into how many equal parts it is cut. Batches are made
-            whole and then cut, so that several ranks see what one would.
-        cut: How batches are cut; by default tensors along dimension 0.
+        seed: The seed of the order, the augmentation and the validation split.
+        validation: The fraction of the training part that is held out for validation, in [0, 1), if the data has no
+            validation part.
+        device: The device of the batches. A part with a method ``to(device, memory_format)`` is moved once, as a whole.
+        channels_last: Use the channels_last memory format for images.
+        drop_last: Leave out an incomplete last batch.
+        batch_part: The part of every training batch that this rank gets: its index and the number of equal parts. The
+            loader makes the full batch and then cuts it, so that several ranks see the same examples as one.
+        cut: The object that cuts batches; by default tensors are cut along dimension 0.
+
+    Raises:
+        ArgumentError: A part is missing, or a number does not fit the number of training examples or ranks.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class Loader:
         device: str | torch.device = "cpu",
         channels_last: bool = False,
         drop_last: bool = False,
-        share: tuple[int, int] = (0, 1),
+        batch_part: tuple[int, int] = (0, 1),
         cut: Cutter | None = None,
     ) -> None:
         checks.integer("batch_size", batch_size, 1, "take 64 or 128")
@@ -66,35 +69,36 @@ class Loader:
         self.device = torch.device(device)
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self.parts = {name: self._placed(dataset(name, part)) for name, part in parts.items()}
-        self.batch_size, self.share, self.seed = batch_size, share, seed
+        self.batch_size, self.batch_part, self.seed = batch_size, batch_part, seed
         self._batches = Batches(cut)
         self.index = {name: torch.arange(len(data)) for name, data in self.parts.items()}
         if validation and "validation" not in parts:
-            self._cut_off(validation)
-        self._steps = self._count(len(self.index["train"]), drop_last)
+            self._hold_out(validation)
+        self._steps = self._batches_per_epoch(len(self.index["train"]), drop_last)
 
     def _placed(self, data: Any) -> Any:
         return data.to(self.device, self._format) if callable(getattr(data, "to", None)) else data
 
-    def _cut_off(self, share: float) -> None:
-        """Keep a share of the training part for validation, the same one whatever the method."""
-        checks.at_least("validation", share, 0, "0.1 keeps a tenth of the training part")
+    def _hold_out(self, fraction: float) -> None:
+        """Hold out a fraction of the training part for validation; the seed alone decides which examples."""
+        checks.at_least("validation", fraction, 0, "0.1 keeps a tenth of the training part")
         count = len(self.index["train"])
-        kept = round(share * count)
+        kept = round(fraction * count)
         if not 1 <= kept < count:
             raise ArgumentError(
-                f"validation must leave both parts an example, but {share!r} of {count} keeps {kept}; take 0.1"
+                f"validation must leave both parts an example, but {fraction!r} of {count} keeps {kept}; take 0.1"
             )
         order = torch.randperm(count, generator=stream(self.seed, "validation"))
         self.parts["validation"] = self.parts["train"]
         self.index["validation"], self.index["train"] = order[:kept].sort().values, order[kept:].sort().values
 
-    def _count(self, count: int, drop_last: bool) -> int:
-        """Batches in an epoch."""
-        if self.batch_size % self.share[1]:
+    def _batches_per_epoch(self, count: int, drop_last: bool) -> int:
+        """The number of batches in an epoch of ``count`` examples."""
+        _, parts = self.batch_part
+        if self.batch_size % parts:
             raise ArgumentError(
-                f"batch_size must be a multiple of {self.share[1]}, the ranks that divide a batch, but is "
-                f"{self.batch_size}; take {self.batch_size // self.share[1] * self.share[1] or self.share[1]}"
+                f"batch_size must be a multiple of {parts}, the ranks that divide a batch, but is "
+                f"{self.batch_size}; take {self.batch_size // parts * parts or parts}"
             )
         if drop_last and count < self.batch_size:
             raise ArgumentError(
@@ -105,60 +109,66 @@ class Loader:
         return full if drop_last or (rest < 2 and full) else full + (rest > 0)
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """The number of training batches in an epoch."""
         return self._steps
 
     @property
-    def here(self) -> int:
-        """Examples of a training batch that this rank gets."""
-        return self.batch_size // self.share[1]
+    def local_batch_size(self) -> int:
+        """The number of examples of a training batch on this rank."""
+        return self.batch_size // self.batch_part[1]
 
     @property
     def examples(self) -> int:
-        """Examples that training draws from."""
+        """The number of training examples, without those held out for validation."""
         return len(self.index["train"])
 
     @property
     def positions(self) -> int:
-        """One more than the largest position that a training batch can hold."""
+        """The number of positions of the training part, including those held out for validation."""
         return len(self.parts["train"])
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """The training batches of ``epoch`` (counted from 0), from batch ``start`` on."""
+        """Yield the training batches of ``epoch`` (counted from 0), beginning with batch ``start``."""
         checks.integer("epoch", epoch, 0, "the first epoch is 0")
         checks.integer("start", start, 0, "0 is the first batch of the epoch")
         order = torch.randperm(self.examples, generator=stream(self.seed, "order", epoch))
         order = self.index["train"][order]
 
-        def wanted() -> Iterator[tuple[Tensor, torch.Generator]]:
+        def requests() -> Iterator[tuple[Tensor, torch.Generator]]:
             for batch in range(start, self._steps):
                 index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
                 yield index, stream(self.seed, "augmentation", epoch * self._steps + batch)
 
-        for whole in self._made("train", wanted()):
-            yield whole if self.share[1] == 1 else self._part(whole)
+        for batch in self._load("train", requests()):
+            yield batch if self.batch_part[1] == 1 else self._local(batch)
 
     def evaluation(self, batch_size: int = 1000, part: str = "test", most: int | None = None) -> Iterator[Any]:
-        """All examples of a part once, in stored order, without augmentation; or the first of them."""
+        """Yield all examples of a part once, in stored order and without augmentation.
+
+        Args:
+            batch_size: Examples per batch, >= 1.
+            part: The name of the part.
+            most: Only the first ``most`` examples; None for all.
+        """
         checks.integer("batch_size", batch_size, 1, "take 1000")
         checks.one_of("part", part, tuple(self.parts))
-        yield from self._made(part, ((index, None) for index in torch.split(self.index[part][:most], batch_size)))
+        yield from self._load(part, ((index, None) for index in torch.split(self.index[part][:most], batch_size)))
 
-    def _made(self, part: str, wanted: Wanted) -> Iterator[Any]:
+    def _load(self, part: str, requests: Requests) -> Iterator[Any]:
         data = self.parts[part]
-        made = data.stream(wanted) if callable(getattr(data, "stream", None)) else (data.batch(*w) for w in wanted)
-        for batch in made:
-            yield batch if callable(getattr(data, "to", None)) else pytree.tree_map(self._moved, batch)
+        streams = callable(getattr(data, "stream", None))
+        for batch in data.stream(requests) if streams else (data.batch(*request) for request in requests):
+            yield batch if callable(getattr(data, "to", None)) else pytree.tree_map(self._move, batch)
 
-    def _moved(self, leaf: Any) -> Any:
+    def _move(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
         leaf = leaf.to(self.device)
         return leaf.contiguous(memory_format=self._format) if leaf.ndim == 4 and leaf.is_floating_point() else leaf
 
-    def _part(self, whole: Any) -> Any:
-        """This rank's examples; images keep their layout."""
-        number, count = self.share
-        part = self._batches.chunk(whole, count)[number]
+    def _local(self, batch: Any) -> Any:
+        """This rank's part of a batch; tensors keep their memory format."""
+        index, count = self.batch_part
+        part = self._batches.chunk(batch, count)[index]
         keep = torch.preserve_format
         return pytree.tree_map(lambda t: t.clone(memory_format=keep) if isinstance(t, Tensor) else t, part)

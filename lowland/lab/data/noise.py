@@ -1,4 +1,4 @@
-"""Label noise: wrong training labels on purpose, to see what a method does with them."""
+"""Label noise: deliberately wrong training labels."""
 
 from __future__ import annotations
 
@@ -18,25 +18,29 @@ NoiseKind = Literal["symmetric", "asymmetric"]
 
 
 def noisy(images: ImageSet, rate: float, kind: NoiseKind = "symmetric", seed: int = 0) -> ImageSet:
-    """The images with a share of its training labels replaced; test labels stay as they are.
+    """The images with a fraction of the training labels replaced; test labels are unchanged.
 
-    ``symmetric`` replaces a label by one of the *other* classes, each equally likely, so ``rate`` is the
-    share of wrong labels. ``asymmetric`` replaces it by the class it is easily mistaken for
-    (``images.confusions``; where they name none, the next class), and ``rate`` counts within the classes
-    that have such a class: for CIFAR-10 these are 5 of 10, so 0.4 makes 20 % of all labels wrong, as is usual
-    in the literature.
+    ``symmetric`` replaces a label by one of the *other* classes with equal probability, so ``rate`` is the fraction of
+    wrong labels. ``asymmetric`` replaces a label by the class of ``images.confusions``, or by the next class if that
+    is None. Here ``rate`` is a fraction of the labels in classes that are replaced: 5 of CIFAR-10's 10 classes are, so
+    0.4 makes 20 % of all labels wrong, as is usual in the literature.
 
-    The number of replaced labels is exact, ``round(rate · labels concerned)``; which ones depends only on
-    ``seed``. A smaller rate replaces a subset of what a larger one replaces.
+    The number of replaced labels is exactly ``round(rate · replaceable labels)``, and the choice depends only on
+    ``seed``. A smaller rate replaces a subset of the labels that a larger rate replaces.
 
     Args:
         images: Images without label noise.
-        rate: In [0, 1).
+        rate: The noise rate, in [0, 1).
         kind: "symmetric" or "asymmetric".
-        seed: Whatever integer; the same seed gives the same labels.
+        seed: Any integer; the same seed gives the same labels.
+
+    Raises:
+        ArgumentError: ``rate`` or ``kind`` is out of range.
     """
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
-        raise ArgumentError(f"noise must be in [0, 1), but is {rate!r}; it is the share of wrong labels, such as 0.2")
+        raise ArgumentError(
+            f"noise must be in [0, 1), but is {rate!r}; it is the fraction of wrong labels, such as 0.2"
+        )
     checks.one_of("noise_kind", kind, ("symmetric", "asymmetric"))
     generator = stream(seed, "label noise", kind)
     if kind == "symmetric":
@@ -56,16 +60,16 @@ def _symmetric(clean: Tensor, classes: int, rate: float, generator: torch.Genera
 
 
 def _asymmetric(clean: Tensor, table: Tensor, rate: float, generator: torch.Generator) -> Tensor:
-    concerned = (table[clean] != clean).nonzero().squeeze(1)
-    order = torch.randperm(len(concerned), generator=generator)
-    chosen = concerned[order[: round(rate * len(concerned))]]
+    replaceable = (table[clean] != clean).nonzero().squeeze(1)
+    order = torch.randperm(len(replaceable), generator=generator)
+    chosen = replaceable[order[: round(rate * len(replaceable))]]
     targets = clean.clone()
     targets[chosen] = table[clean[chosen]]
     return targets
 
 
 def _table(images: ImageSet) -> Tensor:
-    """(C,): the class that each class is mistaken for, or itself."""
+    """The class that replaces each class, shape ``(C,)``; a class without a confusion keeps itself."""
     following: Mapping[int, int] = {c: (c + 1) % images.classes for c in range(images.classes)}
     confusions = following if images.confusions is None else images.confusions
     return torch.tensor([confusions.get(c, c) for c in range(images.classes)])

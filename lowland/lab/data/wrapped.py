@@ -1,4 +1,4 @@
-"""A torch ``Dataset`` or ``DataLoader`` as batches by position, with random numbers that the position decides."""
+"""Adapts a torch ``Dataset`` or ``DataLoader`` to lowland's ``Dataset``, with reproducible random numbers."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from lowland.core.errors import ArgumentError
 
 
 class Items:
-    """Items of a map-style data set, collated to batches; one in the order of a training, whoever loads it.
+    """Batches of a map-style data set, the same for every number of workers.
 
-    An item's own random numbers, such as its augmentation's, are seeded before it is fetched: torch's, Python's and
-    NumPy's. So they depend on the seed and the place in training, not on the number of workers.
+    The global random numbers of torch, Python and NumPy are seeded before each item is loaded. So an item's
+    augmentation depends on the seed and the position in training, not on the number of workers.
 
     Args:
-        data: With ``__len__`` and ``__getitem__``.
-        collate: From a list of items to a batch.
-        workers: Processes that fetch items, >= 0.
+        data: An object with ``__len__`` and ``__getitem__``.
+        collate: A function from a list of items to a batch.
+        workers: The number of processes that load items, >= 0.
     """
 
     def __init__(self, data: Any, collate: Callable[[list[Any]], Any] = default_collate, workers: int = 0) -> None:
@@ -37,24 +37,27 @@ class Items:
         return next(iter(self.stream([(index, generator)])))
 
     def stream(self, wanted: Iterable[tuple[Tensor, torch.Generator | None]]) -> Iterator[Any]:
-        """Batches in this order, fetched ahead by the workers."""
+        """The batches in this order; workers load items in advance.
+
+        Args:
+            wanted: For each batch, positions of shape ``(B,)`` and a generator, as :meth:`batch` takes them.
+        """
         plan = (list(zip(index.tolist(), _seeds(g, index), strict=True)) for index, g in wanted)
+        items: Any = _Seeded(self.items)
         if not self.workers:
-            fetch = _Seeded(self.items)
-            yield from (self.collate([fetch[pair] for pair in pairs]) for pairs in plan)
+            yield from (self.collate([items[pair] for pair in pairs]) for pairs in plan)
             return
-        fetching: Any = _Seeded(self.items)
         yield from DataLoader(
-            fetching,
-            batch_sampler=_Plan(plan),
+            items,
+            batch_sampler=_BatchSampler(plan),
             collate_fn=self.collate,
             num_workers=self.workers,
-            generator=torch.Generator(),  # or it would draw from the global numbers, which dropout draws from
+            generator=torch.Generator(),  # keeps the DataLoader from drawing global random numbers, as dropout does
         )
 
 
-class _Plan:
-    """What a DataLoader takes for a sampler of batches."""
+class _BatchSampler:
+    """A batch sampler for a DataLoader: batches of pairs of position and seed."""
 
     def __init__(self, batches: Iterable[list[Any]]) -> None:
         self._batches = batches
@@ -64,7 +67,7 @@ class _Plan:
 
 
 class _Seeded:
-    """A data set whose items are fetched with random numbers of their own; the global ones go on as they were."""
+    """A data set indexed by pairs of position and seed; it seeds the global random numbers and then restores them."""
 
     def __init__(self, data: Any) -> None:
         self.items = data
@@ -87,7 +90,7 @@ class _Seeded:
 
 
 def _seeds(generator: torch.Generator | None, index: Tensor) -> list[int]:
-    """A seed for each item; in evaluation its position, whatever batch it is in."""
+    """A seed for each item; in evaluation the item's position, so that the seed does not depend on the batch."""
     seeds = index if generator is None else torch.randint(2**62, index.shape, generator=generator)
     return [int(seed) for seed in seeds.tolist()]
 
@@ -96,25 +99,25 @@ def dataset(name: str, part: Any) -> Any:
     """A part of a task's data as a :class:`lowland.lab.task.Dataset`.
 
     Args:
-        name: The part's name, for errors.
-        part: A ``Dataset`` of lowland's, a torch ``Dataset``, a sequence of items, or a ``DataLoader``.
+        name: The name of the part, for error messages.
+        part: A lowland ``Dataset``, a torch ``Dataset``, a sequence of items, or a ``DataLoader``.
 
     Raises:
-        ArgumentError: It is none of these, has no length, or is empty.
+        ArgumentError: The part has another type, has no length, or is empty.
     """
     if callable(getattr(part, "batch", None)) and hasattr(part, "__len__"):
-        found = part
+        data = part
     elif isinstance(part, DataLoader):
         if isinstance(part.dataset, IterableDataset):
             raise _unusable(name, part, "an iterable data set has no positions")
-        found = Items(part.dataset, part.collate_fn, part.num_workers)
+        data = Items(part.dataset, part.collate_fn, part.num_workers)
     elif isinstance(part, IterableDataset) or not (hasattr(part, "__getitem__") and hasattr(part, "__len__")):
         raise _unusable(name, part, "it has no positions")
     else:
-        found = Items(part)
-    if len(found) == 0:
+        data = Items(part)
+    if len(data) == 0:
         raise _unusable(name, part, "it is empty")
-    return found
+    return data
 
 
 def _unusable(name: str, part: Any, reason: str) -> ArgumentError:

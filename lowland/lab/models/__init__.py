@@ -30,17 +30,17 @@ MODELS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
 
 
 def make(name: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """The model of that name with fresh weights from torch's own random numbers.
+    """Make the model of this name, with weights from torch's global random numbers.
 
     Args:
-        name: A key of ``MODELS``, or the name of a torchvision or timm model where those are installed:
-            ``torchvision:resnet18``, ``timm:vit_tiny_patch16_224``, or without the package where it is clear.
-        shape: (channels, height, width) of one image.
-        classes: Number of logits, >= 2.
+        name: A key of ``MODELS``, or the name of a model of an installed torchvision or timm:
+            ``torchvision:resnet18``, ``timm:vit_tiny_patch16_224``, or only the model's name.
+        shape: The shape of one image: (channels, height, width).
+        classes: The number of logits, >= 2.
 
     Raises:
-        UnknownNameError: No such model.
-        ArgumentError: The model cannot be used for such images, or its package is not installed.
+        UnknownNameError: There is no model of this name.
+        ArgumentError: The model does not work on images of this shape, or its package is not installed.
     """
     checks.integer("classes", classes, 2, "a task has at least two")
     package = None if name in MODELS else hub.package_of(name)
@@ -55,18 +55,18 @@ def make(name: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
 
 
 def build(name: str, *, shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
-    """The same with weights that depend on nothing but ``seed``; the global random state is left as it was."""
+    """Make the model of this name, with weights that depend only on ``seed``; see :func:`make` and :func:`seeded`."""
     return seeded(lambda: make(name, shape, classes), seed)
 
 
 def seeded(maker: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """A model whose weights depend on nothing but ``seed``; the global random state is left as it was.
+    """Make a model whose weights depend only on ``seed``; the global random state is unchanged.
 
     Args:
-        maker: Makes a model with torch's own random numbers, on the CPU.
-        seed: Of the weights.
+        maker: A function that makes a model on the CPU with weights from torch's global random numbers.
+        seed: The seed of the weights.
     """
-    # devices=[]: nothing is drawn on a GPU; default_generator leaves its state alone, manual_seed would not.
+    # devices=[], because only the CPU draws numbers. torch.manual_seed would also seed the GPUs.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(derived(seed, "weights"))
         return maker()

@@ -1,4 +1,4 @@
-"""Models by name from torchvision and timm, where those are installed."""
+"""Models by name from torchvision and timm, if they are installed."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ PACKAGES = ("torchvision", "timm")
 
 
 class Colored(nn.Module):
-    """Shows grey images to a network made for three channels, by repeating the one they have."""
+    """Repeats the channel of grey images for a network with three input channels."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
 
     def forward(self, x: Tensor) -> Any:
-        """What the inner network says to (B, 1, H, W)."""
+        """The output of the inner network for images (B, 1, H, W)."""
         return self.inner(x.expand(-1, 3, -1, -1))
 
 
 def package_of(name: str) -> str | None:
-    """The package in ``torchvision:resnet18``, or the first installed one that knows a bare name."""
+    """The package of a model: the prefix in ``torchvision:resnet18``, or the first package that has the model."""
     prefix, _, _ = name.rpartition(":")
     if prefix:
         return prefix if prefix in PACKAGES else None
@@ -35,11 +35,17 @@ def package_of(name: str) -> str | None:
 
 
 def make(package: str, name: str, shape: Shape, classes: int) -> nn.Module:
-    """The model ``name`` of ``package`` with fresh weights, for images of ``shape``.
+    """Make the model ``name`` of ``package`` with random weights, for images of ``shape``.
+
+    Args:
+        package: ``torchvision`` or ``timm``.
+        name: The name of the model in the package.
+        shape: The shape of one image: (channels, height, width).
+        classes: The number of logits.
 
     Raises:
-        ArgumentError: The package does not import here, or the model does not take such images.
-        UnknownNameError: The package has no such model.
+        ArgumentError: The package cannot be imported, or the model does not work on such images.
+        UnknownNameError: The package has no model of this name.
     """
     known = _names(package, required=True)
     if name not in known:
@@ -47,7 +53,7 @@ def make(package: str, name: str, shape: Shape, classes: int) -> nn.Module:
     try:
         model = _torchvision(name, shape, classes) if package == "torchvision" else _timm(name, shape, classes)
         _try(model, shape, classes)
-    except Exception as error:  # whatever a foreign model says to a size it cannot take
+    except Exception as error:  # a model can raise any exception for a shape that it does not accept
         raise ArgumentError(
             f"model {package}:{name} cannot be used for images of shape {shape} and {classes} classes "
             f"({type(error).__name__}: {error}); take another model, such as resnet20"
@@ -58,7 +64,7 @@ def make(package: str, name: str, shape: Shape, classes: int) -> nn.Module:
 def _names(package: str, *, required: bool) -> list[str]:
     try:
         module = importlib.import_module("torchvision.models" if package == "torchvision" else "timm")
-    # RuntimeError: a torchvision built for another torch fails to register its operators, and timm with it.
+    # RuntimeError: torchvision built for another version of torch cannot register its operators; timm imports it.
     except (ImportError, RuntimeError) as error:
         if not required:
             return []
@@ -81,13 +87,13 @@ def _timm(name: str, shape: Shape, classes: int) -> nn.Module:
     wanted = {"pretrained": False, "num_classes": classes, "in_chans": shape[0]}
     try:
         model: nn.Module = timm.create_model(name, img_size=shape[1], **wanted)
-    except TypeError:  # convolutional models know no image size
+    except TypeError:  # convolutional models have no argument img_size
         model = timm.create_model(name, **wanted)
     return model
 
 
 def _try(model: nn.Module, shape: Shape, classes: int) -> None:
-    """One forward pass, so that a misfit shows here and not in the first step of a run."""
+    """Run one forward pass, so that an unsuitable model fails here and not in the first step of a run."""
     was_training = model.training
     try:
         with torch.no_grad():
@@ -95,5 +101,5 @@ def _try(model: nn.Module, shape: Shape, classes: int) -> None:
     finally:
         model.train(was_training)
     if not isinstance(logits, Tensor) or logits.shape != (2, classes):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"its output must be logits of shape (2, {classes}), but is {found}")
+        output = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"its output must be logits of shape (2, {classes}), but is {output}")

@@ -1,4 +1,4 @@
-"""The residual networks for small images, with BatchNorm after each convolution.
+"""Residual networks for small images, with BatchNorm after each convolution.
 
 Reference: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385,
 section 4.2.
@@ -15,20 +15,20 @@ Shape = tuple[int, int, int]
 class Block(nn.Module):
     """Two 3 × 3 convolutions and a shortcut without parameters (option A: subsample, add zero channels)."""
 
-    def __init__(self, before: int, after: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(after)
-        self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(after)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
         self.stride = stride
-        self.added = after - before
+        self.added_channels = outputs - inputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, before, H, W) to (B, after, H / stride, W / stride)."""
+        """Map (B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if self.stride > 1 or self.added:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added))
+        if self.stride > 1 or self.added_channels:
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added_channels))
         return F.relu(out + x)
 
 
@@ -45,18 +45,18 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, classes) of images (B, C, H, W) of 8 × 8 pixels and more."""
+        """Logits (B, classes) of images (B, C, H, W) of at least 8 × 8 pixels."""
         logits: Tensor = self.head(self.stages(self.stem(x)).mean((2, 3)))
         return logits
 
 
 def _stages(blocks: int) -> list[Block]:
-    made, before = [], 16
+    stages, inputs = [], 16
     for width in (16, 32, 64):
         for number in range(blocks):
-            made.append(Block(before, width, stride=2 if width > 16 and number == 0 else 1))
-            before = width
-    return made
+            stages.append(Block(inputs, width, stride=2 if width > 16 and number == 0 else 1))
+            inputs = width
+    return stages
 
 
 def resnet20(shape: Shape, classes: int) -> ResNet:

@@ -1,4 +1,4 @@
-"""Several methods times several seeds, under one budget, on the same data in the same order."""
+"""Runs a comparison: several methods and seeds with equal budgets and the same data in the same order."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ from lowland.methods.plain import Plain
 from lowland.parallel import broadcast
 from lowland.runs.file import RUN_FILE, history
 
-ALL = "all"  # among the methods of a comparison: every one there is
-TIMED = 60  # plain steps from which the default of a budget in seconds is taken
+ALL = "all"  # the name that means all methods that work on the model
+TIMED = 60  # the number of plain steps that are timed for the default budget in seconds
 
 
 def expand(methods: Sequence[str], base: RunConfig) -> tuple[list[str], list[str]]:
-    """The methods that are meant, where ``all`` stands for every key of METHODS that works on the model.
+    """Replace ``all`` by every key of METHODS that works on the model and with the optimizer.
 
-    With ``all`` among them, methods may be named twice. One that is named itself is never left out: what it has against
-    the model is an error then, from :func:`compare`.
+    If ``all`` is in the list, a method may be listed twice. A method that is listed by its own name is never left out;
+    if it does not work, :func:`compare` raises its error.
 
     Args:
         methods: Methods as text, or ``all``.
-        base: What the runs share.
+        base: The configuration that the runs share.
 
     Returns:
-        The methods, and a sentence for each that ``all`` leaves out.
+        The methods, and a sentence for each method that is left out.
     """
     if ALL not in methods:
         return list(methods), []
-    left_out = {key: reason for key in METHODS if key not in methods and (reason := _objection(key, base))}
-    meant = (text for method in methods for text in (METHODS if method == ALL else [method]))
-    kept = [text for text in dict.fromkeys(meant) if text not in left_out]
-    return kept, [f"{ALL} is without {key}: {reason}." for key, reason in left_out.items()]
+    left_out = {key: reason for key in METHODS if key not in methods and (reason := _refusal(key, base))}
+    expanded = (text for method in methods for text in (METHODS if method == ALL else [method]))
+    usable = [text for text in dict.fromkeys(expanded) if text not in left_out]
+    return usable, [f"{ALL} is without {key}: {reason}." for key, reason in left_out.items()]
 
 
-def _objection(key: str, base: RunConfig) -> str | None:
-    """What a method has against the model or the optimizer, in its own words; None where it works."""
+def _refusal(key: str, base: RunConfig) -> str | None:
+    """The message of the error with which a method refuses the model or the optimizer; None if it works."""
     try:
         _check_method(grid(base, [key], 1)[0])
     except (ParameterError, UsageError) as error:
@@ -65,33 +65,33 @@ def _objection(key: str, base: RunConfig) -> str | None:
 
 
 def _check_method(config: RunConfig) -> None:
-    """Refuse a method that cannot work on the model: an engine is made, and nothing computed."""
+    """Refuse a method that cannot work on the model, by making a trainer without taking a step."""
     with torch.random.fork_rng(devices=[config.on()] if config.on().type == "cuda" else []):
         Trainer(config, complete(config, loader_of(config)))
 
 
 def compare(runs: Sequence[RunConfig], out: Path, display: Display, *, command: Sequence[str] = ()) -> list[Path]:
-    """Do what is missing of a comparison: finished runs are kept, unfinished ones resumed.
+    """Train the missing runs of a comparison: finished runs are kept, unfinished runs are resumed.
 
-    A run's folder has a hash of all that makes it this run in its name: task and model with their sources, recipe,
-    method, budget and lowland's version. So what another recipe or another width has trained is never taken for it.
+    The name of a run's folder ends with a hash of the run's identity: task and model with their sources, recipe,
+    method, budget and lowland's version. So a run of another recipe or another model width is never reused.
 
     Args:
-        runs: What :func:`grid` made.
+        runs: The runs, from :func:`grid`.
         out: The folder that gets one folder per run.
         display: Shows the progress.
-        command: What was typed, for the record.
+        command: The command line, for the run files.
 
     Returns:
         The run folders.
 
     Raises:
-        ArgumentError: A method is unknown, or named twice in other words.
-        ParameterError: A method cannot work on the model; nothing has been trained then, either.
-        UsageError: A method cannot work with the optimizer; the same.
+        ArgumentError: A method is unknown, or two texts mean the same method. No run is trained then.
+        ParameterError: A method cannot work on the model. No run is trained then.
+        UsageError: A method cannot work with the optimizer. No run is trained then.
     """
     lines = _lines(runs)
-    _check_twice(lines)
+    _check_duplicates(lines)
     names = {id(config): str(line["run"]) for config, line in zip(runs, lines, strict=True)}
     missing = {config.label: config for config in runs if history(out / names[id(config)]).end is None}
     for config in missing.values():
@@ -101,15 +101,15 @@ def compare(runs: Sequence[RunConfig], out: Path, display: Display, *, command: 
 
 
 def budget(kind: Kind, limit: float | None, base: RunConfig, out: Path) -> Budget:
-    """The budget of a comparison; without a limit, what plain training takes for the recipe's epochs.
+    """The budget of a comparison; by default the amount that plain training uses for the recipe's epochs.
 
-    In seconds that is measured, on this machine and once: later calls find it in the runs in ``out``.
+    The default in seconds is measured once on this machine; later calls read it from the runs in ``out``.
 
     Args:
-        kind: What is limited.
-        limit: How much; None stands for the default.
-        base: What the runs share; its budget is not looked at.
-        out: Where the runs are, or will be.
+        kind: The resource that is limited.
+        limit: The amount; None is the default.
+        base: The configuration that the runs share; its budget is ignored.
+        out: The folder of the runs.
     """
     if limit is not None:
         return Budget(kind=kind, limit=limit)
@@ -117,34 +117,34 @@ def budget(kind: Kind, limit: float | None, base: RunConfig, out: Path) -> Budge
     if kind != "seconds":
         return Budget(kind=kind, limit=steps)
     timed = replace(base, method="plain", budget=Budget(kind=kind, limit=1.0))
-    found = _recorded_limit(timed, out)
-    return Budget(kind=kind, limit=broadcast(found or float(f"{steps * _plain_step(timed):.3g}")))
+    recorded = _recorded_limit(timed, out)
+    return Budget(kind=kind, limit=broadcast(recorded or float(f"{steps * _plain_step(timed):.3g}")))
 
 
-def _check_twice(lines: Sequence[dict[str, Any]]) -> None:
-    """Refuse one run under two names, such as sam and sam:rho=0.05.
+def _check_duplicates(lines: Sequence[dict[str, Any]]) -> None:
+    """Refuse two texts of the same method, such as sam and sam:rho=0.05.
 
     Raises:
-        ArgumentError: There is one.
+        ArgumentError: Two texts mean the same method.
     """
-    first: list[dict[str, Any]] = []
+    checked: list[dict[str, Any]] = []
     for line in (line for line in lines if line["seed"] == lines[0]["seed"]):
-        for other in first:
+        for other in checked:
             if not differences(other, line):
                 raise ArgumentError(
                     f"methods must differ, but {other['method']['text']} and {line['method']['text']} are the same "
                     "here; leave one out"
                 )
-        first.append(line)
+        checked.append(line)
 
 
 def _lines(runs: Sequence[RunConfig]) -> list[dict[str, Any]]:
-    """The first lines of all runs, seed after seed as they come."""
+    """The config lines of all runs, in the same order."""
     lines: list[dict[str, Any]] = []
     loaders: dict[tuple[int, int, bool], Loader] = {}
     for config in runs:
         key = (config.seed, config.recipe.batch_size, config.recipe.channels_last)
-        if key not in loaders:
+        if key not in loaders:  # keep the loaders of one seed only
             loaders = {key: loader_of(config)} | {k: v for k, v in loaders.items() if k[0] == config.seed}
         check_select(config, loaders[key])
         lines.append(line_of(config, loaders[key], complete(config, loaders[key])))
@@ -157,7 +157,7 @@ def run_name(config: RunConfig) -> str:
 
 
 def page_name(runs: Sequence[RunConfig]) -> str:
-    """The page's file name: task, model, and a hash of who is compared, so that no comparison overwrites another's."""
+    """The page's file name: task, model, and a hash of the runs, so that different comparisons have different pages."""
     first = runs[0]
     compared = json.dumps(sorted({(r.label, r.seed, repr(r.recipe), repr(r.budget), r.select) for r in runs}))
     readable = re.sub(r"[^A-Za-z0-9._=+-]", "_", f"{Path(first.task_text).name}-{Path(first.model_text).name}")
@@ -165,7 +165,7 @@ def page_name(runs: Sequence[RunConfig]) -> str:
 
 
 def _recorded_limit(config: RunConfig, out: Path) -> float | None:
-    """The limit of runs in ``out`` that differ from this one in method, its recipe, seed and limit alone."""
+    """The limit of a run in ``out`` that differs from this run at most in method, seed and limit; None without one."""
     free, lines = ("method", "sources.method", "seed", "budget.limit"), {config.recipe: _lines([config])[0]}
     for file in sorted(out.glob(f"*/{RUN_FILE}")):
         recorded = history(file.parent).config
@@ -180,7 +180,7 @@ def _recorded_limit(config: RunConfig, out: Path) -> float | None:
 
 
 def _plain_step(config: RunConfig) -> float:
-    """Seconds of a plain step, the median of some."""
+    """The median time of a plain step in seconds."""
     with settings(config):
         trainer, loader, clock = Trainer(config, Plain()), loader_of(config), Clock(config.on())
         batches: Iterator[Any] = chain.from_iterable(loader.batches(epoch) for epoch in count())

@@ -1,4 +1,4 @@
-"""Who takes part in a comparison: methods, each maybe with a recipe of its own, as ``plain@epochs=16``."""
+"""The contestants of a comparison: methods, some with their own recipe, such as ``plain@epochs=16``."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ AT = "@"
 
 @dataclass(frozen=True)
 class Contestant:
-    """A method, and where its recipe differs from the others'.
+    """A method with the recipe fields that it changes.
 
     Args:
-        method: As text, or a method.
-        changes: Fields of the recipe with its own values.
+        method: The method, as text or as an object.
+        changes: Names and values of the changed recipe fields.
     """
 
     method: str | Method
@@ -32,7 +32,7 @@ class Contestant:
 
     @classmethod
     def parse(cls, text: str | Method | Contestant) -> Contestant:
-        """From ``method``, or ``method@field=value,field=value`` with fields of the recipe.
+        """Parse ``method`` or ``method@field=value,field=value``, where the fields are recipe fields.
 
         Raises:
             ArgumentError: The text is malformed.
@@ -44,7 +44,7 @@ class Contestant:
         if not isinstance(text, str):
             raise ArgumentError(f'methods must be texts such as "sam:rho=0.1", or methods, but one is {text!r}')
         method, at, rest = text.rpartition(AT)
-        if not at or {*"/:"} & {*rest}:  # a path may hold the sign, too
+        if not at or {*"/:"} & {*rest}:  # the @ belongs to a path
             return cls(text)
         changes = []
         for part in filter(None, rest.split(",")):
@@ -57,7 +57,7 @@ class Contestant:
         return cls(method, tuple(changes))
 
     def recipe(self, shared: Recipe) -> Recipe:
-        """The recipe of its runs."""
+        """The recipe of the contestant's runs: the shared recipe with the contestant's changes."""
         own = method_recipe(shared, self.method if isinstance(self.method, str) else _text(self.method))
         changes = dict(self.changes)
         if changes.get("momentum") == 0 and own.optimizer == "sgd":
@@ -65,13 +65,13 @@ class Contestant:
         return own.replace(**changes) if changes else own
 
     def label(self, config: RunConfig) -> str:
-        """What it is called: the method's text, and what it has of its own."""
+        """The name of the contestant: the method's text, then ``@`` and the changed recipe fields."""
         own = ",".join(f"{name}={value}" for name, value in self.changes)
         return AT.join(filter(None, [config.method_text, own]))
 
 
 def _text(method: Method) -> str:
-    """The method as text; of one that has none, such as one with a schedule, its name."""
+    """The method as text; its key if it has no text, such as a method with a schedule."""
     try:
         return spell(method)
     except ArgumentError:
@@ -79,17 +79,18 @@ def _text(method: Method) -> str:
 
 
 def grid(base: RunConfig, methods: Iterable[str | Method | Contestant], seeds: int | Sequence[int]) -> list[RunConfig]:
-    """All runs of a comparison, the contestants of one seed after the other.
+    """All runs of a comparison: all contestants with the first seed, then all with the second seed, and so on.
 
-    So they take turns: a machine that grows slower, or an interrupt, hits all alike.
+    In this order a machine that becomes slower, or an interruption, affects all contestants alike.
 
     Args:
-        base: What the runs share; its method, seed and contestant are replaced.
-        methods: Contestants: methods, as text or as they are, with fields of a recipe of their own after ``@``.
-        seeds: How many, >= 1: 0, 1, ...; or which.
+        base: The configuration that the runs share; its method, seed and contestant are replaced.
+        methods: The contestants: methods as text or as objects; a text can change recipe fields after ``@``.
+        seeds: The number of seeds, >= 1, which are then 0, 1, ...; or the seeds themselves.
 
     Raises:
-        ArgumentError: There is none, or one twice; or a recipe's own epochs under another budget than steps.
+        ArgumentError: There is no method; a method is listed twice; or a contestant changes epochs or batch size under
+            a budget that is not in steps.
     """
     if isinstance(seeds, int):
         checks.integer("seeds", seeds, 1, "5 seeds make intervals that mean something")
@@ -98,9 +99,9 @@ def grid(base: RunConfig, methods: Iterable[str | Method | Contestant], seeds: i
         raise ArgumentError("methods must name at least one method, but is empty; give plain and sam, for example")
     runs = [_run(base, contestant) for contestant in contestants]
     labels = [run.label for run in runs]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
-        raise ArgumentError(f"methods must differ, but {twice[0]} is named twice; leave one out")
+    duplicates = sorted({label for label in labels if labels.count(label) > 1})
+    if duplicates:
+        raise ArgumentError(f"methods must differ, but {duplicates[0]} is named twice; leave one out")
     return [replace(run, seed=seed) for seed in (range(seeds) if isinstance(seeds, int) else seeds) for run in runs]
 
 
@@ -111,7 +112,7 @@ def _run(base: RunConfig, contestant: Contestant) -> RunConfig:
 
 
 def _budget(base: RunConfig, recipe: Recipe, changes: Mapping[str, Any]) -> Budget:
-    """The shared budget, or in proportion to epochs and batches of its own."""
+    """The shared budget; if the contestant changes epochs or batch size, scaled to its own number of steps."""
     if not changes.keys() & {"epochs", "batch_size"}:
         return base.budget
     if base.budget.kind != "steps":

@@ -1,4 +1,4 @@
-"""A comparison from Python: the caller's own task, data, model, loss and methods."""
+"""Comparisons and studies from Python, with the caller's own task, model and methods."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ from lowland.runs.record import RunRecord
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison came to.
+    """The result of a comparison; as text, the table and the verdict.
 
     Attributes:
-        records: One for each run, as its file has it.
+        records: The records of the runs, read from the run files; empty on ranks other than the first.
         folders: The run folders, in the same order.
-        rows: One for each contestant, plain first: figures, gains, p values and costs; see ``lowland.report.Row``.
-        page: The HTML page; None where the extra for figures is not installed, or on ranks other than the first.
+        rows: One row per contestant, plain first: scores, gains, p values and costs; see ``lowland.report.Row``.
+        page: The path of the HTML page; None with ``page=False``, and on ranks other than the first.
+        text: The table in Markdown and the verdict.
     """
 
     records: list[RunRecord]
@@ -50,17 +51,17 @@ class Comparison:
         return self.text
 
 
-class _Quiet:
-    """A line on standard error for each run that ends."""
+class _Lines:
+    """A display that prints one line to standard error for each run that ends."""
 
     def __init__(self, total: int | None, progress: Callable[[Update], None] | None) -> None:
         self._total, self._count, self.update = total, 0, progress or (lambda update: None)
 
     def begin(self, name: str) -> None:
-        """Nothing to say."""
+        """Print nothing."""
 
     def end(self, name: str, line: dict[str, Any], *, kept: bool) -> None:
-        """One more is done."""
+        """Count the run, and print its name if it was trained now."""
         self._count += 1
         if not kept and ranks()[0] == 0:
             total = "" if self._total is None else f"/{self._total}"
@@ -81,27 +82,29 @@ def compare(
     progress: Callable[[Update], None] | None = None,
     **options: Any,
 ) -> Comparison:
-    """Train a task with several methods, several seeds each, on the same data from the same start, and compare.
+    """Train a task with several methods and several seeds each, with the same data and initial weights, and compare.
 
-    Finished runs in ``out`` are kept and unfinished ones resumed, so an interrupted call goes on where it was.
+    Finished runs in ``out`` are kept and unfinished runs are resumed, so an interrupted call can be repeated.
 
     Args:
-        task: A task, or its name such as ``"cifar10:noise=0.4"``.
-        methods: Methods as text or as they are, each maybe with a recipe of its own: ``"plain@epochs=16"``.
-        model: What ``task.model`` gets, or a class or function that makes a module; None is the task's first.
-        seeds: How many, or which.
-        recipe: How the model is trained; None is the task's recipe.
-        budget: What every run may spend the same of: ``steps``, ``gradients`` or ``seconds``.
-        limit: How much; None is what plain training takes for the recipe's epochs.
-        out: Folder for the runs, one folder each, and for the page.
+        task: A task, or its text such as ``"cifar10:noise=0.4"``.
+        methods: Methods as text or as objects; a text can change recipe fields: ``"plain@epochs=16"``.
+        model: A model name for ``task.model``, or a class or function that makes a module; None is the task's first
+            model.
+        seeds: The number of seeds, or the seeds themselves.
+        recipe: The training settings; None is the task's recipe.
+        budget: The resource that is equal for all runs: ``steps``, ``gradients`` or ``seconds``.
+        limit: The amount of that resource; None is the amount that plain training uses for the recipe's epochs.
+        out: The folder for the run folders and the page.
         page: Whether to write the page.
-        progress: Told about ten times a second how far the current run is.
+        progress: Called about ten times a second with the progress of the current run.
         options: Further fields of :class:`lowland.lab.RunConfig`, such as ``validation=0.1``, ``select="best"``,
             ``device``, ``mesh``, ``data``.
 
     Raises:
-        ArgumentError: Task, method or option is unknown or breaks its rule.
-        ParameterError: A method cannot work on the model; nothing has been trained then.
+        ArgumentError: A task, method or option is unknown or breaks its rule.
+        ParameterError: A method cannot work on the model. No run is trained then.
+        UsageError: A method cannot work with the optimizer. No run is trained then.
     """
     task = names.make(task) if isinstance(task, str) else task
     if not isinstance(task, Task):
@@ -112,20 +115,20 @@ def compare(
     base = RunConfig(task=task, model=model, method="plain", seed=0, recipe=shared, budget=start, **options)
     base = replace(base, budget=default_budget(budget, limit, base, Path(out)))
     runs = grid(base, methods, seeds)
-    folders = run_all(runs, Path(out), _Quiet(len(runs), progress))
+    folders = run_all(runs, Path(out), _Lines(len(runs), progress), command=_command())
     if ranks()[0] > 0:
         return Comparison([], folders, [], None, "")
-    return _summed_up(runs, folders, Path(out), page=page)
+    return _result(runs, folders, Path(out), page=page)
 
 
 def run_study(
     study: Study, *, out: str | Path = "runs", progress: Callable[[Update], None] | None = None
 ) -> list[RunRecord]:
-    """Train what a study of the caller's own asks for, run after run, until it asks for nothing more.
+    """Train the runs that a study asks for, one after the other, until it asks for no more.
 
     ::
 
-        class Halving:                                     # a learning rate is halved while that helps
+        class Halving:                                     # halves the learning rate while the loss falls
             def __init__(self, base):
                 self.next, self.best = base, math.inf
 
@@ -138,21 +141,28 @@ def run_study(
                 self.next = replace(run, recipe=half) if loss < self.best else None
                 self.best = min(loss, self.best)
 
-    Finished runs in ``out`` are kept and unfinished ones resumed, so an interrupted call goes on where it was, if the
+    Finished runs in ``out`` are kept and unfinished runs are resumed. So an interrupted call can be repeated if the
     study asks for the same runs after the same records.
 
     Args:
-        study: See :class:`lowland.lab.Study`.
-        out: Folder for the runs, one folder each.
-        progress: Told about ten times a second how far the current run is.
+        study: The study; see :class:`lowland.lab.Study`.
+        out: The folder for the run folders.
+        progress: Called about ten times a second with the progress of the current run.
 
     Returns:
-        The records, in the order in which the study has asked.
+        The records of the runs, in order.
     """
-    return [record for _, record in conduct(study, Path(out), _Quiet(None, progress), name=run_name)]
+    lines = _Lines(None, progress)
+    return [record for _, record in conduct(study, Path(out), lines, name=run_name, command=_command())]
 
 
-def _summed_up(runs: list[RunConfig], folders: list[Path], out: Path, *, page: bool) -> Comparison:
+def _command() -> list[str]:
+    """What was typed to start this script, for "how to reproduce"; empty in a notebook and at a prompt."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    return ["python", *sys.orig_argv[1:]] if script and "ipykernel" not in sys.modules else []
+
+
+def _result(runs: list[RunConfig], folders: list[Path], out: Path, *, page: bool) -> Comparison:
     records = read_all(folders)
     rows = report.summarize(records)
     place = out / page_name(runs) if page else None

@@ -1,4 +1,4 @@
-"""A study decides which run is next, and may decide by how earlier runs ended."""
+"""Studies: a study decides which run is next, and can use the records of earlier runs for it."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from lowland.runs.record import RunRecord
 
 
 class Study(Protocol):
-    """Asked for the next run, and told its record.
+    """Gives the next run by ``ask``, and receives its record by ``tell``.
 
-    On several ranks every rank has its own copy of the study. All copies are told the same records, so a study that
+    On several ranks every rank has its own copy of the study. All copies receive the same records, so a study that
     draws random numbers must draw them from a seed.
     """
 
     def ask(self) -> RunConfig | None:
-        """The next run; None where the study is complete."""
+        """The next run; None if the study is complete."""
 
     def tell(self, run: RunConfig, record: RunRecord) -> None:
-        """This run is over; its record says how it ended."""
+        """Receive the record of a run that has ended."""
 
 
 class Grid:
-    """The study whose runs are known from the start.
+    """A study whose runs are fixed from the start.
 
     Args:
-        runs: The runs, in their order.
+        runs: The runs, in order.
     """
 
     def __init__(self, runs: Iterable[RunConfig]) -> None:
@@ -43,49 +43,49 @@ class Grid:
         return next(self._runs, None)
 
     def tell(self, run: RunConfig, record: RunRecord) -> None:
-        """A grid has nothing to learn."""
+        """Ignore the record."""
 
 
 class Display(Protocol):
-    """What shows a study while it runs."""
+    """Shows the progress of a study."""
 
     def begin(self, name: str) -> None:
-        """The run of that name begins, or goes on."""
+        """Show that the run of this name starts or resumes."""
 
     def update(self, update: Update) -> None:
-        """The current run has come this far."""
+        """Show the progress of the current run."""
 
     def end(self, name: str, line: dict[str, Any], *, kept: bool) -> None:
-        """The run is over with this last line; ``kept`` says that it had been before."""
+        """Show the end line of a run; ``kept`` is true if the run had finished before."""
 
 
 def conduct(
     study: Study, out: Path, display: Display, *, name: Callable[[RunConfig], str], command: Sequence[str] = ()
 ) -> list[tuple[Path, RunRecord]]:
-    """Train what a study asks for, until it asks for nothing more.
+    """Train the runs that a study asks for, until it asks for no more.
 
-    A finished run in ``out`` is kept, and an unfinished one resumed. So a study that was interrupted goes on where it
-    was, if it asks for the same runs after the same records.
+    A finished run in ``out`` is kept, and an unfinished run is resumed. So an interrupted study can be repeated if it
+    asks for the same runs after the same records.
 
     Args:
         study: The study.
         out: The folder that gets one folder per run.
         display: Shows the progress.
-        name: The name of a run's folder.
-        command: What was typed, for the record.
+        name: A function from a run to the name of its folder.
+        command: The command line, for the run files.
 
     Returns:
-        The run folders with their records, in the order in which the study has asked.
+        The run folders with their records, in order.
     """
     runs = []
     while (config := study.ask()) is not None:
         folder = out / name(config)
-        with world(config.mesh, config.device) as ranks:  # the first rank has the files
-            before = ranks.broadcast(history(folder).end)
-            if before is None:
+        with world(config.mesh, config.device) as ranks:  # only the first rank reads the files
+            recorded = ranks.broadcast(history(folder).end)
+            if recorded is None:
                 display.begin(folder.name)
-            line = before or train(config, folder, resume=True, progress=display.update, command=command)
-            display.end(folder.name, line, kept=before is not None)
+            line = recorded or train(config, folder, resume=True, progress=display.update, command=command)
+            display.end(folder.name, line, kept=recorded is not None)
             record = ranks.broadcast(read(folder) if ranks.first else None)
         study.tell(config, record)
         runs.append((folder, record))

@@ -1,1 +1,1 @@
-"""The tasks that lowland comes with: each file here is one, or several that share their data; see ``lab.names``."""
+"""The tasks of lowland. Each file defines one task, or several with a common data format; see ``lab.names``."""

@@ -17,13 +17,13 @@ from lowland.lab.data import files
 from lowland.lab.data.images import Augmentation, ImageSet
 from lowland.lab.tasks.classification import Classification
 
-# truck → automobile, bird → airplane, deer → horse, cat ↔ dog: what is easily confused in photographs
+# truck → automobile, bird → airplane, deer → horse, cat ↔ dog: classes that look similar
 CONFUSIONS = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
 SOURCE = "https://www.cs.toronto.edu/~kriz/cifar.html (the python version)"
 
 
 def load_cifar10(data: Path | None = None) -> ImageSet:
-    """The images of ``cifar10``, read from ``cifar-10-batches-py/``."""
+    """Read the images of ``cifar10`` from ``cifar-10-batches-py/``; for errors see :func:`files.read`."""
     train = [f"data_batch_{part}" for part in range(1, 6)]
     parts = _parts("cifar10", "cifar-10-batches-py", [*train, "test_batch"], "labels", data)
     inputs, targets = (torch.cat(tensors) for tensors in zip(*parts[:5], strict=True))
@@ -43,7 +43,7 @@ def load_cifar10(data: Path | None = None) -> ImageSet:
 
 
 def load_cifar100(data: Path | None = None) -> ImageSet:
-    """The images of ``cifar100`` with its 100 fine labels, read from ``cifar-100-python/``."""
+    """Read ``cifar100`` with its 100 fine labels from ``cifar-100-python/``; for errors see :func:`files.read`."""
     train, test = _parts("cifar100", "cifar-100-python", ["train", "test"], "fine_labels", data)
     return ImageSet(
         name="cifar100",
@@ -65,7 +65,7 @@ def _parts(task: str, folder: str, names: list[str], key: str, data: Path | None
 
 
 def _part(task: str, name: str, key: str, content: bytes) -> tuple[Tensor, Tensor]:
-    """Images (N, 3, 32, 32) uint8 and labels (N,) of one pickle."""
+    """Read images (N, 3, 32, 32) uint8 and labels (N,) int64 from one pickle."""
     values = files.unpickled(task, name, content)
     try:
         images = torch.from_numpy(values["data"]).reshape(-1, 3, 32, 32)
@@ -79,22 +79,22 @@ def _part(task: str, name: str, key: str, content: bytes) -> tuple[Tensor, Tenso
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar(Classification):
-    """What both have in common."""
+    """The common base class of the CIFAR tasks."""
 
     shape: ClassVar[tuple[int, int, int]] = (3, 32, 32)
     models: ClassVar[tuple[str, ...]] = ("resnet20", "convnet", "mlp", "resnet56", "wrn-16-4")
 
     def settings(self, model: str) -> dict[str, Any]:
-        """30 epochs; the smaller BatchNorm networks take twice the learning rate."""
-        # Not more: in a trial of 60 steps, warm-up included, ResNet-20 went on well with 0.1, recovered from 0.2 and
-        # was thrown back for good by 0.4.
+        """30 epochs at learning rate 0.1; 0.2 for the smaller BatchNorm networks."""
+        # In a trial of 60 steps with warm-up, ResNet-20 trained well at 0.1, recovered from a rise of the loss at 0.2,
+        # and did not recover at 0.4.
         rate = 0.2 if model in ("convnet", "resnet20") else 0.1
         return super().settings(model) | {"epochs": 30, "lr": rate}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar10(Cifar):
-    """Photographs of 10 kinds of things, 32 × 32 pixels: 50,000 for training and 10,000 for the test."""
+    """Photographs of 10 classes, 32 × 32 pixels: 50,000 for training and 10,000 for the test."""
 
     classes: ClassVar[int] = 10
 
@@ -105,7 +105,7 @@ class Cifar10(Cifar):
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar100(Cifar):
-    """Photographs of 100 kinds of things, 32 × 32 pixels: 50,000 for training and 10,000 for the test."""
+    """Photographs of 100 classes, 32 × 32 pixels: 50,000 for training and 10,000 for the test."""
 
     classes: ClassVar[int] = 100
 

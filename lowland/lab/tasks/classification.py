@@ -1,4 +1,4 @@
-"""What tasks with labelled images have in common: cross-entropy, accuracy, label noise, and models by name."""
+"""The base class of tasks with labelled images: cross-entropy, accuracy, label noise, and models by name."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ ACCURACY = Metric(name="accuracy", update=_hits, unit="%", scale=100)
 
 @dataclass(frozen=True, kw_only=True)
 class Classification(Task):
-    """Images with labels.
+    """Classification of images.
 
     Args:
-        noise: Share of wrong training labels, in [0, 1); ``asymmetric`` counts it within the classes concerned.
-        noise_kind: symmetric: any other class; asymmetric: the class that it is easily mistaken for.
-        noise_seed: Which labels are wrong; None draws them from the run's seed.
+        noise: Fraction of wrong training labels, in [0, 1); for ``asymmetric``, of the labels in classes that are
+            replaced.
+        noise_kind: symmetric replaces a label by any other class, asymmetric by the class that looks most similar.
+        noise_seed: Seed of the wrong labels; None uses the run's seed.
     """
 
     noise: float = 0.0
@@ -52,53 +53,53 @@ class Classification(Task):
         checks.one_of("noise_kind", self.noise_kind, ("symmetric", "asymmetric"))
         if isinstance(self.noise, bool) or not isinstance(self.noise, int | float) or not 0 <= self.noise < 1:
             raise ArgumentError(
-                f"noise must be in [0, 1), but is {self.noise!r}; it is the share of wrong labels, such as 0.2"
+                f"noise must be in [0, 1), but is {self.noise!r}; it is the fraction of wrong labels, such as 0.2"
             )
 
     @abstractmethod
     def images(self, root: Path | None) -> ImageSet:
-        """The images with their right labels."""
+        """The images with their labels before label noise."""
 
     def datasets(self, root: Path | None) -> Mapping[str, Any]:
         """See :meth:`lowland.lab.task.Task.datasets`."""
-        found = self.images(root)
-        return (noisy(found, self.noise, self.noise_kind, self.noise_seed or 0) if self.noise else found).parts()
+        images = self.images(root)
+        return (noisy(images, self.noise, self.noise_kind, self.noise_seed or 0) if self.noise else images).parts()
 
     def seeded(self, seed: int) -> Classification:
-        """With wrong labels that are drawn from the seed, where there are any."""
+        """The task with the run's seed as the seed of its label noise, if ``noise_seed`` is None."""
         return replace(self, noise_seed=seed) if self.noise and self.noise_seed is None else self
 
     def model(self, name: str) -> nn.Module:
-        """A network for these images: lowland's own, or one of torchvision or timm."""
+        """A network for these images, from lowland, torchvision or timm; see :func:`lowland.lab.models.make`."""
         return models.make(name, self.shape, self.classes)
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Cross-entropy, one per example."""
+        """The cross-entropy of each example, shape ``(B,)``."""
         return F.cross_entropy(model(batch[0]).float(), batch[1], reduction="none")
 
     def training_loss(self, model: nn.Module, batch: Any, recipe: Recipe) -> Tensor:
-        """Cross-entropy with the recipe's label smoothing."""
+        """The cross-entropy of each example with the recipe's label smoothing, shape ``(B,)``."""
         logits = model(batch[0]).float()
         return F.cross_entropy(logits, batch[1], reduction="none", label_smoothing=recipe.label_smoothing)
 
     def judged(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        """Both from one forward pass."""
+        """Losses ``(B,)`` and logits ``(B, classes)`` from one forward pass."""
         logits = model(batch[0]).float()
         return F.cross_entropy(logits, batch[1], reduction="none"), logits
 
     def recipe(self, model: str) -> Recipe:
-        """SGD with one cycle; AdamW with a cosine for transformers."""
+        """SGD with a one-cycle schedule; for transformers AdamW with a cosine schedule."""
         settings = self.settings(model)
         return Recipe(**(settings | _TRANSFORMER if is_transformer(model) else settings))
 
     def settings(self, model: str) -> dict[str, Any]:
-        """What of the recipe differs from its defaults, for networks without attention."""
+        """The recipe fields that differ from the defaults, for networks without attention."""
         if model == "mlp":
             return {}
         return {"channels_last": True, "precision": "auto"}
 
     def defaults(self, method: str, model: str) -> Mapping[str, Any]:
-        """Radii and shares that small networks without attention train well with."""
+        """Fields of methods for which the class's defaults do not suit small networks; see :data:`TUNED`."""
         return {} if is_transformer(model) else TUNED.get(method, {})
 
 

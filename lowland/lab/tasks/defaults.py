@@ -1,16 +1,17 @@
-"""Fields of methods for small networks without attention, where the class's own defaults are for something else."""
+"""Fields of methods for small networks without attention; the class's defaults were published for other networks."""
 
 from __future__ import annotations
 
 from typing import Any
 
 TUNED: dict[str, dict[str, Any]] = {
-    # Published for vision transformers is 0.7; on small CNNs nothing was gained above 0.3 (arXiv 2401.12033, A.14).
+    # The default 0.7 is for vision transformers; small CNNs did not improve above 0.3 (arXiv 2401.12033, A.14).
     "looksam": {"alpha": 0.2},
-    # Published for WRN-16-4 and ResNet-50 is 3, which throws small networks off: 21.4 % after 2 epochs of CIFAR-10 with
-    # ResNet-20, where plain has 73.0 % and 0.3 has 72.8 % (docs/results.md).
+    # The default 3 is for WRN-16-4 and ResNet-50. Small networks do not train with it: ResNet-20 has 21.4 % after 2
+    # epochs of CIFAR-10; plain has 73.0 %, and a radius of 0.3 has 72.8 % (docs/results.md).
     "momentum-sam": {"rho": 0.3},
-    # Published for fine-tuning is 0.2. From scratch each tensor then takes a fifth of the steps: a point below plain on
-    # clean digits (96.8 % against 97.8 %), where 0.9 on 2 epochs of CIFAR-10 keeps up (docs/results.md).
+    # The default 0.2 is for fine-tuning. In training from scratch each tensor would take a fifth of the steps. It was 1
+    # point below plain on clean digits (96.8 % and 97.8 %); 0.9 was equal to plain on 2 epochs of CIFAR-10
+    # (docs/results.md).
     "sl-sam": {"s": 0.9},
 }

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 grey images of 8 × 8 pixels that need no download."""
+"""scikit-learn's handwritten digits: 1,797 grey images of 8 × 8 pixels, without a download."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ TEST = 500
 
 
 def load(data: Path | None = None) -> ImageSet:
-    """The images: 1,297 training and 500 test images, always the same ones, classes in proportion.
+    """Load 1,297 training and 500 test images, in a fixed split with equal class proportions.
 
     Args:
-        data: Not used; the images are part of scikit-learn.
+        data: Ignored; the images are part of scikit-learn.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
@@ -60,5 +60,5 @@ class Digits(Classification):
         return load(root)
 
     def settings(self, model: str) -> dict[str, Any]:
-        """40 epochs; convolutions on 8 × 8 pixels are too small to gain from layout or bf16."""
+        """40 epochs of batches of 64; channels_last and bf16 are not faster on images of 8 × 8 pixels."""
         return {"epochs": 40, "batch_size": 64}

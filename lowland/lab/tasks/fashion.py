@@ -24,7 +24,14 @@ NAMES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("imag
 
 
 def load(data: Path | None = None) -> ImageSet:
-    """The images of ``fashion-mnist``, read from ``FashionMNIST/raw/*-ubyte`` or ``*-ubyte.gz``."""
+    """Read the images of ``fashion-mnist`` from ``FashionMNIST/raw/*-ubyte`` or ``*-ubyte.gz``.
+
+    Args:
+        data: The data folder; None is the environment variable ``LOWLAND_DATA``.
+
+    Raises:
+        DataError: A file is missing, unreadable, or differs from the upstream file.
+    """
     contents = files.read("fashion-mnist", "FashionMNIST/raw", NAMES, data, SOURCE)
     train, train_labels, test, test_labels = (
         _idx(name, content) for name, content in zip(NAMES, contents, strict=True)
@@ -45,7 +52,7 @@ def load(data: Path | None = None) -> ImageSet:
 
 
 def _idx(name: str, content: bytes) -> Tensor:
-    """The uint8 tensor in an IDX file: 0, 0, 8 (uint8), rank, then each size in 4 bytes, then the data."""
+    """Parse an IDX file into a uint8 tensor: the bytes 0, 0, 8 (uint8) and rank; each size in 4 bytes; the data."""
     rank = int(name.split("idx")[1][0])
     start = 4 + 4 * rank
     sizes = [int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4)]
@@ -54,7 +61,7 @@ def _idx(name: str, content: bytes) -> Tensor:
             f"fashion-mnist: {name} must be an IDX file of {rank}-dimensional uint8 data with as many bytes "
             f"as its header says, but is not; get it again from {SOURCE}"
         )
-    # bytearray: torch wants memory it may write to
+    # bytearray, because torch warns about memory that is not writable
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)[start:].reshape(sizes)
 
 

@@ -1,4 +1,4 @@
-"""The promises of tasks: ``check_task`` runs all checks, ``task_checks`` gives them one by one."""
+"""Checks of tasks: ``check_task`` runs all checks, ``task_checks`` gives them one by one."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ __all__ = ["CHECKS", "Trial", "check_task", "task_checks", "trial_of"]
 def check_task(task: Task, model: str | None = None, root: str | Path | None = None) -> list[str]:
     """Run all checks on a task: data, model, loss, metrics, text, and one step of its recipe, on the CPU.
 
-    Whether train and test share examples is not checked.
+    No check compares the examples of the training part with those of the test part.
 
     Args:
         task: The task.
-        model: What ``task.model`` gets; None is the first of ``task.models``.
-        root: Folder of data files; None is the environment variable ``LOWLAND_DATA``.
+        model: The name of the model; None is the first of ``task.models``.
+        root: The folder of data files; None is the environment variable ``LOWLAND_DATA``.
 
     Returns:
-        Sentences on what the task allows less than others, such as a loss that cannot be cut. They are no faults.
+        Remarks on limitations of the task that are no faults, such as a loss that cannot be cut.
 
     Raises:
-        ArgumentError: It is no task.
-        AssertionError: It breaks a promise; the message names all that it breaks.
+        ArgumentError: ``task`` is not a task.
+        AssertionError: A check failed; the message lists all failed checks.
     """
-    broken: dict[str, str] = {}
+    failed: dict[str, str] = {}
     for name, check in task_checks(task, model, root):
         try:
             check()
         except Exception as error:
-            # What one part lacks, several checks stumble over.
-            broken.setdefault(f"{type(error).__name__}: {error}", name)
-    if broken:
-        listed = "\n  ".join(f"{name}: {message}" for message, name in broken.items())
-        raise AssertionError(f"{type(task).__name__} breaks {len(broken)} promises:\n  {listed}")
+            # Several checks can fail with the same message; it is listed once.
+            failed.setdefault(f"{type(error).__name__}: {error}", name)
+    if failed:
+        listed = "\n  ".join(f"{name}: {message}" for message, name in failed.items())
+        raise AssertionError(f"{type(task).__name__} breaks {len(failed)} promises:\n  {listed}")
     remark = trial_of(task, model, root).uncut()
     return [] if remark is None else [remark]
 
@@ -47,7 +47,7 @@ def check_task(task: Task, model: str | None = None, root: str | Path | None = N
 def task_checks(
     task: Task, model: str | None = None, root: str | Path | None = None
 ) -> Iterator[tuple[str, Callable[[], None]]]:
-    """The checks of :func:`check_task` one by one, as pairs of a name and a function without arguments."""
+    """Yield the checks of :func:`check_task` as pairs of a name and a function without arguments."""
     trial = trial_of(task, model, root)
     for check in CHECKS:
         yield check.__name__.removeprefix("check_"), partial(check, trial)

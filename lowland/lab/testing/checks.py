@@ -1,6 +1,6 @@
-"""The promises of a task, one function each: what it raises says which promise is broken.
+"""The checks of a task, one function each; the message of a failed check says what is wrong and how to correct it.
 
-``check_task`` runs them all. They take one batch of each part and train one step.
+``check_task`` runs them all. They load one batch of each part and train one step.
 """
 
 from __future__ import annotations
@@ -21,44 +21,45 @@ from lowland.lab.testing.trial import Trial
 from lowland.lab.training.trainer import Trainer
 from lowland.methods import make
 
-SEEDS = 8  # random numbers that are tried before an augmentation counts as always the same
-CLOSE = 1e-4  # relative difference that rounding in fp32 may make
+SEEDS = 8  # the number of seeds that must not all give the same augmentation
+CLOSE = 1e-4  # a relative difference that rounding in fp32 can cause
 
 
 def check_parts_are_there(trial: Trial) -> None:
-    """There are the parts train and test, and none is empty."""
+    """The parts train and test exist, and no part is empty."""
     missing = [name for name in ("train", "test") if name not in trial.parts]
     _promise(not missing, f"datasets() has no part {' and no part '.join(missing)}; it has {', '.join(trial.parts)}")
 
 
 def check_batches_repeat(trial: Trial) -> None:
-    """The same positions and random numbers give the same batch; other random numbers augment it otherwise."""
+    """The same positions and generator give the same batch; different generators give different augmentations."""
     for part in trial.parts:
         plain = trial.batch(part)
         _promise(
             _same(trial.batch(part), plain),
-            f"{part} gives another batch each time without a generator; draw nothing where generator is None",
+            f"{part} gives a different batch each time without a generator; draw no random numbers if generator is "
+            "None",
         )
         augmented = [trial.batch(part, seed) for seed in range(SEEDS)]
         _promise(
             all(_same(trial.batch(part, seed), batch) for seed, batch in enumerate(augmented)),
-            f"{part} gives another batch for the same generator; draw from the generator alone",
+            f"{part} gives different batches for equal generators; draw random numbers from the generator only",
         )
         _promise(
             _same(augmented[0], plain) or not all(_same(batch, augmented[0]) for batch in augmented),
-            f"{part} is augmented alike by every generator; draw from the generator that batch is given",
+            f"{part} has the same augmentation for all generators; draw from the argument generator of batch",
         )
 
 
 def check_model_is_fresh(trial: Trial) -> None:
-    """A model is made anew at every call, the same from the same seed and another from another seed."""
+    """Every call makes a new model: equal weights for equal seeds, and different weights for different seeds."""
     one, again, other = trial.net(0), trial.net(0), trial.net(1)
-    _promise(isinstance(one, nn.Module), f"model({trial.model!r}) made {one!r} and no nn.Module")
+    _promise(isinstance(one, nn.Module), f"model({trial.model!r}) must make an nn.Module, but made {one!r}")
     shared = {id(p) for p in one.parameters()} & {id(p) for p in again.parameters()}
-    _promise(not shared, f"model({trial.model!r}) gives away the same parameters twice; make a new module")
+    _promise(not shared, f"model({trial.model!r}) returns the same parameters twice; make a new module")
     _promise(
         _same(one.state_dict(), again.state_dict()),
-        f"model({trial.model!r}) has other weights for the same seed; draw them from torch's global random numbers",
+        f"model({trial.model!r}) has different weights for the same seed; draw them from torch's global random numbers",
     )
     _promise(
         not _same(one.state_dict(), other.state_dict()),
@@ -67,52 +68,52 @@ def check_model_is_fresh(trial: Trial) -> None:
 
 
 def check_loss_is_a_loss(trial: Trial) -> None:
-    """Both losses have an allowed shape, are finite, and have a gradient."""
+    """``loss`` and ``training_loss`` have an allowed shape, are finite, and have a gradient."""
     batch = trial.batch("train", 0)
     for name, loss in trial.losses().items():
         mean = loss(trial.net().train(), batch).mean
         _promise(math.isfinite(float(mean.detach())), f"{name} of the fresh model is {float(mean.detach())}")
-        _promise(mean.requires_grad, f"{name} has no gradient; compute it from model(…), and detach nothing")
+        _promise(mean.requires_grad, f"{name} has no gradient; compute it from model(…) without detach")
 
 
 def check_losses_of_parts_combine(trial: Trial) -> None:
-    """The losses of a batch's parts, put together, are the loss of the batch."""
+    """The losses of a batch's parts combine to the loss of the batch."""
     if trial.uncut() is not None:
         return
     model, batch = trial.net().eval(), trial.batch("test")
     for name, loss in trial.losses().items():
-        read = [loss(model, part) for part in trial.batches.split(batch, trial.half())]
-        counts = [float(each.count or 0) for each in read]
-        sums = [float(each.mean.detach()) * count for each, count in zip(read, counts, strict=True)]
-        whole, together = float(loss(model, batch).mean.detach()), sum(sums) / (sum(counts) or 1)
+        parts = [loss(model, part) for part in trial.batches.split(batch, trial.half())]
+        counts = [float(part.count or 0) for part in parts]
+        sums = [float(part.mean.detach()) * count for part, count in zip(parts, counts, strict=True)]
+        expected, combined = float(loss(model, batch).mean.detach()), sum(sums) / (sum(counts) or 1)
         _promise(
-            _close(together, whole),
-            f"{name} of a batch is {whole:.6g}, but put together from its parts {together:.6g}; let no example's loss "
-            "depend on the others, and let Loss(total, count) count what total sums",
+            _close(combined, expected),
+            f"{name} of a batch is {expected:.6g}, but {combined:.6g} if combined from its parts; compute each "
+            "example's loss from that example only, and let Loss(total, count) count the terms of total",
         )
 
 
 def check_order_is_free(trial: Trial) -> None:
-    """In evaluation mode the losses do not depend on the order of the examples."""
+    """In evaluation mode the losses are independent of the order of the examples."""
     model, batch = trial.net().eval(), trial.batch("test")
     size = trial.batches.known_size(batch)
     if size is None:
         return
-    turned = trial.batches.take(batch, torch.arange(size).flip(0))
+    reversed_batch = trial.batches.take(batch, torch.arange(size).flip(0))
     for name, loss in trial.losses().items():
-        before, after = (float(loss(model, each).mean.detach()) for each in (batch, turned))
+        before, after = (float(loss(model, each).mean.detach()) for each in (batch, reversed_batch))
         _promise(
             _close(after, before),
-            f"{name} of a batch is {before:.6g}, but {after:.6g} with its examples in another order, or computed "
-            "again; let it draw nothing, and depend on no example's place",
+            f"{name} of a batch is {before:.6g}, but {after:.6g} with its examples in reverse order; let it draw no "
+            "random numbers and not depend on the position of an example",
         )
 
 
 def check_metrics_add_up(trial: Trial) -> None:
     """A metric over all examples at once is the metric over two halves."""
     task, model, batch = trial.task, trial.net().eval(), trial.batch("test")
-    doubled = sorted({m.name for m in task.metrics if [each.name for each in task.metrics].count(m.name) > 1})
-    _promise(not doubled, f"metrics has two of the name {', '.join(doubled)}")
+    duplicates = sorted({m.name for m in task.metrics if [each.name for each in task.metrics].count(m.name) > 1})
+    _promise(not duplicates, f"metrics has two of the name {', '.join(duplicates)}; give them different names")
     if trial.batches.known_size(batch) is None:
         return
     halves = trial.batches.split(batch, trial.half())
@@ -128,22 +129,25 @@ def check_metrics_add_up(trial: Trial) -> None:
 
 
 def check_judged_agrees(trial: Trial) -> None:
-    """``judged`` gives what ``loss`` and ``predict`` give."""
+    """``judged`` returns the same loss as ``loss`` and the same prediction as ``predict``."""
     task, model, batch = trial.task, trial.net().eval(), trial.batch("test")
-    found, prediction = task.judged(model, batch)
-    judged = float(terms(found, trial.batches.known_size(batch)).mean.detach())
+    loss, prediction = task.judged(model, batch)
+    judged = float(terms(loss, trial.batches.known_size(batch)).mean.detach())
     expected = float(trial.losses()["loss"](model, batch).mean.detach())
-    _promise(_close(judged, expected), f"judged has the loss {judged:.6g}, but loss is {expected:.6g}")
+    _promise(_close(judged, expected), f"judged returns the loss {judged:.6g}, but loss returns {expected:.6g}")
     if task.metrics:
-        _promise(_same(prediction, task.predict(model, batch), CLOSE), "judged has another prediction than predict")
+        _promise(
+            _same(prediction, task.predict(model, batch), CLOSE),
+            "judged returns another prediction than predict; override both alike",
+        )
 
 
 def check_task_is_a_value(trial: Trial) -> None:
-    """A task compares, hashes, cannot be changed, and is text that makes it again."""
+    """A task can be compared and hashed, cannot be modified, and can be made from its text."""
     task = trial.task
     _promise(task == copy.deepcopy(task), "a copy is not equal: is it a frozen dataclass?")
     _promise(hash(task) == hash(copy.deepcopy(task)), "equal tasks have different hashes")
-    _promise(type(task.seeded(0)) is type(task), "seeded(0) gives a task of another class")
+    _promise(type(task.seeded(0)) is type(task), "seeded(0) returns a task of another class")
     try:
         task.metrics = ()  # type: ignore[misc]
     except AttributeError:
@@ -156,14 +160,14 @@ def check_task_is_a_value(trial: Trial) -> None:
 
 
 def check_it_trains(trial: Trial) -> None:
-    """The recipe takes a step of plain training and one of SAM, and leaves finite weights."""
+    """A step of plain training and a step of SAM with the task's recipe leave finite weights."""
     loader = Loader(trial.parts, trial.task.recipe(trial.model).batch_size, 0, drop_last=True, cut=trial.task.cut)
     for method in ("plain", "sam"):
         trainer = Trainer(trial.config(method), make(method))
         loss = float(trainer.step(next(iter(loader.batches(0))), 0.0))
         _promise(math.isfinite(loss), f"the first loss of {method} is {loss}")
-        broken = [name for name, p in trainer.model.named_parameters() if not bool(p.isfinite().all())]
-        _promise(not broken, f"a step of {method} makes {', '.join(broken)} infinite, or no numbers")
+        infinite = [name for name, p in trainer.model.named_parameters() if not bool(p.isfinite().all())]
+        _promise(not infinite, f"a step of {method} makes {', '.join(infinite)} infinite or NaN")
 
 
 CHECKS: tuple[Callable[[Trial], None], ...] = (
@@ -181,7 +185,7 @@ CHECKS: tuple[Callable[[Trial], None], ...] = (
 
 
 def _same(a: Any, b: Any, close: float = 0.0) -> bool:
-    """Whether two structures hold the same tensors and values, up to a relative difference."""
+    """Whether two structures contain the same tensors and values, up to a relative difference."""
     (left, one), (right, other) = pytree.tree_flatten(a), pytree.tree_flatten(b)
     return one == other and all(_alike(x, y, close) for x, y in zip(left, right, strict=True))
 
@@ -197,6 +201,6 @@ def _close(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=CLOSE, abs_tol=CLOSE**2) or (math.isnan(a) and math.isnan(b))
 
 
-def _promise(held: bool, otherwise: str) -> None:
-    if not held:
-        raise AssertionError(otherwise)
+def _promise(kept: bool, message: str) -> None:
+    if not kept:
+        raise AssertionError(message)

@@ -1,4 +1,4 @@
-"""A task with what the checks try it on: batches, fresh models, runs and losses."""
+"""A task with the batches, models, configurations and losses that its checks need."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from lowland.lab.config import RunConfig
 from lowland.lab.data.wrapped import dataset
 from lowland.lab.task import Task
 
-EXAMPLES = 8  # in a batch that the checks look at, at most
+EXAMPLES = 8  # the largest batch of the checks
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A task with the model and the data folder that it is tried with.
+    """A task with a model and a data folder for its checks.
 
     Args:
         task: The task.
-        model: What ``task.model`` gets.
-        root: Folder of data files.
+        model: The name of the model.
+        root: The folder of data files; None if there is none.
     """
 
     task: Task
@@ -40,27 +40,27 @@ class Trial:
 
     @cached_property
     def parts(self) -> dict[str, Any]:
-        """The parts of the data, wrapped where they are torch's own."""
+        """The parts of the data as lowland data sets."""
         return {name: dataset(name, part) for name, part in self.task.seeded(0).datasets(self.root).items()}
 
     @cached_property
     def batches(self) -> Batches:
-        """What cuts the task's batches."""
+        """The object that cuts the task's batches."""
         return Batches(self.task.cut)
 
     def batch(self, part: str, seed: int | None = None) -> Any:
-        """The first examples of a part, the random numbers of their augmentation seeded; None augments nothing."""
+        """A batch of the first examples of a part; ``seed`` is the seed of the augmentation, None is without it."""
         data = self.parts[part]
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         return data.batch(torch.arange(min(EXAMPLES, len(data))), generator)
 
     def net(self, seed: int = 0) -> nn.Module:
-        """A fresh model, as a run with this seed makes it."""
+        """A new model, as a run with this seed makes it."""
         config = self.config("plain", seed)
         return models.seeded(config.maker()[0], seed)
 
     def config(self, method: str, seed: int = 0) -> RunConfig:
-        """A run on the CPU with the task's own recipe."""
+        """The configuration of a run on the CPU with the task's own recipe."""
         recipe = self.task.recipe(self.model)
         budget = Budget(limit=1.0)
         return RunConfig(
@@ -68,7 +68,7 @@ class Trial:
         )
 
     def losses(self) -> dict[str, Callable[[nn.Module, Any], Terms]]:
-        """Of model and batch: the loss that is judged, and the loss that is trained on, by their names."""
+        """The functions of model and batch that compute the task's ``loss`` and ``training_loss``, by name."""
         recipe, size = self.task.recipe(self.model), self.batches.known_size
         return {
             "loss": lambda model, batch: terms(self.task.loss(model, batch), size(batch)),
@@ -76,36 +76,36 @@ class Trial:
         }
 
     def half(self) -> int:
-        """More than half of a batch, so that its two parts are of different sizes."""
+        """A part size just above half a batch, so that a batch is cut into two parts of different sizes."""
         return self.batches.size(self.batch("test")) // 2 + 1
 
     def uncut(self) -> str | None:
-        """Why a batch and its loss cannot be cut, and what that rules out; None where they can."""
-        batch, what = self.batch("test"), type(self.task).__name__
+        """The reason why a batch or its loss cannot be cut, and the consequences; None if both can be cut."""
+        batch, task_name = self.batch("test"), type(self.task).__name__
         if self.batches.known_size(batch) is None:
             return (
-                f"a batch of {what} cannot be cut, so accumulate, several ranks and methods that choose examples "
+                f"a batch of {task_name} cannot be cut, so accumulate, several ranks and methods that choose examples "
                 "refuse it; give cut, an object with size(batch) and take(batch, index)"
             )
         means = [name for name, loss in self.losses().items() if loss(self.net().eval(), batch).count is None]
         if not means:
             return None
         return (
-            f"{means[0]} of {what} is a mean, which cannot be cut, so accumulate and methods that choose examples "
+            f"{means[0]} of {task_name} is a mean, which cannot be cut, so accumulate and methods that choose examples "
             "refuse it; return one loss per example, or lowland.Loss(total, count)"
         )
 
 
 def trial_of(task: Task, model: str | None = None, root: str | Path | None = None) -> Trial:
-    """A trial of a task.
+    """Make a trial of a task.
 
     Args:
         task: The task.
-        model: What ``task.model`` gets; None is the first of ``task.models``.
-        root: Folder of data files; None is the environment variable ``LOWLAND_DATA``.
+        model: The name of the model; None is the first of ``task.models``.
+        root: The folder of data files; None is the environment variable ``LOWLAND_DATA``.
 
     Raises:
-        ArgumentError: It is no task.
+        ArgumentError: ``task`` is not a task.
     """
     if not isinstance(task, Task):
         raise ArgumentError(f"task must be a lowland.lab.Task, but is {task!r}; pass an object, such as Pose()")

@@ -28,9 +28,9 @@ class Average:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._model, self._decay = model, decay
         self._names = [n for n, t in plain_state(model).items() if t.is_floating_point()]
-        self.mean = vec.clone(self._now())
+        self.mean = vec.clone(self._weights())
 
-    def _now(self) -> list[Tensor]:
+    def _weights(self) -> list[Tensor]:
         state = plain_state(self._model)
         return [state[name].detach() for name in self._names]
 
@@ -38,12 +38,12 @@ class Average:
     def update(self, step: int) -> None:
         """Update the average with the weights after a step; steps are counted from 1."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        self.mean = vec.lerp(self.mean, self._now(), 1 - decay)
+        self.mean = vec.lerp(self.mean, self._weights(), 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Give the model the average as weights; restore its own weights bit for bit on exit."""
-        saved = vec.clone(self._now())
+        saved = vec.clone(self._weights())
         try:
             self._write(self.mean)
             yield
@@ -52,7 +52,7 @@ class Average:
 
     @torch.no_grad()
     def _write(self, values: list[Tensor]) -> None:
-        for t, value in zip(self._now(), values, strict=True):
+        for t, value in zip(self._weights(), values, strict=True):
             t.copy_(value)
 
     def tensors(self) -> dict[str, Tensor]:

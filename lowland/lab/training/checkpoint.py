@@ -178,9 +178,9 @@ def load(path: Path, like: Like | None = None, world: World = ALONE) -> tuple[di
     make = like or (lambda name, size, dtype: torch.empty(size, dtype=dtype))
     contents = state.pop(PACKED, {})  # checkpoints of 0.1.0 have no packs
     tensors: dict[str, Any] = {}
-    for name, held in reader.read_metadata().state_dict_metadata.items():
-        kind, size = held.properties.dtype, held.size  # type: ignore[union-attr]
-        tensors[name] = torch.empty(size, dtype=kind) if name in contents else make(name, size, kind)
+    for name, metadata in reader.read_metadata().state_dict_metadata.items():
+        dtype, size = metadata.properties.dtype, metadata.size  # type: ignore[union-attr]
+        tensors[name] = torch.empty(size, dtype=dtype) if name in contents else make(name, size, dtype)
     try:
         with _quietly():
             load_all(tensors, storage_reader=reader, no_dist=world.size == 1)
@@ -214,7 +214,7 @@ def check(path: Path) -> None:
 
 
 def latest(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest sound checkpoint of a run folder, or None where none was ever written.
+    """The newest undamaged checkpoint of a run folder; None if the folder has no checkpoint.
 
     Args:
         folder: The run folder.

@@ -1,4 +1,4 @@
-"""Training time: steps only, without evaluation, checkpoints and display."""
+"""Measures the training time: steps only, without evaluation, checkpoints and display."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 
 
 class Clock:
-    """Adds up the time of steps.
+    """Measures the time of each step and sums it.
 
     Args:
-        device: Where the steps run; a GPU is waited for, so that its work counts where it belongs.
+        device: The device of the steps. Readings synchronize with a GPU, so that its work counts in the right step.
 
     Attributes:
-        seconds: The sum over all steps.
-        laps: The time of every step, in order.
+        seconds: The total time of all steps, in seconds.
+        laps: The time of each step, in seconds and in order.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -27,11 +27,11 @@ class Clock:
         self._mark = 0.0
 
     def start(self) -> None:
-        """From now on the time belongs to the next step."""
+        """Start the time of the next step."""
         self._mark = self._now()
 
     def lap(self) -> None:
-        """The step is over; the next one begins."""
+        """Record the time of the step that ends now, and start the next one."""
         now = self._now()
         self.laps.append(now - self._mark)
         self.seconds += now - self._mark
@@ -44,14 +44,17 @@ class Clock:
 
 
 def typical(laps: Sequence[float], gradients: Sequence[float]) -> float | None:
-    """The mean time of a step with outliers taken out.
+    """The mean time of a step without outliers.
 
-    A median over all steps would hide the costly ones of a method that computes a second gradient at every fifth
-    step only. So: the median among steps with the same number of gradients, then the mean over all steps.
+    The median over all steps would ignore the expensive steps of a method that computes a second gradient only every
+    fifth step. So each step counts with the median time of the steps that compute equally many gradients.
 
     Args:
-        laps: Seconds of every step.
-        gradients: How many gradients that step computed.
+        laps: The time of each step, in seconds.
+        gradients: The number of gradients of each step.
+
+    Returns:
+        Seconds; None without steps.
 
     Example:
         >>> typical([1.0, 1.0, 1.0, 9.0, 2.0], [1, 1, 1, 1, 2])

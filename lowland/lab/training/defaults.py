@@ -1,4 +1,4 @@
-"""What a recipe fills in where the user leaves a method's fields open."""
+"""Defaults of methods' fields that depend on the training, for fields that the user does not set."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lowland.core import schedule
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What the defaults of a method depend on.
+    """The properties of a training on which the defaults of methods depend.
 
     Args:
-        steps_per_epoch: Batches in an epoch, >= 1.
-        examples: Size of the training set, >= 1.
-        lr: Peak learning rate, > 0.
+        steps_per_epoch: The number of batches in an epoch, >= 1.
+        examples: The number of positions of the training set, >= 1.
+        lr: The peak learning rate, > 0.
     """
 
     steps_per_epoch: int
@@ -25,25 +25,25 @@ class Training:
 
 
 def method_defaults(method: str, training: Training) -> dict[str, Any]:
-    """The fields of a method that a recipe fills where the user leaves them open.
+    """The default values of a method's fields for one training; empty if none depends on it.
 
     Args:
-        method: Key of the method.
-        training: What it is for.
+        method: The key of the method.
+        training: The training.
     """
     return FITTED[method](training) if method in FITTED else {}
 
 
 FITTED: dict[str, Callable[[Training], dict[str, Any]]] = {
-    # The release begins with 3 of 200 epochs of full SAM; a shorter training needs a larger part of itself.
+    # The release starts with 3 of 200 epochs of SAM in every step; a shorter training needs a larger fraction.
     "vsam": lambda t: {"warmup": 0.1},
     "arsam": lambda t: {"warmup": 0.1},
-    # The release: one epoch on whole batches, and chances that grow apart over 30 epochs; of its 200 that is 15 %, but
-    # a shorter training needs what time it has, 30 %.
+    # The release trains one epoch on full batches, and increases the differences between the probabilities of examples
+    # over 30 of 200 epochs, 15 %; a shorter training needs a larger fraction.
     "ausam": lambda t: {"examples": t.examples, "warmup": t.steps_per_epoch, "ramp": 0.3},
-    # The paper's script turns to SAM at epoch 150 of 160; trainings here are shorter, so somewhat earlier.
+    # The paper's script switches to SAM at epoch 150 of 160; trainings here are shorter, so they switch earlier.
     "late": lambda t: {"start": 0.9},
-    # The paper ties the radius to the learning rate, in proportion.
+    # In the paper the radius is proportional to the learning rate.
     "gsam": lambda t: {"rho": schedule.follow_lr(0.05, 0.0, lr_high=t.lr)},
 }
-"""Values that depend on the training, by method; lengths are fractions of it, or an epoch."""
+"""The defaults that depend on the training, by method. Lengths are fractions of the training, or one epoch in steps."""

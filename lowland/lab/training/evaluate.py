@@ -1,4 +1,4 @@
-"""The loss a run is trained on, and how well a model does."""
+"""The training loss of a run, and the evaluation of a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lowland.lab.task import Task
 
 
 def training_loss(task: Task, recipe: Recipe, device: torch.device) -> LossFn:
-    """The loss that is trained on: the task's, under autocast where the recipe says bf16."""
+    """The loss function of a training: the task's ``training_loss``, under autocast if the precision is bf16."""
 
     def loss_fn(model: nn.Module, batch: Any) -> Tensor | Loss:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16"):
@@ -30,17 +30,17 @@ def training_loss(task: Task, recipe: Recipe, device: torch.device) -> LossFn:
 def evaluate(
     task: Task, model: nn.Module, batches: Iterable[Any], *, precision: str = "fp32", device: torch.device
 ) -> dict[str, float]:
-    """Loss and metrics in evaluation mode; the model's modes come back.
+    """Compute loss and metrics in evaluation mode; afterwards all modules have their previous modes.
 
     Args:
-        task: Whose loss and metrics.
+        task: The task with the loss and the metrics.
         model: The model.
-        batches: What is judged.
-        precision: ``bf16`` runs under autocast.
-        device: Where the model is.
+        batches: The batches of the evaluated part.
+        precision: ``bf16`` evaluates under autocast.
+        device: The device of the model.
 
     Returns:
-        ``loss`` and every metric by its name. The loss is a mean over examples, or over what its ``Loss`` counts.
+        ``loss`` and all metrics by name. The loss is the mean over examples, or over the count of its ``Loss``.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -63,7 +63,7 @@ def evaluate(
 
 
 def _terms(loss: Tensor | Loss, sizes: Batches, batch: Any) -> tuple[Tensor, float]:
-    """A loss as a sum and what it is divided by."""
+    """A loss as a sum and its divisor."""
     if isinstance(loss, Loss):
         return torch.as_tensor(loss.total), float(loss.count)
     if loss.ndim:
@@ -73,7 +73,7 @@ def _terms(loss: Tensor | Loss, sizes: Batches, batch: Any) -> tuple[Tensor, flo
 
 
 def headline(metrics: Sequence[Metric], figures: Mapping[str, float | None]) -> str:
-    """The first metric, or the loss where there is none, as people read it.
+    """The first metric, or the loss of a task without metrics, as text for a display.
 
     Example:
         >>> headline([Metric(name="accuracy", update=len, unit="%", scale=100)], {"accuracy": 0.9312})
@@ -90,7 +90,7 @@ def headline(metrics: Sequence[Metric], figures: Mapping[str, float | None]) -> 
 
 
 def better(task: Task, figures: Mapping[str, float], than: Mapping[str, float] | None) -> bool:
-    """Whether the headline figure is better; not a number is worse than anything."""
+    """Whether the headline metric is better than in ``than``; NaN is worse than every number."""
     name, sign = (task.metrics[0].name, 1 if task.metrics[0].higher else -1) if task.metrics else ("loss", -1)
     value = figures[name]
     if value != value:
@@ -99,7 +99,7 @@ def better(task: Task, figures: Mapping[str, float], than: Mapping[str, float] |
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and bits of all parameters and buffers."""
+    """The SHA-256 of names, shapes, dtypes and bits of all parameters and buffers."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())

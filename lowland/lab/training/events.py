@@ -1,4 +1,4 @@
-"""TensorBoard event files, on request."""
+"""Writes TensorBoard event files."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ TAGS = {
 
 
 class Events:
-    """Writes the epoch lines of a run for TensorBoard.
+    """Writes the epoch lines of a run to TensorBoard event files.
 
     Args:
-        folder: The run folder; files go to ``events/`` in it.
-        step: Where the run goes on; what an earlier process wrote beyond it is hidden.
+        folder: The run folder; the files are in its folder ``events/``.
+        step: The step at which the run starts or resumes; TensorBoard hides later events of an earlier process.
 
     Raises:
         MissingExtraError: tensorboard is not installed.
@@ -33,14 +33,14 @@ class Events:
     def __init__(self, folder: Path, step: int) -> None:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # tensorboard's own dependencies deprecate each other
+                warnings.simplefilter("ignore")  # tensorboard's dependencies give deprecation warnings
                 from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise MissingExtraError("tensorboard", "lab") from None
         self._writer: Any = SummaryWriter(str(folder / FOLDER), purge_step=step + 1)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Add the numbers of one epoch line."""
+        """Write the numbers of one epoch line."""
         for name, tag in TAGS.items():
             if line.get(name) is not None:
                 self._writer.add_scalar(tag, line[name], line["step"])
@@ -50,5 +50,5 @@ class Events:
                     self._writer.add_scalar(f"{part}/{name}", value, line["step"])
 
     def close(self) -> None:
-        """Write out what is buffered."""
+        """Flush and close the files."""
         self._writer.close()

@@ -1,4 +1,4 @@
-"""What judges a run: its model after every epoch, the best epoch, and when to stop early."""
+"""Evaluates the model of a run after every epoch, and decides on the best epoch and on early stopping."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from lowland.lab.training.evaluate import better, evaluate, fingerprint, headlin
 from lowland.lab.training.trainer import Trainer
 from lowland.sharpness import m_sharpness
 
-JUDGED = 2048  # training examples that train accuracy and m-sharpness are measured on, the first as stored
-M = 128  # examples in a micro-batch of m-sharpness
-RHO = 0.05  # its radius, the same for every method
+JUDGED = 2048  # training metrics and m-sharpness are measured on the first 2048 training examples
+M = 128  # the examples in a micro-batch of m-sharpness
+RHO = 0.05  # the radius of m-sharpness, the same for every method
 
 
 class Judge:
-    """Measures a run's model on the parts of the data, and remembers the best epoch.
+    """Evaluates a run's model on the parts of the data, and stores the best epoch.
 
     Args:
         config: The run.
-        loader: Its data.
+        loader: The loader of the run.
 
     Attributes:
-        score: Loss and metrics of the parts that were judged last.
-        best: The best epoch on validation, with what the parts were judged then; empty without a validation part.
+        score: Loss and metrics of each part from the last evaluation.
+        best: The best epoch on the validation part, with the loss and metrics of each part after it; empty without a
+            validation part.
     """
 
     def __init__(self, config: RunConfig, loader: Loader) -> None:
@@ -35,7 +36,7 @@ class Judge:
         self.best: dict[str, Any] = {}
 
     def judge(self, trainer: Trainer, epoch: int) -> None:
-        """Measure loss and metrics of all parts, and whether this epoch is the best on validation."""
+        """Evaluate all parts after an epoch, and store the epoch if it is the best on the validation part."""
         parts = {
             name: self._loader.evaluation(part=name) for name in ("test", "validation") if name in self._loader.parts
         }
@@ -45,20 +46,20 @@ class Judge:
                 name: evaluate(self._task, model, batches, precision=precision, device=trainer.device)
                 for name, batches in (parts | {"train": self._train()}).items()
             }
-        seen = self.score.get("validation")
-        if seen is not None and better(self._task, seen, self.best.get("validation")):
+        validation = self.score.get("validation")
+        if validation is not None and better(self._task, validation, self.best.get("validation")):
             self.best = {"epoch": epoch, **{name: self.score[name] for name in parts}}
 
-    def patient_no_more(self, epoch: int) -> bool:
-        """Whether the best epoch on validation is too long ago."""
+    def should_stop(self, epoch: int) -> bool:
+        """Whether the run's patience is used up: the best epoch on the validation part is too long ago."""
         patience = self._config.patience
         return patience is not None and epoch - self.best.get("epoch", 0) >= patience
 
     def headline(self) -> str | None:
-        """The first metric on the test part as people read it; None before anything was judged."""
+        """The first metric on the test part as text; None before the first evaluation."""
         return f"test {headline(self._task.metrics, self.score['test'])}" if self.score else None
 
-    def verdict(self, trainer: Trainer) -> dict[str, Any]:
+    def final(self, trainer: Trainer) -> dict[str, Any]:
         """The m-sharpness of the final weights, and their hash."""
         with trainer.evaluated() as model:
             rise = m_sharpness(model, self._task.loss, self._train(), rho=RHO, m=M, cut=self._task.cut)

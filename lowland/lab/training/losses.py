@@ -1,4 +1,4 @@
-"""Training losses of a run: the mean of every epoch over all ranks, and whether training has broken down."""
+"""Training losses of a run: the mean of each epoch over all ranks, and whether the training diverged."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from lowland.parallel import World
 
 
 class Losses:
-    """Sums losses on the device; ranks exchange them when an epoch ends.
+    """Sums losses on the device, and averages them over all ranks at the end of an epoch.
 
     Args:
         ranks: The ranks that train together.
-        device: Where the losses are.
+        device: The device of the losses.
 
     Attributes:
-        first: Mean loss of the first step, before anything was learned; None before that, and in a run that was begun
-            by a lowland that did not keep it.
-        last: Mean loss of the last epoch; None before the first has ended.
+        first: The mean loss of the first step, at the initial weights; None before the first step, and in a run that a
+            version of lowland without this attribute started.
+        last: The mean loss of the last epoch; None before the end of the first epoch.
     """
 
     def __init__(self, ranks: World, device: torch.device) -> None:
@@ -32,25 +32,34 @@ class Losses:
         self.last: float | None = None
 
     @property
-    def lost(self) -> bool:
-        """Whether the last epoch's loss is no number, so that no step can bring the weights back."""
+    def not_finite(self) -> bool:
+        """Whether the loss of the last epoch is infinite or NaN, so that no further step can repair the weights."""
         return self.last is not None and not math.isfinite(self.last)
 
     @property
     def diverged(self) -> bool:
-        """Whether training broke down: the last epoch's loss is no number, or above that of the first step."""
+        """Whether the training diverged: the loss of the last epoch is not finite, or above that of the first step."""
         worse = self.first is not None and self.last is not None and self.last > self.first
-        return self.lost or worse
+        return self.not_finite or worse
 
     def add(self, loss: Tensor, examples: int, *, step: int) -> None:
-        """Count the mean loss of a step, shape ``()``, over this rank's examples; all ranks call it."""
+        """Add the loss of a step. All ranks must call this.
+
+        Args:
+            loss: The mean loss over this rank's examples, shape ``()``.
+            examples: The number of examples on this rank.
+            step: The number of the step, from 1.
+        """
         self._sum += loss.double() * examples
         self._examples += examples
         if step == 1:
             self.first = self._mean(float(loss) * examples, examples)
 
     def end_epoch(self) -> float:
-        """The mean loss of the epoch, over all examples that any rank has seen; all ranks call it."""
+        """Return the mean loss of the epoch over the examples of all ranks, and start a new sum.
+
+        All ranks must call this.
+        """
         self.last = self._mean(float(self._sum), self._examples)
         self._sum, self._examples = torch.zeros_like(self._sum), 0.0
         return self.last
@@ -60,16 +69,22 @@ class Losses:
         return float(sum(sums) / (sum(counts) or 1))
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint: sums and examples of every share of the batches; all ranks call it."""
-        gathered = self._ranks.gather((self._ranks.share[0], float(self._sum), self._examples))
-        seen = {share: (losses, examples) for share, losses, examples in gathered}
-        return {"seen": [seen[share] for share in sorted(seen)], "first": self.first, "last": self.last}
+        """The state for a checkpoint: sum and examples of each part of the batches. All ranks must call this."""
+        gathered = self._ranks.gather((self._ranks.batch_part[0], float(self._sum), self._examples))
+        seen = {index: (losses, examples) for index, losses, examples in gathered}
+        return {"seen": [seen[index] for index in sorted(seen)], "first": self.first, "last": self.last}
 
     def load(self, seen: Sequence[tuple[float, float]], first: float | None = None, last: float | None = None) -> None:
-        """Go on where a checkpoint was; shares of another number of ranks are divided anew."""
-        number, count = self._ranks.share
+        """Load the state of a checkpoint; for another number of parts, each part gets the average of the sums.
+
+        Args:
+            seen: The sum of losses and the examples of each part of the batches.
+            first: The mean loss of the first step.
+            last: The mean loss of the last epoch.
+        """
+        index, count = self._ranks.batch_part
         if len(seen) == count:
-            losses, self._examples = seen[number]
+            losses, self._examples = seen[index]
         else:
             losses, self._examples = (sum(each) / count for each in zip(*seen, strict=True))
         self._sum.fill_(losses)

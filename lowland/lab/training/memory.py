@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work, measured by counting the tensors that are alive."""
+"""Measures peak memory: by CUDA's allocator, or by counting the bytes of live tensors."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Meter(Protocol):
-    """What a memory measurement tells when it is over."""
+    """The result of a memory measurement."""
 
     @property
     def peak(self) -> int:
-        """The most bytes alive at once."""
+        """The peak memory in bytes."""
 
 
 class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all tensors made inside the context, from their birth until they are freed.
+    """Counts the bytes of all tensors that are made inside the context, until they are freed.
 
-    It watches every operation and changes none, so a measured computation gives the same bits, only slower.
-    Buffers that an operation takes and returns within itself (a convolution's workspace) are not seen.
+    It sees the result of every operation and changes none, so a measured computation gives the same bits, but is
+    slower. Memory that an operation allocates and frees itself, such as a convolution's workspace, is not counted.
+
+    Attributes:
+        live: The bytes of the tensors that are alive now.
+        peak: The maximum of ``live``.
 
     Example:
         >>> with LiveTensors() as meter:
@@ -48,15 +52,16 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run the operation and note the storages it returns."""
+        """Run the operation and count the storages of its results."""
         out = func(*args, **(kwargs or {}))
         for leaf in pytree.tree_leaves(out):
             if isinstance(leaf, Tensor):
-                self._note(leaf.untyped_storage())
+                self._count(leaf.untyped_storage())
         return out
 
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        # views and in-place results share a storage that is known already, by address of its C++ object
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        # Views and results of in-place operations share a storage that is already counted. The address of the C++
+        # object identifies a storage.
         key, nbytes = storage._cdata, storage.nbytes()
         if key in self._seen:
             return
@@ -71,7 +76,7 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class CudaAllocator(AbstractContextManager["CudaAllocator"]):
-    """What CUDA's allocator held at most, above what it held at the start."""
+    """Measures the peak of CUDA's allocated memory, in bytes above the memory allocated at the start."""
 
     peak: int = 0
 
@@ -86,10 +91,10 @@ class CudaAllocator(AbstractContextManager["CudaAllocator"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Read the allocator's own peak."""
+        """Read the peak from the allocator."""
         self.peak = torch.cuda.max_memory_allocated(self.device) - self._base
 
 
 def meter(device: torch.device) -> AbstractContextManager[Meter]:
-    """The right measurement for a device: CUDA's allocator, or the tensors alive."""
+    """The memory measurement for a device: CUDA's allocator for a GPU, else live tensors."""
     return CudaAllocator(device) if device.type == "cuda" else LiveTensors()

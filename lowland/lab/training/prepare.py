@@ -1,4 +1,4 @@
-"""What a configuration stands for: its batches, its method, its first line."""
+"""Makes the parts of a run from its configuration: the loader, the method and the config line."""
 
 from __future__ import annotations
 
@@ -20,42 +20,54 @@ from lowland.methods import make
 from lowland.methods.base import Method
 from lowland.parallel import World
 
-_kept: list[tuple[Task, Path | None, Mapping[str, Any]]] = []  # the data of the last task, which runs share
+_cached_parts: list[tuple[Task, Path | None, Mapping[str, Any]]] = []  # the data of the last task
 
-_loaders: list[tuple[tuple[Any, ...], Mapping[str, Any], Loader]] = []  # the last one
+_cached_loader: list[tuple[tuple[Any, ...], Mapping[str, Any], Loader]] = []  # the last loader
 
 
 def parts_of(config: RunConfig) -> Mapping[str, Any]:
-    """The data of a run's task, as its seed sees it; loaded once for the runs of a comparison that share it."""
+    """The data of a run's task for its seed; consecutive runs with equal data share it."""
     task, data = config.task.seeded(config.seed), config.data or os.environ.get("LOWLAND_DATA")
     root = None if data is None else Path(data)
-    for known, place, parts in _kept:
-        if _same(known, task) and place == root:
+    for cached_task, cached_root, parts in _cached_parts:
+        if _same(cached_task, task) and cached_root == root:
             return parts
-    _kept[:] = [(task, root, task.datasets(root))]
-    return _kept[0][2]
+    _cached_parts[:] = [(task, root, task.datasets(root))]
+    return _cached_parts[0][2]
 
 
 def _same(one: Task, other: Task) -> bool:
     try:
         return type(one) is type(other) and bool(one == other)
-    except RuntimeError:  # fields that are tensors
+    except RuntimeError:  # fields that are tensors have no single truth value
         return False
 
 
-def loader_of(config: RunConfig, share: tuple[int, int] = (0, 1)) -> Loader:
-    """The batches of a run, in the order that its seed gives.
+def loader_of(config: RunConfig, batch_part: tuple[int, int] = (0, 1)) -> Loader:
+    """The loader of a run, which gives full batches only.
 
-    All are full, so that every step costs the same and a gradient means as much for a method that keeps a batch as
-    for one that does not. What an epoch leaves out is drawn anew each time. A loader keeps no position, so the runs of
-    one seed share theirs.
+    With full batches every step costs the same, and all gradients average over equally many examples, also for a
+    method that keeps a batch. Each epoch leaves out other examples. A loader has no state, so consecutive runs with
+    the same seed share it.
+
+    Args:
+        config: The run.
+        batch_part: The part of every batch that this rank gets: its index and the number of parts.
     """
     parts, recipe = parts_of(config), config.recipe
-    key = (recipe.batch_size, config.seed, config.validation, config.on(), recipe.channels_last, share, config.task.cut)
-    for known, data, loader in _loaders:
-        if known == key and data is parts:
-            return loader
-    made = Loader(
+    key = (
+        recipe.batch_size,
+        config.seed,
+        config.validation,
+        config.on(),
+        recipe.channels_last,
+        batch_part,
+        config.task.cut,
+    )
+    for cached_key, cached_parts, cached in _cached_loader:
+        if cached_key == key and cached_parts is parts:
+            return cached
+    loader = Loader(
         parts,
         recipe.batch_size,
         config.seed,
@@ -63,24 +75,24 @@ def loader_of(config: RunConfig, share: tuple[int, int] = (0, 1)) -> Loader:
         device=config.on(),
         channels_last=recipe.channels_last,
         drop_last=True,
-        share=share,
+        batch_part=batch_part,
         cut=config.task.cut,
     )
-    _loaders[:] = [(key, parts, made)]
-    return made
+    _cached_loader[:] = [(key, parts, loader)]
+    return loader
 
 
 def check_select(config: RunConfig, loader: Loader) -> None:
-    """Refuse to choose an epoch where there is no validation part to choose it on.
+    """Refuse ``select="best"`` and ``patience`` without a validation part.
 
     Raises:
-        ArgumentError: There is none.
+        ArgumentError: There is no validation part.
     """
     name = "select" if config.select == "best" else "patience" if config.patience is not None else None
     if name is not None and "validation" not in loader.parts:
         raise ArgumentError(
-            f"{name} needs a validation part, since the test part chooses nothing, but there is none; give validation, "
-            "the share of the training part to keep for it, such as 0.1"
+            f"{name} needs a validation part, because no epoch is chosen on the test part, but there is none; give "
+            "validation, the fraction of the training part to hold out, such as 0.1"
         )
 
 
@@ -92,22 +104,22 @@ def _shapes(config: RunConfig) -> str:
 def line_of(
     config: RunConfig, loader: Loader, method: Method, *, command: Sequence[str] = (), world: World | None = None
 ) -> dict[str, Any]:
-    """The first line of a run's file."""
-    # The model's shapes do not depend on what is replaced here, so that it is made once for a comparison.
+    """The config line of a run; the arguments are those of :func:`~lowland.lab.identity.config_line`."""
+    # The shapes do not depend on the fields replaced here, so the cache holds one entry for all runs of a comparison.
     plain = replace(config, method="plain", contestant=None, seed=0, recipe=type(config.recipe)())
     try:
-        found = _shapes(plain)
-    except TypeError:  # a task that has no hash
-        found = shapes(fresh_model(plain))
-    return config_line(config, method, found, steps_per_epoch=len(loader), command=command, world=world)
+        digest = _shapes(plain)
+    except TypeError:  # the task is not hashable
+        digest = shapes(fresh_model(plain))
+    return config_line(config, method, digest, steps_per_epoch=len(loader), command=command, world=world)
 
 
 def complete(config: RunConfig, loader: Loader) -> Method:
-    """The method that a configuration's text stands for, with open fields filled by the recipe.
+    """Make the method of a run; fields that its text omits get defaults for the task and the recipe.
 
     Args:
         config: The run.
-        loader: Its batches.
+        loader: The loader of the run.
     """
     if isinstance(config.method, Method):
         return config.method

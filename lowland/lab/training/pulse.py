@@ -1,4 +1,4 @@
-"""What the ranks of a training tell each other at every step."""
+"""Exchanges a few numbers between the ranks of a training at every step, without waiting."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from lowland.parallel import World
 
 
 class Pulse:
-    """What ranks tell each other once a step, heard one step later, so that nobody waits.
+    """Sums a few numbers over all ranks at every step, and returns the sums one step later, so that no rank waits.
 
     Args:
-        world: All ranks.
+        world: The ranks.
     """
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._group: Any = dist.new_group(backend="gloo") if world.size > 1 else None
-        self._sent: tuple[Any, Tensor] | None = None
+        self._pending: tuple[Any, Tensor] | None = None
 
     def beat(self, values: Sequence[float]) -> list[float]:
-        """Send this rank's numbers; get the sums over all ranks of those sent the last time, zeros the first time.
+        """Start the all-reduce of this rank's numbers, and return the sums of the previous call.
 
-        On a single rank the numbers come back at once.
+        The first call returns zeros. A single rank gets its own numbers at once.
         """
-        mine = torch.tensor(values, dtype=torch.float64)
         if self._world.size == 1:
             return list(values)
-        heard = [0.0] * len(values)
-        if self._sent is not None:
-            handle, sums = self._sent
+        previous = [0.0] * len(values)
+        if self._pending is not None:
+            handle, sums = self._pending
             handle.wait()
-            heard = sums.tolist()
-        self._sent = (dist.all_reduce(mine, group=self._group, async_op=True), mine)
-        return heard
+            previous = sums.tolist()
+        numbers = torch.tensor(values, dtype=torch.float64)
+        self._pending = (dist.all_reduce(numbers, group=self._group, async_op=True), numbers)
+        return previous
 
     def close(self) -> None:
-        """Let what is under way come to its end."""
-        if self._sent is not None:
-            self._sent[0].wait()
-            self._sent = None
+        """Wait for the pending all-reduce and destroy the process group."""
+        if self._pending is not None:
+            self._pending[0].wait()
+            self._pending = None
         if self._group is not None:
             dist.destroy_process_group(self._group)
             self._group = None

@@ -1,4 +1,4 @@
-"""One run: train a model with a method until its budget is spent, and be able to go on after any kill."""
+"""Trains one run until its budget is used up, with checkpoints from which it resumes after a kill."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from lowland.lab.training.judge import Judge
 from lowland.lab.training.losses import Losses
 from lowland.lab.training.prepare import check_select, complete, line_of, loader_of
 from lowland.lab.training.pulse import Pulse
-from lowland.lab.training.resumption import changed_versions, check_held, restarted
+from lowland.lab.training.resumption import changed_versions, check_folder, restarted
 from lowland.lab.training.signals import Stopped, deferred
 from lowland.lab.training.trainer import Trainer, rehearse, settings
 from lowland.parallel import World, world
 from lowland.runs.file import History, NoFile, RunFile, history
 
-SAVE_SECONDS = 30.0  # at least, between checkpoints, where the configuration names no steps
-SAVE_SHARE = 0.02  # of the time, at most, for writing them: a large model is saved less often
-TELL_SECONDS = 0.1  # between two calls of the display
+SAVE_SECONDS = 30.0  # the shortest time between checkpoints without ``checkpoint_every``
+SAVE_FRACTION = 0.02  # the largest fraction of the time for writing checkpoints; a large model is saved less often
+PROGRESS_SECONDS = 0.1  # the shortest time between two calls of ``progress``
 
 
 class LabWarning(UserWarning):
-    """Something that a run survived, and that its owner should know."""
+    """A problem that does not end a run, such as a damaged checkpoint."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """How far a run has come, for a display: budget spent, and what is known of the model."""
+    """The progress of a run, for a display: the used fraction of the budget, and the last loss and metric."""
 
     run: str
     fraction: float
@@ -69,38 +69,38 @@ def train(
 
     Args:
         config: The run.
-        folder: Its folder, which gets ``run.jsonl``, ``checkpoints/`` and, on request, ``events/``.
-        resume: Go on with what the folder holds. A finished run is left alone; an empty folder starts one.
-        progress: Told about ten times a second how far it is.
-        command: What was typed to start it, for the record.
+        folder: The run folder, which gets ``run.jsonl``, ``checkpoints/`` and, with ``tensorboard``, ``events/``.
+        resume: Resume the run in the folder. A finished run is not changed; without a run, a new one starts.
+        progress: Called about ten times a second with the progress.
+        command: The command line, for the run file.
 
     Returns:
         The ``end`` line of the run file.
 
     Raises:
-        StateError: The folder holds a run and ``resume`` is not set, or it holds another run.
-        Stopped: SIGINT or SIGTERM came; a checkpoint has been written.
+        StateError: The folder has this run and ``resume`` is false, or it has another run.
+        Stopped: SIGINT or SIGTERM was received; a checkpoint has been written.
     """
     with world(config.mesh, config.device) as ranks, settings(config):
-        held = History(*ranks.broadcast(history(folder)))
-        loader = loader_of(config, ranks.share)
+        recorded = History(*ranks.broadcast(history(folder)))
+        loader = loader_of(config, ranks.batch_part)
         check_select(config, loader)
         method = complete(config, loader)
         line = line_of(config, loader, method, command=command, world=ranks)
         ranks.agree({name: line[name] for name in (*IDENTITY, "steps_per_epoch")})
         line = ranks.broadcast(line)
-        if held.config is not None:
-            check_held(held.config, line, folder, resume=resume or restarted(held, line))
-            if held.end is not None:
-                return held.end
+        if recorded.config is not None:
+            check_folder(recorded.config, line, folder, resume=resume or restarted(recorded, line))
+            if recorded.end is not None:
+                return recorded.end
         with closing(_Run(config, folder, line, loader, lambda: Trainer(config, method, ranks), ranks)) as run:
-            run.begin(held)
-            run.go(progress if ranks.first else None)
+            run.begin(recorded)
+            run.train(progress if ranks.first else None)
             return run.finish()
 
 
 class _Run:
-    """A run under way: where it is, and what it has seen of the current epoch."""
+    """A run in progress: its position in training, its losses and its files."""
 
     trainer: Trainer
     file: RunFile
@@ -121,22 +121,22 @@ class _Run:
         self.losses = Losses(ranks, config.on())
         self.gradients: list[float] = []  # cumulative, after every step
         self.judge = Judge(config, loader)
-        # Training time that all ranks go by, and seconds that the last checkpoint took.
-        self.seconds = self._writing = 0.0
+        self.seconds = 0.0  # the training time of rank 0, which decides on all ranks
         self.events: Events | None = None
-        self._told = self._saved = time.monotonic()
+        self._write_seconds = 0.0  # the time that the last checkpoint took
+        self._reported = self._saved = time.monotonic()  # the times of the last progress call and the last checkpoint
 
     # Start and end
 
-    def begin(self, held: History) -> None:
-        """Open the run file, and go back to the last checkpoint or measure the memory of a fresh run."""
-        self.trainer = self.make()  # an unknown model is refused before there is a folder
+    def begin(self, recorded: History) -> None:
+        """Open the run file; then load the last checkpoint, or measure the memory of a new run."""
+        self.trainer = self.make()  # refuses an unknown model before the folder is made
         damaged: list[str] = []
         latest = checkpoint.latest(self.folder, damaged.append) if self.ranks.first else None
         path = self.ranks.broadcast(latest)
         saved = None if path is None else checkpoint.load(path, self.trainer.snapshot.like, self.ranks)
         if saved is not None:
-            # The run file may be gone or another one: what a checkpoint belongs to, it says itself.
+            # The run file may be missing or replaced, so the checkpoint has its own copy of the config line.
             refuse_other(saved[0]["config"], self.line, self.folder)
         self.file = RunFile(self.folder, fresh=saved is None) if self.ranks.first else NoFile()
         if saved is None:
@@ -145,7 +145,7 @@ class _Run:
         else:
             self._restore(*saved)
             self.file.write("resumed", step=self.trainer.engine.step, time=now(), job=self.line["job"])
-            damaged += changed_versions(held, self.line) if self.ranks.first else []
+            damaged += changed_versions(recorded, self.line) if self.ranks.first else []
         for message in damaged:
             self.file.write("warning", message=message)
             warnings.warn(message, LabWarning, stacklevel=2)
@@ -153,7 +153,7 @@ class _Run:
             self.events = Events(self.folder, self.trainer.engine.step)
 
     def finish(self) -> dict[str, Any]:
-        """Judge the final weights and write the last line."""
+        """Evaluate the final weights and write the end line."""
         engine, clock = self.trainer.engine, self.clock
         return self.file.write(
             "end",
@@ -169,7 +169,7 @@ class _Run:
             weights_per_step=engine.cost.weights / engine.step,
             forwards_per_step=(engine.cost.forwards - engine.cost.gradients) / engine.step,
             peak_memory=self.peak,
-            **self.judge.verdict(self.trainer),
+            **self.judge.final(self.trainer),
         )
 
     def close(self) -> None:
@@ -183,22 +183,22 @@ class _Run:
     # Training
 
     def fraction(self) -> float:
-        """How much of the budget is spent, in [0, 1]."""
+        """The used fraction of the budget, in [0, 1]."""
         engine = self.trainer.engine
         return self.config.budget.progress(steps=engine.step, gradients=engine.cost.gradients, seconds=self.seconds)
 
-    def go(self, progress: Progress | None) -> None:
-        """Train until the budget is spent, the loss is no number any more, or a signal comes."""
+    def train(self, progress: Progress | None) -> None:
+        """Train until the budget is used up, the loss is not finite, the patience is used up, or a signal stops it."""
         with deferred() as signaled:
-            while (self.fraction() < 1 or self.batch) and not self._ended_early():
+            while (self.fraction() < 1 or self.batch) and not self._ends_early():
                 self._rest_of_epoch(progress, signaled)
                 self._end_epoch()
-                self._listen(signaled())
+                self._agree(signaled())
         self._save()
 
-    def _ended_early(self) -> bool:
-        """Whether the loss is no number any more, or the best epoch is too long ago."""
-        return self.losses.lost or self.judge.patient_no_more(self.epoch)
+    def _ends_early(self) -> bool:
+        """Whether the loss is not finite, or the patience is used up."""
+        return self.losses.not_finite or self.judge.should_stop(self.epoch)
 
     def _rest_of_epoch(self, progress: Progress | None, signaled: Callable[[], int | None]) -> None:
         self.clock.start()
@@ -209,12 +209,12 @@ class _Run:
             loss = self.trainer.step(batch, fraction)
             self.clock.lap()
             self.batch += 1
-            self.losses.add(loss, self.loader.here, step=self.trainer.engine.step)
+            self.losses.add(loss, self.loader.local_batch_size, step=self.trainer.engine.step)
             self.gradients.append(self.trainer.engine.cost.gradients)
-            self._listen(signaled(), due=self._due())
+            self._agree(signaled(), due=self._due())
             if self.trainer.engine.step % (self.config.checkpoint_every or math.inf) == 0:
                 self._save()
-            self._tell(progress, loss)
+            self._report(progress, loss)
             self.clock.start()
 
     def _end_epoch(self) -> None:
@@ -237,10 +237,10 @@ class _Run:
             self.events.write(line)
         self.batch = 0
 
-    def _tell(self, progress: Progress | None, loss: Tensor) -> None:
-        if progress is None or time.monotonic() - self._told < TELL_SECONDS:
+    def _report(self, progress: Progress | None, loss: Tensor) -> None:
+        if progress is None or time.monotonic() - self._reported < PROGRESS_SECONDS:
             return
-        self._told = time.monotonic()
+        self._reported = time.monotonic()
         step = self.trainer.engine.step
         speed = step / self.clock.seconds
         progress(Update(self.line["run"], self.fraction(), step, self.epoch, float(loss), self.judge.headline(), speed))
@@ -248,23 +248,27 @@ class _Run:
     # Checkpoints
 
     def _due(self) -> bool:
-        """Whether the clock says so; a number of steps is known to all ranks."""
+        """Whether a checkpoint is due by this rank's clock; false with ``checkpoint_every``, which needs no clock."""
         since = time.monotonic() - self._saved
-        return self.config.checkpoint_every is None and since > max(SAVE_SECONDS, self._writing / SAVE_SHARE)
+        return self.config.checkpoint_every is None and since > max(SAVE_SECONDS, self._write_seconds / SAVE_FRACTION)
 
-    def _listen(self, signum: int | None, *, due: bool = False) -> None:
-        """Save or stop at the same step on all ranks: any of them has a signal, or the first has a checkpoint due."""
+    def _agree(self, signum: int | None, *, due: bool = False) -> None:
+        """Save or stop on all ranks at the same step, if any rank has a signal, or if rank 0 has a checkpoint due.
+
+        Raises:
+            Stopped: A rank received a signal; a checkpoint has been written.
+        """
         first = self.ranks.first
         flags = [signum == signal.SIGINT, signum == signal.SIGTERM, due and first, self.clock.seconds * first]
-        interrupted, terminated, due_there, seconds = self.pulse.beat([float(t) for t in flags])
-        self.seconds = max(self.seconds, seconds)  # the first beat brings nothing, also after a return to a checkpoint
-        if interrupted or terminated or due_there:
+        interrupted, terminated, save_due, seconds = self.pulse.beat([float(t) for t in flags])
+        self.seconds = max(self.seconds, seconds)  # the first sums are zeros, also in a run that resumes
+        if interrupted or terminated or save_due:
             self._save()
         if interrupted or terminated:
             raise Stopped(signal.SIGTERM if terminated else signal.SIGINT, self.folder)
 
     def _save(self) -> None:
-        begun = time.monotonic()
+        start = time.monotonic()
         state = {
             "config": self.line,
             "trainer": self.trainer.state(),
@@ -278,14 +282,14 @@ class _Run:
         }
         tensors, step = self.trainer.tensors(), self.trainer.engine.step
         checkpoint.save(self.folder, state, tensors, step=step, keep=self.config.keep, world=self.ranks)
-        self._writing, self._saved = time.monotonic() - begun, time.monotonic()
+        self._write_seconds, self._saved = time.monotonic() - start, time.monotonic()
 
     def _restore(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.trainer.load(state["trainer"], tensors)
         for name, value in state["place"].items():
             setattr(self, name, value)
         self.judge.score, self.judge.best = state["score"], state["best"]
-        # Checkpoints of 0.1.0 have the sums alone.
+        # Checkpoints of 0.1.0 have only the sums.
         self.losses.load(**(state["losses"] if "losses" in state else {"seen": state["seen"]}))
         self.seconds = self.clock.seconds = state["seconds"]
         self.clock.laps = state["laps"].tolist()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM that wait for the step under way."""
+"""Defers Ctrl-C and SIGTERM until the current step has ended."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stopped(Exception):  # noqa: N818 - no error: somebody asked for it
-    """A run was asked to stop, and has saved its state.
+class Stopped(Exception):  # noqa: N818 - not an error, because the user stopped the run
+    """A signal stopped a run after a checkpoint.
 
     Args:
-        signum: The signal that asked.
+        signum: The number of the signal.
         folder: The run folder.
     """
 
@@ -28,18 +28,18 @@ class Stopped(Exception):  # noqa: N818 - no error: somebody asked for it
 
 @contextmanager
 def deferred() -> Iterator[Callable[[], int | None]]:
-    """Remember SIGINT and SIGTERM instead of dying of them; a second one acts at once.
+    """Record SIGINT and SIGTERM instead of ending the process; a second signal has its normal effect.
 
     Yields:
-        A function that tells the number of the signal that came, None while there was none.
+        A function that returns the number of the recorded signal, or None.
     """
-    came: list[int] = []
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None  # only the main thread receives signals
         return
 
-    def remember(signum: int, frame: FrameType | None) -> None:
-        came.append(signum)
+    def record(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
         restore()
 
     def restore() -> None:
@@ -48,8 +48,8 @@ def deferred() -> Iterator[Callable[[], int | None]]:
 
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in SIGNALS}
     for number in SIGNALS:
-        signal.signal(number, remember)
+        signal.signal(number, record)
     try:
-        yield lambda: came[0] if came else None
+        yield lambda: received[0] if received else None
     finally:
         restore()

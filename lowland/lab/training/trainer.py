@@ -1,4 +1,4 @@
-"""Everything that moves during a run: model, optimizer, engine; and the state they are saved in."""
+"""The model, the optimizer and the engine of a run, their steps, and their state for checkpoints."""
 
 from __future__ import annotations
 
@@ -28,23 +28,24 @@ from lowland.lab.training.wrapped import Unwrapped, wrap
 from lowland.methods.base import Method
 from lowland.parallel import World
 
-REHEARSED = 6  # steps: a cycle of LookSAM(k=5) and the refresh after it
+REHEARSED = 6  # the steps of a memory measurement: a cycle of LookSAM(k=5) and the next ascent step
 
 
 class Trainer:
-    """One model in training. Two trainers of the same configuration take the same steps, bit for bit.
+    """Trains one model. Two trainers of the same configuration take bit-identical steps.
 
     Args:
         config: The run.
-        method: Its method, complete.
+        method: The method, with all fields filled.
         world: The ranks that train together; by default this process alone.
 
     Attributes:
-        model: As this rank trains it, in training mode.
-        unwrapped: Gives the unwrapped model with all its weights.
+        model: The model as this rank trains it, wrapped or sharded, in training mode.
+        unwrapped: A function that returns the unwrapped model with all its weights.
         optimizer: The base optimizer.
-        engine: The method at work.
-        snapshot: What is saved of these three, by name.
+        engine: The engine of the method.
+        average: The moving average of the weights; None without one.
+        snapshot: The state of model, optimizer and engine for checkpoints.
 
     Raises:
         ParameterError: The method cannot work on this model.
@@ -59,8 +60,8 @@ class Trainer:
         layout = torch.channels_last if recipe.channels_last and not sharded else torch.contiguous_format
 
         def build() -> nn.Module:
-            placed: nn.Module = fresh_model(config).to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
-            return placed.train()
+            model: nn.Module = fresh_model(config).to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
+            return model.train()
 
         self.model = wrap(build(), world, shard=config.shard)
         self.unwrapped = Unwrapped(self.model, build)
@@ -72,7 +73,7 @@ class Trainer:
             self.optimizer,
             training_loss(task, recipe, self.device),
             mesh=world.along("probe", "replicate"),
-            micro_batch=_part(recipe, world) if recipe.accumulate > 1 else None,
+            micro_batch=_micro_batch(recipe, world) if recipe.accumulate > 1 else None,
             cut=task.cut,
             seed=config.seed,
         )
@@ -81,7 +82,15 @@ class Trainer:
         torch.manual_seed(self._dropout_seed(0))
 
     def step(self, batch: Any, progress: float) -> Tensor:
-        """One step when a fraction ``progress`` of the training is done, in [0, 1]; returns the loss, shape ()."""
+        """Take one step.
+
+        Args:
+            batch: This rank's part of the batch.
+            progress: The completed fraction of the training, in [0, 1].
+
+        Returns:
+            The loss, shape ``()``.
+        """
         self.engine.progress = progress
         rate = lr_at(self.recipe, progress)
         for group, own in zip(self.optimizer.param_groups, self._rates, strict=True):
@@ -97,79 +106,93 @@ class Trainer:
 
     @contextmanager
     def evaluated(self) -> Iterator[nn.Module]:
-        """The unwrapped model that is judged: at the present weights, or at their average."""
+        """Yield the unwrapped model for evaluation, with its current weights or with their moving average."""
         with nullcontext() if self.average is None else self.average.in_place():
             yield self.unwrapped()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Model, optimizer state, the method's vectors and the average by name; DTensors where they are sharded."""
+        """The tensors of model, optimizer, method and average by name; sharded tensors are DTensors."""
         return self.snapshot.tensors()
 
     def state(self) -> dict[str, Any]:
-        """All else that decides the steps to come, of all ranks; all of them call this."""
+        """The state of all ranks besides :meth:`tensors` that later steps depend on. All ranks must call this."""
         engine = self.engine.state_dict()
         del engine["vectors"]
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        # On the host: where another rank unpickles it, there may be no such device.
+        # On the CPU, because the rank that unpickles a tensor may not have this rank's device.
         values = pytree.tree_map(lambda t: t.cpu() if isinstance(t, Tensor) else t, engine.pop("values"))
-        own = {"share": self.world.share[0], "values": values, "rng": torch.get_rng_state(), "cuda": cuda}
-        by_share = {each["share"]: each for each in reversed(self.world.gather(own))}
+        own = {"share": self.world.batch_part[0], "values": values, "rng": torch.get_rng_state(), "cuda": cuda}
+        by_part = {each["share"]: each for each in reversed(self.world.gather(own))}
         return {
             "engine": engine,
             "optimizer": [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups],
             "optimizer_values": self.snapshot.values(),
-            "shares": [by_share[number] for number in sorted(by_share)],
+            "shares": [by_part[index] for index in sorted(by_part)],
         }
 
     def load(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Go on where :meth:`state` and :meth:`tensors` were taken, maybe on another number of ranks."""
-        # Checkpoints of 0.1.0 have the optimizer's tensors alone.
+        """Load :meth:`state` and :meth:`tensors`, possibly from another number of ranks."""
+        # Checkpoints of 0.1.0 have only the tensors of the optimizer.
         vectors = self.snapshot.load(tensors, state.get("optimizer_values", {}))
         for group, saved in zip(self.optimizer.param_groups, state["optimizer"], strict=True):
             group.update(saved)
-        number, count = self.world.share
-        shares = [each["values"] for each in state["shares"]]
-        values = shares[number] if len(shares) == count else self.engine.method.reshard(shares, number, count)
-        saved = {**state["engine"], "vectors": vectors, "values": values, "share": self.engine.work.replicas.share}
+        index, count = self.world.batch_part
+        parts = [each["values"] for each in state["shares"]]
+        values = parts[index] if len(parts) == count else self.engine.method.reshard(parts, index, count)
+        saved = {
+            **state["engine"],
+            "vectors": vectors,
+            "values": values,
+            "share": self.engine.work.replicas.ranks_and_sizes,
+        }
         self.engine.load_state_dict(saved)
-        if number < len(state["shares"]):
-            torch.set_rng_state(state["shares"][number]["rng"])
-            if state["shares"][number]["cuda"] is not None and self.device.type == "cuda":
-                torch.cuda.set_rng_state(state["shares"][number]["cuda"], self.device)
-        else:  # the checkpoint has no random numbers for this share of the batch
+        if index < len(state["shares"]):
+            torch.set_rng_state(state["shares"][index]["rng"])
+            if state["shares"][index]["cuda"] is not None and self.device.type == "cuda":
+                torch.cuda.set_rng_state(state["shares"][index]["cuda"], self.device)
+        else:  # the checkpoint has no random state for this part of the batch
             torch.manual_seed(self._dropout_seed(self.engine.step))
 
     def _dropout_seed(self, step: int) -> int:
-        """Ranks that see other examples drop other units; those that see the same drop the same."""
-        place = ("training",) if self.world.share[0] == step == 0 else ("training", *self.world.share, step)
+        """The seed of dropout: equal on ranks with the same part of a batch, different for different parts."""
+        place = ("training",) if self.world.batch_part[0] == step == 0 else ("training", *self.world.batch_part, step)
         return derived(self._seed, *place)
 
 
 def fresh_model(config: RunConfig) -> nn.Module:
-    """The run's model with fresh weights, which its seed decides."""
+    """Make the run's model with the initial weights of its seed.
+
+    Raises:
+        ArgumentError: The function that makes the model does not return a module.
+    """
     maker, _ = config.maker()
-    made = models.seeded(maker, config.seed)
-    if not isinstance(made, nn.Module):
-        raise ArgumentError(f"model {config.model_text} must make an nn.Module, but made {made!r}; return the module")
-    return made
+    model = models.seeded(maker, config.seed)
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model {config.model_text} must make an nn.Module, but made {model!r}; return the module")
+    return model
 
 
-def _part(recipe: Recipe, world: World) -> int:
-    """Examples in a part of this rank's share of a batch."""
-    return max(1, math.ceil(recipe.batch_size / world.share[1] / recipe.accumulate))
+def _micro_batch(recipe: Recipe, world: World) -> int:
+    """The number of examples in a micro-batch of this rank."""
+    return max(1, math.ceil(recipe.batch_size / world.batch_part[1] / recipe.accumulate))
 
 
 def rehearse(make: Callable[[], Trainer], loader: Loader, steps: int = REHEARSED) -> int:
-    """The peak memory of a run, from its first steps taken once before they count.
+    """Measure the peak memory of a run in its first steps, with a separate trainer that is then discarded.
 
-    A trainer of its own takes them and is thrown away, so the measurement slows and changes nothing. Model,
-    optimizer state, memory of the method, batches and activations count; the data set does not.
+    So the measurement neither slows nor changes the run. It includes model, optimizer state, memory of the method,
+    batches and activations, but not the data set.
+
+    Args:
+        make: A function that makes a trainer of the run.
+        loader: The loader of the run.
+        steps: The number of steps.
 
     Returns:
-        Bytes.
+        The peak memory in bytes.
     """
-    used = [loader.device] if loader.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=used), meter(loader.device) as measured:
+    devices = [loader.device] if loader.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), meter(loader.device) as measured:
         trainer = make()
         batches = chain.from_iterable(loader.batches(epoch) for epoch in count())
         for batch in islice(batches, steps):
@@ -180,7 +203,7 @@ def rehearse(make: Callable[[], Trainer], loader: Loader, steps: int = REHEARSED
 
 @contextmanager
 def settings(config: RunConfig) -> Iterator[None]:
-    """The number of threads, and on a GPU convolutions that give the same bits every time."""
+    """Set the run's number of threads, and deterministic convolutions on a GPU; restore both at the end."""
     threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
     torch.set_num_threads(config.threads or threads)
     benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False

@@ -138,7 +138,7 @@ def test_a_checkpoint_of_four_ranks_goes_on_on_four_two_and_one(tmp_path: Path, 
             resumed(folder, changes)
             told = (folder / "run.jsonl").read_text()
             assert "begun with ranks 4 and resumed with 1: the bits may differ" in told
-            assert "what sees one share of a batch at a time, now another one: BatchNorm" in told
+            assert "everything that sees one part of a batch at a time, because the parts differ: BatchNorm" in told
         else:
             meshes = {2: {"mesh": "data=2"}, 4: {}}
             ends = on_ranks(count, resumed, folder, changes | meshes[count])

@@ -68,14 +68,14 @@ def test_checkpoints_take_their_share_of_the_time(config, tmp_path, monkeypatch,
 
     monkeypatch.setattr("lowland.lab.training.run.checkpoint.save", slow)
     monkeypatch.setattr("lowland.lab.training.run.SAVE_SECONDS", 0.0)
-    monkeypatch.setattr("lowland.lab.training.run.SAVE_SHARE", share)
+    monkeypatch.setattr("lowland.lab.training.run.SAVE_FRACTION", share)
     train(replace(config, checkpoint_every=None), tmp_path)
     assert fewest <= len(saved) <= most  # one at once, since none was slow yet, and one at the end
     assert (saved[0], saved[-1]) == (1, 12)
 
 
 def test_a_display_changes_nothing(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("lowland.lab.training.run.TELL_SECONDS", 0.0)
+    monkeypatch.setattr("lowland.lab.training.run.PROGRESS_SECONDS", 0.0)
     updates = []
     silent = train(config, tmp_path / "silent")
     shown = train(config, tmp_path / "shown", progress=updates.append)
@@ -153,7 +153,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_previous_one(config, tmp_path, ki
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_the_step_finish_and_saves(config, tmp_path, monkeypatch, signum):
-    monkeypatch.setattr("lowland.lab.training.run.TELL_SECONDS", 0.0)
+    monkeypatch.setattr("lowland.lab.training.run.PROGRESS_SECONDS", 0.0)
     before = signal.getsignal(signum)
 
     def interrupt(update):
@@ -255,7 +255,7 @@ def test_unknown_names(config, tmp_path):
         train(replace(config, method="sanpa"), tmp_path)
     with pytest.raises(UnknownNameError, match="did you mean 'mlp'"):
         train(replace(config, model="mpl"), tmp_path)
-    with pytest.raises(ArgumentError, match=r"task must be a lowland\.lab\.Task, but is 'digits'; a name"):
+    with pytest.raises(ArgumentError, match=r"task must be a lowland\.lab\.Task, but is 'digits'; make a task"):
         replace(config, task="digits")
     assert list(tmp_path.iterdir()) == []
 

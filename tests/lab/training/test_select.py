@@ -145,7 +145,9 @@ def test_a_resume_is_as_patient(
 def test_without_a_validation_part_nothing_is_chosen(
     config: RunConfig, tmp_path: Path, changes: dict[str, Any], name: str
 ) -> None:
-    with pytest.raises(ArgumentError, match=f"{name} needs a validation part, since the test part chooses nothing"):
+    with pytest.raises(
+        ArgumentError, match=f"{name} needs a validation part, because no epoch is chosen on the test part"
+    ):
         train(replace(config, **changes), tmp_path)
     assert not list(tmp_path.iterdir())
 

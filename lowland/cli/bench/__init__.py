@@ -1,0 +1,1 @@
+"""``lowland bench``: measure step times, memory and traffic on this machine."""

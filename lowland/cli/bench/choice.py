@@ -1,0 +1,29 @@
+"""The command ``lowland bench``, whose measurements are commands of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from lowland.cli.bench.comm import Comm
+from lowland.cli.bench.overhead import Overhead
+from lowland.cli.bench.parallel import Parallel
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """Measure what methods cost here; print ratios and write JSON."""
+
+    what: (
+        Annotated[Overhead, tyro.conf.subcommand(Overhead.name)]
+        | Annotated[Parallel, tyro.conf.subcommand(Parallel.name)]
+        | Annotated[Comm, tyro.conf.subcommand(Comm.name)]
+    ) = field(default_factory=Overhead)
+
+    def run(self, console: Console, argv: Sequence[str]) -> int:
+        """Run the measurement."""
+        return self.what.run(console, argv)

@@ -1,0 +1,94 @@
+"""``lowland bench comm``: steps on two processes with a network of limited bandwidth between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from lowland.bench.two_processes import driver, network
+from lowland.cli.bench.command import Measurement
+from lowland.cli.bench.figure import NAMES, draw
+from lowland.core.errors import ArgumentError
+
+
+@dataclass(kw_only=True)
+class Comm(Measurement):
+    """Measure what ``bench parallel`` does between two network namespaces, at several bandwidths; draw a figure.
+
+    It needs Linux, root and iproute2. The figure lies beside the JSON file.
+
+    Args:
+        bandwidths: In Mbit/s, each > 0; 10000 is next to no limit.
+        delay: Milliseconds that a packet is under way, >= 0; above 0 it takes the kernel's netem.
+    """
+
+    name = "comm"
+    known = driver.CASES
+
+    bandwidths: tuple[float, ...] = driver.BANDWIDTHS
+    delay: float = 0.0
+
+    def check(self) -> None:
+        """Refuse a machine without what the network needs, and a JSON file where the figure goes."""
+        import lowland.report.drawing  # noqa: F401 - refuses where matplotlib is missing
+
+        if self.file().suffix == ".svg":
+            raise ArgumentError(f"out must be the JSON file, but is {self.out}, where the figure goes; choose a .json")
+        network.rehearse(driver.checked(self.bandwidths), self.delay)
+
+    def measure(self, case: str, tick: Callable[[], None]) -> dict[str, Any]:
+        """See :meth:`Measurement.measure`."""
+        bandwidths = tuple(self.bandwidths)
+        return driver.measure_network(case, rounds=self.rounds, bandwidths=bandwidths, delay=self.delay, tick=tick)
+
+    def total(self) -> int:
+        """See :meth:`Measurement.total`."""
+        return driver.network_rounds(self.rounds, self.bandwidths)
+
+    def tables(self, result: dict[str, Any]) -> Iterable[Table | str]:
+        """Ratios of one case, one row per bandwidth, and the sentences below the table."""
+        return [_table(result), *(sentence(result, other) for other in ("dp-sam", "sam"))]
+
+    def machine(self) -> dict[str, Any]:
+        """See :meth:`Measurement.machine`."""
+        return driver.machine()
+
+    def figure(self) -> Path:
+        """The SVG file beside the JSON file."""
+        return self.file().with_suffix(".svg")
+
+    def write(self, results: Sequence[dict[str, Any]]) -> None:
+        """Write the JSON file and the figure."""
+        super().write(results)
+        draw(results, self.figure())
+
+
+def _table(result: dict[str, Any]) -> Table:
+    """Ratios of one case, one row per bandwidth."""
+    delay = f", {result['delay']:g} ms delay" if result["delay"] else ""
+    title = f"{result['case']}, {result['bandwidths'][0]['rounds']} rounds at each bandwidth{delay}"
+    ratios = ("sam / plain", "dp-sam / plain", "sampa / plain", "sampa / dp-sam")
+    rows = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    for name in ("Mbit/s", *ratios, "sampa's exchange not hidden"):
+        rows.add_column(name, justify="right")
+    for at in result["bandwidths"]:
+        values = [f"{at['ratios'][name]:.3f}" for name in ratios]
+        rows.add_row(f"{at['mbit']:g}", *values, f"{100 * at['exposed_share']:.1f} % of the step")
+    return rows
+
+
+def sentence(result: dict[str, Any], other: str) -> str:
+    """The sentence that lists the bandwidths at which SAMPa on two processes is faster than another variant."""
+    faster = result["faster"][f"sampa than {other}"]
+    listed = ", ".join(f"{mbit:g}" for mbit in faster["at"])
+    where = f"at {listed} Mbit/s" if listed else "at no bandwidth measured"
+    if len(faster["at"]) == len(result["bandwidths"]):
+        where = "at every bandwidth measured"
+    crossings = " and ".join(f"{mbit:g}" for mbit in faster["turns"])
+    level = f"; the two are level at about {crossings} Mbit/s" if crossings else ""
+    return f"{result['case']}: {NAMES['sampa']} is faster than {NAMES[other]} {where}{level}."
