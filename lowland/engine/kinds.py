@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn.parameter import UninitializedParameter
 
+from lowland.core import shards
 from lowland.core.errors import ParameterError
 from lowland.core.shards import is_sharded
 from lowland.core.vec import Vec
@@ -100,6 +101,7 @@ def check_kinds(trainable: dict[str, Any], allow_low_precision: bool) -> None:
                 f"a DTensor parameter must be sharded or replicated, but {name} is placed {p.placements}; redistribute "
                 "it before the engine is made"
             )
+        check_size(name, shards.local([p])[0])
     devices = {str(p.device) for p in trainable.values()}
     if len(devices) > 1:
         raise ParameterError(
@@ -110,6 +112,23 @@ def check_kinds(trainable: dict[str, Any], allow_low_precision: bool) -> None:
         raise ParameterError(
             "parameters must have values, but those of the model are on the meta device, as when weights are offloaded "
             "or not loaded yet; load the model onto one device before the Engine is made"
+        )
+
+
+def check_size(name: str, shard: Any) -> None:
+    """Refuse a tensor that torch before 2.8 cannot copy on a GPU: its kernels for lists count entries in 32 bits.
+
+    Args:
+        name: The name of the parameter.
+        shard: The parameter, or its local shard.
+
+    Raises:
+        ParameterError: It is one.
+    """
+    if shard.device.type == "cuda" and shard.numel() >= 2**31 and torch.__version__ < "2.8":
+        raise ParameterError(
+            f"a parameter on a GPU must have fewer than 2**31 entries under torch {torch.__version__}, but {name} has "
+            f"{shard.numel()}; update torch to 2.8 or later, or shard the model"
         )
 
 

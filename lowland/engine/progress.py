@@ -55,7 +55,7 @@ class Progress:
             )
         return min(step / self.total, 1.0)
 
-    def check(self, step: int, first: bool, groups: Sequence[Any]) -> None:
+    def check(self, step: int, first: bool, groups: Sequence[Any], device: Any = None) -> None:
         """Refuse a step whose method needs the fraction and has none, or another one on another rank.
 
         Ranks are compared in the first step of an engine and in steps 1, 2, 4, 8, …, and only where the caller sets
@@ -65,6 +65,7 @@ class Progress:
             step: The step that begins, counted from 0.
             first: Whether it is the engine's first.
             groups: Process groups of all ranks.
+            device: Where the model is.
 
         Raises:
             UsageError: Nobody has said it.
@@ -74,4 +75,4 @@ class Progress:
             return
         now = self.at(step)
         if groups and self._given is not None and (first or step & (step - 1) == 0):
-            collectives.agree({"engine.progress": now}, groups)
+            collectives.agree({"engine.progress": now}, groups, device)

@@ -31,7 +31,7 @@ def drive(engine: Engine, batch: Any) -> Drive:
     if engine.under_way:
         raise UsageError("a step is already under way; finish or leave the loop over engine.passes() first")
     _check_batch(engine, batch)
-    engine.training.check(engine.step, engine.work.first, engine.ranks)
+    engine.training.check(engine.step, engine.work.first, engine.ranks, engine.work.device)
     engine.parameters.check_unchanged(engine.step, engine.work.replicas.fsdp)
     before = dict(engine.memory), dict(engine.lagged.waiting), engine.rng.getstate()
     engine.work.replicas.check_covered()

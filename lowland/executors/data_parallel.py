@@ -102,7 +102,8 @@ class Replicas:
             RankError: Ranks differ; raised on all ranks.
         """
         shapes = {f"parameter {n}": tuple(p.shape) for n, p in zip(names, self._params, strict=True)}
-        collectives.agree({"number of parameters": len(names), **what, **shapes}, [*mirrors, *self.groups])
+        device = self._params[0].device
+        collectives.agree({"number of parameters": len(names), **what, **shapes}, [*mirrors, *self.groups], device)
         for group in mirrors:
             collectives.same_bits(dict(zip(names, self._params, strict=True)), group)
 

@@ -28,7 +28,8 @@ def synced_norms(model: nn.Module) -> list[Synced]:
     for name, m in model.named_modules():
         if isinstance(m, nn.SyncBatchNorm) or _called_so(m):
             groups = [getattr(m, key, None) for key in ("process_group", "group")]
-            group = next((g for g in groups if isinstance(g, dist.ProcessGroup)), None)
+            # By name, because torch 2.6 does not take None for all ranks.
+            group = next((g for g in groups if isinstance(g, dist.ProcessGroup)), dist.group.WORLD)
             found.append(Synced(name, m, dist.get_process_group_ranks(group)))
     return [s for s in found if len(s.ranks) > 1]
 

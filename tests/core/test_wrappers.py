@@ -150,6 +150,46 @@ def test_what_is_refused_and_what_is_not() -> None:
         assert "wrap a model that was in Join anew" in found["join afterwards"]
 
 
+def static(text: str) -> dict[str, Any]:
+    """The weights with and without a static graph, or what was said, for wrappers in several places."""
+    found: dict[str, Any] = {}
+    for place in ("shell", "list", "set later"):
+        for graph in (False, True):
+            torch.manual_seed(0)
+            early = {"static_graph": graph and place != "set later"}
+            ddps = [DDP(m, **early) for m in (pair() if place == "list" else [net()])]
+            model = {"shell": Shell(ddps[0], "model"), "list": ddps}.get(place, ddps[0])
+            if graph and place == "set later":
+                optimizer = torch.optim.SGD(ddps[0].parameters(), lr=0.1)
+                engine = lowland.Engine(make(text), model, optimizer, loss_fn)
+                ddps[0]._set_static_graph()
+                found[f"{place} {graph}"] = said(lambda e=engine: e.backward(part(0)))
+                continue
+            loss = apart if place == "list" else loss_fn
+            weights: list[Tensor] = []
+            words = said(lambda m=model, f=loss, w=weights: w.extend(trained(m, f, text).params))
+            found[f"{place} {graph}"] = [p.detach() for p in weights] if words == "nothing" else words
+    return found
+
+
+@pytest.mark.parametrize("text", ["sam", "gsam", "looksam:k=2"])
+def test_static_graphs_wherever_they_sit(text: str) -> None:
+    for found in on_ranks(2, static, text):
+        for place in ("shell", "list"):
+            for a, b in zip(found[f"{place} True"], found[f"{place} False"], strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+        assert found["set later True"] == "nothing"
+
+
+@pytest.mark.parametrize("text", ["micro-sam:m=2", "gsam:ascent_gradient=local", "late:start=2,inner=sl-sam"])
+def test_static_graphs_that_are_refused_wherever_they_sit(text: str) -> None:
+    for found in on_ranks(2, static, text):
+        for place in ("shell", "list"):
+            assert "must not have static_graph=True" in found[f"{place} True"]
+        late = text.startswith("late")  # its first steps are plain
+        assert found["set later True"] == "nothing" if late else "must not have static" in found["set later True"]
+
+
 def synchronized() -> dict[str, str]:
     mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("probe",))
     found = {}

@@ -8,7 +8,7 @@ from torch import nn
 
 import lowland
 from lowland.core.errors import ParameterError
-from lowland.engine.kinds import Kinds
+from lowland.engine.kinds import Kinds, check_size
 
 
 class Far:
@@ -16,8 +16,11 @@ class Far:
 
     dtype = torch.float32
 
-    def __init__(self, device: str) -> None:
-        self.device = torch.device(device)
+    def __init__(self, device: str, entries: int = 1) -> None:
+        self.device, self.entries = torch.device(device), entries
+
+    def numel(self) -> int:
+        return self.entries
 
 
 def square(model: nn.Module, x: Any) -> Any:
@@ -68,3 +71,26 @@ def test_an_engine_whose_model_is_moved(monkeypatch: pytest.MonkeyPatch) -> None
         engine.backward(torch.ones(4, 5))
     assert engine.step == 1
     assert all(torch.equal(p.grad, g) for p, g in zip(engine.params, grads, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("device", "entries", "version", "refused"),
+    [
+        ("cuda:0", 2**31, "2.7.1+cu126", True),
+        ("cuda:0", 2**31 - 1, "2.7.1+cu126", False),
+        ("cuda:0", 2**31, "2.8.0", False),
+        ("cuda:0", 2**31, "2.13.0+cu130", False),
+        ("cpu", 2**31, "2.6.0", False),
+    ],
+)
+def test_tensors_of_more_entries_than_old_kernels_count(
+    device: str, entries: int, version: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
+    if refused:
+        with pytest.raises(
+            ParameterError, match=r"fewer than 2\*\*31 entries under torch 2.7.1.*head.weight has 2147483648"
+        ):
+            check_size("head.weight", Far(device, entries))
+    else:
+        check_size("head.weight", Far(device, entries))

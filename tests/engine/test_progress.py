@@ -10,7 +10,7 @@ import torch
 from guarded import data, engine_for, net
 from ranks import on_ranks
 
-import lowland
+import lowland.testing
 from lowland.core.errors import ArgumentError, RankError, UsageError
 
 

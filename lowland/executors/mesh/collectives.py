@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,15 @@ from lowland.core import shards
 from lowland.core.errors import RankError
 from lowland.core.lagged import read
 from lowland.core.vec import Vec
+
+# What the repr of a value has from its process: the address of a function, and the device of a tensor.
+_OWN = re.compile(r" at 0x[0-9a-f]+|, device='[a-z]+:\d+'")
+
+
+def _current(device: torch.device | None) -> AbstractContextManager[Any]:
+    """Make a device the current one for a while, where devices of its kind have a current one."""
+    kind: Any = getattr(torch, device.type, None) if device is not None else None  # torch.cuda, torch.xpu
+    return kind.device(device) if isinstance(getattr(kind, "device", None), type) else nullcontext()
 
 
 def average_(v: Vec, groups: Sequence[dist.ProcessGroup]) -> int:
@@ -54,21 +64,24 @@ def first(x: Tensor, groups: Sequence[dist.ProcessGroup]) -> Tensor:
     return x
 
 
-def agree(what: Mapping[str, Any], groups: Sequence[dist.ProcessGroup]) -> None:
+def agree(what: Mapping[str, Any], groups: Sequence[dist.ProcessGroup], device: torch.device | None = None) -> None:
     """Raise an error if the ranks differ, before a collective deadlocks.
 
     Args:
-        what: Named values that must be equal on all ranks; compared and shown by ``repr``, without addresses.
+        what: Named values that must be equal on all ranks; compared and shown by ``repr``, without addresses and
+            without the devices of tensors.
         groups: The process groups whose ranks are compared.
+        device: Where the model is. NCCL sends objects through the current device, which may be another one, and the
+            same on all ranks; None leaves it.
 
     Raises:
         RankError: The values differ. All ranks raise it.
     """
     for group in groups:
-        # The repr of a function holds its address, which differs between processes.
-        own_values = {name: re.sub(r" at 0x[0-9a-f]+", "", repr(value)) for name, value in what.items()}
+        own_values = {name: _OWN.sub("", repr(value)) for name, value in what.items()}
         all_values: list[Any] = [None] * dist.get_world_size(group)
-        dist.all_gather_object(all_values, own_values, group=group)
+        with _current(device):
+            dist.all_gather_object(all_values, own_values, group=group)
         ranks = dist.get_process_group_ranks(group)
         for rank, other_values in zip(ranks, all_values, strict=True):
             for name in {**all_values[0], **other_values}:

@@ -46,7 +46,7 @@ class Exchange(ABC):
             count: The number of ranks whose gradients are exchanged: the first ``count`` ranks of the group.
         """
         if self._cut:  # a bucket of the failed step would count for the next step
-            collectives.agree({"buckets sent before backward failed": self._next}, [self.group])
+            collectives.agree({"buckets sent before backward failed": self._next}, [self.group], self._params[0].device)
             self._cut = False
         self._armed = True
 

@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
 from lowland.core.errors import ParameterError, UsageError
 from lowland.lab.training.prepare import complete, loader_of
 from lowland.lab.training.run import train
 from lowland.lab.training.trainer import Trainer
 from lowland.methods import METHODS
+from lowland.parallel import World
 
 
 def trainer(config, method, **recipe):
@@ -41,3 +43,26 @@ def test_sam_on_without_normalization_is_refused_before_there_is_a_folder(config
 def test_momentum_sam_without_momentum_is_refused_as_early(config):
     with pytest.raises(UsageError, match="momentum must be > 0"):
         trainer(config, "momentum-sam", momentum=0.0, nesterov=False)
+
+
+class OnHost(torch.Tensor):
+    """What ``tensor.cpu()`` gives here; every other tensor stands for one on a GPU."""
+
+
+@pytest.mark.parametrize("method", ["sampa", "ausam", "late:start=0,inner=sampa"])
+def test_what_ranks_send_each_other_is_on_the_host(config, method, monkeypatch):
+    """An unpickled CUDA tensor would be on the sender's GPU, or fail where a rank does not see it."""
+    sent = []
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: tensor.detach().as_subclass(OnHost))
+    monkeypatch.setattr(World, "gather", lambda world, value: sent.append(value) or [value])
+    found = trainer(config, method)
+    batch = next(iter(loader_of(config).batches(0)))
+    found.step(batch, 0.0)
+    state = found.state()
+    (own,) = sent
+    tensors = [t for t in pytree.tree_leaves(own["values"]) if isinstance(t, torch.Tensor)]
+    assert tensors
+    assert all(isinstance(t, OnHost) for t in tensors)
+    assert own["rng"].device == torch.device("cpu")  # torch keeps random states on the host
+    assert {type(v) for k, v in own.items() if k not in ("values", "rng")} <= {int, type(None)}
+    assert state["shares"] == [own]
