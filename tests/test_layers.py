@@ -194,7 +194,7 @@ def test_random_numbers_of_other_devices_are_left_alone() -> None:
     for module in MODULES:
         calls = [n for n in ast.walk(tree(module)) if isinstance(n, ast.Call)]
         forks = [n for n in calls if ast.unparse(n.func).endswith("fork_rng")]
-        named = all(any(k.arg == "devices" for k in n.keywords) for n in forks)
+        named = all(n.args or any(k.arg == "devices" for k in n.keywords) for n in forks)
         assert named, f"{module}: without devices= it initializes every GPU"
         alone = module == "lowland.lab.training.trainer" or "torch.manual_seed" not in called(module)
         assert alone, f"{module}: torch.default_generator.manual_seed seeds the host alone"  # a run begins in trainer

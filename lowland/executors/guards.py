@@ -251,9 +251,9 @@ class Ownership:
 
         Args:
             look: Whether to look at the model, which may have been captured or compiled since, and in this step at who
-                else holds the memory of gradients.
+                else holds the memory of gradients. On devices with CUDA graphs every step looks at the latter.
         """
-        self._look = look
+        self._look = look or self._graphs
         if look:
             self.look()
 
