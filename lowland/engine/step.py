@@ -1,4 +1,4 @@
-"""One step of an engine: its plan is run for whoever answers the probes, and its gradient put where it belongs."""
+"""One step of an engine: run the method's plan and write its gradient to ``.grad``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,17 @@ Drive: TypeAlias = Generator[tuple[Probe, ...], tuple[Reading, ...], Tensor]
 
 
 def drive(engine: Engine, batch: Any) -> Drive:
-    """Run the plan for whoever answers its probes; on any exception, leave all as it was."""
+    """Run one step as a generator: it yields the plan's probes and is sent their readings.
+
+    After an exception, memory, lagged values, random numbers and ``.grad`` are restored.
+
+    Returns:
+        The loss of the step.
+
+    Raises:
+        UsageError: A step is already in progress, or the plan is invalid.
+        BatchError: The batch is an iterator.
+    """
     if engine.under_way:
         raise UsageError("a step is already under way; finish or leave the loop over engine.passes() first")
     _check_batch(engine, batch)
@@ -33,9 +43,9 @@ def drive(engine: Engine, batch: Any) -> Drive:
     engine.parameters.check_unchanged(engine.step, engine.work.replicas.fsdp)
     before = dict(engine.memory), dict(engine.lagged.waiting), engine.rng.getstate()
     engine.work.replicas.check_covered()
-    held = list(map(_GRAD, engine.params))
-    empty = set(map(type, held)) <= {type(None)}
-    done, eye = False, None
+    earlier = list(map(_GRAD, engine.params))
+    empty = set(map(type, earlier)) <= {type(None)}
+    done, watcher = False, None
     engine.under_way = True
     try:
         if not empty:
@@ -44,26 +54,26 @@ def drive(engine: Engine, batch: Any) -> Drive:
         engine.work.begin(engine.step)
         engine.executor.begin(batch)
         if engine.work.step.watched:
-            eye = watch.Watch(engine.method.kind, engine.params, engine.names, engine.memory, engine.vector_keys)
-        result, count, aux = yield from _converse(engine, engine.method.plan(engine, batch), batch, eye)
-        loss, grad = plans.result(engine.method.kind, result, engine.params, each=eye is not None)
+            watcher = watch.Watch(engine.method.kind, engine.params, engine.names, engine.memory, engine.vector_keys)
+        result, count, aux = yield from _run_plan(engine, engine.method.plan(engine, batch), batch, watcher)
+        loss, grad = plans.result(engine.method.kind, result, engine.params, each=watcher is not None)
         if engine.executor.substitutes or not all(engine.work.step.reached):
             engine.parameters.check_unreached(engine.work.replicas.fsdp)
         plans.same_keys(engine.method.kind, before[0], engine.memory)
-        if eye is not None:
-            eye.check(engine.memory, grad)
+        if watcher is not None:
+            watcher.check(engine.memory, grad)
         if engine.work.replicas.groups:
             loss, grad = engine.work.replicas.conclude(engine.work, loss, grad, count, engine.later)
-        _fill(engine, None if empty else held, grad, before[0])
+        _fill(engine, None if empty else earlier, grad, before[0])
         done = True
     finally:
         engine.under_way = False
         if not done:
             engine.memory, engine.lagged.waiting = before[0], before[1]
-            if eye is not None:
-                eye.undo()
+            if watcher is not None:
+                watcher.restore()
             engine.rng.setstate(before[2])
-            for p, h in zip(engine.params, held, strict=True):
+            for p, h in zip(engine.params, earlier, strict=True):
                 p.grad = h
     engine.executor.end()
     engine.step += 1
@@ -73,7 +83,12 @@ def drive(engine: Engine, batch: Any) -> Drive:
 
 
 def _check_batch(engine: Engine, batch: Any) -> None:
-    """Refuse a batch that is missing, or can be read once only."""
+    """Refuse a missing batch, and a batch that can be read only once.
+
+    Raises:
+        UsageError: The method needs a batch, and there is none.
+        BatchError: The batch is an iterator.
+    """
     if batch is None and engine.method.needs_batch:
         raise UsageError(
             f"{engine.method.kind} keeps or cuts batches, which a closure hides; "
@@ -86,65 +101,81 @@ def _check_batch(engine: Engine, batch: Any) -> None:
         )
 
 
-def _converse(
-    engine: Engine, plan: Plan, batch: Any, eye: watch.Watch | None
+def _run_plan(
+    engine: Engine, plan: Plan, batch: Any, watcher: watch.Watch | None
 ) -> Generator[tuple[Probe, ...], tuple[Reading, ...], tuple[Any, Tensor | None, list[Any]]]:
-    """What the plan returns; the count of losses that only this rank has seen; aux of the passes that report."""
-    kept, aux, count = list(engine.memory.values()), [], None
-    with closing(conversation(plan)) as talk:
+    """Run the plan as a generator of probes.
+
+    Returns:
+        The value that the plan returned; the count of the losses of unsynchronized probes, or None; and the auxiliary
+        outputs of the passes that report.
+    """
+    in_memory, aux, count = list(engine.memory.values()), [], None
+    with closing(conversation(plan)) as running:
         try:
-            asked = _ask(talk, None, eye)
+            probes = _continue(running, None, watcher)
             while True:
-                for probe in asked:
+                for probe in probes:
                     plans.chosen(engine.method.kind, probe, engine.params)
-                    probe.compare(batch, kept)
-                readings: tuple[Reading, ...] | None = yield asked
+                    probe.compare(batch, in_memory)
+                readings: tuple[Reading, ...] | None = yield probes
                 assert readings is not None
-                for probe, reading in zip(asked, readings, strict=True):
+                for probe, reading in zip(probes, readings, strict=True):
                     if probe.stats and reading.aux is not None:
                         aux.append(reading.aux)
                     if probe.stats and not probe.sync and isinstance(reading.divisor, Tensor):
                         count = reading.divisor if count is None else count + reading.divisor
                 del probe, reading
-                asked, readings = _ask(talk, readings, eye), None
+                probes, readings = _continue(running, readings, watcher), None
         except StopIteration as done:
             return done.value, count, aux
 
 
-def _ask(
-    talk: Generator[tuple[Probe, ...], Any, Any], readings: tuple[Reading, ...] | None, eye: watch.Watch | None
+def _continue(
+    running: Generator[tuple[Probe, ...], Any, Any],
+    readings: tuple[Reading, ...] | None,
+    watcher: watch.Watch | None,
 ) -> tuple[Probe, ...]:
-    """Let the plan go on to its next probes, and look whether it has left the weights alone."""
-    if eye is None:
-        return talk.send(readings)
-    eye.leave()
+    """Continue the plan to its next probes, and check that it has not written weights."""
+    if watcher is None:
+        return running.send(readings)
+    watcher.resume()
     try:
-        asked = talk.send(readings)
+        probes = running.send(readings)
     except StopIteration:
-        eye.back()
+        watcher.check_weights()
         raise
-    eye.back()
-    return asked
+    watcher.check_weights()
+    return probes
 
 
-def _fill(engine: Engine, held: list[Tensor | None] | None, grad: Vec, before: dict[str, Any]) -> None:
-    """Put the step's gradient where the optimizer looks for it; ``held`` is what was there, None for nothing."""
+def _fill(engine: Engine, earlier: list[Tensor | None] | None, grad: Vec, before: dict[str, Any]) -> None:
+    """Add the step's gradient to ``.grad``.
+
+    Args:
+        engine: The engine.
+        earlier: The gradients before the step; None if there was none.
+        grad: The step's gradient.
+        before: The memory before the step.
+    """
     scale = engine.work.scale()
     finite = engine.work.step.finite
     if scale is not None and finite is not None:
-        # NaN reaches every parameter, so that the scaler sees it and skips the step.
+        # After an overflow all gradients are NaN, so that the scaler skips the step.
         grad = vec.scale(grad, torch.where(finite, scale, torch.full_like(scale, float("nan"))))
         state.keep_where_finite(engine, finite, before)
-    # The caller clips and unscales .grad in place, which must not reach a vector in memory.
+    # The caller clips and unscales .grad in place, which must not change a vector in memory.
     if engine.memory:
-        kept = watch.held(engine.memory)
-        if not kept.isdisjoint(map(id, grad)):
-            grad = [g.clone() if id(g) in kept else g for g in grad]
-    if held is None and all(engine.work.step.reached):  # the usual step, one assignment for each parameter
+        in_memory = watch.ids(engine.memory)
+        if not in_memory.isdisjoint(map(id, grad)):
+            grad = [g.clone() if id(g) in in_memory else g for g in grad]
+    if earlier is None and all(engine.work.step.reached):  # the usual case: one assignment per parameter
         for p, g in zip(engine.params, grad, strict=True):
             p.grad = g
         return
-    for p, h, g, reached in zip(engine.params, held or [None] * len(grad), grad, engine.work.step.reached, strict=True):
+    for p, h, g, reached in zip(
+        engine.params, earlier or [None] * len(grad), grad, engine.work.step.reached, strict=True
+    ):
         if not reached:
             p.grad = h
         elif h is None:
