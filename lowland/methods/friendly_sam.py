@@ -28,8 +28,8 @@ class FriendlySAM(Method):
     Args:
         rho: Radius, >= 0, in parameter norm.
         geometry: How u becomes a displacement.
-        sigma: Share of the mean that is removed, >= 0; 0 is SAM.
-        lmb: How slowly the mean moves, in [0, 1].
+        sigma: Multiple of the mean that is subtracted, >= 0; 0 is SAM.
+        lmb: Decay of the running mean, in [0, 1].
 
     Cost: 2 gradients per step, one after the other; 1 P of resident memory (the mean), 4 P at most (the old mean
     is kept until the step is done); 2 all-reduces of P under data parallelism. The mean gradient perturbs: the running
@@ -67,17 +67,17 @@ class FriendlySAM(Method):
         """See :meth:`lowland.methods.base.Method.plan`."""
         here = yield Probe(batch)
         mean = engine.memory["mean"]
-        engine.memory["mean"] = self._moved(mean, here.grad, engine.reached)
-        # Where this batch did not reach, nothing of it is particular: the old mean alone would be a direction.
+        engine.memory["mean"] = self._update(mean, here.grad, engine.reached)
+        # Zero for parameters that this batch did not reach; otherwise their perturbation would be the old mean alone.
         particular = vec.mask(vec.add(here.grad, mean, -self.sigma), engine.reached)
         loss, up = here.loss, Probe(batch, at=self.ascent(engine, particular))
         del here, mean, particular
         there = yield up
         return loss, there.grad
 
-    def _moved(self, mean: Vec, g: Vec, reached: list[bool]) -> Vec:
+    def _update(self, mean: Vec, g: Vec, reached: list[bool]) -> Vec:
         sizes = vec.norms(mean)
-        kept = self.lmb * (sizes > 0).to(g[0].dtype)  # (number of tensors,): 0 where there is no mean yet
-        moved = vec.add(vec.mul(mean, list(kept.unbind())), vec.mul(g, list((1 - kept).unbind())))
-        moved = vec.where(vec.finite(g), moved, mean)  # a NaN would never leave the mean again
-        return [new if r else old for new, old, r in zip(moved, mean, reached, strict=True)]
+        decay = self.lmb * (sizes > 0).to(g[0].dtype)  # (number of tensors,): 0 for a tensor without a mean
+        updated = vec.add(vec.mul(mean, list(decay.unbind())), vec.mul(g, list((1 - decay).unbind())))
+        updated = vec.where(vec.finite(g), updated, mean)  # a NaN would stay in the mean forever
+        return [new if r else old for new, old, r in zip(updated, mean, reached, strict=True)]

@@ -27,8 +27,8 @@ class SAMPa(Method):
         y'      = x + (the base optimizer's step for g(y; B))
         d       = (1 - lam) * g(x~; B) + lam * g(y'; B')
 
-    B is the batch held back from the last step and B' the new one: every batch is used twice, and ascent and
-    descent of a step share theirs. On the very first step both probes stand at x, so it is a base step.
+    B is the batch kept from the last step and B' the new one. Every batch is used twice; the ascent and the descent of
+    a SAM step use the same batch. In the first step both gradients are at x, so it is a step of the base optimizer.
 
     Args:
         rho: Radius, >= 0, in parameter norm; the release uses 0.1 where SAM takes 0.05.
@@ -80,30 +80,30 @@ class SAMPa(Method):
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.methods.base.Method.plan`."""
-        grad_y, held = engine.memory["grad_y"], engine.memory["batch"]
-        cold = held is None
+        grad_y, kept_batch = engine.memory["grad_y"], engine.memory["batch"]
+        cold = kept_batch is None
         missed = set(engine.memory["missed"])
         among = [n not in missed for n in engine.names] if missed else None
         raw = self.lookahead == "raw"
-        # No names for the displacements: the executor frees them as it goes.
+        # The displacements have no names here, so that the executor can free them.
         tilde, at_y = yield (
-            Probe(batch if cold else held, at=None if cold else self.ascent_later(engine, grad_y), stats=False),
+            Probe(batch if cold else kept_batch, at=None if cold else self.ascent_later(engine, grad_y), stats=False),
             Probe(batch, at=None if cold else engine.lookahead_later(grad_y, raw=raw, among=among), stats=True),
         )
-        # NaN gives a cold start, for a caller who skips this step. The batch is a copy: loaders may refill the same
-        # buffers, and the next step would silently see other examples.
+        # NaN becomes zero, which is a cold start, for a caller who skips this step. The batch is a copy, because a
+        # loader may refill its buffers.
         grad_y = vec.where_true(vec.finite(at_y.grad), at_y.grad)
-        # By name, and those alone that the batch did not reach: the optimizer would leave them where they are.
+        # The names of the parameters that the batch did not reach; the optimizer does not move them.
         missed_now = [n for n, r in zip(engine.names, at_y.reached or (), strict=False) if not r]
         engine.memory.update(grad_y=grad_y, missed=missed_now, batch=engine.batches.copy(batch))
         return at_y.loss, vec.lerp(tilde.grad, at_y.grad, self.lam)
 
     def reshard(self, shares: Sequence[dict[str, Any]], number: int, count: int) -> dict[str, Any]:
-        """The batches held are put together and cut anew; see :meth:`lowland.methods.base.Method.reshard`."""
-        rest = [{k: v for k, v in share.items() if k != "batch"} for share in shares]
-        held = [share["batch"] for share in shares]
-        return super().reshard(rest, number, count) | {"batch": batches.rejoined(held, number, count)}
+        """Concatenate the kept batches and cut them again; see :meth:`lowland.methods.base.Method.reshard`."""
+        others = [{k: v for k, v in memory.items() if k != "batch"} for memory in shares]
+        kept_batches = [memory["batch"] for memory in shares]
+        return super().reshard(others, number, count) | {"batch": batches.rejoined(kept_batches, number, count)}
 
     def fallback(self, memory: dict[str, Any]) -> dict[str, Any]:
-        """A cold start: a gradient at the old y would not belong to the batch that is held now."""
+        """A cold start with a zero gradient, because the old gradient does not belong to the kept batch."""
         return {**memory, "grad_y": vec.zeros(memory["grad_y"])}

@@ -1,4 +1,4 @@
-"""Another method's direction, at the length of the plain gradient."""
+"""The direction of another method, scaled to the norm of the plain gradient."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Renormalized(Wrapper):
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.methods.base.Method.plan`."""
         size: Tensor | None = None
-        answers: list[Any] = [None]  # a list, so that a reading handed on is not held here during the next pass
+        answers: list[Any] = [None]  # a list, so that no name keeps a reading alive during the next pass
         with closing(self.inner.plan(engine, batch)) as plan:
             while True:
                 try:
@@ -74,14 +74,14 @@ class Renormalized(Wrapper):
                 except StopIteration as done:
                     loss, d = done.value
                     break
-                asked = (ask,) if isinstance(ask, Probe) else tuple(ask)
-                plain = next((i for i, probe in enumerate(asked) if _is_plain(probe, batch)), None)
+                probes = (ask,) if isinstance(ask, Probe) else tuple(ask)
+                plain = next((i for i, probe in enumerate(probes) if _is_plain(probe, batch)), None)
                 answers.append((yield ask))
                 if plain is not None:
                     reading = answers[0] if isinstance(ask, Probe) else answers[0][plain]
                     size = vec.norm(reading.grad)
                     del reading
-                del ask, asked
+                del ask, probes
         if size is None:
             raise UsageError(
                 "Renormalized needs an inner method that asks for the whole batch's gradient at the weights, averaged "
@@ -106,6 +106,6 @@ def _is_plain(probe: Probe, batch: Any) -> bool:
 
 
 def _to(size: Tensor, v: Vec) -> Vec:
-    # Not vec.inverse: where the inner direction is the plain gradient, the factor is exactly 1.
-    now = vec.norm(v)
-    return vec.scale(v, torch.where(now == 0, torch.zeros_like(now), size / now))
+    # Not vec.inverse, so that the factor is exactly 1 if the inner direction is the plain gradient.
+    current = vec.norm(v)
+    return vec.scale(v, torch.where(current == 0, torch.zeros_like(current), size / current))
