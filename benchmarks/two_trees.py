@@ -8,6 +8,9 @@ differ from 1, and the row "two gradients", which runs no code of lowland, is th
 
     git worktree add /tmp/before 90bdc41
     OMP_NUM_THREADS=1 python benchmarks/two_trees.py /tmp/before . --case 1000-small-tensors
+
+With ``--counts`` the work itself is counted, over the same steps and exactly: the instructions that the interpreter
+executes, the calls into C, and torch's operators. The clock cannot tell one per cent here, the counts can.
 """
 
 from __future__ import annotations
@@ -19,9 +22,12 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any, TypeAlias
 
 import torch
 
+TraceFunction: TypeAlias = Callable[[FrameType, str, Any], Any]
 ROWS = ("lowland plain", "lowland sam", "lowland looksam", "lowland sampa", "two gradients")
 CYCLE = 5  # LookSAM's k
 MODULES = ("lowland.bench.overhead", "lowland.lab.overhead")  # where the benchmark is, and where it was
@@ -62,6 +68,39 @@ def measure(steps: list[Callable[[], None]], rounds: int) -> list[list[float]]:
     return seconds
 
 
+def counts(step: Callable[[], None]) -> tuple[int, int, int]:
+    """Bytecode instructions, calls into C and operators of five steps, LookSAM's cycle, after those that look closer.
+
+    The engine looks closer at steps 0, 1, 2, 4, 8, 16, ….
+    """
+    for _ in range(2 * CYCLE):
+        step()
+    executed = calls = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> TraceFunction:
+        nonlocal executed
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        executed += event == "opcode"
+        return trace
+
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "c_call"
+
+    sys.settrace(trace)
+    sys.setprofile(profile)
+    for _ in range(CYCLE):
+        step()
+    sys.settrace(None)
+    sys.setprofile(None)
+    for _ in range(2 * CYCLE):
+        step()
+    with torch.autograd.profiler.profile() as operators:
+        for _ in range(CYCLE):
+            step()
+    return executed, calls, sum(event.name.startswith("aten::") for event in operators.function_events)
+
+
 def main() -> None:
     """Print, for each variant, the second checkout's time over the first one's, and each one's over itself."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
@@ -69,8 +108,20 @@ def main() -> None:
     parser.add_argument("--case", default="1000-small-tensors", help="a case of lowland bench overhead")
     parser.add_argument("--rounds", type=int, default=200, help="rounds that count, a multiple of 5")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="variants to measure")
+    parser.add_argument("--counts", action="store_true", help="count the work of five steps instead of timing it")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.counts:
+        both = [steps_of(tree, given.case) for tree in given.trees]
+        print(
+            f"{'':16}  {'instructions':>26}  {'calls into C':>26}  {'operators':>26}   (before, after, change a step)"
+        )
+        for row in given.rows:
+            cells = []
+            for before, after in zip(*(counts(steps[row]) for steps in both), strict=True):
+                cells.append(f"{before:10,} {after:10,} {(after - before) / CYCLE:+5.0f}".rjust(26))
+            print(f"{row:16}  {'  '.join(cells)}", flush=True)
+        return
     instances = [steps_of(tree, given.case) for tree in given.trees * 2]  # before, after, before, after
     print(f"{'':16}  after / before  (four pairs)                    before / before  after / after")
     for row in given.rows:

@@ -7,10 +7,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TypeAlias
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 MODULES = {
@@ -59,6 +58,7 @@ def folder(module: str) -> str:
     return name
 
 
+@cache
 def tree(module: str) -> ast.Module:
     return ast.parse(MODULES[module].read_text(encoding="utf-8"))
 
@@ -96,18 +96,17 @@ def ours(module: str) -> set[str]:
     return {name for name in imported(at_runtime(tree(module))) if name.split(".")[0] == "lowland"}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_from_folders_below(module: str) -> None:
-    here = folder(module)
-    wrong = {name for name in ours(module) if folder(name) not in [*FOLDERS[here], here]}
-    assert not wrong, f"{module} is in {here!r}, which may import from {FOLDERS[here]} only"
+def test_a_module_imports_only_from_folders_below() -> None:
+    arrows = [(module, name) for module in MODULES for name in ours(module)]
+    wrong = [(m, n) for m, n in arrows if folder(n) not in [*FOLDERS[folder(m)], folder(m)]]
+    assert not wrong, "FOLDERS says which folders a folder may import from"
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("lowland.lab.")])
-def test_the_laboratory_has_floors_too(module: str) -> None:
-    here = room(module)
-    wrong = {n for n in ours(module) if n.startswith("lowland.lab.") and room(n) not in [*LAB[here], here]}
-    assert not wrong, f"{module} may import from {LAB[here]} only"
+def test_the_laboratory_has_floors_too() -> None:
+    inside = [module for module in MODULES if module.startswith("lowland.lab.")]
+    arrows = [(m, name) for m in inside for name in ours(m) if name.startswith("lowland.lab.")]
+    wrong = [(m, n) for m, n in arrows if room(n) not in [*LAB[room(m)], room(m)]]
+    assert not wrong, "LAB says which folders a folder of the laboratory may import from"
 
 
 def room(module: str) -> str:
@@ -131,28 +130,34 @@ def test_the_list_of_folders_is_complete() -> None:
     assert set(FOLDERS) == present, "FOLDERS names exactly the folders that exist"
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if folder(m) == "methods"])
-def test_methods_ask_and_do_not_act(module: str) -> None:
-    acts = {c for c in called(module) if c.rpartition(".")[2] in {"backward", "step", "zero_grad"}}
-    assert not acts, "plans yield probes; executors run models, users step optimizers"
-    assert not any("executors" in name for name in imported(ast.walk(tree(module)))), "not even for typing"
+def within(*folders: str) -> list[str]:
+    """The modules of some folders."""
+    return [module for module in MODULES if folder(module) in folders]
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if folder(m) in ("runs", "report")])
-def test_records_and_reports_need_no_torch(module: str) -> None:
-    names = imported(ast.walk(tree(module)))
-    assert not [n for n in names if n.split(".")[0] == "torch"]
-    assert {n for n in names if n.startswith("lowland") and folder(n) == "core"} <= {"lowland.core.errors"}
+def test_methods_ask_and_do_not_act() -> None:
+    for module in within("methods"):
+        acts = {c for c in called(module) if c.rpartition(".")[2] in {"backward", "step", "zero_grad"}}
+        assert not acts, f"{module}: plans yield probes; executors run models, users step optimizers"
+        names = imported(ast.walk(tree(module)))
+        assert not any("executors" in name for name in names), f"{module}: not even for typing"
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_collectives_and_foreach_have_their_place(module: str) -> None:
-    text = MODULES[module].read_text(encoding="utf-8")
-    exchanging = ["lowland.core.shards", "lowland.core.wrappers", "lowland.parallel"]
-    if module not in ("lowland.core.vec", *exchanging) and folder(module) != "executors":
-        assert "_foreach_" not in text, "arithmetic on vectors belongs to vec.py"
+def test_records_and_reports_need_no_torch() -> None:
+    for module in within("runs", "report"):
+        names = imported(ast.walk(tree(module)))
+        assert not [n for n in names if n.split(".")[0] == "torch"], module
+        core = {n for n in names if n.startswith("lowland") and folder(n) == "core"}
+        assert core <= {"lowland.core.errors"}, module
+
+
+def test_collectives_and_foreach_have_their_place() -> None:
+    exchanging = ["lowland.core.vec", "lowland.core.shards", "lowland.core.wrappers", "lowland.parallel"]
+    for module in set(MODULES) - {*exchanging, *within("executors")}:
+        text = MODULES[module].read_text(encoding="utf-8")
+        assert "_foreach_" not in text, f"{module}: arithmetic on vectors belongs to vec.py"
         if folder(module) in UPTO["engine"]:
-            assert "torch.distributed" not in text, "collectives belong to the executors"
+            assert "torch.distributed" not in text, f"{module}: collectives belong to the executors"
 
 
 # What changes in place that no parameter shares memory with.
@@ -166,40 +171,38 @@ OWN = {
 }
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_weights_move_in_one_place(module: str) -> None:
-    moves = called(module) & {"vec.add_", "vec.copy_", "vec.scale_", "vec.div_"}
-    moves -= OWN.get(module, set())
-    changed = {ast.unparse(n.args[0]) for n in ast.walk(tree(module)) if isinstance(n, ast.Call) and n.args
-               and ast.unparse(n.func) in OWN.get(module, set())}  # fmt: skip
-    assert not [name for name in changed if "param" in name], "its own vectors, not the weights"
-    assert not moves or module == "lowland.executors.displacement", "only `displaced` moves weights"
-    targets = [
-        t
-        for n in ast.walk(tree(module))
-        if isinstance(n, ast.Assign | ast.AugAssign | ast.AnnAssign)
-        for t in (n.targets if isinstance(n, ast.Assign) else [n.target])
-    ]
-    assert not [t for t in targets if isinstance(t, ast.Attribute) and t.attr == "data"], "never `p.data = …`"
+def test_weights_move_in_one_place() -> None:
+    for module in MODULES:
+        nodes = [*ast.walk(tree(module))]
+        calls = [n for n in nodes if isinstance(n, ast.Call)]
+        moves = {ast.unparse(n.func) for n in calls} & {"vec.add_", "vec.copy_", "vec.scale_", "vec.div_"}
+        own = OWN.get(module, set())
+        changed = {ast.unparse(n.args[0]) for n in calls if n.args and ast.unparse(n.func) in own}
+        assert not [name for name in changed if "param" in name], f"{module}: its own vectors, not the weights"
+        only = module == "lowland.executors.displacement"
+        assert only or not moves - own, f"{module}: only `displaced` moves weights"
+        assigned = [n for n in nodes if isinstance(n, ast.Assign | ast.AugAssign | ast.AnnAssign)]
+        targets = [t for n in assigned for t in (n.targets if isinstance(n, ast.Assign) else [n.target])]
+        data = [t for t in targets if isinstance(t, ast.Attribute) and t.attr == "data"]
+        assert not data, f"{module}: never `p.data = …`"
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if folder(m) in UPTO["engine"]])
-def test_the_core_never_waits_for_the_device(module: str) -> None:
-    reads = {c for c in called(module) if c.rpartition(".")[2] in {"item", "tolist", "nonzero", "numpy", "cpu"}}
-    if module == "lowland.core.lagged":
-        assert reads == {"tensor.tolist"}, "the one place that reads a device value"
-    else:
-        assert not reads, "engine.later(name, tensor) brings a value to the host without waiting"
+def test_the_core_never_waits_for_the_device() -> None:
+    names = {"item", "tolist", "nonzero", "numpy", "cpu"}
+    reads = {m: {c for c in called(m) if c.rpartition(".")[2] in names} for m in within(*UPTO["engine"])}
+    assert reads.pop("lowland.core.lagged") == {"tensor.tolist"}, "the one place that reads a device value"
+    wrong = {module: calls for module, calls in reads.items() if calls}
+    assert not wrong, "engine.later(name, tensor) brings a value to the host without waiting"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_files_are_short(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, "split it by what it is about"
+def test_files_are_short() -> None:
+    lengths = {str(p.relative_to(ROOT)): len(p.read_text(encoding="utf-8").splitlines()) for p in SOURCES}
+    assert not {name: n for name, n in lengths.items() if n > 400}, "split it by what it is about"
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_functions_are_short(module: str) -> None:
-    long = [f"{n.name}, line {n.lineno}" for n in ast.walk(tree(module)) if isinstance(n, Function) and _length(n) > 50]
+def test_functions_are_short() -> None:
+    nodes = [(module, n) for module in MODULES for n in ast.walk(tree(module))]
+    long = [f"{m}.{n.name}, line {n.lineno}" for m, n in nodes if isinstance(n, Function) and _length(n) > 50]
     assert not long, "a function is at most 40 lines of code, 50 with a reason"
 
 
@@ -211,11 +214,11 @@ def _length(node: Function) -> int:
     return (node.end_lineno or 0) - node.lineno + 1 - docstring
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if folder(m) in [*UPTO["engine"], ""]])
-def test_the_core_needs_torch_alone(module: str) -> None:
+def test_the_core_needs_torch_alone() -> None:
     # Not visible in what `import lowland` loads: torch itself loads numpy where it is installed.
-    roots = {name.split(".")[0] for name in imported(ast.walk(tree(module)))}
-    assert roots <= {"torch", "lowland", *sys.stdlib_module_names}
+    for module in within(*UPTO["engine"], ""):
+        roots = {name.split(".")[0] for name in imported(ast.walk(tree(module)))}
+        assert roots <= {"torch", "lowland", *sys.stdlib_module_names}, module
 
 
 def test_import_lowland_loads_torch_and_nothing_else() -> None:

@@ -80,7 +80,7 @@ class Replicas:
         """Refuse a SyncBatchNorm that would combine the statistics of groups at different weights."""
         for name, m in model.named_modules():
             if isinstance(m, nn.SyncBatchNorm):
-                there = dist.get_process_group_ranks(m.process_group)
+                there = dist.get_process_group_ranks(m.process_group or dist.group.WORLD)  # torch 2.6 knows no None
                 if len(there) > 1 and there not in map(dist.get_process_group_ranks, self.groups):
                     raise ParameterError(
                         f"SyncBatchNorm must not span the groups of a probe mesh, whose weights differ, but {name} "

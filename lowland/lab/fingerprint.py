@@ -162,7 +162,7 @@ class _Seen:
         for name, value in _globals(function):
             if isinstance(value, type | types.FunctionType | functools.partial):
                 self._known(value)
-            elif _plain(value, inside=True):
+            elif _plain(value, inside=True) and not isinstance(value, Path | torch.device):  # where, not what
                 self.values.append(f"{name}={self.text(value)}")
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lowland.core.errors import ArgumentError, UnknownNameError
-from lowland.core.outside import split, value_of
+from lowland.core.geometry import Geometry
+from lowland.core.outside import fields_of, split, text_of, value_of
 from lowland.methods.base import Method
 from lowland.methods.catalog import GEOMETRIES, METHODS
 from lowland.methods.outside import OUTSIDE
@@ -76,21 +77,23 @@ def make(text: str, *, fill: Callable[[str], Mapping[str, Any]] | None = None, *
         raise ArgumentError(f'text must be a string such as "sam:rho=0.05", but is {text!r}; a method is used as it is')
     key, rest = split(text, METHODS)
     kind = kind_of(key)
-    known = _given(kind)
+    known, parts = _given(kind), fields_of(rest)
     given: dict[str, Any] = {**(fill(key) if fill is not None else {}), **defaults}
     if "inner" in known:
         if fill is not None:  # the default inside a method is filled, too
             inside: Any = known["inner"].default
             given.setdefault("inner", make(key_of(inside), fill=fill))
-        rest, named, inner = rest.partition("inner=")
-        if named:
+        first = next((i for i, part in enumerate(parts) if part.startswith("inner=")), len(parts))
+        parts, rest = parts[:first], ",".join(parts[first:])
+        inner = rest.removeprefix("inner=")
+        if rest:
             try:
                 given["inner"] = make(inner, fill=fill)
             except UnknownNameError as error:
                 if any(f"{name}=" in inner for name in known if name != "inner"):
                     raise ArgumentError(f"{error}; inner= takes the rest of the text, so write it last") from None
                 raise
-    for part in filter(None, rest.split(",")):
+    for part in parts:
         name, equals, value = part.partition("=")
         if not equals:
             raise ArgumentError(f"method fields must be written name=value, but one is {part!r} in {text!r}")
@@ -120,10 +123,15 @@ def spell(method: Method) -> str:
         if value != field.default:
             text = names.get(value, value) if field.name == "geometry" else value
             text = spell(value) if isinstance(value, Method) else text
-            if not isinstance(text, str | int | float):
-                raise ArgumentError(
-                    f"{field.name} must be a number or a name to be spelled, but is {value!r}; use repr"
-                )
+            if not isinstance(value, Method | Geometry):
+                text = text_of(value)
+                if value_of(text) != value:
+                    raise ArgumentError(
+                        f"{field.name} must be a number, a name or a tuple of them to be spelled, but is {value!r}; "
+                        "use repr"
+                    )
+            elif not isinstance(text, str):
+                raise ArgumentError(f"{field.name} must be a geometry without fields to be spelled, but is {value!r}")
             parts.append(f"{field.name}={text}")
     return ":".join(filter(None, [key_of(method), ",".join(parts)]))
 

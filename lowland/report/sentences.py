@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lowland.report.grouping import chosen
-from lowland.report.summary import MIN_EPOCHS, Row, advantage, summarize, too_short
+from lowland.report.summary import MIN_EPOCHS, Row, advantage, is_short, summarize, too_short
 from lowland.report.values import NumberFormat, listed, number_format, plural
 from lowland.runs.record import RunRecord
 from lowland.runs.statistics import LEVEL
@@ -30,13 +30,23 @@ def verdict(rows: Sequence[Row]) -> str:
         return f"{divergence} Nothing can be said of the others without a baseline."
     if divergence and not rivals:
         return divergence
-    return f"{divergence} {_verdict(rows, base, rivals)}".strip()
+    short = [row for row in rivals if is_short(row)]
+    if too_short(rows) is not None or len(short) == len(rivals):
+        return f"{divergence} {_verdict(rows, base, rivals)}".strip()
+    others = [row for row in rivals if row not in short]
+    return f"{divergence} {_verdict(rows, base, others)} {_left_out(short)}".strip()
 
 
 def diverged(rows: Sequence[Row]) -> str:
     """The sentence that lists the diverged trainings; empty where none diverged."""
     clauses = [f"{row.label} diverged in {len(row.diverged)} of {len(row.seeds)} seeds" for row in rows if row.diverged]
     return f"{listed(clauses)}." if clauses else ""
+
+
+def _left_out(short: Sequence[Row]) -> str:
+    """The sentence that lists the contestants that trained for too few epochs; empty where there are none."""
+    clauses = [f"{row.label} trained for {plural(row.epochs or 0, 'epoch')}" for row in short]
+    return f"{listed(clauses)}, too short to compare with the others." if clauses else ""
 
 
 def notes(records: Sequence[RunRecord]) -> list[str]:
@@ -63,7 +73,8 @@ def notes(records: Sequence[RunRecord]) -> list[str]:
 def _verdict(rows: Sequence[Row], base: Row | None, rivals: Sequence[Row]) -> str:
     if not any(row.score for row in rows):
         return "No run has finished yet."
-    if rivals and (epochs := too_short(rows)) is not None:
+    if rivals and (too_short(rows) is not None or all(map(is_short, rivals))):
+        epochs = too_short(rows) or max(row.epochs or 0 for row in rivals)
         return (
             f"Nothing can be recommended: a training of {plural(epochs, 'epoch')} is too short to compare methods. Far "
             f"from any minimum a perturbation only slows it down. Take {MIN_EPOCHS} epochs or more."

@@ -90,17 +90,24 @@ def summarize(records: Sequence[RunRecord], baseline: str = "plain") -> list[Row
         )
         for name in sorted(keys, key=lambda name: name != reference)
     ]
-    values = holm([None if row.difference is None else row.difference.p for row in rows])
+    tested = [None if too_short(rows) or is_short(row) else row.difference for row in rows]
+    values = holm([None if difference is None else difference.p for difference in tested])
     return [
-        row if row.difference is None or too_short(rows) else replace(row, p=p, effect=effect(row.difference, p))
-        for row, p in zip(rows, values, strict=True)
+        row if difference is None else replace(row, p=p, effect=effect(difference, p))
+        for row, difference, p in zip(rows, tested, values, strict=True)
     ]
 
 
+def is_short(row: Row) -> bool:
+    """Whether the contestant trained for too few epochs to be compared."""
+    return row.epochs is not None and row.epochs < MIN_EPOCHS
+
+
 def too_short(rows: Sequence[Row]) -> int | None:
-    """The epochs of the shortest training if they are too few to compare methods, else None."""
-    fewest = min((row.epochs for row in rows if row.epochs is not None), default=MIN_EPOCHS)
-    return fewest if fewest < MIN_EPOCHS and len(rows) > 1 else None
+    """The epochs of the longest training if all are too few, or of the baseline if its are; else None."""
+    baseline = [row for row in rows if row.baseline and row.epochs is not None]
+    epochs = max((row.epochs for row in baseline or rows if row.epochs is not None), default=MIN_EPOCHS)
+    return epochs if epochs < MIN_EPOCHS and len(rows) > 1 else None
 
 
 def advantage(metric: MetricRecord, values: Mapping[int, float], others: Mapping[int, float]) -> Estimate | None:

@@ -143,13 +143,15 @@ def test_nothing_of_another_width_or_source_is_kept(place: Path) -> None:
     before = task.read_text(encoding="utf-8")
     task.write_text(before.replace("reduction=", "label_smoothing=0.1, reduction="), encoding="utf-8")
     assert compared(place, methods=["plain"], seeds=1).count("(kept)") == 0
-    # A model that lies beside the task is no part of its source, but its width is seen in its parameters.
+    # The source of a model that lies beside the task counts, too, and not only its width.
     model = place.parent / "mine" / "net.py"
     head, net, tail = re.split(r"(?=^class Net)|(?=^def summed)", before, flags=re.MULTILINE)
     task.write_text(f"{head}\nfrom net import Net\n{tail.replace('Net(self.width)', 'Net()')}", encoding="utf-8")
     model.write_text(f"from torch import nn\n{net}", encoding="utf-8")
     assert compared(place, methods=["plain"], seeds=1).count("(kept)") == 0
     model.write_text(f"from torch import nn\n{net.replace('width=16', 'width=8')}", encoding="utf-8")
+    assert compared(place, methods=["plain"], seeds=1).count("(kept)") == 0
+    model.write_text(f"from torch import nn\n{net.replace('.relu()', '.tanh()')}", encoding="utf-8")
     assert compared(place, methods=["plain"], seeds=1).count("(kept)") == 0
     model.write_text(f"from torch import nn\n{net}", encoding="utf-8")
     assert compared(place, methods=["plain"], seeds=1).count("(kept)") == 1
@@ -182,3 +184,9 @@ def test_one_call_from_python(place: Path) -> None:
     reached = [float(value) for value in re.findall(r"^reached (.*)", done.stdout, flags=re.MULTILINE)]
     assert len(reached) == 2
     assert all(2 < perplexity < 8 for perplexity in reached)  # the frequencies of letters alone have about 20
+
+    (page,) = (place / "runs").glob("*.html")
+    (command,) = re.findall(r"<pre>(python [^<]*)", html.unescape(page.read_text(encoding="utf-8")))
+    again = typed(place, *shlex.split(command)[1:])
+    assert again.returncode == 0, again.stderr
+    assert again.stderr == ""  # both runs were kept

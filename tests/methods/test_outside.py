@@ -116,3 +116,25 @@ def test_a_file_that_cannot_be_imported_is_refused_each_time(file: Path, code: s
     for _ in range(2):
         with pytest.raises(ArgumentError, match=r"'.*usam\.py:USAM' cannot be: (Module|Zero|Syntax)"):
             make(f"{file}:USAM")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"sizes": (4, 5)}, {"sizes": ()}, {"note": "a, b"}, {"note": "3"}, {"note": "inner=sam"}, {"sizes": None}],
+    ids=repr,
+)
+def test_fields_that_are_tuples_or_any_text_come_back(file: Path, fields: dict[str, object]) -> None:
+    line = '    sizes: tuple[int, ...] | None = (1,)\n    note: str = ""\n'
+    file.write_text(USAM.replace("    theta: float = 1.0\n", line), encoding="utf-8")
+    kind = type(make(f"{file}:USAM"))
+    method = kind(**fields)
+    assert make(spell(method)) == method
+    around = make("late:start=0.5,inner=" + spell(method))
+    assert make(spell(around)) == around
+
+
+def test_a_field_that_no_text_can_say_is_refused(file: Path) -> None:
+    file.write_text(USAM.replace("theta: float = 1.0", "theta: object = 1.0"), encoding="utf-8")
+    kind = type(make(f"{file}:USAM"))
+    with pytest.raises(ArgumentError, match=r"theta must be a number, a name or a tuple of them to be spelled, but is"):
+        spell(kind(theta=object()))

@@ -251,3 +251,31 @@ def test_groups_keep_budgets_and_noise_apart(write_run: WriteRun) -> None:
     assert [len(group) for group in found.values()] == [2, 1, 1, 1, 1]
     assert ("digits", "mlp", "20 % symmetric label noise", "176 steps") in found
     assert ("digits", "mlp", "", "90 seconds") in found
+
+
+def test_one_short_contestant_leaves_the_others_comparable(write_run: WriteRun) -> None:
+    gains = {"plain": (0.0, 0.0), "sam": (0.05, 0.051), "plain@epochs=3": (0.2, 0.2)}
+    rows = summarize(
+        [
+            read(write_run(m, s, accuracy=0.7 + g, epochs=3 if "@" in m else MIN_EPOCHS, folder=f"{m}{s}"))
+            for m, each in gains.items()
+            for s, g in enumerate(each)
+        ]
+    )
+    by_name = {row.contestant: row for row in rows}
+    assert by_name["sam"].effect == "better"
+    assert by_name["sam"].p == pytest.approx(0.0063, abs=1e-4)  # as without the short one: not one of the comparisons
+    assert (by_name["plain@epochs=3"].effect, by_name["plain@epochs=3"].p) == (None, None)
+    assert by_name["plain@epochs=3"].difference is not None
+    said = verdict(rows)
+    assert said.startswith("Take sam: +5.05 ± 0.64 points over plain, p = 0.0063, at 2.00 gradients")
+    assert said.endswith("plain@epochs=3 trained for 3 epochs, too short to compare with the others.")
+
+
+def test_without_a_contestant_that_is_long_enough_nothing_is_compared(write_run: WriteRun) -> None:
+    runs = [("plain", 0.7, MIN_EPOCHS), ("sam", 0.8, 4)]
+    rows = summarize(
+        [read(write_run(m, s, accuracy=a + s / 99, epochs=e, folder=f"{m}{s}")) for m, a, e in runs for s in (0, 1)]
+    )
+    assert "a training of 4 epochs is too short" in verdict(rows)
+    assert [row.effect for row in rows] == [None, None]

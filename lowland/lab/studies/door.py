@@ -115,7 +115,7 @@ def compare(
     base = RunConfig(task=task, model=model, method="plain", seed=0, recipe=shared, budget=start, **options)
     base = replace(base, budget=default_budget(budget, limit, base, Path(out)))
     runs = grid(base, methods, seeds)
-    folders = run_all(runs, Path(out), _Lines(len(runs), progress))
+    folders = run_all(runs, Path(out), _Lines(len(runs), progress), command=_command())
     if ranks()[0] > 0:
         return Comparison([], folders, [], None, "")
     return _result(runs, folders, Path(out), page=page)
@@ -152,7 +152,14 @@ def run_study(
     Returns:
         The records of the runs, in order.
     """
-    return [record for _, record in conduct(study, Path(out), _Lines(None, progress), name=run_name)]
+    lines = _Lines(None, progress)
+    return [record for _, record in conduct(study, Path(out), lines, name=run_name, command=_command())]
+
+
+def _command() -> list[str]:
+    """What was typed to start this script, for "how to reproduce"; empty in a notebook and at a prompt."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    return ["python", *sys.orig_argv[1:]] if script and "ipykernel" not in sys.modules else []
 
 
 def _result(runs: list[RunConfig], folders: list[Path], out: Path, *, page: bool) -> Comparison:
