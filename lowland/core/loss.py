@@ -133,11 +133,11 @@ def _detached(value: Any) -> Any:
         return value.detach()
     if not is_dataclass(value) or isinstance(value, type):
         return value
-    found = copy.copy(value)
+    result = copy.copy(value)
     for f in fields(value):
         if hasattr(value, f.name):
-            object.__setattr__(found, f.name, pytree.tree_map(_detached, getattr(value, f.name)))
-    return found
+            object.__setattr__(result, f.name, pytree.tree_map(_detached, getattr(value, f.name)))
+    return result
 
 
 def _shown(value: Any) -> str:

@@ -60,8 +60,8 @@ class _Ramp(Schedule):
         """See :meth:`Schedule.needs_progress`."""
         return not isinstance(self.steps, int)
 
-    def share(self, step: int, progress: float | None) -> float:
-        """How much of the ramp is done, in [0, 1]."""
+    def fraction(self, step: int, progress: float | None) -> float:
+        """The completed fraction of the ramp, in [0, 1]."""
         if isinstance(self.steps, int):
             return min(step / self.steps, 1.0)
         return min(_known(progress) / (1.0 if self.steps is None else self.steps), 1.0)
@@ -73,7 +73,7 @@ class Linear(_Ramp):
 
     def at(self, step: int, lr: float | Tensor, progress: float | None = None) -> float:
         """See :meth:`Schedule.at`."""
-        return self.start + (self.end - self.start) * self.share(step, progress)
+        return self.start + (self.end - self.start) * self.fraction(step, progress)
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class Cosine(_Ramp):
 
     def at(self, step: int, lr: float | Tensor, progress: float | None = None) -> float:
         """See :meth:`Schedule.at`."""
-        turn = (1 - math.cos(math.pi * self.share(step, progress))) / 2
-        return self.start + (self.end - self.start) * turn
+        weight = (1 - math.cos(math.pi * self.fraction(step, progress))) / 2
+        return self.start + (self.end - self.start) * weight
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ class FollowLR(Schedule):
                 "lr must be a number where rho follows it, but is a tensor, which the host would wait for; set "
                 'param_groups[0]["lr"] to a float, or use linear() or cosine()'
             )
-        share = (lr - self.lr_low) / (self.lr_high - self.lr_low)
-        return self.low + (self.high - self.low) * min(max(share, 0.0), 1.0)
+        fraction = (lr - self.lr_low) / (self.lr_high - self.lr_low)
+        return self.low + (self.high - self.low) * min(max(fraction, 0.0), 1.0)
 
 
 def constant(value: float) -> Constant:
