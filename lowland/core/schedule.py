@@ -178,20 +178,20 @@ def follow_lr(high: float, low: float, *, lr_high: float, lr_low: float = 0.0) -
 
 @dataclass(frozen=True)
 class When(ABC):
-    """Some of the steps of a training."""
+    """A condition that selects steps of a training."""
 
     @property
     def needs_progress(self) -> bool:
-        """Whether it goes by the fraction of the training that is done; :meth:`holds` then gets it."""
+        """Whether :meth:`holds` needs the completed fraction of the training."""
         return False
 
     @abstractmethod
     def holds(self, step: int, progress: float | None = None) -> bool:
-        """Whether a step is one of them.
+        """Whether the condition selects a step.
 
         Args:
             step: The step, counted from 0.
-            progress: The fraction of the training that is done before it, in [0, 1]; given where it is needed.
+            progress: The completed fraction of the training before the step, in [0, 1]; None if it is not needed.
         """
 
 
@@ -228,7 +228,7 @@ class After(When):
 
 
 def every(k: int, offset: int = 0) -> Every:
-    """Every k-th step: 0, k, 2k, ..., each ``offset`` later.
+    """Every k-th step: ``offset``, k + ``offset``, 2k + ``offset``, ...
 
     Example:
         >>> [step for step in range(10) if every(4, offset=1).holds(step)]
@@ -242,12 +242,12 @@ def every(k: int, offset: int = 0) -> Every:
 
 
 def after(start: float, total: int | None = None) -> After:
-    """From a step on.
+    """All steps from ``start`` on.
 
     Args:
         start: An integer is a step, counted from 0; a number in (0, 1) is a fraction of the training.
-        total: Steps of the whole training, >= 1; only for a fraction, and only where the engine's progress is not to
-            count.
+        total: The number of steps of the training, >= 1, if ``start`` is a fraction of it; None uses the engine's
+            progress.
 
     Example:
         >>> [step for step in range(10) if after(0.75, total=10).holds(step)]
@@ -273,7 +273,7 @@ def _check_ramp(start: float, end: float, steps: int | float | None) -> None:
 def _known(progress: float | None) -> float:
     if progress is None:
         raise UsageError(
-            "progress must be given to what is a fraction of the training, but is None; make the engine with "
+            "progress must be given for a fraction of the training, but is None; make the engine with "
             "Engine(…, total_steps=10_000), or set engine.progress = 0.37 before each step"
         )
     return progress

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FriendlySAM(Method):
-    """F-SAM: perturbs along what is particular to the batch, its gradient without the running mean of gradients.
+    """F-SAM: perturbs along the gradient of the batch minus the running mean of gradients.
 
     ::
 
         u = g - sigma * m,   e = rho * u / ||u||,   d = g(w + e),   m' = lmb * m + (1 - lmb) * g
 
-    As long as a tensor has no mean yet, u = g and m' = g.
+    For a tensor without a mean, u = g and m' = g.
 
     Args:
         rho: Radius, >= 0, in parameter norm.
@@ -44,8 +44,8 @@ class FriendlySAM(Method):
 
     Invariants: sigma = 0 is SAM; the first step is a SAM step; rho = 0 is the base optimizer.
 
-    Use: Where batches are small, so that their gradients differ. Not with full batches: there g is the mean and what
-    is left is rounding noise.
+    Use: With small batches, whose gradients differ. Not with full batches, because g is then the mean and u is rounding
+    noise.
 
     Reference: Li, Zhou, He, Cheng, Huang: Friendly Sharpness-Aware Minimization. CVPR 2024, arXiv 2403.12350.
     """

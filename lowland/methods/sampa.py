@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SAMPa(Method):
-    """SAM whose two gradients do not depend on each other, so that two devices compute them at once.
+    """SAM whose two gradients do not depend on each other, so that two devices can compute them at the same time.
 
-    An auxiliary point y runs ahead of the weights: where the base optimizer would land if its gradient were
-    the one at the last y. Its gradient is known when a step begins and gives the ascent direction::
+    An auxiliary point y is ahead of the weights: the point that the base optimizer would reach with the gradient at
+    the last y. The gradient at y is known when a step begins and gives the ascent direction::
 
         x~      = x + rho * g(y; B) / ||g(y; B)||
         y'      = x + (the base optimizer's step for g(y; B))
@@ -34,25 +34,25 @@ class SAMPa(Method):
         rho: Radius, >= 0, in parameter norm; the release uses 0.1 where SAM takes 0.05.
         geometry: How the gradient at y becomes a displacement.
         lam: Weight of the gradient at y', in [0, 1]: 0 is SAMPa-0, 1 is optimistic gradient descent.
-        lookahead: "base" previews the base optimizer's own next step, with momentum, weight decay and
-            preconditioning; "raw" takes ``y' = x - lr * g(y)``.
+        lookahead: "base" computes the base optimizer's next step, with momentum, weight decay and preconditioning;
+            "raw" takes ``y' = x - lr * g(y)``.
 
-    Cost: 2 gradients per step, at once; 1 P and a batch of resident memory, 3 P during the passes on one
-    device; one exchange of P between two device groups. Under data parallelism the mean gradient perturbs: g(y) is
-    kept, and must be the same on every rank.
+    Cost: 2 gradients per step, at the same time; 1 P and a batch of resident memory, 3 P during the passes on one
+    device; one exchange of P between two device groups. Under data parallelism the mean gradient perturbs, because
+    g(y) is kept and must be the same on every rank.
 
-    Differs: The release previews momentum and weight decay for SGD alone, drops weight decay until a momentum
-    buffer exists, and uses the raw step for other optimizers; "base" is right for all. The release recovers
-    g(y) by dividing by lam, which fails at lam = 0; here both gradients are kept. BatchNorm statistics come
-    from y', the point the weights move to, not from x~.
+    Differs: The release includes momentum and weight decay in the lookahead for SGD only, omits weight decay until a
+    momentum buffer exists, and uses the raw step for other optimizers; "base" is exact for all optimizers. The release
+    recovers g(y) by dividing by lam, which fails at lam = 0; here both gradients are kept. BatchNorm statistics come
+    from y', the point to which the weights move, not from x~.
 
     Invariants: The first step is the base optimizer's, for any lam; lam = 1 does not depend on rho; on a convex smooth
     loss with lam = 0 and a small constant step, ``f(x) + 1/2 (1 - lr L) ||g(x) - g(y)||^2`` does not rise by more than
     a term in lr^2 rho^2.
 
-    Use: With two devices to spare whose batch cannot be cut in half efficiently. On one busy device it costs what SAM
-    costs, and against data-parallel SAM on the same two devices it has to be measured, not assumed. Not behind a
-    closure, which hides the batch it keeps.
+    Use: With two devices, if half a batch takes more than half the time of a batch. On one busy device it costs as much
+    as SAM. Measure it against data-parallel SAM on the same two devices. Not behind a closure, from which it cannot get
+    the batch that it keeps.
 
     Reference: Xie, Pethick, Cevher: SAMPa: Sharpness-Aware Minimization Parallelized. NeurIPS 2024,
     arXiv 2410.10683.
@@ -76,7 +76,7 @@ class SAMPa(Method):
     def validate(self, engine: Engine) -> None:
         """See :meth:`lowland.methods.base.Method.validate`."""
         if self.lookahead == "base":
-            engine.lookahead_later(vec.zeros(engine.params))  # an optimizer whose steps cannot be previewed fails here
+            engine.lookahead_later(vec.zeros(engine.params))  # refuses an optimizer without a lookahead
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.methods.base.Method.plan`."""

@@ -27,9 +27,9 @@ class Renormalized(Wrapper):
     ``d = ||g|| / ||g_s|| * g_s`` with ``g_s`` what the inner method returns.
 
     Args:
-        inner: The method to rescale. Each of its steps must ask for the whole batch's gradient at the weights, as SAM
-            does and SAMPa does not, and with ``ascent_gradient="mean"``: the plain gradient is the mean over the
-            ranks. It has the radius: ``Renormalized(inner=SAM(rho=0.1))``.
+        inner: The method to rescale, which has the radius: ``Renormalized(inner=SAM(rho=0.1))``. Each of its steps must
+            ask for the gradient of the full batch at the weights, as SAM does and SAMPa does not, with
+            ``ascent_gradient="mean"``, because the plain gradient is the mean over the ranks.
 
     Cost: The inner method's gradients, memory and all-reduces: for SAM 2 gradients per step, 1 P of memory and 2
     all-reduces of P.
@@ -40,8 +40,8 @@ class Renormalized(Wrapper):
 
     Invariants: ``||d|| = ||g||`` and d is parallel to the inner method's direction; ``Plain`` stays as it is.
 
-    Use: Where SAM diverges at a learning rate that plain training survives: near sharp minima its gradients are the
-    longer ones. Not where a method never looks at the plain gradient; those are refused.
+    Use: If SAM diverges at a learning rate at which plain training does not, because its gradients have larger norms
+    near sharp minima. Methods that do not compute the plain gradient are refused.
 
     Reference: Tan, Zhang, Liu, Wang, Hao: Stabilizing Sharpness-aware Minimization Through A Simple Renormalization
     Strategy. JMLR 2025, arXiv 2401.07250.
