@@ -65,7 +65,7 @@ def ranks() -> tuple[int, int]:
     return (int(os.environ.get("RANK", "0")) if size > 1 else 0), size
 
 
-def place(device: str) -> torch.device:
+def place(device: str | torch.device) -> torch.device:
     """The device of this name; a GPU with an index becomes the current device. Each of several ranks gets its own GPU.
 
     Args:
@@ -74,7 +74,7 @@ def place(device: str) -> torch.device:
     Raises:
         ArgumentError: There is no such device, or all ranks would take the same GPU.
     """
-    several = ranks()[1] > 1
+    device, several = str(device), ranks()[1] > 1
     here = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if several else "cuda"
     names = {"cuda": here, "auto": here if torch.cuda.is_available() else "cpu"}
     try:
@@ -87,9 +87,27 @@ def place(device: str) -> torch.device:
         raise ArgumentError(f"device must be one that is here, but {device!r} is not; choose cpu or auto")
     if chosen.type == "cuda" and several and device not in names:
         raise ArgumentError(f"device must be cuda or auto where each rank takes a GPU, but is {device!r}; choose cuda")
+    if chosen.type == "cuda":
+        _check_gpu(chosen, several)
     if chosen.type == "cuda" and chosen.index is not None:  # without an index it is the current device
         torch.cuda.set_device(chosen)
     return chosen
+
+
+def _check_gpu(chosen: torch.device, several: bool) -> None:
+    """Refuse a GPU that this process does not see, or that it would share with the other ranks of its host."""
+    if several and "LOCAL_RANK" not in os.environ:
+        raise ArgumentError(
+            "LOCAL_RANK must say which GPU of its host a rank takes, but is not set, so that all ranks would take the "
+            "first; start the ranks with torchrun, or set LOCAL_RANK for each"
+        )
+    count = torch.cuda.device_count()
+    if chosen.index is not None and chosen.index >= count:
+        remedy = "start as many ranks on a host as it has GPUs, and let every rank see all of them"
+        raise ArgumentError(
+            f"device must be one that is here, but {chosen} is not: this process sees {count} "
+            f"GPU{'' if count == 1 else 's'}; {remedy if several else 'choose another'}"
+        )
 
 
 def broadcast(value: Any) -> Any:

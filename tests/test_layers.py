@@ -164,7 +164,9 @@ def test_collectives_and_foreach_have_their_place() -> None:
 OWN = {
     "lowland.methods.looksam": {"vec.add_"},  # a reading's gradient, which is the plan's own
     "lowland.engine.lookahead": {"vec.add_", "vec.scale_"},  # a displacement that it has just made
-    "lowland.executors.batched": {"vec.div_"},  # gradients, by the loss scale
+    "lowland.executors.batched": {"vec.copy_", "vec.div_"},  # gradients that it has just made, and by the loss scale
+    "lowland.executors.buffers": {"vec.copy_"},  # buffers
+    "lowland.executors.norm_stats": {"vec.copy_"},  # running statistics
     "lowland.methods.micro_sam": {"vec.add_", "vec.scale_"},  # the sum that it has just made
     "lowland.executors.passes": {"vec.div_", "vec.scale_"},  # gradients, by scales
     "lowland.executors.data_parallel": {"vec.scale_"},  # a copy of what the plan returned
@@ -185,6 +187,16 @@ def test_weights_move_in_one_place() -> None:
         targets = [t for n in assigned for t in (n.targets if isinstance(n, ast.Assign) else [n.target])]
         data = [t for t in targets if isinstance(t, ast.Attribute) and t.attr == "data"]
         assert not data, f"{module}: never `p.data = …`"
+
+
+def test_random_numbers_of_other_devices_are_left_alone() -> None:
+    for module in MODULES:
+        calls = [n for n in ast.walk(tree(module)) if isinstance(n, ast.Call)]
+        forks = [n for n in calls if ast.unparse(n.func).endswith("fork_rng")]
+        named = all(any(k.arg == "devices" for k in n.keywords) for n in forks)
+        assert named, f"{module}: without devices= it initializes every GPU"
+        alone = module == "lowland.lab.training.trainer" or "torch.manual_seed" not in called(module)
+        assert alone, f"{module}: torch.default_generator.manual_seed seeds the host alone"  # a run begins in trainer
 
 
 def test_the_core_never_waits_for_the_device() -> None:

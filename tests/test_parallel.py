@@ -19,7 +19,6 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import lowland
-from lowland import parallel
 from lowland.core import shards
 from lowland.core.errors import ArgumentError, LowlandError
 from lowland.parallel import assert_replicas_equal, parse, world
@@ -250,26 +249,3 @@ def test_a_method_that_asks_for_one_at_a_time_is_told_once() -> None:
     for told in on_ranks(2, warned):
         assert len(told) == 1
         assert "asked for one probe at a time, so all 2 groups of the mesh computed the same" in told[0]
-
-
-@pytest.mark.parametrize(
-    ("device", "ranks", "place", "current"),
-    [
-        ("cuda", 1, "cuda", None),  # without a number it is the current one already, and set_device would refuse it
-        ("auto", 1, "cuda", None),
-        ("cuda:1", 1, "cuda:1", "cuda:1"),
-        ("auto", 2, "cuda:1", "cuda:1"),
-    ],
-)
-def test_the_current_device(device, ranks, place, current, monkeypatch):
-    def set_device(found):
-        torch.cuda._utils._get_device_index(found)  # as the real one does
-        chosen.append(found)
-
-    chosen = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "set_device", set_device)
-    for name, value in {"WORLD_SIZE": ranks, "RANK": ranks - 1, "LOCAL_RANK": ranks - 1}.items():
-        monkeypatch.setenv(name, str(value))
-    assert parallel.place(device) == torch.device(place)
-    assert chosen == ([] if current is None else [torch.device(current)])

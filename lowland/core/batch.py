@@ -202,7 +202,7 @@ def rejoined(batches: Sequence[Any], number: int, count: int) -> Any:
         if not all(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves):
             raise StateError(
                 f"a kept batch must be made of tensors to be cut anew for {count} ranks, but one of {len(batches)} "
-                f"ranks has a {type(leaves[0]).__name__}; resume on {len(batches)} ranks"
+                f"ranks holds a {type(leaves[0]).__name__}; resume on {len(batches)} ranks"
             )
         return torch.cat(leaves).tensor_split(count)[number]
 

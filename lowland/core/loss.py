@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from lowland.core import vec
 from lowland.core.errors import LossError
 
 
@@ -93,10 +94,10 @@ def terms(loss: Any, size: int | None) -> Terms:
         LossError: It is nothing of that.
     """
     if isinstance(loss, Loss):
-        kind = torch.float32 if loss.total.device.type == "mps" else torch.float64
-        count = torch.as_tensor(loss.count, dtype=kind, device=loss.total.device)
+        device = loss.total.device
+        count = torch.as_tensor(loss.count, dtype=vec.wide(device), device=device)
         mean = loss.total / divisor(loss.total.detach(), count).to(loss.total.dtype)
-        return Terms(mean, total=loss.total, count=count, aux=pytree.tree_map(_detached, loss.aux))
+        return Terms(mean, total=loss.total, count=count, aux=_mapped(Tensor.detach, loss.aux))
     if not isinstance(loss, Tensor):
         raise LossError(
             f"loss_fn must return a tensor of shape (B,) or (), or Loss(total, count, aux), but returned a "
@@ -128,16 +129,26 @@ def divisor(total: Tensor, count: Tensor) -> Tensor:
     return torch.where((count == 0) & (total == 0), torch.ones_like(count), count)
 
 
-def _detached(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach()
-    if not is_dataclass(value) or isinstance(value, type):
-        return value
-    result = copy.copy(value)
-    for f in fields(value):
-        if hasattr(value, f.name):
-            object.__setattr__(result, f.name, pytree.tree_map(_detached, getattr(value, f.name)))
-    return result
+def copied(aux: Any) -> Any:
+    """The auxiliary outputs of a loss function, with copies of their tensors."""
+    return _mapped(Tensor.clone, aux)
+
+
+def _mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The value with all its tensors changed, also those in fields of dataclasses."""
+
+    def of(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return change(leaf)
+        if not is_dataclass(leaf) or isinstance(leaf, type):
+            return leaf
+        result = copy.copy(leaf)
+        for f in fields(leaf):
+            if hasattr(leaf, f.name):
+                object.__setattr__(result, f.name, _mapped(change, getattr(leaf, f.name)))
+        return result
+
+    return pytree.tree_map(of, value)
 
 
 def _shown(value: Any) -> str:

@@ -30,6 +30,11 @@ _DTYPE = operator.attrgetter("dtype")
 _FOREACH_CLONE = getattr(torch, "_foreach_clone", None)  # not in torch 2.6
 
 
+def wide(device: torch.device) -> torch.dtype:
+    """The widest floating-point dtype of a device: float64, and float32 on MPS, which has nothing wider."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def zeros(like: Vec) -> Vec:
     """Zeros in the shapes of ``like``."""
     return _like(like, [torch.zeros_like(t) for t in _local(like)])
@@ -219,8 +224,16 @@ def div_(v: Vec, factor: Tensor) -> None:
 
 
 def copy_(v: Vec, source: Vec) -> None:
-    """Copy ``source`` into the memory of ``v``."""
-    torch._foreach_copy_(_local(v), _local(source))
+    """Copy ``source`` into the memory of ``v``, in one call for each dtype."""
+    v, source = _local(v), _local(source)
+    dtypes = set(map(_DTYPE, v))
+    if len(dtypes) == 1:
+        torch._foreach_copy_(v, source)
+        return
+    # In one call for several dtypes, torch before 2.11 writes all tensors on a GPU in the first one's dtype.
+    for dtype in dtypes:
+        places = [i for i, t in enumerate(v) if t.dtype == dtype]
+        torch._foreach_copy_([v[i] for i in places], [source[i] for i in places])
 
 
 def together(combine: Callable[..., Vec], *vectors: Vec) -> Vec:

@@ -118,7 +118,11 @@ class Answers:
 
         Returns:
             A number or a list of numbers, as ``tensor.tolist()``.
+
+        Raises:
+            UsageError: ``tensor`` is not a tensor.
         """
+        _check_sent("later", tensor)
         return self.lagged.swap(self._prefix + name, tensor)
 
     def now(self, tensor: Tensor) -> Any:
@@ -128,7 +132,11 @@ class Answers:
 
         Returns:
             A number or a list of numbers, as ``tensor.tolist()``.
+
+        Raises:
+            UsageError: ``tensor`` is not a tensor.
         """
+        _check_sent("now", tensor)
         return read(collectives.first(tensor, self.ranks))
 
     @contextmanager
@@ -159,3 +167,11 @@ class Answers:
     def holds(self, when: When) -> bool:
         """Whether a condition on the step or on the progress is true now."""
         return when.holds(self.step, self.progress) if when.needs_progress else when.holds(self.step)
+
+
+def _check_sent(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise UsageError(
+            f"engine.{name} must be given a tensor of few entries, but was given a {type(value).__name__}; send a "
+            "scalar such as vec.norm(here.grad); what the host knows already needs no sending"
+        )

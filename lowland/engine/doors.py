@@ -106,6 +106,14 @@ def check_method(method: Any) -> None:
         raise ArgumentError(f"method must be a Method, but is the class; pass a value such as {method.__name__}()")
     if not isinstance(method, Method):
         raise ArgumentError(f"method must be a Method, but is {method!r}; pass a value such as SAM(rho=0.05)")
+    for name, count, usual in (("plan", 2, "(self, engine, batch)"), ("init", 1, "(self, params)")):
+        try:
+            inspect.signature(getattr(method, name)).bind(*[None] * count)
+        except TypeError as error:
+            raise ArgumentError(
+                f"{name} of a method must take {usual}, but that of {type(method).__name__} cannot be called so "
+                f"({error}); write: def {name}{usual}"
+            ) from None
 
 
 def check_loss_fn(loss_fn: Any) -> None:

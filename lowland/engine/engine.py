@@ -60,8 +60,8 @@ class Engine(Answers):
         cut: A :class:`lowland.Cutter`, which cuts batches for ``micro_batch`` and for methods that choose or divide
             examples. By default ``Slices()``: tensors along dimension 0.
         rng: "free" draws a dropout mask per pass; "shared" uses one mask for all passes on the same examples, and one
-            draw per step from Python's ``random`` and NumPy's global generator. Other generators, loader workers, and
-            random numbers of other libraries are not rewound.
+            draw per step from Python's ``random``, NumPy's global generator, and the generators that model and loss
+            function keep. Loader workers and random numbers of other libraries are not rewound.
         seed: The seed of the method's random choices.
         allow_unaveraged: Accept several ranks over which no gradients are averaged, for independent trainings or for
             a caller who averages.

@@ -250,7 +250,8 @@ def _state(states: list[dict[str, Any]], key: str, params: Vec) -> Vec:
 
 
 def _step_count(count: Tensor | None, param: Tensor) -> Tensor:
-    """A step count on the device of its parameter, in float64 so that the bias correction is exact."""
+    """A step count on the device of its parameter, in float64 where the device has it, for an exact bias correction."""
+    dtype = vec.wide(param.device)
     if count is None:
-        return torch.zeros((), dtype=torch.float64, device=param.device)
-    return count.to(device=param.device, dtype=torch.float64, non_blocking=True)
+        return torch.zeros((), dtype=dtype, device=param.device)
+    return count.to(device=param.device, dtype=dtype, non_blocking=True)

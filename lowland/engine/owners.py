@@ -8,31 +8,8 @@ from itertools import chain
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.module import (
-    register_module_module_registration_hook,
-    register_module_parameter_registration_hook,
-)
 
 Places = tuple[list[dict[str, Any]], list[Any]]
-
-
-class Registrations:
-    """Counts the parameters and modules that have been registered in any module of the process."""
-
-    count = 0
-    _watching = False
-
-    @classmethod
-    def watch(cls) -> None:
-        """Start to count, by global hooks that torch calls for all modules."""
-        if not cls._watching:
-            cls._watching = True
-            register_module_module_registration_hook(cls._count_one)
-            register_module_parameter_registration_hook(cls._count_one)
-
-    @classmethod
-    def _count_one(cls, module: nn.Module, name: str, value: Any) -> None:
-        cls.count += 1
 
 
 def places(model: nn.Module, names: Sequence[str]) -> Places:

@@ -7,19 +7,17 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from lowland.core import checks
 from lowland.core.errors import ArgumentError, ParameterError
 from lowland.core.geometry import Geometry, Radii
-from lowland.core.shards import is_sharded
 from lowland.core.wrappers import short_names
 from lowland.engine import owners
+from lowland.engine.kinds import Kinds, check_kinds, some
+from lowland.executors.registrations import Registrations
 
-_DTYPE = operator.attrgetter("dtype")
 _TRAINS = operator.attrgetter("requires_grad")
 
 
@@ -47,20 +45,19 @@ class Parameters:
         self.frozen = [p for p in named.values() if not p.requires_grad]
         self.names = short_names(model, list(trainable))  # so that a checkpoint is independent of wrappers
         self.vec: list[Tensor] = list(trainable.values())
-        _check_kinds(trainable, allow_low_precision)
+        check_kinds(trainable, allow_low_precision)
         _check_owned(named, trainable, optimizers)
         place = {id(p): k for k, (_, group) in enumerate(_groups(optimizers)) for p in group["params"]}
         self.group = [place[id(p)] for p in self.vec]
         self._model, self._optimizers = model, optimizers
         self._grouped = [[list(group["params"]) for group in o.param_groups] for o in optimizers]
         self._places = owners.places(model, list(trainable))
-        self._dtypes = list(map(_DTYPE, self.vec))
-        self._kinds = set(self._dtypes)
+        self._kinds = Kinds(self.names, self.vec)
         self._owners = [model.get_submodule(n.rpartition(".")[0]) for n in trainable]
         self._selected: dict[Geometry, list[bool]] = {}
         self._trainable: list[bool] | None = None  # which are not frozen now; None until it is needed in a step
-        owners.Registrations.watch()
-        self._registrations = owners.Registrations.count
+        Registrations.watch()
+        self._registrations = Registrations.count
 
     def check_unchanged(self, step: int, sharded: Sequence[nn.Module] = ()) -> None:
         """Refuse a step if parameters were added, replaced, unfrozen or converted since the engine was made.
@@ -78,17 +75,9 @@ class Parameters:
                 "the trainable parameters must stay those the engine was made with, but a parameter was "
                 "exchanged, added or unfrozen since; make a new Engine from the same method, model and optimizer"
             )
-        if set(map(_DTYPE, self.vec)) != self._kinds or (
-            self._due(step) and list(map(_DTYPE, self.vec)) != self._dtypes
-        ):
-            now = list(map(_DTYPE, self.vec))
-            changed = [n for n, a, b in zip(self.names, now, self._dtypes, strict=True) if a != b]
-            raise ParameterError(
-                f"parameters must keep their dtype, which memory and optimizer have, but since the engine was made "
-                f"{_some(changed)} of another, as after model.float(); convert the model first, then make the Engine"
-            )
+        self._kinds.check(self.vec, self._due(step))
         self._trainable, before = None, self._registrations
-        self._registrations = owners.Registrations.count
+        self._registrations = Registrations.count
         if self._due(step) or self._registrations != before:
             self._check_model(sharded)
 
@@ -113,7 +102,7 @@ class Parameters:
         if lost or new:
             raise ParameterError(
                 "the trainable parameters must stay those the engine was made with, but of the model's "
-                f"{_some(lost or new)} {'no longer the same tensor' if lost else 'new'} (as after "
+                f"{some(lost or new)} {'no longer the same tensor' if lost else 'new'} (as after "
                 "load_state_dict(assign=True), or where a layer was exchanged); make a new Engine, with an optimizer "
                 "that holds the model's parameters"
             )
@@ -210,50 +199,6 @@ def _same_groups(optimizers: Sequence[Optimizer], known: list[list[list[Tensor]]
     return True
 
 
-def _check_kinds(trainable: dict[str, Any], allow_low_precision: bool) -> None:
-    if not trainable:
-        raise ParameterError(
-            "model must have at least one trainable parameter, but has none; "
-            "set requires_grad_(True) on what shall learn"
-        )
-    for name, p in trainable.items():
-        if isinstance(p, UninitializedParameter):
-            raise ParameterError(
-                f"parameters must have a shape, but {name} is uninitialized; run one batch through the model first"
-            )
-        if hasattr(p, "grad_sample"):
-            raise ParameterError(
-                f"parameters must have one gradient, but {name} has a grad_sample, one for each example, as Opacus "
-                "gives it, whose optimizer does not read .grad; train with the bare model and optimizer"
-            )
-        if is_sharded(p) and p.device.type != p.device_mesh.device_type:
-            raise ParameterError(
-                f"shards must be on their mesh's device, but {name} is on {p.device.type} and its mesh on "
-                f"{p.device_mesh.device_type}, as with CPUOffloadPolicy; shard the model without offloading"
-            )
-        if not p.is_floating_point():
-            raise ParameterError(
-                f"parameters must be real floating-point tensors, but {name} is {p.dtype}; "
-                "split complex weights into real and imaginary parts"
-            )
-        if p.dtype in (torch.bfloat16, torch.float16) and not allow_low_precision:
-            raise ParameterError(
-                f"parameters must be fp32 or fp64, but {name} is {p.dtype}: rho * g / ||g|| is below its "
-                "resolution; keep fp32 weights under torch.autocast, or pass allow_low_precision=True"
-            )
-        if is_sharded(p) and not all(place.is_shard() or place.is_replicate() for place in p.placements):
-            raise ParameterError(
-                f"a DTensor parameter must be sharded or replicated, but {name} is placed {p.placements}; redistribute "
-                "it before the engine is made"
-            )
-    devices = {str(p.device) for p in trainable.values()}
-    if len(devices) > 1:
-        raise ParameterError(
-            f"all trainable parameters must be on one device, but are on {', '.join(sorted(devices))}; "
-            "move the model to one device"
-        )
-
-
 def _check_owned(named: dict[str, Any], trainable: dict[str, Any], optimizers: Sequence[Optimizer]) -> None:
     owned: dict[int, int] = {}  # the index of each parameter's optimizer
     for number, optimizer in enumerate(optimizers):
@@ -261,13 +206,13 @@ def _check_owned(named: dict[str, Any], trainable: dict[str, Any], optimizers: S
             shared = [n for n, p in named.items() if owned.get(id(p), number) != number and _has(group["params"], p)]
             if shared:
                 raise ParameterError(
-                    f"a parameter must be in one optimizer, but {_some(shared)} in two; give each optimizer its own"
+                    f"a parameter must be in one optimizer, but {some(shared)} in two; give each optimizer its own"
                 )
             owned |= {id(p): number for p in group["params"]}
     missing = [n for n, p in trainable.items() if id(p) not in owned]
     if missing:
         raise ParameterError(
-            f"every trainable parameter of the model must be in the optimizer, but {_some(missing)} "
+            f"every trainable parameter of the model must be in the optimizer, but {some(missing)} "
             "missing; add them to a parameter group (with rho=0 to leave them unperturbed) or freeze them with "
             "requires_grad_(False)"
         )
@@ -280,7 +225,7 @@ def _check_owned(named: dict[str, Any], trainable: dict[str, Any], optimizers: S
     ]
     if foreign:
         raise ParameterError(
-            f"every trainable parameter in the optimizer must belong to the model, but {_some(foreign)} "
+            f"every trainable parameter in the optimizer must belong to the model, but {some(foreign)} "
             "foreign to it; pass all modules that are trained: Engine(method, [model, criterion], optimizer), or use a "
             "second optimizer outside the engine"
         )
@@ -288,8 +233,3 @@ def _check_owned(named: dict[str, Any], trainable: dict[str, Any], optimizers: S
 
 def _has(tensors: Sequence[Tensor], p: Tensor) -> bool:
     return any(t is p for t in tensors)
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return f"{shown} {'is' if len(names) == 1 else 'are'}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import FrozenInstanceError
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from lowland.core.errors import UsageError
 from lowland.core.probe import Probe
 from lowland.core.vec import Vec
+from lowland.methods.base import Method
 
 
 def result(kind: str, value: Any, params: Vec, *, each: bool = True) -> tuple[Tensor, Vec]:
@@ -50,7 +52,37 @@ def result(kind: str, value: Any, params: Vec, *, each: bool = True) -> tuple[Te
                 f"plan must return tensors like the parameters, but that of {kind} returned {_shown(g)} for parameter "
                 f"{i}, which is {_shown(p)}; compute with lowland.vec, which keeps shapes"
             )
-    return loss, grad if isinstance(grad, list) else list(grad)
+    return loss.detach(), grad if isinstance(grad, list) else list(grad)
+
+
+def unasked(kind: str) -> UsageError:
+    """The error for a plan that has returned without asking for anything."""
+    return UsageError(
+        f"plan must ask for at least one reading, but that of {kind} returned without one, so that nothing depends on "
+        "the batch; write: here = yield Probe(batch)"
+    )
+
+
+def explain(method: Method, memory: Mapping[str, Any], error: KeyError | FrozenInstanceError) -> None:
+    """Raise a sentence in place of an error that a plan's own code has met with its memory or its method.
+
+    Raises:
+        UsageError: The plan reads an entry that memory does not have, or sets a field of its method.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    reads = trace is not None and "memory" in trace.tb_frame.f_code.co_names
+    if isinstance(error, FrozenInstanceError):
+        raise UsageError(
+            f"a method must stay as it was made, but the plan of {method.kind} sets one of its attributes ({error}); "
+            "what changes from step to step goes into memory: let init return it, and write engine.memory[name] = value"
+        ) from error
+    if reads and error.args and isinstance(error.args[0], str) and error.args[0] not in memory:
+        raise UsageError(
+            f"memory must have the entries that init made, {sorted(memory)}, but the plan of {method.kind} reads "
+            f"{error.args[0]!r}; let init return it: {{{error.args[0]!r}: vec.zeros(params)}}"
+        ) from error
 
 
 def memory(kind: str, value: Any) -> dict[str, Any]:

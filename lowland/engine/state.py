@@ -149,7 +149,7 @@ def _loadable(key: str, value: Any) -> Any:
     if type(value) not in (dict, list, tuple, int, float, str, bool, type(None)) and not isinstance(value, Tensor):
         raise StateError(
             f"memory {key!r} must be made of tensors, numbers, tuples, lists and dicts to be saved, but holds a "
-            f"{type(value).__name__}; let the loader give plain tuples or dicts"
+            f"{type(value).__name__}; let the loader give plain tuples or dicts, and a plan keep such values"
         )
     return value
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import FrozenInstanceError
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -14,7 +15,8 @@ from lowland.core import vec
 from lowland.core.errors import BatchError, UsageError
 from lowland.core.probe import Plan, Probe, Reading, conversation
 from lowland.core.vec import Vec
-from lowland.engine import plans, state, watch
+from lowland.engine import early_steps, plans, state, watch
+from lowland.executors.still import Mark
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
@@ -47,6 +49,7 @@ def drive(engine: Engine, batch: Any) -> Drive:
     empty = set(map(type, earlier)) <= {type(None)}
     done, watcher = False, None
     engine.under_way = True
+    early_steps.begin(engine)
     try:
         if not empty:
             for p in engine.params:
@@ -54,7 +57,8 @@ def drive(engine: Engine, batch: Any) -> Drive:
         engine.work.begin(engine.step)
         engine.executor.begin(batch)
         if engine.work.step.watched:
-            watcher = watch.Watch(engine.method.kind, engine.params, engine.names, engine.memory, engine.vector_keys)
+            keys = engine.vector_keys, engine.table_keys
+            watcher = watch.Watch(engine.method.kind, engine.work, engine.names, engine.memory, *keys)
         result, count, aux = yield from _run_plan(engine, engine.method.plan(engine, batch), batch, watcher)
         loss, grad = plans.result(engine.method.kind, result, engine.params, each=watcher is not None)
         if engine.executor.substitutes or not all(engine.work.step.reached):
@@ -68,6 +72,7 @@ def drive(engine: Engine, batch: Any) -> Drive:
         done = True
     finally:
         engine.under_way = False
+        early_steps.end(engine)
         if not done:
             engine.memory, engine.lagged.waiting = before[0], before[1]
             if watcher is not None:
@@ -111,14 +116,16 @@ def _run_plan(
         outputs of the passes that report.
     """
     in_memory, aux, count = list(engine.memory.values()), [], None
+    readings: tuple[Reading, ...] | None = None
+    probes: tuple[Probe, ...] | None = None
     with closing(conversation(plan)) as running:
         try:
-            probes = _continue(running, None, watcher)
             while True:
+                probes, readings = _continue(engine, running, readings, watcher), None
                 for probe in probes:
                     plans.chosen(engine.method.kind, probe, engine.params)
                     probe.compare(batch, in_memory)
-                readings: tuple[Reading, ...] | None = yield probes
+                readings = yield probes
                 assert readings is not None
                 for probe, reading in zip(probes, readings, strict=True):
                     if probe.stats and reading.aux is not None:
@@ -126,27 +133,45 @@ def _run_plan(
                     if probe.stats and not probe.sync and isinstance(reading.divisor, Tensor):
                         count = reading.divisor if count is None else count + reading.divisor
                 del probe, reading
-                probes, readings = _continue(running, readings, watcher), None
         except StopIteration as done:
+            if probes is None:
+                raise plans.unasked(engine.method.kind) from None
             return done.value, count, aux
 
 
 def _continue(
+    engine: Engine,
     running: Generator[tuple[Probe, ...], Any, Any],
     readings: tuple[Reading, ...] | None,
     watcher: watch.Watch | None,
 ) -> tuple[Probe, ...]:
-    """Continue the plan to its next probes, and check that it has not written weights."""
-    if watcher is None:
-        return running.send(readings)
-    watcher.resume()
+    """Continue the plan to its next probes, and check that it has not written weights.
+
+    In steps without a watcher, only the plans of methods outside lowland are checked.
+    """
+    foreign = not type(engine.method).__module__.startswith("lowland.methods.")
+    mark = Mark(engine.work, each=True) if foreign and watcher is None else None
+    if watcher is not None:
+        watcher.resume()
     try:
-        probes = running.send(readings)
+        with early_steps.planning(engine):
+            probes = running.send(readings)
     except StopIteration:
-        watcher.check_weights()
+        _check_weights(engine, watcher, mark)
         raise
-    watcher.check_weights()
+    except (KeyError, FrozenInstanceError) as error:
+        plans.explain(engine.method, engine.memory, error)
+        raise
+    _check_weights(engine, watcher, mark)
     return probes
+
+
+def _check_weights(engine: Engine, watcher: watch.Watch | None, mark: Mark | None) -> None:
+    """Refuse a plan that has written weights since it was continued."""
+    if watcher is not None:
+        watcher.check_weights()
+    if mark is not None and (written := mark.moved()):
+        raise watch.moved(engine.method.kind, engine.names[written[0]])
 
 
 def _fill(engine: Engine, earlier: list[Tensor | None] | None, grad: Vec, before: dict[str, Any]) -> None:

@@ -7,9 +7,12 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from lowland.core import shards
+from lowland.core import shards, vec
 from lowland.core.errors import UsageError
 from lowland.core.vec import Vec
+from lowland.executors.base import Work
+from lowland.executors.displacement import put_back
+from lowland.executors.still import Mark
 
 Place: TypeAlias = "tuple[int, int]"  # a storage, and the byte offset of a tensor in it
 
@@ -19,37 +22,44 @@ class Watch:
 
     Args:
         kind: The name of the method.
-        params: The parameters.
+        work: The engine's work, with the parameters.
         names: The names of the parameters.
         memory: The method's memory at the start of the step.
         vectors: The keys of the vectors in memory.
+        tables: The keys of the tensors in the method's first memory.
     """
 
     def __init__(
-        self, kind: str, params: Vec, names: Sequence[str], memory: Mapping[str, Any], vectors: frozenset[str]
+        self,
+        kind: str,
+        work: Work,
+        names: Sequence[str],
+        memory: Mapping[str, Any],
+        vectors: frozenset[str],
+        tables: Sequence[str] = (),
     ) -> None:
-        self._kind, self._params, self._names, self._vectors = kind, params, names, vectors
+        self._kind, self._work, self._names, self._vectors, self._tables = kind, work, names, vectors, tables
+        self._params = work.params
         self._before = {key: _SavedValue(value) for key, value in memory.items()}
         self._like = {key: _likes(value) for key, value in memory.items() if key in vectors}
-        self._versions: list[int] = []
+        self._saved = vec.clone(work.params) if work.first else None
+        self._mark = Mark(work, each=True)
 
     def resume(self) -> None:
-        """Record the versions of the weights before the plan continues."""
-        self._versions = [p._version for p in self._params]
+        """Mark the weights before the plan continues."""
+        self._mark = Mark(self._work, each=True)
 
     def check_weights(self) -> None:
         """Check that the plan has not written weights since :meth:`resume`.
 
         Raises:
-            UsageError: It has written weights.
+            UsageError: It has written weights, which are restored in the first step of an engine.
         """
-        written = [n for n, p, v in zip(self._names, self._params, self._versions, strict=True) if p._version != v]
+        written = self._mark.moved()
         if written:
-            raise UsageError(
-                f"plan must leave the weights to the optimizer, but that of {self._kind} has written {written[0]}, so "
-                "that they are not as before the step; ask at another point, Probe(batch, at=displacement), and "
-                "return what the optimizer is to step along"
-            )
+            if self._saved is not None:
+                put_back(self._params, self._saved)
+            raise moved(self._kind, self._names[written[0]])
 
     def restore(self) -> None:
         """Restore lists, sets and dicts in memory, but not tensors that were changed in place."""
@@ -84,8 +94,29 @@ class Watch:
                     f"{key!r}, which init made otherwise, so an overflow would stay in it; let init return "
                     f"{{{key!r}: vec.zeros(params)}}"
                 )
+            self._check_tensor(key, saved.value, memory[key])
         unshared(self._kind, memory, self._params, self._names)
+        self._check_graphs(memory)
         self._own(memory, grad)
+
+    def _check_tensor(self, key: str, before: Any, now: Any) -> None:
+        """Refuse a table that changes its shape."""
+        if key in self._tables and (not isinstance(now, Tensor) or now.shape != before.shape):
+            shape = tuple(now.shape) if isinstance(now, Tensor) else type(now).__name__
+            raise UsageError(
+                f"a tensor in memory must keep its shape, so that a checkpoint can be loaded, but the plan of "
+                f"{self._kind} has put {shape} in the place of {tuple(before.shape)} into {key!r}; let init return it "
+                "in its final shape"
+            )
+
+    def _check_graphs(self, memory: Mapping[str, Any]) -> None:
+        """Refuse tensors with a graph, because memory would keep the graph alive."""
+        for key, value in memory.items():
+            if any(t.requires_grad for t in tensors(value)):
+                raise UsageError(
+                    f"memory must hold no graph, but the plan of {self._kind} has put a tensor that requires a "
+                    f"gradient into {key!r}; keep it without: tensor.detach()"
+                )
 
     def _own(self, memory: Mapping[str, Any], grad: Vec) -> None:
         """Refuse a gradient whose memory belongs to weights, to an entry of memory, or to another of its tensors."""
@@ -144,6 +175,15 @@ class _SavedValue:
             self.value[:] = self._items
         for saved in self._inside:
             saved.restore()
+
+
+def moved(kind: str, name: str) -> UsageError:
+    """The error for a plan that has written weights."""
+    return UsageError(
+        f"plan must leave the weights to the optimizer, but that of {kind} has written {name}, so that they are not as "
+        "before the step; ask at another point, Probe(batch, at=displacement), and return what the optimizer is to "
+        "step along"
+    )
 
 
 def unshared(kind: str, memory: Mapping[str, Any], params: Vec, names: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from lowland.core.errors import UsageError
 from lowland.core.loss import LossFn
 from lowland.core.probe import Probe, Reading
 from lowland.core.vec import Vec
+from lowland.executors import modes
 from lowland.executors.buffers import Buffers
 from lowland.executors.data_parallel import Replicas
 from lowland.executors.guards import Ownership, dismiss, outsiders
@@ -38,7 +39,7 @@ class Work:
         batches: Cuts batches.
         buffers: What forward writes beside the weights.
         ownership: Whether gradients must be copied.
-        outsiders: Parameters of modules that the loss function uses beside the model.
+        outsiders: Trainable tensors that the model or the loss function uses besides the engine's.
         first: Whether no step has been completed yet.
         reentrant: Whether backward may run others inside, as reentrant checkpointing does; None: not looked at.
         step: The record of the step under way.
@@ -66,10 +67,12 @@ class Work:
         self.replicas = replicas or Replicas(model, params)
         self.batches = batches or Batches()
         self.buffers = Buffers(model, loss_fn)
-        self.ownership = Ownership(model, self.device)
+        views = any(ddp.gradient_as_bucket_view for ddp in self.replicas.ddps)
+        self.ownership = Ownership(model, self.device, loss_fn, views=views)
         self.first = True
         self.outsiders: list[Tensor] = []
         self.reentrant: bool | None = None
+        self._captured = modes.captured(model)
         self._forward_writes = any(getattr(m, "max_norm", None) is not None for m in model.modules())
         self.begin()
 
@@ -80,12 +83,15 @@ class Work:
         self.step = StepRecord(number, len(self.params), watched=self._forward_writes or power_of_two)
         if number and power_of_two and not self.reentrant:
             self.reentrant = None
-        if self.first:
-            self.outsiders = outsiders([*self.model.parameters()], self.loss_fn)
         self.replicas.begin()
-        self.buffers.begin(self.first)
+        before, self._captured = self._captured, modes.captured(self.model)
+        changed = self._captured != before
+        self.ownership.begin(look=self.step.watched or changed)
+        self.buffers.begin(self.first or changed)
+        if self.first:
+            self.outsiders = outsiders(self)
         if self.rng is not None:
-            self.rng.begin()
+            self.rng.begin(self.buffers.generators)
 
     def seeds(self, count: int) -> list[int]:
         """Seeds for probes that are answered together, see :meth:`StepRecord.seeds`."""

@@ -40,8 +40,9 @@ class Batched(Executor):
 
     :class:`Local` answers all other probes: a probe that is asked alone; a tuple whose batches differ in structure,
     shape or type, such as uneven shards, or exceed ``micro_batch``; probes without a gradient, for some parameters
-    (``wrt``), or with different losses; probes of models that are compiled, data-parallel or sharded, or have hooks on
-    gradients, or have layers with running statistics other than torch's BatchNorm; and the passes of ``engine.passes``.
+    (``wrt``), or with different losses; probes of models that are compiled, captured as CUDA graphs, data-parallel or
+    sharded, or have hooks on gradients, or have layers with running statistics other than torch's BatchNorm; and the
+    passes of ``engine.passes``.
 
     ``loss_fn`` runs once for all probes, on tensors whose values are not available. So it must not use ``.item()``,
     ``if`` on a tensor, or parameters that it does not get through ``model``; such functions are refused. All parameters
@@ -114,7 +115,7 @@ def _shape(batch: Any) -> Any:
 
 def _vmappable(work: Work) -> bool:
     """Whether the model computes the same under vmap as without."""
-    if work.replicas.groups or modes.compiled(work.model):
+    if work.replicas.groups or modes.compiled(work.model) or modes.captured(work.model):
         return False
     if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in work.params):  # vmap would not call the hooks
         return False
@@ -230,7 +231,7 @@ def _apart(work: Work, vectors: Vec, count: int) -> list[Vec]:
         work.step.check(vec.finite(vectors))
     grads = [[torch.empty_like(p) for p in work.params] for _ in range(count)]
     for i, grad in enumerate(grads):
-        torch._foreach_copy_(grad, [g[i] for g in vectors])
+        vec.copy_(grad, [g[i] for g in vectors])
         if scale is not None:
             vec.div_(grad, scale)
     return grads

@@ -1,12 +1,9 @@
-"""Restores tensors besides the parameters that forward or the loss writes, so that each step writes them only once.
+"""Tensors beside the parameters that forward or the loss writes: written once per step, by the pass that reports.
 
-The pass that reports writes them; all other passes leave them unchanged. They are registered buffers, frozen parameters
-and tensors in attributes of the model, and of the modules and objects that the loss function uses. ``frozen_stats``
-handles torch's BatchNorm instead.
-
-A change of identity or version shows that a tensor was written. ``.data``, ``torch.nn.functional.batch_norm`` and
-replayed CUDA graphs write without a new version. So the first step compares values, and later steps always restore
-small tensors.
+They are known by identity and version, not by type: registered buffers, frozen parameters and tensors in attributes, of
+the model and of the modules and objects that the loss function uses. Torch's own BatchNorm is not among them:
+``frozen_stats`` tells it. ``.data``, ``torch.nn.functional.batch_norm`` and replayed CUDA graphs write without a
+new version, so the first step compares values, and later small tensors are put back whatever their version says.
 """
 
 from __future__ import annotations
@@ -14,280 +11,280 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lowland.core import vec
 from lowland.core.errors import UsageError
 from lowland.core.probe import Probe
 from lowland.core.shards import ORDINARY
-from lowland.executors.containers import Containers, ContainerSnapshot
-from lowland.executors.keepers import where
-from lowland.executors.places import ABSENT, Place, Weights, tensor_places
+from lowland.executors.containers import Containers
+from lowland.executors.keepers import ABSENT, where
+from lowland.executors.kept import WEIGHT, Before, Kept, copied, size, version
+from lowland.executors.names import is_array
+from lowland.executors.places import Place, Weights, places_of
+from lowland.executors.registrations import Registrations
 
 _VERSION = operator.attrgetter("_version")
 
-SMALL = 1 << 16  # tensors with up to this many entries are copied in every step
-LARGE = 1 << 24  # the same limit in the first step, for tensors of the loss function, which may be a data set
-
-
-WEIGHT = -1  # the version of a tensor that shares memory with a weight, because it is restored with the weight
-
-
-class Saved(NamedTuple):
-    """The saved value of a place.
-
-    Args:
-        tensor: The tensor; None; or ABSENT for a place that does not exist.
-        version: The version of the tensor.
-        copy: A copy of the tensor; None if it is not copied.
-    """
-
-    tensor: Any
-    version: int
-    copy: Tensor | None
-
-    @property
-    def rewritten(self) -> bool:
-        """Whether the tensor was written since."""
-        return self.version != WEIGHT and _version(self.tensor) != self.version
-
-
-class Snapshot(list[Saved]):
-    """The saved values of all places at one moment, and of the containers."""
-
-    containers: ContainerSnapshot
+SMALL = 1 << 16  # entries up to which a tensor is always copied, because it may be written now and then
+LARGE = 1 << 24  # the same in the first step, for what the loss function uses, which may be a whole data set
 
 
 class Buffers:
-    """The tensors that passes may write, and their saved values.
+    """The tensors that passes may write, and what was in them.
 
-    A pass that does not report starts from the values at the start of the pass that reports on the same batch, or else
-    at the start of the step. At its end, the values before the pass are restored.
+    A pass that does not report starts from what was there when the step began, or when the pass that reports began on
+    the same batch, and leaves no trace.
 
     Args:
         model: The model.
-        loss_fn: The loss function, whose modules and tensors are included.
+        loss_fn: The loss function, whose modules count, too.
     """
 
     def __init__(self, model: nn.Module, loss_fn: Callable[..., Any] | None) -> None:
         self._model, self._loss_fn = model, loss_fn
-        self._first_step = True  # until a step has been completed, all tensors are copied
-        self._written: set[int] = set()  # the indices of places that passes have written
-        self._existing: set[tuple[int, str]] = set()  # the entries of the model's modules at the start of the step
-        self._start: Snapshot | None = None  # at the start of the step
-        self._starts: dict[int, Snapshot] = {}  # at the start of passes that report, by the id of the batch
+        self._new = True  # no step has been completed yet: all tensors are copied
+        self._written: set[int] = set()
+        self._held: set[tuple[int, str]] = set()  # all that the model's modules held when the step began
+        self._start: Before | None = None
+        self._starts: dict[int, Before] = {}
         self._places: list[Place] = []
         self._containers = Containers()
         self._weights = Weights()
-        self._unwritten: list[Place] = []  # frozen parameters that no pass has written
-        self._watched: list[Tensor] = []  # the tensors of _unwritten
-        self._versions: list[int] = []  # the versions of _watched at the start of the step
-        self._must_copy: set[tuple[int, str]] = set()  # places that are copied at any size
+        self._quiet: list[Place] = []  # frozen parameters that the first step has not written
+        self._watched: list[Tensor] = []  # the same as tensors
+        self._versions: list[int] = []  # of these, when the step began
+        self._late: set[tuple[int, str]] = set()  # places that must be copied, whatever their size
+        self._modules: set[nn.Module] = set()  # the model's, which forward may give modules and buffers
+        self._trainable: list[Tensor] = []
+        self._count = 0  # registrations until this step
+        Registrations.watch()
+
+    @property
+    def generators(self) -> list[Any]:
+        """Sources of random numbers that model and loss function keep."""
+        return self._containers.generators
+
+    @property
+    def trainable(self) -> list[Tensor]:
+        """Leaves that require a gradient and that model or loss function keep elsewhere than among parameters."""
+        return self._trainable
 
     @property
     def written(self) -> list[str]:
-        """The names of all tensors and containers that a pass has written, except running statistics."""
+        """The names of all tensors that a pass has written, running statistics left out."""
         names = [self._places[i].name for i in sorted(self._written) if not self._places[i].norm]
         return names + list(self._containers.written.values())
 
     def _find(self) -> list[Place]:
+        self._modules, self._count = set(self._model.modules()), Registrations.count
         more = self._containers.find(self._model, self._loss_fn)
-        return tensor_places(self._model, self._containers.modules, more)
+        self._trainable = self._containers.trainable(more)
+        return places_of(self._model, self._containers.modules, more)
 
     def begin(self, first: bool = True) -> None:
         """Begin a step.
 
         Args:
-            first: Whether no step has been completed. Then places are searched here, and again after each pass.
+            first: Whether no step has been completed since the engine was made or a part of the model was captured.
+                Then places are searched here, and again after each pass.
         """
+        Registrations.log.clear()
         if first:
-            self._places, self._unwritten, self._weights = self._find(), [], Weights(self._model)
-            self._existing = {(id(o), key) for m in self._model.modules() for o in (m._buffers, vars(m)) for key in o}
+            self._late |= {_where(self._places[i]) for i in self._written}
+            self._written = set()
+            self._places, self._quiet, self._weights = self._find(), [], Weights(self._model)
+            self._held = {(id(o), key) for m in self._model.modules() for o in (m._buffers, vars(m)) for key in o}
             frozen = sum(p.owner[p.key].numel() for p in self._places if p.frozen)
-            self._copies_frozen = frozen <= max(
-                SMALL, sum(p.numel() for p in self._model.parameters() if p.requires_grad)
-            )
-        elif self._first_step or self._newly_written():
-            self._set_unwritten_apart()
-        self._written |= {i for i, place in enumerate(self._places) if _identity(place) in self._must_copy}
-        self._watched = [place.owner[place.key] for place in self._unwritten]
+            self._afford = frozen <= max(SMALL, sum(p.numel() for p in self._model.parameters() if p.requires_grad))
+        else:
+            found = self._extend() if self._containers.names.fresh or Registrations.count != self._count else False
+            if found or self._new or self._moved():
+                self._sort()
+        self._written |= {i for i, place in enumerate(self._places) if _where(place) in self._late}
+        self._watched = [place.owner[place.key] for place in self._quiet]
         self._versions = list(map(_VERSION, self._watched))
-        self._first_step, self._start, self._starts = first, None, {}
+        self._new, self._start, self._starts = first, None, {}
 
-    def _set_unwritten_apart(self) -> None:
-        """Move frozen parameters that no pass has written to _unwritten, so that only their versions are compared."""
-        self._must_copy |= {_identity(self._places[i]) for i in self._written} | {
-            _identity(place) for place in self._newly_written()
-        }
-        known = [*self._places, *self._unwritten]
-        self._places = [place for place in known if not place.frozen or _identity(place) in self._must_copy]
-        self._unwritten = [place for place in known if place.frozen and _identity(place) not in self._must_copy]
+    def _extend(self) -> bool:
+        """Take up what was made after the first step, which is copied whatever its size; whether there is anything."""
+        known = {_where(place) for place in [*self._places, *self._quiet]}
+        made = [p for p in self._find() if _where(p) not in known]
+        self._late.update(_where(p) for p in made if not p.frozen)
+        self._places += made
+        return bool(made)
+
+    def _sort(self) -> None:
+        """Put frozen parameters that nothing has written apart: looking at their versions is all that they cost."""
+        self._late |= {_where(self._places[i]) for i in self._written} | {_where(place) for place in self._moved()}
+        known = [*self._places, *self._quiet]
+        self._places = [place for place in known if not place.frozen or _where(place) in self._late]
+        self._quiet = [place for place in known if place.frozen and _where(place) not in self._late]
         self._written = set()
 
-    def _newly_written(self) -> list[Place]:
-        """The frozen parameters that a pass of this step has written for the first time."""
+    def _moved(self) -> list[Place]:
+        """Frozen parameters that were written for the first time in this step."""
         now = list(map(_VERSION, self._watched))
         if now == self._versions:
             return []
-        return [place for place, a, b in zip(self._unwritten, now, self._versions, strict=True) if a != b]
+        return [place for place, a, b in zip(self._quiet, now, self._versions, strict=True) if a != b]
 
-    def _refuse_unsaved(self) -> None:
-        """Refuse a step that has written a frozen parameter without a copy."""
-        places = self._newly_written()
-        if places:
-            raise _not_saved(places[0].name)
+    def _late_refusal(self) -> None:
+        moved = self._moved()
+        if moved:
+            raise _unkept(moved[0].name)
 
-    def _add_new_places(self, *snapshots: Snapshot) -> None:
-        """Add places that a pass has made, which are absent in all snapshots."""
-        known = {_identity(place) for place in self._places} | self._existing
-        self._places += [p for p in self._find() if _identity(p) not in known]
-        for snapshot in {id(s): s for s in (*snapshots, *self._starts.values(), self._start or Snapshot())}.values():
-            snapshot += [Saved(ABSENT, 0, None)] * (len(self._places) - len(snapshot))
+    def _look(self, *lists: Before) -> None:
+        """Add places that a pass has made; nothing was there before."""
+        known = {_where(place) for place in self._places} | self._held
+        made = [p for p in self._find() if _where(p) not in known]
+        self._places += made
+        for kept in {id(k): k for k in (*lists, *self._starts.values(), self._start or Before())}.values():
+            kept += [Kept(ABSENT, 0, None)] * (len(self._places) - len(kept))
 
     @contextmanager
     def passing(self, probe: Probe) -> Iterator[None]:
-        """The context of one pass: its writes are kept if the pass reports, else they are reverted."""
-        if not self._places and not self._unwritten and not self._containers and not self._first_step:
+        """One pass; what it writes stays if it reports."""
+        if not self._places and not self._quiet and not self._containers and not self._new:
             yield
             return
         if not probe.stats:
-            self._refuse_unsaved()
-        current = self._save()
+            self._late_refusal()
+        now = self._now()
         if self._start is None:
-            self._start = current
+            self._start = now
         if probe.stats:
-            self._starts[id(probe.batch)] = current
+            self._starts[id(probe.batch)] = now
             yield
-            if self._first_step:
-                self._add_new_places(current)
-            self._record_writes(current)
+            if self._new:
+                self._look(now)
+            self._note(now)
             return
         start = self._starts.get(id(probe.batch), self._start)
-        if start is not current:
-            self._restore(start)
-        before = [Saved(s.tensor, WEIGHT if s.version == WEIGHT else _version(s.tensor), None) for s in start]
+        taken = Registrations.undo(start.given, self._modules)
+        if start is not now:
+            self._put(start)
+        before = [Kept(k.tensor, WEIGHT if k.version == WEIGHT else version(k.tensor), None) for k in start]
+        given = len(Registrations.log)
         try:
             yield
         finally:
-            if self._first_step:
-                self._add_new_places(current, start)
-                before += [Saved(ABSENT, 0, None)] * (len(self._places) - len(before))
-            for i, (saved, place) in enumerate(zip(before, self._places, strict=True)):
-                if place.owner.get(place.key, ABSENT) is not saved.tensor or saved.rewritten:
+            if self._new:
+                self._look(now, start)
+                before += [Kept(ABSENT, 0, None)] * (len(self._places) - len(before))
+            for i, (then, place) in enumerate(zip(before, self._places, strict=True)):
+                if place.owner.get(place.key, ABSENT) is not then.tensor or then.rewritten:
                     self._written.add(i)
-            self._restore(current)
-        self._refuse_unsaved()
+            Registrations.undo(given, self._modules)
+            Registrations.redo(taken)
+            self._put(now)
+        self._late_refusal()
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
-        """The context of several passes at once: refuse tensors that forward or the loss assigns.
+        """Several passes at once, which would have to write in turn: refuse tensors that are bound anew.
 
         Raises:
-            UsageError: A place was assigned; it has its previous value again.
+            UsageError: One is; it is bound as before.
         """
         before = [place.owner.get(place.key) for place in self._places]
-        assigned = []
+        bound = []
         try:
             yield
         finally:
             for place, tensor in zip(self._places, before, strict=True):
                 if place.owner.get(place.key, ABSENT) is not tensor:
                     place.owner[place.key] = tensor
-                    assigned.append(place.name)
-        if assigned:
+                    bound.append(place.name)
+        if bound:
             raise UsageError(
-                f"forward and loss_fn must not write tensors under Batched, but write {assigned[0]}, which probes "
-                "would have to do in turn; use executor=Local()"
+                f"forward and loss_fn must not write tensors under Batched, but write {bound[0]}, which probes would "
+                "have to do in turn; use executor=Local()"
             )
 
-    def _save(self) -> Snapshot:
-        snapshot = Snapshot()
-        snapshot.containers = self._containers.save(self._first_step)
+    def _now(self) -> Before:
+        kept = Before()
+        kept.rest, kept.given = self._containers.now(self._new), len(Registrations.log)
         for i, place in enumerate(self._places):
             t = place.owner.get(place.key, ABSENT)
-            if not isinstance(t, Tensor):
-                snapshot.append(Saved(t, 0, None))
+            if not isinstance(t, Tensor) and not is_array(t):
+                kept.append(Kept(t, 0, None))
                 continue
-            always = SMALL if not self._first_step else LARGE if place.name.startswith("loss_fn: ") else t.numel()
+            always = SMALL if not self._new else LARGE if place.name.startswith("loss_fn: ") else size(t)
             if t in self._weights:
-                snapshot.append(Saved(t, WEIGHT, None))
+                kept.append(Kept(t, WEIGHT, None))
                 continue
-            if place.frozen and not (self._first_step and self._copies_frozen):
+            if place.frozen and not (self._new and self._afford):
                 always = -1
-            copied = (i in self._written or t.numel() <= always or place.norm) and _writable(t)
-            snapshot.append(Saved(t, _version(t), t.detach().clone() if copied else None))
-        return snapshot
+            wanted = i in self._written or size(t) <= always or place.norm
+            kept.append(Kept(t, version(t), copied(t) if wanted else None))
+        return kept
 
-    def _record_writes(self, before: Snapshot) -> None:
-        for i, (saved, place) in enumerate(zip(before, self._places, strict=True)):
-            unchanged = place.owner.get(place.key, ABSENT) is saved.tensor and not saved.rewritten
-            if not unchanged or (self._first_step and _differs(saved)):
+    def _note(self, before: Before) -> None:
+        for i, (kept, place) in enumerate(zip(before, self._places, strict=True)):
+            same = place.owner.get(place.key, ABSENT) is kept.tensor and not kept.rewritten
+            if not same or (self._new and kept.differs):
                 self._written.add(i)
+        self._containers.look(before.rest)
 
     @torch.no_grad()
-    def _restore(self, snapshot: Snapshot) -> None:
-        by_value: list[tuple[Tensor, Tensor]] = []
+    def _put(self, kept: Before) -> None:
+        unseen: list[tuple[Tensor, Tensor]] = []
         lost: list[Place] = []
-        for i, (place, saved) in enumerate(zip(self._places, snapshot, strict=True)):
-            tensor, copy = saved.tensor, saved.copy
+        for i, (place, then) in enumerate(zip(self._places, kept, strict=True)):
+            tensor, _, copy = then
             if place.owner.get(place.key, ABSENT) is not tensor:
                 self._written.add(i)
                 if tensor is ABSENT:
                     del place.owner[place.key]
                 else:
                     place.owner[place.key] = tensor
+            if is_array(tensor):
+                self._put_array(i, then)
             if not isinstance(tensor, Tensor):
                 continue
             if copy is not None and tensor.shape != copy.shape:
                 self._written.add(i)
-                tensor.set_(copy.clone())  # type: ignore[call-overload]
+                tensor.set_(copy.clone())
                 continue
-            if not saved.rewritten:
+            if not then.rewritten:
                 if copy is not None and type(tensor) in ORDINARY:
-                    if self._first_step and _differs(saved):
+                    if self._new and then.differs:
                         self._written.add(i)
-                    by_value.append((tensor.data, copy))  # .data, so that the version stays the same for autograd
+                    unseen.append((tensor.data, copy))  # .data: whoever holds a graph need not know
                 continue
             self._written.add(i)
             if copy is None:
                 lost.append(place)
             else:
                 tensor.detach().copy_(copy)
-        if by_value:
-            torch._foreach_copy_([t for t, _ in by_value], [c for _, c in by_value])
-        unsaved = [place.name for place in lost] + self._containers.restore(snapshot.containers)
-        if unsaved:
-            self._must_copy.update(map(_identity, lost))
-            raise _not_saved(unsaved[0])
+        if unseen:
+            vec.copy_([t for t, _ in unseen], [c for _, c in unseen])
+        gone = [place.name for place in lost] + self._containers.put(kept.rest, self._places_written)
+        if gone:
+            self._late.update(map(_where, lost))
+            raise _unkept(gone[0])
+
+    def _put_array(self, i: int, then: Kept) -> None:
+        """Arrays have no versions: those that may be written are compared."""
+        if then.differs:
+            self._written.add(i)
+            then.tensor[...] = then.copy
+
+    def _places_written(self) -> set[tuple[int, str]]:
+        return {_where(self._places[i]) for i in self._written}
 
 
-def _identity(place: Place) -> tuple[int, str]:
+def _where(place: Place) -> tuple[int, str]:
     return where(place.owner, place.key)
 
 
-def _differs(saved: Saved) -> bool:
-    """Whether a tensor's values differ from its copy, as after a write through ``.data``, which keeps the version."""
-    t, copy = saved.tensor, saved.copy
-    if copy is None or type(t) not in ORDINARY or t.layout is not torch.strided:
-        return False
-    return t.shape != copy.shape or not torch.equal(t.detach().nan_to_num(), copy.nan_to_num())
-
-
-def _not_saved(name: str) -> UsageError:
+def _unkept(name: str) -> UsageError:
     return UsageError(
         f"a tensor that forward writes must be kept, but {name} was written for the first time after the first step, "
         "or is a large frozen parameter, so its value before is gone; the step is taken back, and from now on it is "
         "kept: call backward again"
     )
-
-
-def _writable(t: Tensor) -> bool:
-    """Whether a tensor can be written in place: it is no inference tensor, and its entries have separate memory."""
-    expanded = t.layout is torch.strided and any(n > 1 and s == 0 for n, s in zip(t.shape, t.stride(), strict=True))
-    return not t.is_inference() and not expanded
-
-
-def _version(t: Any) -> int:
-    return t._version if isinstance(t, Tensor) and not t.is_inference() else 0

@@ -1,7 +1,8 @@
-"""Saves and restores lists, deques and dicts with tensors, and numbers in attributes, which passes may change."""
+"""Lists, deques, sets and dicts, and what names are bound to, which passes may change."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,18 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from lowland.executors.keepers import where
+from lowland.executors.names import NEAR, Bindings, Names, Variables, Where, holds, is_array
 from lowland.executors.places import Weights
-from lowland.executors.uses import OWN, Uses, uses
+from lowland.executors.uses import Uses, uses
 
-MOST = 4096  # containers with more entries are ignored
-NEAR = 64  # at most this many tensors of a container are copied
-BUDGET = 1 << 24  # at most this many numbers of a container's tensors are copied
-
-_NUMBERS = (int, float, bool)
+MOST = 4096  # entries of a container that is looked at
+BUDGET = 1 << 24  # numbers in all of them together
 
 
 class Holder(NamedTuple):
-    """A container and its place; the owner is None for a container inside another one."""
+    """A container, and where it is kept; the owner is None where that is another container."""
 
     owner: Any
     key: str
@@ -28,46 +27,42 @@ class Holder(NamedTuple):
     name: str
 
 
-class SavedContainer(NamedTuple):
-    """A container with a copy of its entries, and the versions and copies of the tensors among them."""
+class Held(NamedTuple):
+    """A container and what was in it: its entries, and versions and copies of tensors and arrays among them."""
 
     container: Any
     entries: Any
-    tensors: list[tuple[Tensor, int, Tensor | None]]
+    tensors: list[tuple[Any, int, Any]]
 
 
-class ContainerSnapshot(NamedTuple):
-    """Copies of all containers and numbers at one moment."""
+class Moment(NamedTuple):
+    """Containers and names at one moment."""
 
-    containers: list[SavedContainer]
-    numbers: list[list[Any]]
+    held: list[Held]
+    names: Bindings
 
 
 class Containers:
-    """The containers and numbers of a model and its loss function.
-
-    Numbers in attributes of modules and floats in attributes of other objects are restored. Integers of other objects
-    are not, because they may count passes.
+    """What a model and its loss function keep beside tensors in attributes.
 
     Attributes:
-        written: The names of the containers that a pass has changed.
-        modules: The modules of the loss function and the modules in containers of the model, by name.
+        names: What modules, objects, functions and classes bind.
+        modules: Those of the loss function, and those in containers of the model.
+        generators: Sources of random numbers of their own.
+        written: The names of containers that a pass has written.
     """
 
     def __init__(self) -> None:
         self._holders: list[Holder] = []
-        self._numbers: list[tuple[dict[str, Any], list[str]]] = []
-        self._copied: set[int] = set()  # containers whose tensors passes write in place, so they are always copied
-        self._weights = Weights()  # the displacement moves and restores these
+        self.names = Names()
+        self.generators: list[Any] = []
+        self._deep: set[int] = set()  # containers whose tensors are written in place
+        self._weights = Weights()  # which displacement moves and restores
         self.written: dict[int, str] = {}
         self.modules: dict[str, nn.Module] = {}
 
     def find(self, model: nn.Module, loss_fn: Callable[..., Any] | None) -> list[tuple[Any, str, str]]:
-        """Search a model and a loss function for containers and numbers.
-
-        Returns:
-            ``(owner, key, name)`` of tensors in other places.
-        """
+        """Look for all of them; what is returned are tensors in other places, ``(owner, key, name)``."""
         own, others = Uses(), uses(loss_fn)
         for name, m in model.named_modules():
             own.attributes(m, name)
@@ -78,94 +73,115 @@ class Containers:
                 if m not in inside:
                     own.attributes(m, f"loss_fn: {place}.{name}".rstrip("."))
         known = {where(h.container, "") for h in self._holders}
-        holders = [Holder(*entry) for u in (own, others) for entry in u.containers]
-        self._holders += [h for h in holders if where(h.container, "") not in known and _tracked(h.container)]
+        found = [Holder(*entry) for u in (own, others) for entry in u.containers]
+        self._holders += [h for h in found if where(h.container, "") not in known and _tracked(h.container)]
         self.modules = {f"loss_fn: {place}": m for place, m in others.modules.items()} | own.modules
         modules = {id(vars(m)) for top in (model, *self.modules.values()) for m in top.modules()}
-        listed = {id(d): (d, name) for u in (own, others) for name, d in u.objects.items()}
-        self._numbers = []
-        for d, _ in listed.values():
-            kinds = _NUMBERS if id(d) in modules else (float,)
-            self._numbers.append((d, [k for k, v in d.items() if type(v) in kinds and k not in OWN]))
-        self._numbers = [(d, keys) for d, keys in self._numbers if keys]
+        listed = {id(d): (d, name) for u in (own, others) for name, d in u.objects}
+        variables = [Variables(places) for u in (own, others) for places in u.variables]
+        rest = [d for i, (d, _) in listed.items() if i not in modules]
+        self.names.find([d for i, (d, _) in listed.items() if i in modules], rest, variables)
+        self.generators = own.generators + others.generators
         objects = [(d, key, f"{name}.{key}") for i, (d, name) in listed.items() if i not in modules for key in d]
         return objects + own.tensors + others.tensors
 
+    def trainable(self, more: Sequence[tuple[Any, str, str]]) -> list[Tensor]:
+        """Leaves that require a gradient: in containers, in attributes, and in the places ``(owner, key, name)``."""
+        values = [owner.get(key) for owner, key, _ in more]
+        values += [value for bound in self.names.bound for value in bound.owner.values()]
+        values += [t for h in self._holders for t in _values(h.container)]
+        return [t for t in values if isinstance(t, Tensor) and t.requires_grad and t.is_leaf]
+
     def __bool__(self) -> bool:
-        """Whether there are containers or numbers."""
-        return bool(self._holders or self._numbers)
+        """Whether there is anything to keep."""
+        return bool(self._holders or self.names.bound)
 
-    def save(self, first: bool) -> ContainerSnapshot:
-        """Save all entries and numbers.
-
-        Args:
-            first: Whether this is the first step, in which all tensors are copied; later, only tensors of containers
-                whose tensors were written before.
-        """
-        containers = []
+    def now(self, first: bool) -> Moment:
+        """What is there; copied are tensors that were written before and, in the first step, all."""
+        held = []
         for i, h in enumerate(self._holders):
-            current = None if h.owner is None else h.owner.get(h.key)
-            container: Any = current if type(current) is type(h.container) else h.container
+            other = None if h.owner is None else h.owner.get(h.key)
+            container: Any = other if type(other) is type(h.container) else h.container
             entries: Any = container.copy()
-            inside = [t for t in _values(entries) if isinstance(t, Tensor)]
-            left, saved = BUDGET if first or i in self._copied else -1, []
+            inside = [t for t in _values(entries) if isinstance(t, Tensor) or is_array(t)]
+            left, kept = BUDGET if first or i in self._deep else -1, []
             for t in inside[:NEAR]:
                 if t in self._weights:
                     continue
-                left -= t.numel()
-                saved.append((t, _version(t), t.detach().clone() if left >= 0 and not t.is_inference() else None))
-            containers.append(SavedContainer(container, entries, saved))
-        return ContainerSnapshot(containers, [[d.get(key) for key in keys] for d, keys in self._numbers])
+                left -= _size(t)
+                kept.append((t, _version(t), _copied(t) if left >= 0 or is_array(t) else None))
+            held.append(Held(container, entries, kept))
+        return Moment(held, self.names.now())
+
+    def look(self, before: Moment) -> None:
+        """Note what a pass that reports has written or made."""
+        for i, then in enumerate(before.held):
+            if any(_version(t) != version for t, version, _ in then.tensors):
+                self._deep.add(i)
+        self.names.look(before.names)
 
     @torch.no_grad()
-    def restore(self, snapshot: ContainerSnapshot) -> list[str]:
-        """Restore all entries and numbers.
+    def put(self, moment: Moment, places: Callable[[], set[Where]] = set) -> list[str]:
+        """Put everything back.
+
+        Args:
+            moment: What was there.
+            places: Gives where tensors are kept that passes have written.
 
         Returns:
-            The names of containers with tensors that cannot be restored, because they were not copied.
+            The names of containers with tensors whose values are gone.
         """
         lost = []
-        for i, (h, saved) in enumerate(zip(self._holders, snapshot.containers, strict=False)):
-            self._restore_one(i, h, saved)
-            for t, version, copy in saved.tensors:
+        for i, (h, then) in enumerate(zip(self._holders, moment.held, strict=False)):
+            self._put_one(i, h, then)
+            for t, version, copy in then.tensors:
                 changed = _version(t) != version
                 if copy is None and changed:
-                    self._copied.add(i)
+                    self._deep.add(i)
                     lost.append(h.name)
-                elif copy is not None and (changed or i in self._copied or not torch.equal(t.detach(), copy)):
-                    t.detach().copy_(copy)
-                    self._copied.add(i)
+                elif copy is not None and (changed or i in self._deep or not _equal(t, copy)):
+                    _fill(t, copy)
+                    self._deep.add(i)
                     self.written[i] = h.name
-        for (d, keys), values in zip(self._numbers, snapshot.numbers, strict=False):
-            for key, value in zip(keys, values, strict=False):
-                if d.get(key) is not value and type(d.get(key)) in _NUMBERS:
-                    d[key] = value
+
+        def written() -> set[Where]:
+            """Where passes write: tensors, and containers."""
+            holders = [self._holders[i] for i in self.written]
+            return places() | {where(h.owner, h.key) for h in holders if h.owner is not None}
+
+        self.names.put(moment.names, written)
         return lost
 
-    def _restore_one(self, i: int, h: Holder, saved: SavedContainer) -> None:
-        """Assign a container to its place again if a pass has assigned another one, and restore its entries."""
-        container, current = saved.container, None if h.owner is None else h.owner.get(h.key)
-        is_replaced = type(current) is type(container) and current is not container
-        if is_replaced and (_has_tensor(current) or _has_tensor(container)):
-            h.owner[h.key] = container
+    def _put_one(self, i: int, h: Holder, then: Held) -> None:
+        """Bind a container where it was, in place of one that the pass has made, and give it its entries."""
+        there, other = then.container, None if h.owner is None else h.owner.get(h.key)
+        if type(other) is type(there) and other is not there and (holds(other) or holds(there)):
+            h.owner[h.key] = there
             self.written[i] = h.name
-        if not _same(container, saved.entries) and (_has_tensor(container) or _has_tensor(saved.entries)):
+        if not _same(there, then.entries) and _counts(there, then.entries):
             self.written[i] = h.name
-            container.clear()
-            (container.update if isinstance(container, dict) else container.extend)(saved.entries)
+            there.clear()
+            (there.update if isinstance(there, dict | set) else there.extend)(then.entries)
 
 
 def _values(container: Any) -> Sequence[Any]:
     return list(container.values()) if isinstance(container, dict) else list(container)
 
 
-def _has_tensor(container: Any) -> bool:
-    return any(isinstance(t, Tensor) for t in _values(container))
+def _counts(now: Any, then: Any) -> bool:
+    """Whether a container that has changed is state: it holds tensors, or numbers in places of their own.
+
+    A list that real numbers and arrays are appended to is taken for a log.
+    """
+    if holds(now, tensors=True) or holds(then, tensors=True):
+        return True
+    fixed = isinstance(now, dict) or len(now) == len(then) or (isinstance(now, deque) and now.maxlen is not None)
+    return fixed and (holds(now) or holds(then))
 
 
 def _tracked(container: Any) -> bool:
-    """Whether a container has tensors or is empty, and is not too large."""
-    return len(container) <= MOST and (not container or _has_tensor(container))
+    """Whether it holds tensors, arrays or real numbers, or nothing yet."""
+    return len(container) <= MOST and (not container or holds(container))
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -174,5 +190,27 @@ def _same(a: Any, b: Any) -> bool:
     return all(x is y for x, y in zip(_values(a), _values(b), strict=True))
 
 
-def _version(t: Tensor) -> int:
-    return 0 if t.is_inference() else t._version
+def _size(t: Any) -> int:
+    return int(t.numel() if isinstance(t, Tensor) else t.size)
+
+
+def _copied(t: Any) -> Any:
+    if isinstance(t, Tensor):
+        return None if t.is_inference() else t.detach().clone()
+    return t.copy()
+
+
+def _equal(t: Any, copy: Any) -> bool:
+    return torch.equal(t.detach(), copy) if isinstance(t, Tensor) else t.tobytes() == copy.tobytes()
+
+
+def _fill(t: Any, copy: Any) -> None:
+    """Put values back in place."""
+    if isinstance(t, Tensor):
+        t.detach().copy_(copy)
+    elif t.flags.writeable:
+        t[...] = copy
+
+
+def _version(t: Any) -> int:
+    return 0 if not isinstance(t, Tensor) or t.is_inference() else t._version

@@ -18,6 +18,8 @@ from lowland.core.loss import divisor
 from lowland.core.vec import Vec
 from lowland.core.wrappers import ddps_of
 from lowland.executors.mesh import collectives
+from lowland.executors.modes import modules_of
+from lowland.executors.synced_norms import check_alone, check_mesh, synced_norms
 
 if TYPE_CHECKING:
     from lowland.executors.base import Work
@@ -69,24 +71,19 @@ class Replicas:
         self._copies = shards.copies(params)
         self.bytes = 0
         self._params = params
-        self.norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
         self._unsynced = False
         self._probes = [] if probes is None else [probes]
         self._checked = unaveraged
-        if probes is not None:
-            self._check_synced_norms(model)
+        self._model = model
+        self._look(modules_of(model))
 
-    def _check_synced_norms(self, model: nn.Module) -> None:
-        """Refuse a SyncBatchNorm that would combine the statistics of groups at different weights."""
-        for name, m in model.named_modules():
-            if isinstance(m, nn.SyncBatchNorm):
-                there = dist.get_process_group_ranks(m.process_group or dist.group.WORLD)  # torch 2.6 knows no None
-                if len(there) > 1 and there not in map(dist.get_process_group_ranks, self.groups):
-                    raise ParameterError(
-                        f"SyncBatchNorm must not span the groups of a probe mesh, whose weights differ, but {name} "
-                        "spans all ranks of its process group; make it with the data-parallel group: "
-                        'SyncBatchNorm.convert_sync_batchnorm(model, mesh["data"].get_group())'
-                    )
+    def _look(self, modules: list[nn.Module]) -> None:
+        """Find the model's normalization layers, which may have been replaced since the last step."""
+        self._modules = modules
+        self.norms = [m for m in self._model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
+        self._synced = synced_norms(self._model) if self.groups or self._probes else []
+        if self._probes:
+            check_mesh(self._synced, self.groups)
 
     @property
     def ranks_and_sizes(self) -> list[list[int]]:
@@ -114,8 +111,11 @@ class Replicas:
 
         Raises:
             UsageError: The step is inside DDP's ``no_sync`` or inside ``Join``.
+            ParameterError: A layer was replaced by one that would mix the statistics of a mesh's groups.
         """
         self._unsynced = False
+        if (self.groups or self._probes) and (now := modules_of(self._model)) != self._modules:
+            self._look(now)
         if any(getattr(getattr(ddp, "_join_config", None), "enable", False) for ddp in self.ddps):
             raise UsageError(
                 "engine.backward(batch) must not run inside Join, which replaces backward passes of the model but not "
@@ -141,7 +141,8 @@ class Replicas:
             all_parameters: Whether the gradient is of all parameters.
 
         Raises:
-            UsageError: ``sync`` is false, but ``fully_shard`` averages over copies of the model.
+            UsageError: ``sync`` is false, but ``fully_shard`` averages over copies of the model, or normalization
+                layers combine the statistics of several ranks.
         """
         if self._copies and not sync:
             raise UsageError(
@@ -149,6 +150,8 @@ class Replicas:
                 f"(mSAM, ascent_gradient='local'), but its mesh holds {self._copies} copies; give it the mesh of one "
                 'copy, and the engine that of the copies: Engine(…, mesh=mesh["replicate"])'
             )
+        if not sync and self.apart:
+            check_alone(self._synced, [g for g in self.groups if g not in self.apart])
         self._reshard()
         with ExitStack() as stack:
             stack.callback(self._reshard)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import operator
 import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,13 +16,14 @@ from lowland.core.errors import ParameterError, UsageError
 from lowland.core.shards import ORDINARY
 from lowland.core.vec import Vec
 from lowland.executors import modes
-from lowland.executors.uses import modules_of
+from lowland.executors.uses import calls_compiled, modules_of
 
 if TYPE_CHECKING:
     from lowland.core.probe import Probe
     from lowland.executors.base import Work
 
 _GRAD = operator.attrgetter("grad")
+_USES: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
 
 Suspect: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None]"  # a tensor, and a copy of its gradient before backward
 Remembered: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None, Tensor | None]"  # a tensor, its gradient, a copy
@@ -119,10 +121,11 @@ def _gathered(model: nn.Module) -> set[int]:
     return ids
 
 
-def outsiders(params: Sequence[Tensor], loss_fn: Callable[..., Any] | None) -> list[Tensor]:
-    """Parameters of modules that the loss function uses besides the model; a later loss may reach them."""
-    known = set(map(id, params))
-    return [p for m in modules_of(loss_fn).values() for p in m.parameters() if id(p) not in known]
+def outsiders(work: Work) -> list[Tensor]:
+    """Trainable tensors that the model or the loss function uses besides the engine's; a later loss may reach them."""
+    known = set(map(id, work.model.parameters()))
+    named = [p for m in modules_of(work.loss_fn).values() for p in m.parameters()] + work.buffers.trainable
+    return [p for p in {id(p): p for p in named}.values() if id(p) not in known]
 
 
 def checks_reach(work: Work) -> bool:
@@ -130,13 +133,42 @@ def checks_reach(work: Work) -> bool:
     return work.step.watched or any(p.requires_grad for p in work.outsiders)
 
 
+def remembered(tensors: Sequence[Tensor]) -> list[Remembered]:
+    """The gradients of trainable tensors, and copies of them."""
+    leaves = [t for t in tensors if t.requires_grad and t.is_leaf]
+    return [(weakref.ref(t), t.grad, None if t.grad is None else t.grad.clone()) for t in leaves]
+
+
+def check_others(before: Sequence[Remembered], loss_fn: Callable[..., Any] | None) -> None:
+    """Refuse a backward that has given other tensors a gradient, as one that runs inside another may do unseen.
+
+    Raises:
+        ParameterError: It has; their gradients go back.
+    """
+    changed = []
+    for ref, grad, copy in before:
+        t = ref()
+        if t is not None and (t.grad is not grad or (grad is not None and not torch.equal(grad, copy))):  # type: ignore[arg-type]
+            changed.append(t)
+    if changed:
+        _put_back(before)
+        raise _refusal(changed, loss_fn)
+
+
+def _put_back(before: Sequence[Remembered]) -> None:
+    for ref, grad, copy in before:
+        if (t := ref()) is not None:
+            if grad is not None and copy is not None:
+                grad.detach().copy_(copy)
+            t.grad = grad
+
+
 def remember(work: Work) -> None:
     """Copy the gradients of all other trainable tensors, because a backward that the caller runs may add to them."""
     if work.step.gradients is None and checks_reach(work):
         known = set(map(id, work.params))
-        tensors = [t for t in gc.get_objects() if issubclass(type(t), Tensor) and id(t) not in known]
-        leaves = [t for t in tensors if t.requires_grad and t.is_leaf]
-        work.step.gradients = [(weakref.ref(t), t.grad, None if t.grad is None else t.grad.clone()) for t in leaves]
+        tensors: Sequence[Any] = gc.get_objects() if work.step.watched else work.outsiders
+        work.step.gradients = remembered([t for t in tensors if issubclass(type(t), Tensor) and id(t) not in known])
 
 
 def suspect_after(work: Work, loss: Tensor) -> None:
@@ -149,12 +181,10 @@ def suspect_after(work: Work, loss: Tensor) -> None:
         return
     try:
         suspect(work, loss, work.loss_fn)
+        known = set(map(id, work.outsiders))
+        check_others([entry for entry in work.step.gradients or () if id(entry[0]()) in known], work.loss_fn)
     except ParameterError:
-        for ref, grad, copy in work.step.gradients or ():
-            if (t := ref()) is not None:
-                if grad is not None and copy is not None:
-                    grad.detach().copy_(copy)
-                t.grad = grad
+        _put_back(work.step.gradients or ())
         raise
 
 
@@ -199,30 +229,57 @@ class Ownership:
     Args:
         model: The model.
         device: The model's device.
+        loss_fn: The loss function.
+        views: Whether gradients are views of DDP's buckets, which are copied elsewhere.
+
+    Attributes:
+        needed: Whether gradients must be copied; known from the model, or once a gradient lay in memory that is held
+            elsewhere.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
-        graphs = device.type == "cuda" and modes.compiled(model)
-        self.needed = graphs or bool(modes.captured(model))
+    def __init__(
+        self, model: nn.Module, device: torch.device, loss_fn: Callable[..., Any] | None = None, *, views: bool = False
+    ) -> None:
+        self._model, self._loss_fn, self._views = model, loss_fn, views
+        self._graphs = hasattr(getattr(torch, device.type, None), "graph_pool_handle")  # torch.cuda, torch.xpu
         self._last: list[tuple[weakref.ref[Tensor], int]] = []
+        self.needed, self._look = False, True
+        self.look()
 
-    def own(self, grads: list[Tensor | None], *, check: bool) -> list[Tensor | None]:
-        """Check that the gradients do not lie in the memory of an earlier pass's gradients.
+    def begin(self, *, look: bool) -> None:
+        """Begin a step.
 
         Args:
-            grads: The gradients of a backward; already copied if ``needed``.
-            check: Whether to compare the memory; only the first steps do.
+            look: Whether to look at the model, which may have been captured or compiled since, and in this step at who
+                else holds the memory of gradients.
+        """
+        self._look = look
+        if look:
+            self.look()
 
-        Returns:
-            The gradients.
+    def look(self) -> None:
+        """Look at the model, which may have been captured or compiled since the last time."""
+        self.needed |= bool(modes.captured(self._model))
+        if self._graphs and not self.needed:
+            used = modules_of(self._loss_fn).values()
+            self.needed = any(map(modes.compiled, (self._model, *used))) or calls_compiled(self._model, self._loss_fn)
+
+    def own(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The gradients that backward has left, copied if ``needed``."""
+        if self._look and not self.needed and not self._views:
+            self.needed = _held_elsewhere(grads)
+        return [None if g is None else g.clone() for g in grads] if self.needed else list(grads)
+
+    def check(self, grads: Sequence[Tensor | None]) -> None:
+        """Check that the gradients do not lie in the memory of an earlier pass's gradients.
 
         Raises:
             UsageError: A gradient overwrote an earlier one that is still in use. From now on gradients are copied.
         """
-        if self.needed or not check:
+        if self.needed:
             self._last.clear()
-            return grads
-        strided = [g for g in grads if g is not None and type(g) in ORDINARY and g.layout is torch.strided]
+            return
+        strided = _strided(grads)
         places = [g.untyped_storage().data_ptr() for g in strided]
         alive = [entry for entry in self._last if entry[0]() is not None]
         if {place for _, place in alive if place} & set(places):
@@ -233,4 +290,21 @@ class Ownership:
                 "call backward again"
             )
         self._last = alive + [(weakref.ref(g), place) for g, place in zip(strided, places, strict=True)]
-        return grads
+
+
+def _strided(grads: Sequence[Tensor | None]) -> list[Tensor]:
+    return [g for g in grads if g is not None and type(g) in ORDINARY and g.layout is torch.strided]
+
+
+def _held_elsewhere(grads: Sequence[Tensor | None]) -> bool:
+    """Whether somebody else holds the memory of a gradient, too, as a captured graph does, which will write it again.
+
+    Torch counts who holds a storage: a tensor of its own memory, and for the moment of this question Python.
+    """
+    if _USES is None:
+        return False
+    storages = [g.untyped_storage() for g in _strided(grads)]
+    if all(_USES(s._cdata) <= 2 for s in storages):
+        return False
+    holders = Counter(s._cdata for s in storages)  # gradients may share one storage among themselves
+    return any(_USES(key) > count + 1 for key, count in holders.items())

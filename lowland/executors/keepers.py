@@ -5,6 +5,8 @@ from __future__ import annotations
 import types
 from typing import Any
 
+ABSENT = object()  # what is in a place that is not there yet
+
 
 class Owner:
     """Gives an object the interface of a dictionary.
@@ -75,6 +77,9 @@ class Fixed(Owner):
 
     def __setitem__(self, key: str, value: Any) -> None:
         """Do nothing, because the value cannot be assigned."""
+
+    def __delitem__(self, key: str) -> None:
+        """Nor can it be taken away."""
 
 
 def where(owner: Any, key: str) -> tuple[int, str]:

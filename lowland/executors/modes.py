@@ -60,7 +60,8 @@ def captured(model: nn.Module) -> set[nn.Module]:
 
     A wrapper with ``__wrapped__``, as ``functools.wraps`` makes it, does not count.
     """
-    tops = [m for m in model.modules() if "forward" in vars(m) and not hasattr(vars(m)["forward"], "__wrapped__")]
+    own = [m for m in modules_of(model) if "forward" in vars(m)]
+    tops = [m for m in own if not hasattr(vars(m)["forward"], "__wrapped__")]
     return {part for m in tops for part in m.modules()}
 
 
@@ -84,13 +85,19 @@ def compiled(model: nn.Module) -> bool:
     parameters of a compiled model. This saves less time, because a compiled backward computes all gradients.
     """
     # Known by an attribute, because the class is in torch._dynamo, whose import takes seconds.
-    return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules())
+    return any(
+        "_orig_mod" in m._modules
+        or m._compiled_call_impl is not None
+        or hasattr(m.forward, "_torchdynamo_orig_callable")
+        for m in model.modules()
+    )
 
 
 class SharedRNG:
     """Rewinds random numbers, so that all passes of a step have the same dropout masks.
 
-    It rewinds torch's global generators of CPU and device, Python's ``random`` and NumPy's global generator.
+    It rewinds torch's generators of CPU and device, Python's ``random``, NumPy's global generator, and the generators
+    that the model and the loss function keep: ``torch.Generator``, ``random.Random``, and NumPy's.
 
     Args:
         device: The model's device.
@@ -99,25 +106,49 @@ class SharedRNG:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.saved: tuple[Any, ...] | None = None
+        self._own: list[Any] = []
 
-    def begin(self) -> None:
-        """Begin a step; its first pass continues the stream of random numbers."""
-        self.saved = None
+    def begin(self, own: Sequence[Any] = ()) -> None:
+        """Begin a step; its first pass continues the stream of random numbers.
+
+        Args:
+            own: The generators that the model and the loss function keep.
+        """
+        self.saved, self._own = None, list(own)
 
     def rewind(self) -> None:
         """Return to the random state before the first pass of the step; before the first pass, save the state."""
         module, numpy = _generators(self.device), sys.modules.get("numpy")
         if self.saved is None:
             on_device = None if module is None else module.get_rng_state(self.device)
-            self.saved = torch.get_rng_state(), on_device, random.getstate(), numpy and numpy.random.get_state()
+            of_numpy = numpy and numpy.random.get_state()
+            self.saved = torch.get_rng_state(), on_device, random.getstate(), of_numpy, [*map(_state_of, self._own)]
             return
-        on_cpu, on_device, python, of_numpy = self.saved
+        on_cpu, on_device, python, of_numpy, states = self.saved
         torch.set_rng_state(on_cpu)
         if module is not None:
             module.set_rng_state(on_device, self.device)
         random.setstate(python)
         if of_numpy is not None and numpy is not None:
             numpy.random.set_state(of_numpy)
+        for generator, state in zip(self._own, states, strict=True):
+            _set_state(generator, state)
+
+
+def _state_of(generator: Any) -> Any:
+    """The state of a generator of torch, Python or NumPy."""
+    if hasattr(generator, "bit_generator"):
+        return generator.bit_generator.state
+    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if hasattr(generator, "bit_generator"):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)
 
 
 def _generators(device: torch.device) -> Any:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from lowland.core import vec
 from lowland.core.errors import ArgumentError, UsageError
 from lowland.core.probe import Probe
 from lowland.executors.modes import modules_of
@@ -196,10 +197,7 @@ class RunningStats:
         # One conversion for all layers, because a conversion per layer would cost more than the copies.
         if len({b.dtype for b in self.buffers}) == 1:
             values = values.to(self.buffers[0].dtype)
-            torch._foreach_copy_(self.buffers, list(torch.split(values, sizes)))
-        else:  # one _foreach_copy_ with several dtypes is wrong on a GPU in older versions of torch
-            for buffer, value in zip(self.buffers, torch.split(values, sizes), strict=True):
-                buffer.copy_(value)
+        vec.copy_(self.buffers, list(torch.split(values, sizes)))
         if self.counts:
             torch._foreach_copy_(self.counts, list(counts.to(self.counts[0].dtype).unbind()))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lowland.core import vec
 from lowland.core.errors import LossError, ParameterError, UsageError
-from lowland.core.loss import Loss, Terms, divisor, one_for_all, terms
+from lowland.core.loss import Loss, Terms, copied, divisor, one_for_all, terms
 from lowland.core.probe import Probe, Reading
 from lowland.core.vec import Vec
 from lowland.executors.base import Work
@@ -21,7 +21,7 @@ from lowland.executors.displacement import displaced, forget_derived
 from lowland.executors.guards import any_gradient, inspect, remember, suspect_after
 from lowland.executors.modes import compiled, only, traceless
 from lowland.executors.norm_stats import frozen_stats
-from lowland.executors.still import Mark, check_forward, run_backward
+from lowland.executors.still import Caller, Mark, check_forward, run_backward
 
 # map() with these takes a tenth of the time of a Python loop, which matters for many small parameters.
 _GRAD, _LAYOUT = operator.attrgetter("grad"), operator.attrgetter("layout")
@@ -52,6 +52,7 @@ class Pass:
         self._sums: Tensor | None = None  # the sums of total and count over the parts so far, shape (2,)
         self._unit: Tensor | None = None  # the divisor of all parts but the last
         self._displaced = False
+        self._caller: Caller | None = None  # set if the caller runs forward and backward
         self._before: Mark | None = None  # the weights before a displaced forward that reports
         self.sparse = True  # False if requires_grad of the parameters must not change, for a caller's backward
         self._reached: list[bool] | None = None  # which parameters backward has reached; None for all
@@ -89,7 +90,8 @@ class Pass:
             stack.enter_context(torch.set_grad_enabled(probe.grad))
             if self._on_error is not None:  # the caller runs forward and backward
                 remember(work)
-            self._before = Mark(work) if work.step.watched and self._displaced and probe.stats else None
+                self._caller = Caller(work)
+            self._before = Mark(work, each=True) if self._displaced and probe.stats else None
             self._stack = stack.pop_all()
         return self
 
@@ -141,17 +143,22 @@ class Pass:
                 "loss_fn must return what a part of a batch weighs, too, but returned a mean, shape (), for a part; "
                 'return one loss per example, reduction="none", no mean that is expanded, or lowland.Loss(total, count)'
             )
+        more = self._several or share is not None  # the forward of the next part may overwrite these values
         if values.losses is not None:
-            self._losses.append(values.losses.detach())
+            self._losses.append(values.losses.detach().clone() if more else values.losses.detach())
+        self._take(values, share)
         if values.aux is not None:
-            self._aux.append(values.aux)
+            self._aux.append(copied(values.aux) if more and self.work.ownership.needed else values.aux)
+
+    def _take(self, values: Terms, share: float | None) -> None:
+        """Differentiate a loss and add its mean to the mean of the pass."""
         if share is None and (values.total is not None or (self._several and self._size is None)):
             self._sum(values)
             return
         if share is None and self._several:
             share = len(values.losses) / self._size  # type: ignore[arg-type, operator]
         if self.probe.grad:
-            self._differentiate(values.mean if share is None else values.mean * share)
+            self._differentiate(values.mean if share is None else values.mean * share, more=share is not None)
         mean = values.mean.detach() if share is None else values.mean.detach() * share
         self._loss = mean if self._loss is None else self._loss + mean
         if values.losses is not None:
@@ -165,7 +172,7 @@ class Pass:
         """
         work, grad = self.work, self.probe.grad
         total = values.losses.sum() if values.total is None else values.total  # type: ignore[union-attr]
-        count = values.count if isinstance(values.count, Tensor) else total.new_tensor(values.count).double()
+        count = torch.as_tensor(values.count, dtype=vec.wide(total.device), device=total.device)
         own = torch.stack([total.detach().to(count.dtype), count])
         self._sums = own if self._sums is None else self._sums + own
         if self._left and self._unit is None:
@@ -183,7 +190,7 @@ class Pass:
             self._differentiate(total / (overall / ranks).to(total.dtype))
         self._loss, self._count = (sums[0] / overall).to(total.dtype), sums[1]
 
-    def _differentiate(self, loss: Tensor) -> None:
+    def _differentiate(self, loss: Tensor, more: bool = False) -> None:
         if not loss.requires_grad or self._inputs == []:
             if self.probe.wrt is not None and not all(self.probe.wrt):
                 return  # the loss need not depend on the chosen parameters; their gradient is zero
@@ -197,9 +204,11 @@ class Pass:
             loss = self.work.scaler.scale(loss)
         work = self.work
         run_backward(work, loss, self._inputs, displaced=self._displaced, chosen=self.probe.wrt is not None)
-        if self._left and work.ownership.needed:  # the backward of the next part would overwrite these gradients
-            for p in work.params:
-                p.grad = None if p.grad is None else p.grad.clone()
+        if self._left or more:  # the forward or backward of the next part may overwrite these gradients
+            grads = work.ownership.own(list(map(_GRAD, work.params)))
+            if work.ownership.needed:
+                for p, grad in zip(work.params, grads, strict=True):
+                    p.grad = grad
 
     def answer(self) -> Reading:
         """Return the reading and drop this pass's reference to it, so that its memory can be freed.
@@ -234,6 +243,8 @@ class Pass:
                 "this pass is for other examples than the step's batch, which the method has kept or cut, so the loss "
                 "of the step's batch would be wrong; run the model on p.batch and say so: p.adopt(loss, batch=p.batch)"
             )
+        if self._caller is not None:
+            self._caller.check()
         if loss.requires_grad:
             suspect_after(self.work, loss)
         self._loss = loss.detach().mean()
@@ -248,8 +259,7 @@ class Pass:
                 grads: list[Tensor | None] = list(map(_GRAD, params))
                 for p in params:
                     p.grad = None
-                if self.work.ownership.needed:  # before the contexts end, because they restore static buffers
-                    grads = [None if g is None else g.clone() for g in grads]
+                grads = self.work.ownership.own(grads)  # before the contexts end, because they restore static buffers
                 if self.probe.wrt is not None:  # drop gradients that a full backward has computed in addition
                     grads = [g if chosen else None for g, chosen in zip(grads, self.probe.wrt, strict=True)]
             finally:
@@ -269,10 +279,9 @@ class Pass:
         if self._left:
             raise UsageError("a pass ended before its last part; run the loop over p.parts() to its end")
         losses = torch.cat(self._losses) if self._losses else None
-        if self.work.ownership.needed:
-            self._loss = self._loss.clone()
-            losses = None if losses is None else losses.clone()
         aux = self._aux[0] if self._aux and not self._several else self._aux or None
+        if self.work.ownership.needed or not self.probe.grad:
+            self._loss, aux = self._loss.clone(), copied(aux)
         grad = self._gradient(grads) if self.probe.grad else None
         return Reading(self._loss, grad, losses, self._count, aux, self._reached)
 
@@ -280,7 +289,8 @@ class Pass:
         work = self.work
         if work.replicas.groups:
             grads = work.replicas.average(grads, self.probe.sync, self.probe.wrt)
-        grads = work.ownership.own(grads, check=work.step.number < 2)
+        if work.step.watched:
+            work.ownership.check(grads)
         present = [g for g in grads if g is not None] if type(None) in map(type, grads) else cast(Vec, grads)
         if any(layout is not torch.strided for layout in set(map(_LAYOUT, present))):
             raise ParameterError(

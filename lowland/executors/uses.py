@@ -1,10 +1,12 @@
-"""Finds the objects that a function or a module uses: modules, tensors, containers, and dictionaries of attributes."""
+"""What a function or a module uses: modules, tensors in variables and attributes, containers, and numbers."""
 
 from __future__ import annotations
 
 import functools
+import random
+import sys
 import types
-from collections import deque
+from collections import UserDict, UserList, deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,51 +14,59 @@ import torch
 from torch import Tensor, nn
 
 from lowland.executors.keepers import Cell, Fixed, Kind, Slots
+from lowland.executors.names import NEAR, OWN, holds, is_array
 
-DEPTH = 6  # the search goes this deep into attributes and entries
-OWN = frozenset(vars(nn.Module()))  # the attributes that every module has
+DEPTH = 6  # of attributes and entries that are looked at
+_KINDS: Any = (nn.Module, functools.partial, types.MethodType, tuple, list, dict, deque, set, UserDict, UserList)
+SHALLOW = 3  # the depth at which a model's hooks and classes begin, of which there may be many
 
 
 class Uses:
-    """The objects that a search has found, with names for messages.
+    """What was found, under names for messages.
 
     Attributes:
-        modules: The modules, by name.
+        modules: The modules.
         tensors: ``(owner, key, name)`` of tensors in variables, slots and classes.
-        objects: The dictionaries of objects that are no modules, and of modules that are not torch's, by name.
-        containers: ``(owner, key, container, name)`` of lists, deques and dicts; the owner is None for a container
-            inside another one.
+        objects: Names and dictionaries of objects that are no modules, and of modules of one's own.
+        containers: ``(owner, key, container, name)`` of lists, deques, sets and dicts; the owner is None inside another
+            one.
+        variables: ``(owner, key)`` of what a function, an object with slots or a class binds, of each together.
+        generators: Sources of random numbers.
     """
 
     def __init__(self) -> None:
         self.modules: dict[str, nn.Module] = {}
         self.tensors: list[tuple[Any, str, str]] = []
-        self.objects: dict[str, dict[str, Any]] = {}
+        self.objects: list[tuple[str, dict[str, Any]]] = []
         self.containers: list[tuple[Any, str, Any, str]] = []
+        self.variables: list[list[tuple[Any, str]]] = []
+        self.generators: list[Any] = []
         self._seen: set[int] = set()
 
     def attributes(self, m: nn.Module, name: str) -> None:
-        """Search the attributes of a module besides parameters, buffers and modules; torch's own modules have none."""
-        if type(m).__module__.partition(".")[0] == "torch":
-            return
-        self.objects[name] = vars(m)
+        """What a module keeps beside parameters, buffers and modules: in attributes, in its class, and in hooks."""
+        foreign = type(m).__module__.partition(".")[0] == "torch"
+        if not foreign:
+            self.objects.append((name, vars(m)))
         for key, value in list(vars(m).items()):
-            if key not in OWN and type(value) not in (int, float, bool, str):
-                self.look(value, f"{name}.{key}".lstrip("."), DEPTH - 2, vars(m), key)
+            if key in OWN or type(value) in (int, float, bool, str) or (foreign and not _attached(m, key, value)):
+                continue
+            self.look(value, f"{name}.{key}".lstrip("."), DEPTH - 2, vars(m), key)
+        for hooks in (m._forward_pre_hooks, m._forward_hooks, m._backward_hooks):
+            for hook in [*hooks.values()]:
+                self.look(hook, f"a hook of {name}", SHALLOW)
+        for kind in () if foreign else type(m).__mro__:
+            if not _installed(kind):
+                self.look(kind, name, SHALLOW)
 
     def look(self, value: Any, name: str, depth: int = 0, owner: Any = None, key: str = "") -> None:
-        """Add a value to the findings and search its contents, up to a depth.
-
-        Args:
-            value: The value.
-            name: Its name for messages.
-            depth: The depth of the value in the search.
-            owner: The dictionary, or an object with its interface, that contains the value; None if there is none.
-            key: The key of the value in its owner.
-        """
-        if isinstance(value, Tensor):
+        """Look at a value and, up to a depth, at what is in it."""
+        if isinstance(value, Tensor) or is_array(value):
             if not isinstance(owner, dict | None) or depth == -1:
                 self.tensors.append((owner, key, name))
+            return
+        if _draws(value):
+            self.generators.append(value)
             return
         depth = max(depth, 0)
         if id(value) in self._seen or depth > DEPTH or len(self._seen) > 5000:
@@ -65,7 +75,7 @@ class Uses:
             return
         self._seen.add(id(value))
         if isinstance(value, nn.Module):
-            self.modules[name] = value
+            self.modules[f"{name} ({len(self.modules) + 1})" if name in self.modules else name] = value
         elif isinstance(value, functools.partial):
             for i, part in enumerate([value.func, *value.args, *value.keywords.values()]):
                 self.look(part, f"{name}[{i}]" if i else name, depth + 1, Fixed(part))
@@ -73,11 +83,16 @@ class Uses:
             self.look(value.__self__, name, depth + 1)
             self.look(value.__func__, name, depth + 1)
         elif isinstance(value, types.FunctionType):
-            self.objects[name] = vars(value)
-            for key, part, where in _names(value):
-                # depth -1: tensors in global variables that the function names count, those of other dictionaries not.
-                self.look(part, key, -1 if isinstance(part, Tensor) else depth + 1, where, key)
-        elif isinstance(value, tuple | list | deque | dict):
+            if vars(value):
+                self.objects.append((name, vars(value)))
+            named = [*_names(value)]
+            self._variables([(where, key, part) for key, part, where in named if not isinstance(where, Fixed)])
+            for key, part, where in named:
+                # A dictionary of globals is looked at for the variables that are named, so its tensors count here.
+                self.look(part, key, -1 if isinstance(part, Tensor) or is_array(part) else depth + 1, where, key)
+        elif isinstance(value, UserDict | UserList):
+            self.look(value.data, name, depth, vars(value), "data")
+        elif isinstance(value, tuple | list | deque | set | dict):
             self._entries(value, name, depth, owner, key)
         else:
             self._object(value, name, depth)
@@ -85,71 +100,112 @@ class Uses:
     def _entries(self, value: Any, name: str, depth: int, owner: Any, key: str) -> None:
         if not isinstance(value, tuple):
             self.containers.append((owner, key, value, name))
-        for place, part in list(value.items() if isinstance(value, dict) else enumerate(value))[:64]:
+        for place, part in list(value.items() if isinstance(value, dict) else enumerate(value))[:NEAR]:
             self.look(part, f"{name}[{place!r}]", depth + 1, Fixed(part) if isinstance(value, tuple) else None)
 
     def _object(self, value: Any, name: str, depth: int) -> None:
         if isinstance(value, type):
-            for key, part in list(vars(value).items())[:64]:
+            parts = list(vars(value).items())[:NEAR]
+            self._variables([(Kind(value), key, part) for key, part in parts if not key.startswith("__")])
+            for key, part in parts:
                 part = part.__func__ if isinstance(part, classmethod | staticmethod) else part
                 self.look(part, f"{name}.{key}", depth + 1, Kind(value), key)
         elif type(value).__module__ != "builtins":
             if isinstance(getattr(value, "__dict__", None), dict):
-                self.objects[name] = vars(value)
-            for key, part, where in _attributes(value):
+                self.objects.append((name, vars(value)))
+            attributes = _attributes(value)
+            self._variables([(where, key, part) for key, part, where in attributes if isinstance(where, Slots)])
+            for key, part, where in attributes:
                 self.look(part, f"{name}.{key}", depth + 1, where, key)
             for kind in type(value).__mro__:
                 self.look(kind, name, depth + 1)
 
+    def _variables(self, places: list[tuple[Any, str, Any]]) -> None:
+        """Variables that are bound to data, if there is anything among them that forward may compute."""
+        data = [(owner, key, part) for owner, key, part in places if _is_data(part)]
+        if any(part is None or holds(part) for _, _, part in data):
+            self.variables.append([(owner, key) for owner, key, _ in data])
+
 
 def modules_of(function: Any) -> dict[str, nn.Module]:
-    """The modules that a function uses, by name."""
+    """The modules that a function uses, by where they were found."""
     return uses(function).modules
 
 
 def uses(function: Any) -> Uses:
-    """The objects that a function uses.
+    """What a function uses.
 
-    The search includes the object of a bound method, the arguments of a ``functools.partial``, the closure, the
-    defaults, the global variables that the code names, also in other Python modules, and the attributes and methods of
-    objects.
+    Looked at are the function itself, what it is bound to or partially given, its closure, its defaults, the globals
+    that its code names, also in other modules of Python, and the attributes and methods of objects.
     """
-    result = Uses()
-    result.look(function, getattr(function, "__name__", type(function).__name__))
-    return result
+    found = Uses()
+    found.look(function, getattr(function, "__name__", type(function).__name__))
+    return found
+
+
+def _is_data(value: Any) -> bool:
+    """Whether a variable's value is data and no function, class, module or object with a call."""
+    return not (callable(value) or isinstance(value, types.ModuleType | classmethod | staticmethod | property))
+
+
+def _attached(m: nn.Module, key: str, value: Any) -> bool:
+    """Whether an attribute of one of torch's layers is somebody else's state; its wrappers have much of their own."""
+    layer = type(m).__module__.startswith("torch.nn.modules.") and not key.startswith("_")
+    return layer and not isinstance(value, tuple | str) and not _foreign(value)
+
+
+def _draws(value: Any) -> bool:
+    """Whether it is a source of random numbers of its own: torch's, Python's or NumPy's."""
+    kind = type(value)
+    there = kind.__module__.startswith("numpy.random") and kind.__name__ in ("Generator", "RandomState")
+    return there or isinstance(value, torch.Generator | random.Random)
+
+
+def _installed(kind: type) -> bool:
+    """Whether a class is a package's, so that the variables beside it are no state of this training."""
+    there = str(getattr(sys.modules.get(kind.__module__), "__file__", ""))
+    return "site-packages" in there or "dist-packages" in there
+
+
+def calls_compiled(model: nn.Module, loss_fn: Any) -> bool:
+    """Whether the code of a model's classes, of its attributes or of a loss function names compiled functions."""
+    found = Uses()
+    found.look(loss_fn, "loss_fn")
+    modules = [part for m in (model, *found.modules.values()) for part in m.modules()]
+    for i, m in enumerate(modules):
+        found.attributes(m, f"{i}")
+        found.look(type(m), f"class {i}")
+    return any("_torchdynamo_orig_callable" in attributes for _, attributes in found.objects)
 
 
 def _foreign(value: Any) -> bool:
-    """Whether a value's code belongs to torch, Python or lowland, which have no state of a loss."""
-    if isinstance(value, nn.Module | functools.partial | types.MethodType | tuple | list | dict | deque):
+    """Whether its code is torch's or Python's, which keeps no state for a loss."""
+    if isinstance(value, _KINDS):
         return False
     if isinstance(value, torch.optim.Optimizer | torch.utils.data.Dataset) or type(value).__module__[:8] == "lowland.":
-        return True  # a lowland object may be an engine, whose memory changes between passes
+        return True  # an engine's memory changes between passes
     owner = value if isinstance(value, type | types.FunctionType) else type(value)
     return str(owner.__module__).partition(".")[0] in ("torch", "builtins", "numpy", "typing", "collections", "abc")
 
 
 def _attributes(value: Any) -> list[tuple[str, Any, Any]]:
-    """The attributes of an object in its dictionary and its slots: ``(key, value, owner)``."""
-    slots = [s for kind in type(value).__mro__ for s in _slot_names(vars(kind).get("__slots__", ()))]
-    in_dict = [(key, part, vars(value)) for key, part in [*getattr(value, "__dict__", {}).items()][:64]]
-    in_slots = [s for s in slots if s not in ("__dict__", "__weakref__") and hasattr(value, s)]
-    return in_dict + [(s, getattr(value, s), Slots(value)) for s in in_slots]
+    """What an object holds, in its dictionary and its slots, and where."""
+    slots = [s for kind in type(value).__mro__ for s in _listed(vars(kind).get("__slots__", ()))]
+    held = [(key, part, vars(value)) for key, part in [*getattr(value, "__dict__", {}).items()][:NEAR]]
+    named = [s for s in slots if s not in ("__dict__", "__weakref__") and hasattr(value, s)]
+    return held + [(s, getattr(value, s), Slots(value)) for s in named]
 
 
-def _slot_names(slots: Any) -> tuple[str, ...]:
+def _listed(slots: Any) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 def _names(function: types.FunctionType) -> Iterator[tuple[str, Any, Any]]:
-    """The values that a function names, ``(name, value, owner)``: closure, defaults, and global variables.
-
-    Global variables of functions inside the function are included.
-    """
+    """What a function refers to, and where: cells of its closure, defaults, and globals, also of functions inside."""
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             yield name, cell.cell_contents, Cell(cell)
-        except ValueError:  # the variable is unbound
+        except ValueError:  # not bound yet
             continue
     for part in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
         yield "default", part, Fixed(part)

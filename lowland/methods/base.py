@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lowland.core import checks
-from lowland.core.errors import ArgumentError, LossError, StateError
+from lowland.core.errors import ArgumentError, LossError, StateError, UsageError
 from lowland.core.geometry import L2, Geometry
 from lowland.core.probe import Plan, Probe, Reading
 from lowland.core.schedule import Schedule, When
@@ -109,7 +109,16 @@ class Method(ABC):
         """Yield probes to get readings; return the loss, shape ``()``, and a vector, one tensor per parameter."""
 
     def ascent(self, engine: Engine, grad: Vec) -> Vec:
-        """The displacement along ``grad`` with the method's radius and geometry, one tensor per parameter."""
+        """The displacement along ``grad`` with the method's radius and geometry, one tensor per parameter.
+
+        Raises:
+            UsageError: ``grad`` is None, as in the reading of ``Probe(batch, grad=False)``.
+        """
+        if grad is None:
+            raise UsageError(
+                "ascent needs a gradient, but got None, as a reading of Probe(batch, grad=False) has it; ask for the "
+                "gradient, too: Probe(batch)"
+            )
         return self.geometry.ascent(engine.params, grad, engine.radii(self.rho, self.geometry))
 
     def ascent_later(self, engine: Engine, grad: Vec) -> Vec | Callable[[], Vec]:

@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812 - the name everybody knows it
 
 from lowland.core import checks
 from lowland.core.errors import ArgumentError, LossError, UsageError
-from lowland.core.loss import LossFn
+from lowland.core.loss import Loss, LossFn
 from lowland.core.probe import Plan
 from lowland.methods.base import Perturbing
 
@@ -99,10 +99,12 @@ class BiSAM(Perturbing):
                 "and call engine.backward(batch)"
             )
 
-        def surrogate(model: Any, batch: Any) -> Tensor:
+        def surrogate(model: Any, batch: Any) -> Tensor | Loss:
             recorder = _Recorder(model)
-            training(recorder, batch)
-            return surrogate_losses(recorder.logits(), _targets(batch), mu=self.mu, alpha=self.alpha, phi=self.phi)
+            trained = training(recorder, batch)
+            losses = surrogate_losses(recorder.logits(), _targets(batch), mu=self.mu, alpha=self.alpha, phi=self.phi)
+            aux = trained.aux if isinstance(trained, Loss) else None
+            return losses if aux is None else Loss(losses.sum(), len(losses), aux)
 
         return surrogate
 

@@ -145,8 +145,8 @@ class _Trip:
 def check_resume_is_exact(trial: Trial) -> None:
     """A run resumed in the middle equals the uninterrupted one bit for bit, with dropout and BatchNorm."""
     for at in (1, 4, 5):
-        with torch.random.fork_rng():
-            torch.manual_seed(1)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(1)
             engine = trial.engine(model=trial.model(norm=True, dropout=0.2), rng="shared", seed=3)
             train(engine, at)
             file = io.BytesIO()

@@ -49,8 +49,8 @@ class Network(nn.Module):
 
 def network(seed: int = 0, dtype: torch.dtype = torch.float64, **kinds: Any) -> Network:
     """Make a :class:`Network` with equal weights at every call."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # without devices= torch initializes every GPU
+        torch.default_generator.manual_seed(seed)
         return Network(**kinds).to(dtype)
 
 

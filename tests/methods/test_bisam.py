@@ -17,7 +17,7 @@ from reference.model import to_torch
 from reference.vectors import add, norm
 from torch.nn.functional import cross_entropy
 
-from lowland import SAM, BiSAM, Engine
+from lowland import SAM, BiSAM, Engine, Loss
 from lowland.core.errors import ArgumentError, LossError, UsageError
 from lowland.methods.bisam import surrogate_losses
 
@@ -256,3 +256,25 @@ def test_unused_parameters_stay():
     for batch in some(3):
         run.step(batch, 0.1)
     assert run.model.spare.grad is None
+
+
+def test_aux_of_the_training_loss_is_that_of_the_pass_that_reports():
+    torch.manual_seed(0)
+    net, x, y = torch.nn.Linear(3, 2).double(), torch.randn(4, 3).double(), torch.tensor([0, 1, 1, 0])
+
+    def loss(model, batch):
+        logits = model(batch[0])
+        return Loss(torch.nn.functional.cross_entropy(logits, batch[1], reduction="sum"), len(batch[1]), aux=logits)
+
+    def plain(model, batch):
+        return loss(model, batch).total / 4
+
+    found = []
+    for chosen in (loss, plain):
+        engine = Engine(BiSAM(rho=0.2), net, torch.optim.SGD(net.parameters(), lr=0.1), chosen)
+        net.zero_grad()
+        engine.backward((x, y))
+        found.append([p.grad.clone() for p in net.parameters()])
+        if chosen is loss:
+            assert torch.equal(engine.aux, net(x).detach())
+    assert_same([[g.numpy() for g in found[0]]], [[g.numpy() for g in found[1]]], 1e-13)

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from hand import close, sgd
+from hand import close, sgd, square
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import lowland
 from lowland.core.errors import ParameterError
@@ -34,6 +35,69 @@ def test_a_head_that_joins_later_is_refused_when_it_joins(method: Any) -> None:
     assert head.weight.grad is None
     head.requires_grad_(False)
     engine.backward(x)
+
+
+W = nn.Parameter(torch.ones(2, 5))
+
+
+class Objective:
+    def __init__(self) -> None:
+        self.scale, self.on = torch.ones((), requires_grad=True), False
+
+    def __call__(self, model: Any, b: Any) -> Tensor:
+        found = model(b).square().mean(1)
+        return found * self.scale if self.on else found
+
+
+class Keeping(nn.Module):
+    """Has forgotten its ParameterList."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.weights, self.on = nn.Linear(3, 2), [nn.Parameter(torch.ones(2, 2))], False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) @ self.weights[0] if self.on else self.inner(x)
+
+
+@each
+@pytest.mark.parametrize("way", ["global", "object", "model"])
+def test_bare_tensors_that_join_later_are_refused_when_they_join(method: Any, way: str) -> None:
+    net, x, objective, on = Keeping(), torch.randn(4, 3), Objective(), False
+
+    def loss(model: Any, b: Any) -> Tensor:
+        return ((model(b) @ W.to(b.dtype)) if on else model(b)).square().mean(1)
+
+    chosen = {"global": loss, "object": objective, "model": square}[way]
+    engine = lowland.Engine(method, net, sgd(net), chosen)
+    for _ in range(3):
+        engine.backward(x)
+    on = objective.on = net.on = True
+    net.on = way == "model"
+    with pytest.raises(ParameterError, match="every trainable tensor that the loss reaches must be the engine's"):
+        engine.backward(x)
+    assert engine.step == 3
+    assert [t.grad for t in (W, objective.scale, net.weights[0])] == [None] * 3
+
+
+@each
+@pytest.mark.parametrize("way", ["module", "bare"])
+def test_what_a_reentrant_checkpoint_hides_is_refused(method: Any, way: str) -> None:
+    net, head, bare, x = nn.Linear(3, 2), nn.Linear(2, 2), torch.ones(2, 2, requires_grad=True), torch.randn(4, 3)
+    bare.grad = torch.full((2, 2), 7.0)
+
+    def block(h: Tensor) -> Tensor:
+        return head(h) if way == "module" else h @ bare
+
+    def loss(model: Any, b: Any) -> Tensor:
+        return checkpoint(block, model(b), use_reentrant=True).square().mean(1)
+
+    engine = lowland.Engine(method, net, sgd(net), loss)
+    with pytest.raises(ParameterError, match=r"head\.bias, head\.weight are not|a tensor of shape \(2, 2\) is not"):
+        engine.backward(x)
+    close([bare.grad], [torch.full((2, 2), 7.0)], 0)
+    assert head.weight.grad is None
+    assert net.weight.grad is None
 
 
 class Foreign:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -61,6 +62,74 @@ def test_a_hook_that_steps_inside_backward_is_refused_and_undone(method: Any, ho
     close(net.parameters(), before, 0)
 
 
+@each
+@pytest.mark.parametrize("hook", [of_the_tensor, of_the_accumulator, past_the_version])
+@pytest.mark.parametrize("door", ["backward", "passes", "adopt"])
+def test_a_hook_that_joins_late_is_refused_in_its_first_step(method: Any, hook: Any, door: str) -> None:
+    net, x, kept = nn.Linear(3, 2), torch.randn(4, 3), []
+    engine = lowland.Engine(method, net, sgd(net), square if door == "backward" else None)
+    if door == "adopt" and hook is of_the_accumulator:
+        return  # nothing on the parameter tells of it, and the forward may have written the weight
+
+    def step() -> None:
+        if door == "backward":
+            engine.backward(x)
+            return
+        for p in engine.passes(x):
+            with p:
+                loss = square(net, p.batch)
+                if door == "passes":
+                    p.backward(loss)
+                else:
+                    loss.mean().backward()
+                    p.adopt(loss, batch=p.batch)
+
+    for _ in range(3):
+        step()
+    hook(net, kept)
+    with pytest.raises(UsageError, match="weights must stay where they are while backward runs, but"):
+        step()
+    assert engine.step == 3
+
+
+@each
+@pytest.mark.parametrize("place", ["loss", "hook", "passes", "closure"])
+def test_an_optimizer_that_steps_inside_a_step_is_refused_before_it_moves_weights(method: Any, place: str) -> None:
+    net, x = nn.Linear(3, 2), torch.randn(4, 3)
+    optimizer, other = sgd(net), torch.optim.Adam(net.parameters())
+
+    def loss(model: Any, batch: Any) -> Tensor:
+        if place == "loss":
+            other.step()
+        return square(model, batch)
+
+    engine = lowland.Engine(method, net, optimizer, None if place in ("passes", "closure") else loss)
+
+    def step() -> None:
+        if place == "passes":
+            for p in engine.passes(x):
+                with p:
+                    p.backward(square(net, p.batch))
+                    other.step()
+        elif place == "closure":
+            closed = lowland.ClosureOptimizer(engine)
+            closed.step(
+                lambda: [closed.zero_grad(), (found := square(net, x).mean()).backward(), other.step(), found][-1]
+            )
+        else:
+            engine.backward(x)
+
+    if place == "closure" and method.needs_batch:
+        return
+    if place == "hook":
+        net.weight.register_post_accumulate_grad_hook(lambda p: other.step())
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(UsageError, match=r"but weight would be stepped by a Adam before the step of the engine"):
+        step()
+    close(net.parameters(), before, 0)
+    other.step()  # after the step it may
+
+
 class Clamped(nn.Module):
     def __init__(self, past: bool) -> None:
         super().__init__()
@@ -86,6 +155,44 @@ def test_a_forward_that_clamps_weights(method: Any, past: bool) -> None:
         else:
             engine.backward(x)
             close([net.w.detach()], [torch.full((2, 3), 0.1)])
+
+
+@pytest.mark.parametrize("method", [lowland.SAMPa(), lowland.MomentumSAM(rho=0.1)], ids=lambda m: m.kind)
+@pytest.mark.parametrize("start", [3, 5])
+def test_a_forward_that_begins_to_write_weights_late_is_refused(method: Any, start: int) -> None:
+    net, x = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), torch.randn(4, 3)
+    engine = lowland.Engine(method, net, torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), square)
+    for _ in range(start):
+        engine.backward(x)
+        engine.optimizer.step()
+    net.register_forward_pre_hook(lambda m, _: clamp(m[1]))
+    with pytest.raises(UsageError, match=r"forward must not write weights .* but writes 1\.weight"):
+        engine.backward(x)
+    assert engine.step == start
+
+
+def clamp(layer: nn.Module) -> None:
+    with torch.no_grad():
+        layer.weight.clamp_(-0.01, 0.01)
+
+
+def test_a_graph_that_a_forward_has_kept_is_refused_in_words() -> None:
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.v = nn.Parameter(torch.tensor([[1.0, 2.0, 2.0]]))
+
+        @functools.lru_cache  # noqa: B019
+        def weight(self) -> Tensor:
+            return self.v / self.v.norm()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight().T
+
+    net = Cached()
+    with pytest.raises(UsageError, match="every pass must compute its own graph, but backward met that of an earlier"):
+        lowland.Engine(lowland.SAM(), net, sgd(net), square).backward(torch.randn(4, 3))
+    assert net.v.grad is None
 
 
 class Recomputed(torch.autograd.Function):

@@ -109,7 +109,7 @@ def _train(method: Method, steps: int, each: list[float] | None = None) -> Engin
     """Run the tiny training; ``each`` receives a number per step that differs if the steps' gradients differ."""
     draw = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed every device
         hidden = [nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU()]
         model = nn.Sequential(*hidden, nn.Linear(WIDTH, 4))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)

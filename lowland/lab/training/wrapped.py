@@ -61,7 +61,7 @@ class Unwrapped:
         state = self._model.state_dict()
         if not any(map(shards.is_sharded, state.values())):
             return self._model
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):  # models are made on the CPU
             copy = self._build()  # not cached: a rank with sharded weights has no memory for a copy during training
         copy.load_state_dict({n: shards.gathered(t) for n, t in state.items()})
         return copy.train(self._model.training)

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import lowland
+from lowland.core.errors import ParameterError
+from lowland.engine.kinds import Kinds
+
+
+class Far:
+    """Stands for a parameter on a device that is not here."""
+
+    dtype = torch.float32
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+
+
+def square(model: nn.Module, x: Any) -> Any:
+    return model(x).square().mean(1)
+
+
+def made(model: nn.Module) -> lowland.Engine:
+    return lowland.Engine(lowland.SAM(), model, torch.optim.SGD(model.parameters(), lr=0.1), square)
+
+
+def test_weights_that_are_not_here_are_refused() -> None:
+    with pytest.raises(ParameterError, match="must have values, but those of the model are on the meta device"):
+        made(nn.Linear(5, 6, device="meta"))
+    with pytest.raises(ParameterError, match="must be on one device, but are on cpu, meta"):
+        made(nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 3, device="meta")))
+
+
+def test_frozen_weights_may_be_anywhere() -> None:
+    model = nn.ModuleList([nn.Linear(5, 3), nn.Linear(5, 3, device="meta").requires_grad_(False)])
+    engine = lowland.Engine(lowland.SAM(), model, torch.optim.SGD(model[0].parameters(), lr=0.1), lambda m, x: m[0](x))
+    assert engine.names == ["0.weight", "0.bias"]
+
+
+@pytest.mark.parametrize(
+    ("now", "each", "names"),
+    [
+        (["cuda:0", "cuda:0"], False, "a and b are"),
+        (["cuda:1", "cuda:1"], False, "a and b are"),
+        (["cpu", "cuda:0"], True, "b is"),
+    ],
+)
+def test_parameters_that_were_moved(now: list[str], each: bool, names: str) -> None:
+    before: Any = [Far("cpu"), Far("cpu")]
+    kinds, after = Kinds(["a", "b"], before), [Far(d) for d in now]
+    kinds.check(before, each=True)
+    with pytest.raises(ParameterError, match=rf"stay on their device.* {names.replace(' and', ',')} on another"):
+        kinds.check(after, each=each)  # type: ignore[arg-type]
+
+
+def test_an_engine_whose_model_is_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after ``model.cuda()``, which keeps the very parameters and puts other memory into them."""
+    model = nn.Linear(5, 3)
+    engine = made(model)
+    engine.backward(torch.ones(4, 5))
+    grads = [p.grad.clone() for p in engine.params]
+    monkeypatch.setattr(engine.parameters._kinds, "_devices", [torch.device("cuda", 0)] * 2)
+    with pytest.raises(ParameterError, match=r"weight, bias are on another, as after model.cuda\(\); move the model"):
+        engine.backward(torch.ones(4, 5))
+    assert engine.step == 1
+    assert all(torch.equal(p.grad, g) for p, g in zip(engine.params, grads, strict=True))
