@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -73,6 +74,8 @@ class Work:
         self.outsiders: list[Tensor] = []
         self.reentrant: bool | None = None
         self._captured = modes.captured(model)
+        self._namespaces: list[dict[str, Any]] = []  # of all modules
+        self._forwards: list[Any] = []  # what they hold under "forward"
         self._forward_writes = any(getattr(m, "max_norm", None) is not None for m in model.modules())
         self.begin()
 
@@ -84,14 +87,26 @@ class Work:
         if number and power_of_two and not self.reentrant:
             self.reentrant = None
         self.replicas.begin()
-        before, self._captured = self._captured, modes.captured(self.model)
-        changed = self._captured != before
+        changed = self._recaptured()
         self.ownership.begin(look=self.step.watched or changed)
         self.buffers.begin(self.first or changed)
         if self.first:
             self.outsiders = outsiders(self)
         if self.rng is not None:
             self.rng.begin(self.buffers.generators)
+
+    def _recaptured(self) -> bool:
+        """Whether a part of the model was captured since the last step, or is no longer.
+
+        Modules that have been added since the last watched step are looked at in the next one.
+        """
+        if self.step.watched:
+            self._namespaces = list(map(vars, modes.modules_of(self.model)))
+        forwards = list(map(dict.get, self._namespaces, repeat("forward")))
+        if forwards == self._forwards:
+            return False
+        before, self._forwards, self._captured = self._captured, forwards, modes.captured(self.model)
+        return self._captured != before
 
     def seeds(self, count: int) -> list[int]:
         """Seeds for probes that are answered together, see :meth:`StepRecord.seeds`."""

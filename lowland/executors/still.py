@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _VERSION = operator.attrgetter("_version")
 FEW = 16  # parameters that stand for all others in most steps
-SMALL = 4096  # entries of a parameter whose norm is read in every step
+SMALL = 4096  # the most entries of a parameter whose norm is read in every step
 SECOND = "backward through the graph a second time"  # what torch says of a graph that an earlier backward has freed
 
 
@@ -28,7 +28,8 @@ class Mark:
 
     Torch does not count what is written through ``.data``, so that the norms tell. They are read on a CPU and, in steps
     that are watched, where parameters have hooks: elsewhere the host would wait for the device. Where steps are not
-    watched, a few parameters stand for all, and of their norms those of small ones; ``each`` asks for all versions.
+    watched, a few parameters stand for all, and the norm of a small one for all norms: what is fused into backward
+    moves all parameters. ``each`` asks for all versions.
 
     Args:
         work: The work of the engine.
@@ -42,7 +43,7 @@ class Mark:
         self._params = [work.params[i] for i in self._places] if some else work.params
         self._versions = list(map(_VERSION, self._params))
         whole = work.step.watched and work.step.number & (work.step.number - 1) == 0
-        self._read = [*self._places] if whole else [i for i in self._places if work.params[i].numel() <= SMALL][:4]
+        self._read = [*self._places] if whole else [i for i in self._places if work.params[i].numel() <= SMALL][:1]
         self._all = work.params
         self._norms = (
             self._sizes() if self._read and (_readable(work.params) if whole else _at_hand(work.params)) else None
