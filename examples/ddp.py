@@ -17,9 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 import lowland
 from lowland import parallel
 
-RANK, PROCESSES = parallel.ranks()  # as torchrun has set them; 0 and 1 without it
+RANK, PROCESSES = parallel.ranks()  # from torchrun; 0 and 1 without it
 DEVICE = parallel.place("auto")
-PARTS = 2  # into which mSAM cuts a batch
+PARTS = 2  # the number of parts into which mSAM cuts a batch
 
 
 def loss_fn(model: nn.Module, batch: Any) -> Tensor:
@@ -71,7 +71,7 @@ def main(epochs: int = 5, batch_size: int = 64) -> list[float]:
     methods = [lowland.SAM(rho=0.05), lowland.MicroSAM(rho=0.05, m=max(1, PARTS // PROCESSES))]
     accuracies = [train(method, epochs, batch_size) for method in methods]
     if PROCESSES > 1:
-        dist.barrier()  # so that no thread of gloo holds a tensor while Python shuts down, which would abort it
+        dist.barrier()  # otherwise a gloo thread could still use a tensor while Python shuts down, which aborts
         dist.destroy_process_group()
     return accuracies
 

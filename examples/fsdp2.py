@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 import lowland
 from lowland import parallel
 
-RANK, PROCESSES = parallel.ranks()  # as torchrun has set them; 0 and 1 without it
+RANK, PROCESSES = parallel.ranks()  # from torchrun; 0 and 1 without it
 DEVICE = parallel.place("auto")
 
 
@@ -67,7 +67,7 @@ def main(epochs: int = 5, batch_size: int = 64) -> float:
     if RANK == 0:
         print(f"LookSAM, weights held here: {held}, test accuracy {accuracy:.3f}, norm of the weights {norm:.6f}")
     if PROCESSES > 1:
-        dist.barrier()  # so that no thread of gloo holds a tensor while Python shuts down, which would abort it
+        dist.barrier()  # otherwise a gloo thread could still use a tensor while Python shuts down, which aborts
         dist.destroy_process_group()
     return accuracy
 

@@ -26,7 +26,7 @@ def main(steps: int = 50) -> list[float]:
         batch = torch.randn(64, 4) @ directions
         for current in engine.passes(batch):
             with current:
-                codes = encoder(current.batch)  # SAMPa's passes see different batches: take the pass's own
+                codes = encoder(current.batch)  # SAMPa's passes have different batches
                 error = (decoder(codes) - current.batch).square().mean(1)
                 current.backward(error + 1e-3 * codes.abs().sum(1))  # (B,)
         losses.append(float(error.detach().mean()))
@@ -37,7 +37,7 @@ def main(steps: int = 50) -> list[float]:
 
 
 def closures(steps: int = 50) -> list[float]:
-    """The other door: code that calls `optimizer.step(closure)`, here with a method that keeps no batch."""
+    """Train with code that calls `optimizer.step(closure)`; the method must not keep a batch."""
     torch.manual_seed(0)
     model = nn.Linear(16, 1)
     base = torch.optim.SGD(model.parameters(), lr=0.05)

@@ -22,7 +22,7 @@ def loss_fn(model: nn.Module, batch: Any) -> Tensor:
 
 
 class Training:
-    """A model in training; every step's batch follows from the step's number."""
+    """A model in training; the number of a step determines its batch."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -31,7 +31,7 @@ class Training:
         self.engine = lowland.Engine(lowland.SAMPa(), self.model, self.optimizer, loss_fn)
 
     def run(self, steps: int) -> None:
-        """Train until that many steps are done."""
+        """Train until this number of steps is done."""
         while self.engine.step < steps:
             inputs = torch.randn(32, 8, generator=torch.Generator().manual_seed(self.engine.step))
             self.engine.backward((inputs, inputs[:, :3].argmax(1)))
@@ -39,7 +39,7 @@ class Training:
             self.optimizer.zero_grad()
 
     def save(self, path: Path) -> None:
-        """Write all that decides the steps to come."""
+        """Save the state that later steps depend on."""
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -49,7 +49,7 @@ class Training:
         torch.save(state, path)
 
     def load(self, path: Path) -> None:
-        """Go on where `save` was called."""
+        """Load the state from `save`."""
         state = torch.load(path, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

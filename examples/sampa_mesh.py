@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 import lowland
 from lowland import parallel
 
-RANK, PROCESSES = parallel.ranks()  # as torchrun has set them; 0 and 1 without it
+RANK, PROCESSES = parallel.ranks()  # from torchrun; 0 and 1 without it
 DEVICE = parallel.place("auto")
 
 
@@ -46,7 +46,7 @@ def main(epochs: int = 5, batch_size: int = 64) -> float:
         probe, data = mesh["probe"], mesh["data"]
         replicas, replica = data.size(), data.get_local_rank()
     train, (inputs, targets) = digits()
-    # Ranks along "data" divide every batch; both probe groups are given the same examples.
+    # Ranks along "data" divide every batch; both probe groups get the same examples.
     sampler: Any = DistributedSampler(train, num_replicas=replicas, rank=replica)
     loader = DataLoader(train, batch_size // replicas, sampler=sampler, drop_last=True)
 
@@ -70,7 +70,7 @@ def main(epochs: int = 5, batch_size: int = 64) -> float:
     if RANK == 0:
         print(f"SAMPa, equal replicas: {PROCESSES}, test accuracy {accuracy:.3f}, norm of the weights {norm:.6f}")
     if PROCESSES > 1:
-        dist.barrier()  # so that no thread of gloo holds a tensor while Python shuts down, which would abort it
+        dist.barrier()  # otherwise a gloo thread could still use a tensor while Python shuts down, which aborts
         dist.destroy_process_group()
     return accuracy
 

@@ -78,7 +78,12 @@ def test_a_task_is_one_file_and_no_other_diff(with_task: Path, capsys: pytest.Ca
     assert "sum-of-two: The sum of two numbers." in capsys.readouterr().out
     assert main(["tasks", "sum-of-two:scale=2.0"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    for text in ("scale=2.0 Of the numbers.", "200 for train, 100 for test", "batch_size=40", "lowland's own"):
+    for text in (
+        "scale=2.0 Standard deviation of the numbers.",
+        "200 for train, 100 for test",
+        "batch_size=40",
+        "lowland's own",
+    ):
         assert text in shown
     out = str(with_task / "runs")
     assert main(["compare", "--task", "sum-of-two", "--methods", "plain", "sam", "--seeds", "1", "--out", out]) == 0

@@ -1,8 +1,8 @@
-"""What a method costs beyond its gradients: step times side by side in one process, and peak memory.
+"""Measures the cost of a method beyond its gradients: step times in one process, and peak memory.
 
-All variants take turns, step by step, so that a machine whose speed drifts slows all of them alike. Figures are
-medians of ratios between neighbors in time. The sparse variants differentiate a random subset of the tensors, so
-their cost varies from step to step. They take a step in every fourth round only, to keep the measurement short.
+All variants take turns, step by step, so that changes of the machine's speed affect all of them alike. Figures are
+medians of ratios between consecutive steps. The sparse variants differentiate a random subset of the tensors, so
+their cost varies from step to step. They take a step only in every fourth round, to keep the measurement short.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ class Case:
 class Masked(lowland.Method):
     """Computes the gradient of a random subset of tensors, like ESAM's first pass and SL-SAM's passes."""
 
-    share: float = 1.0
+    fraction: float = 1.0  # the probability of each tensor
 
     def plan(self, engine: lowland.Engine, batch: Any) -> lowland.Plan:
         """See :meth:`lowland.methods.base.Method.plan`."""
         drawn = [False]
         while not any(drawn):
-            drawn = [engine.rng.random() < self.share for _ in engine.params]
+            drawn = [engine.rng.random() < self.fraction for _ in engine.params]
         reading = yield lowland.Probe(batch, wrt=None if all(drawn) else drawn)
         return reading.loss, reading.grad
 
@@ -121,11 +121,11 @@ def _ours(case: Case, method: lowland.Method) -> Step:
     return step
 
 
-def _gradient(case: Case, share: float) -> Step:
+def _gradient(case: Case, fraction: float) -> Step:
     """A step without the optimizer's update, whose time would also depend on the number of gradients."""
     model = case.model()
     optimizer = _base(model)
-    engine = lowland.Engine(Masked(share=share), model, optimizer, loss_fn)
+    engine = lowland.Engine(Masked(fraction=fraction), model, optimizer, loss_fn)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -135,7 +135,7 @@ def _gradient(case: Case, share: float) -> Step:
 
 
 def _peer(case: Case) -> Step | None:
-    """pytorch_optimizer's SAM in the two calls its documentation shows; None where it is not installed."""
+    """pytorch_optimizer's SAM with the two calls of its documentation; None if it is not installed."""
     try:
         from pytorch_optimizer import SAM
     except ImportError:
@@ -187,11 +187,11 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def measure(name: str, *, rounds: int = 60, tick: Callable[[], None] | None = None) -> dict[str, Any]:
-    """Times and memory on one case, on one thread.
+    """Measure times and memory of one case on one thread.
 
     Args:
         name: A key of ``CASES``.
-        rounds: Rounds that count, >= 5; every variant takes one step a round, sparse ones in every fourth.
+        rounds: Rounds that count, >= 5; every variant takes one step a round, sparse variants in every fourth round.
         tick: Called after every round.
 
     Returns:

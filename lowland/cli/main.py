@@ -17,7 +17,7 @@ from typing import Annotated, Any, Union
 
 from lowland.core.errors import LowlandError, MissingExtraError
 
-DESCRIPTION = "Sharpness-aware minimization at the price of plain training: compare methods, honestly."
+DESCRIPTION = "Train with sharpness-aware minimization, and compare methods under equal budgets."
 WIDTH = 110  # width of output to a file or pipe; wide enough for every table
 PACKAGES = {"tyro": "tyro", "rich": "rich", "numpy": "numpy"}
 

@@ -23,12 +23,12 @@ from lowland.methods import GEOMETRIES, METHODS, kind_of, outside, spell
 from lowland.methods.base import Method, Perturbing
 
 NOTE = (
-    "The cheapest first. Costs are counted while a tiny model trains, not typed in. Gradients per step: all of them, "
-    "and of these one after another with devices to spare; fwd, forward passes without a gradient, count a third; of "
-    "weights: what the gradients come to where they are for some of the tensors only. Memory beyond plain training in "
-    "multiples of the parameters P: kept from step to step / at the peak. All-reduces of P under data parallelism. "
-    "Adaptive methods spend more on other problems, random ones vary, and late starts in the middle here. "
-    "All about one of them: lowland methods NAME"
+    "The cheapest methods come first. The costs are measured while a tiny model trains. Gradients per step: all "
+    "gradients; of them in turn: those on the critical path, if other devices compute independent gradients at the "
+    "same time. fwd: forward passes without a gradient, each of which costs a third of a gradient. of weights: each "
+    "gradient weighted by the fraction of tensors that it covers. Memory beyond plain training, in multiples of the "
+    "parameters P: kept between steps / peak. All-reduces of P under data parallelism. On other problems adaptive "
+    "methods cost more, and random methods vary; late starts halfway here. lowland methods NAME explains one method."
 )
 WIDE = 100  # terminal width from which the table shows the fields
 NARROW = 80  # terminal width from which the table shows papers, memory and all-reduces
@@ -37,17 +37,17 @@ SECTIONS = {
     "Cost": "Cost, by its rule",
     "Invariants": "Invariants",
     "Use": "When to use it, and when not",
-    "Differs": "What differs from the paper or its code",
+    "Differs": "Differences from the paper or its code",
     "Reference": "Reference",
 }
 
 
 @dataclass(kw_only=True)
 class Methods:
-    """List the methods with their papers and measured costs, the cheapest first; or explain one of them.
+    """List the methods with their papers and measured costs, the cheapest first; or explain one method.
 
     Args:
-        name: The method to explain: its rule, fields, cost, invariants, and when to use it; one of your own, too, as
+        name: The method to explain: its rule, fields, cost, invariants and use; also your own, such as
             vasso.py:VaSSO or package.module:VaSSO.
     """
 
@@ -58,7 +58,7 @@ class Methods:
         if self.name is None:
             for name in outside.OUTSIDE.installed():
                 kind_of(name)
-            with console.status("counting what each method costs"):
+            with console.status("measuring the cost of each method"):
                 shown = table(console.width)
             console.print(shown)
             console.print(NOTE, markup=False, highlight=False)
@@ -198,17 +198,17 @@ def _measured(key: str) -> str:
     """The paragraph about the measured cost of a method."""
     costs, required = _counted(key), REQUIRED.get(key, {})
     if costs is None:
-        return "Not counted, because it cannot be made without fields that the tiny training does not know."
+        return "Not measured, because the method needs fields that the tiny training cannot fill."
     with_required = f", with {', '.join(f'{name}={value}' for name, value in required.items())}" if required else ""
     return (
-        f"{gradients(costs)} gradients per step in total, {costs.sequential:.2f} one after another with devices to "
-        f"spare; {costs.resident:.1f} P of memory kept from step to step, {costs.peak:.1f} P at most beyond plain "
-        f"training; {costs.reduces:.2f} all-reduces of P under data parallelism{_apart(key)}. Counted while a tiny "
-        f"model trained{with_required}; P is the size of the parameters."
+        f"{gradients(costs)} gradients per step in total, {costs.sequential:.2f} one after another on the critical "
+        f"path; {costs.resident:.1f} P of memory kept between steps, at most {costs.peak:.1f} P beyond plain "
+        f"training; {costs.reduces:.2f} all-reduces of P under data parallelism{_local_reduces(key)}. Measured while a "
+        f"tiny model trained{with_required}; P is the size of the parameters."
     )
 
 
-def _apart(key: str) -> str:
+def _local_reduces(key: str) -> str:
     """The all-reduces with a local ascent gradient, as text; empty for a method that has none."""
     method = specimen(key)
     if not isinstance(method, Perturbing):

@@ -28,9 +28,9 @@ class Tasks:
     """List the tasks, or show one: its fields, sizes, metrics, models, recipe and source.
 
     Args:
-        name: A task, such as cifar10:noise=0.4 or my_task.py:Pose; left out, all are listed.
-        model: The model whose recipe is shown; left out, the task's first.
-        data: Folder of the data files; left out, the environment variable LOWLAND_DATA.
+        name: A task, such as cifar10:noise=0.4 or my_task.py:Pose; by default all tasks are listed.
+        model: The model whose recipe is shown; by default the task's first model.
+        data: Folder of the data files; by default the environment variable LOWLAND_DATA.
     """
 
     name: Annotated[str | None, tyro.conf.Positional] = None
@@ -43,8 +43,8 @@ class Tasks:
             for name, kind in names.tasks().items():
                 _say(console, f"{name}: {parse(kind).title}")
             for name in names.OUTSIDE_TASK.installed():
-                _say(console, f"{name}: of an installed package")
-            _say(console, "Your own: my_task.py:Name or package.module:Name, wherever a task is named.")
+                _say(console, f"{name}: from an installed package")
+            _say(console, "Your own task: use my_task.py:Name or package.module:Name as its name.")
             return 0
         task = names.make(self.name)
         model = self.model or task.models[0]
@@ -81,7 +81,7 @@ class Tasks:
 
 
 def _metric(metric: Metric) -> str:
-    return metric.name if metric.higher else f"{metric.name} (less is better)"
+    return metric.name if metric.higher else f"{metric.name} (lower is better)"
 
 
 def _source(task: Task) -> str:

@@ -188,25 +188,25 @@ class Batches:
                 )
 
 
-def rejoined(held: Sequence[Any], number: int, count: int) -> Any:
-    """Concatenate the batches that ``held`` lists by rank, and return part ``number`` of ``count``.
+def rejoined(batches: Sequence[Any], number: int, count: int) -> Any:
+    """Concatenate the batches of all ranks, and return part ``number`` of ``count``.
 
     Raises:
-        StateError: A batch holds an entry that is no tensor with a dimension for the examples.
+        StateError: A batch has an entry that is not a tensor with a dimension for the examples.
     """
 
     def divided(*leaves: Any) -> Any:
-        """Join one entry of the batches of all ranks, and take this part of it."""
+        """Concatenate one entry of the batches, and return the part of it."""
         if all(leaf is None for leaf in leaves):
             return None
         if not all(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves):
             raise StateError(
-                f"a held batch must be made of tensors to be cut anew for {count} ranks, but one of {len(held)} ranks "
-                f"holds a {type(leaves[0]).__name__}; resume on {len(held)} ranks"
+                f"a kept batch must be made of tensors to be cut anew for {count} ranks, but one of {len(batches)} "
+                f"ranks holds a {type(leaves[0]).__name__}; resume on {len(batches)} ranks"
             )
         return torch.cat(leaves).tensor_split(count)[number]
 
-    return pytree.tree_map(divided, *held)
+    return pytree.tree_map(divided, *batches)
 
 
 def _copy(batch: Any) -> Any:
@@ -231,14 +231,14 @@ _default = Batches()
 size, take, copy, chunk, split = _default.size, _default.take, _default.copy, _default.chunk, _default.split
 
 
-def part(share: float, count: int) -> int:
+def part(fraction: float, count: int) -> int:
     """The number of examples in a fraction in (0, 1] of ``count``: rounded down, at least one.
 
     Example:
         >>> part(0.5, 7), part(0.1, 3), part(0.29, 100)
         (3, 1, 29)
     """
-    return max(1, math.floor(share * count + 1e-9))  # 0.29 * 100 is 28.999…
+    return max(1, math.floor(fraction * count + 1e-9))  # 0.29 * 100 is 28.999…
 
 
 def indices(batch: Any, user: str) -> Tensor:

@@ -38,11 +38,11 @@ def within(name: str, value: Any, low: float, high: float, remedy: str) -> None:
         raise ArgumentError(f"{name} must be in [{low}, {high}], but is {value!r}; {remedy}")
 
 
-def share(name: str, value: Any, whole: str, nothing: str) -> None:
-    """Refuse a ``value`` that is no number in (0, 1]; ``whole`` says what 1 means, ``nothing`` what to take for 0."""
-    within(name, value, 0, 1, whole)
+def share(name: str, value: Any, one: str, zero: str) -> None:
+    """Refuse a ``value`` that is no fraction in (0, 1]; ``one`` and ``zero`` are the remedies for 1 and for 0."""
+    within(name, value, 0, 1, one)
     if value == 0:
-        raise ArgumentError(f"{name} must be > 0, but is {value!r}; {nothing}")
+        raise ArgumentError(f"{name} must be > 0, but is {value!r}; {zero}")
 
 
 def one_of(name: str, value: Any, choices: Iterable[Any]) -> None:

@@ -23,7 +23,7 @@ Radii: TypeAlias = "float | list[float]"
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry(ABC):
-    """The shape of the ball in which a method looks for a worse loss.
+    """The shape of the ball in which a method perturbs the weights.
 
     Args:
         select: Which parameters are displaced, by owning module, full name and tensor; None means all.
@@ -36,10 +36,10 @@ class Geometry(ABC):
         """The displacement along ``grad``.
 
         Args:
-            params: The weights it starts from.
-            grad: The direction, one tensor per parameter.
-            radii: The radius rho, or one for each parameter; 0 leaves a parameter where it is, and norms
-                are taken over the others.
+            params: The current weights.
+            grad: The gradient, one tensor per parameter.
+            radii: The radius rho, or one radius per parameter. A parameter with radius 0 is not displaced and not in
+                the norm.
 
         Returns:
             The displacement, one tensor per parameter; zero where ``grad`` is zero.
@@ -63,7 +63,7 @@ class Adaptive(Geometry):
     """A ball in weights relative to their size: ``e = rho * T^2 g / ||T g||`` with ``T = |w| + eta``.
 
     Args:
-        eta: What is added to ``|w|``, >= 0, so that small weights move too.
+        eta: A constant that is added to ``|w|``, >= 0, so that small weights move, too.
         select: See :class:`Geometry`.
 
     Differs: The released code uses T only for tensors named "weight" and T = 1 for others; here all alike. davda54's
@@ -98,8 +98,8 @@ class Layerwise(Geometry):
         trust: False leaves out the factor ``||w_l||``: every tensor moves by rho.
         select: See :class:`Geometry`.
 
-    Differs: The paper's formula could not be read; ``rho * ||w|| / ||g||`` is what summaries of it state, and
-    treating tensors of norm zero as norm 1 is our choice.
+    Differs: The formula ``rho * ||w|| / ||g||`` is from summaries of the paper, which was not available. Norm 1 for
+    tensors of zeros is lowland's choice.
 
     Reference: Liu, Mai, Chen, Hsieh, You: Towards Efficient and Scalable Sharpness-Aware Minimization
     (Look-LayerSAM). CVPR 2022, arXiv 2203.02714.

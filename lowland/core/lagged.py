@@ -22,16 +22,16 @@ def read(tensor: Tensor) -> Any:
 
 
 class Lagged:
-    """Values on their way to the host, by name."""
+    """Copies values to the host, by name, and returns them one call later."""
 
     def __init__(self) -> None:
         self.waiting: dict[str, Sent] = {}
 
     def swap(self, name: str, tensor: Tensor) -> Any:
-        """Send ``tensor`` off under ``name``; return what was sent the last time, None the first time."""
-        before = self.waiting.get(name)
+        """Start to copy ``tensor`` to the host; return the values of the previous call, or None in the first call."""
+        previous = self.waiting.get(name)
         self.waiting[name] = _send(tensor.detach())
-        return None if before is None else _arrived(before)
+        return None if previous is None else _arrived(previous)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The waiting values, on the host."""
@@ -41,14 +41,14 @@ class Lagged:
         return {name: tensor.to("cpu", copy=True) for name, (tensor, _) in self.waiting.items()}
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Put back what :meth:`state_dict` gave."""
+        """Load values from :meth:`state_dict`."""
         self.waiting = {name: (tensor.clone(), None) for name, tensor in state_dict.items()}
 
 
 def _send(tensor: Tensor) -> Sent:
-    """Start the copy to the host, and mark where in the device's stream it ends."""
+    """Start the copy to the host, and record an event behind it in the device's stream."""
     module: Any = getattr(torch, tensor.device.type, None)  # torch.cuda, torch.xpu
-    if tensor.device.type == "cpu" or not hasattr(module, "current_stream"):  # without streams, it is read in place
+    if tensor.device.type == "cpu" or not hasattr(module, "current_stream"):  # a device without streams
         return tensor.clone(), None
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     host.copy_(tensor, non_blocking=True)

@@ -130,7 +130,7 @@ def divisor(total: Tensor, count: Tensor) -> Tensor:
 
 
 def copied(aux: Any) -> Any:
-    """What a loss function returned besides, with copies of its tensors."""
+    """The auxiliary outputs of a loss function, with copies of their tensors."""
     return _mapped(Tensor.clone, aux)
 
 
@@ -142,11 +142,11 @@ def _mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
             return change(leaf)
         if not is_dataclass(leaf) or isinstance(leaf, type):
             return leaf
-        found = copy.copy(leaf)
+        result = copy.copy(leaf)
         for f in fields(leaf):
             if hasattr(leaf, f.name):
-                object.__setattr__(found, f.name, _mapped(change, getattr(leaf, f.name)))
-        return found
+                object.__setattr__(result, f.name, _mapped(change, getattr(leaf, f.name)))
+        return result
 
     return pytree.tree_map(of, value)
 

@@ -51,9 +51,9 @@ class Kind:
             module = self._module(place, name)
             return self._checked(name, getattr(module, attribute, None), module)
         if name.endswith(".py"):
-            found = ", ".join(f"{name}:{each}" for each in self._there(self._file(name, name))) or "none"
+            choices = ", ".join(f"{name}:{each}" for each in self._there(self._file(name, name))) or "none"
             raise ArgumentError(
-                f"a {self.what} from a file must be named with its class, but is {name!r}; there: {found}"
+                f"a {self.what} from a file must be named with its class, but is {name!r}; there: {choices}"
             )
         for point in entry_points(group=self.group):
             if point.name == name:

@@ -29,17 +29,17 @@ class Probe:
 
     Args:
         batch: The examples, as the loss function takes them.
-        at: Displacement from the current weights, one tensor per parameter; None stands for none. It may be a function
-            that computes it, for probes asked together: only whoever answers this one calls it, and not before. Such
-            a function must do nothing but that: on a mesh it is called on some ranks only, so it must not draw
-            random numbers, change memory, or talk to ranks of other groups.
+        at: The displacement from the current weights, one tensor per parameter; None means no displacement. For probes
+            asked together it may be a function that computes the displacement. The executor calls it when it answers
+            the probe, on a mesh on some ranks only. So the function must not draw random numbers, change memory, or
+            communicate with ranks of other groups.
         grad: False asks for losses only, which is one forward pass.
         sync: False asks for this rank's own gradient, not the average over data-parallel ranks.
-        stats: Whether BatchNorm statistics are updated; None means only where ``at`` is None.
+        stats: Whether BatchNorm statistics are updated; None means only if ``at`` is None.
         loss_fn: Another loss than the training loss.
-        wrt: Which parameters to differentiate, one bool each; None means all. The others' backward work is
-            saved and their entries in the reading are zero.
-        cut: Whether ``batch`` is a part of the step's batch, of which a mean alone says nothing exact. None lets the
+        wrt: Which parameters to differentiate, one bool each; None means all. The others need no backward work, and
+            their entries in the reading are zero.
+        cut: Whether ``batch`` is a part of the step's batch, so that the loss must give its weight. None lets the
             engine decide: a batch that is neither the step's nor one in memory is a part.
     """
 
@@ -51,13 +51,13 @@ class Probe:
     loss_fn: LossFn | None = None
     wrt: Sequence[bool] | None = None
     cut: bool | None = None
-    other: bool = field(default=False, init=False)  # whether it is another batch than the step's, cut or kept
+    other: bool = field(default=False, init=False)  # whether the batch is another one than the step's, cut or kept
 
     def __post_init__(self) -> None:
-        # Statistics are decided now, because `at` is spent by the time anyone else could look.
+        # `stats` is set here, because the executor empties `at` later.
         object.__setattr__(self, "stats", self.at is None if self.stats is None else self.stats)
-        given = self.at is None or _is_function(self.at)
-        object.__setattr__(self, "at", self.at if given else _vector(self.at))
+        is_final = self.at is None or _is_function(self.at)
+        object.__setattr__(self, "at", self.at if is_final else _vector(self.at))
         if self.loss_fn is not None and not callable(self.loss_fn):
             raise UsageError(
                 f"loss_fn of a Probe must be a function (model, batch) -> loss, but is {self.loss_fn!r}; leave it out "
@@ -73,33 +73,33 @@ class Probe:
 
     @torch.no_grad()
     def take_at(self) -> Vec:
-        """The displacement as a list to be emptied once the weights have moved; an empty one if it was spent before."""
+        """The displacement as a list, which the caller empties after the weights have moved; empty on a second call."""
         at = self.at
         if not _is_function(at):
             return cast(Vec, at or [])
-        object.__setattr__(self, "at", [])  # what the function holds is free as soon as it is done
+        object.__setattr__(self, "at", [])  # so that the function's tensors are freed after the call
         displacement = cast(Callable[[], Vec], at)()
         if displacement is None:
             raise UsageError("at must be a displacement, or a function that returns one, but it returned None")
         return _vector(displacement)
 
     def compare(self, batch: Any, kept: Iterable[Any]) -> None:
-        """Note whether this batch is the step's ``batch``, one of those ``kept`` in memory, or else a part."""
+        """Set ``other`` and ``cut`` by comparing this batch with the step's ``batch`` and those ``kept`` in memory."""
         object.__setattr__(self, "other", self.batch is not batch)
         if self.cut is None:
-            object.__setattr__(self, "cut", self.other and not any(self.batch is whole for whole in kept))
+            object.__setattr__(self, "cut", self.other and not any(self.batch is value for value in kept))
 
     def discard_at(self) -> None:
-        """Forget the displacement, because this probe is answered elsewhere: its memory is free."""
+        """Drop the displacement to free its memory, because another rank answers this probe."""
         if self.at is not None:
             object.__setattr__(self, "at", [])
 
 
 def _vector(at: Any) -> Vec:
-    """A displacement as a list of its own.
+    """A displacement as a new list.
 
     Raises:
-        UsageError: It is no sequence of tensors; one tensor would be taken for its rows, and a dict for its keys.
+        UsageError: It is not a sequence of tensors, for example a single tensor or a dict.
     """
     vector = None if isinstance(at, Tensor | dict | str) or not hasattr(at, "__iter__") else list(at)
     if vector is None or not all(issubclass(kind, Tensor) for kind in set(map(type, vector))):
@@ -111,7 +111,7 @@ def _vector(at: Any) -> Vec:
 
 
 def _short(value: Any) -> str:
-    """A value for a message: a number in full, of all else its kind and, of lists, the kinds inside."""
+    """A value for a message: a number or text itself, else its type; for lists also the types of the entries."""
     if isinstance(value, list | tuple):
         return f"a {type(value).__name__} of {', '.join(dict.fromkeys(type(v).__name__ for v in value)) or 'nothing'}"
     return f"{value!r}" if isinstance(value, int | float | str) else f"a {type(value).__name__}"
@@ -126,13 +126,13 @@ class Reading(NamedTuple):
 
     Attributes:
         loss: Mean loss, shape ``()``, detached.
-        grad: Gradient of the mean loss, one tensor per parameter; zero where backward did not reach a
-            parameter; None where the probe asked for losses only.
-        losses: One loss per example, shape ``(B,)``, detached; None where the loss function returns a mean or a sum.
-        divisor: What the loss is divided by: the number of examples, or the count of a ``Loss``, shape ``()``; None
-            where the loss function returns a mean.
-        aux: What the loss function returned besides: a list with one entry for each part if the pass ran in several.
-        reached: Which parameters backward has reached; None stands for all.
+        grad: Gradient of the mean loss, one tensor per parameter; zero for parameters that backward did not reach;
+            None if the probe asked for losses only.
+        losses: One loss per example, shape ``(B,)``, detached; None if the loss function returns a mean or a sum.
+        divisor: The divisor of the loss: the number of examples, or the count of a ``Loss``, shape ``()``; None if
+            the loss function returns a mean.
+        aux: The auxiliary output of the loss function; a list with one entry per part if the pass ran in several parts.
+        reached: Which parameters backward has reached; None means all.
     """
 
     loss: Tensor
@@ -154,7 +154,7 @@ def _kinds(ask: Any) -> str:
 
 
 def conversation(plan: Plan) -> Generator[tuple[Probe, ...], tuple[Reading, ...], tuple[Tensor, Vec]]:
-    """Let a plan ask for one probe or several; whoever answers always sees tuples."""
+    """Run a plan, which yields one probe or several, as a generator that always yields tuples of probes."""
     answer: Any = None
     if not isinstance(plan, Generator):
         raise UsageError(
@@ -164,7 +164,7 @@ def conversation(plan: Plan) -> Generator[tuple[Probe, ...], tuple[Reading, ...]
     with closing(plan):
         while True:
             try:
-                with torch.no_grad():  # plans compute with weights, too, and need no graph
+                with torch.no_grad():  # plans compute with weights and need no graph
                     ask = plan.send(answer)
             except StopIteration as done:
                 result: tuple[Tensor, Vec] = done.value

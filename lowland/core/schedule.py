@@ -60,8 +60,8 @@ class _Ramp(Schedule):
         """See :meth:`Schedule.needs_progress`."""
         return not isinstance(self.steps, int)
 
-    def share(self, step: int, progress: float | None) -> float:
-        """How much of the ramp is done, in [0, 1]."""
+    def fraction(self, step: int, progress: float | None) -> float:
+        """The completed fraction of the ramp, in [0, 1]."""
         if isinstance(self.steps, int):
             return min(step / self.steps, 1.0)
         return min(_known(progress) / (1.0 if self.steps is None else self.steps), 1.0)
@@ -73,7 +73,7 @@ class Linear(_Ramp):
 
     def at(self, step: int, lr: float | Tensor, progress: float | None = None) -> float:
         """See :meth:`Schedule.at`."""
-        return self.start + (self.end - self.start) * self.share(step, progress)
+        return self.start + (self.end - self.start) * self.fraction(step, progress)
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class Cosine(_Ramp):
 
     def at(self, step: int, lr: float | Tensor, progress: float | None = None) -> float:
         """See :meth:`Schedule.at`."""
-        turn = (1 - math.cos(math.pi * self.share(step, progress))) / 2
-        return self.start + (self.end - self.start) * turn
+        weight = (1 - math.cos(math.pi * self.fraction(step, progress))) / 2
+        return self.start + (self.end - self.start) * weight
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ class FollowLR(Schedule):
                 "lr must be a number where rho follows it, but is a tensor, which the host would wait for; set "
                 'param_groups[0]["lr"] to a float, or use linear() or cosine()'
             )
-        share = (lr - self.lr_low) / (self.lr_high - self.lr_low)
-        return self.low + (self.high - self.low) * min(max(share, 0.0), 1.0)
+        fraction = (lr - self.lr_low) / (self.lr_high - self.lr_low)
+        return self.low + (self.high - self.low) * min(max(fraction, 0.0), 1.0)
 
 
 def constant(value: float) -> Constant:
@@ -178,20 +178,20 @@ def follow_lr(high: float, low: float, *, lr_high: float, lr_low: float = 0.0) -
 
 @dataclass(frozen=True)
 class When(ABC):
-    """Some of the steps of a training."""
+    """A condition that selects steps of a training."""
 
     @property
     def needs_progress(self) -> bool:
-        """Whether it goes by the fraction of the training that is done; :meth:`holds` then gets it."""
+        """Whether :meth:`holds` needs the completed fraction of the training."""
         return False
 
     @abstractmethod
     def holds(self, step: int, progress: float | None = None) -> bool:
-        """Whether a step is one of them.
+        """Whether the condition selects a step.
 
         Args:
             step: The step, counted from 0.
-            progress: The fraction of the training that is done before it, in [0, 1]; given where it is needed.
+            progress: The completed fraction of the training before the step, in [0, 1]; None if it is not needed.
         """
 
 
@@ -228,7 +228,7 @@ class After(When):
 
 
 def every(k: int, offset: int = 0) -> Every:
-    """Every k-th step: 0, k, 2k, ..., each ``offset`` later.
+    """Every k-th step: ``offset``, k + ``offset``, 2k + ``offset``, ...
 
     Example:
         >>> [step for step in range(10) if every(4, offset=1).holds(step)]
@@ -242,12 +242,12 @@ def every(k: int, offset: int = 0) -> Every:
 
 
 def after(start: float, total: int | None = None) -> After:
-    """From a step on.
+    """All steps from ``start`` on.
 
     Args:
         start: An integer is a step, counted from 0; a number in (0, 1) is a fraction of the training.
-        total: Steps of the whole training, >= 1; only for a fraction, and only where the engine's progress is not to
-            count.
+        total: The number of steps of the training, >= 1, if ``start`` is a fraction of it; None uses the engine's
+            progress.
 
     Example:
         >>> [step for step in range(10) if after(0.75, total=10).holds(step)]
@@ -273,7 +273,7 @@ def _check_ramp(start: float, end: float, steps: int | float | None) -> None:
 def _known(progress: float | None) -> float:
     if progress is None:
         raise UsageError(
-            "progress must be given to what is a fraction of the training, but is None; make the engine with "
+            "progress must be given for a fraction of the training, but is None; make the engine with "
             "Engine(…, total_steps=10_000), or set engine.progress = 0.37 before each step"
         )
     return progress

@@ -34,11 +34,11 @@ def local(v: Sequence[Tensor]) -> list[Tensor]:
     return [t.to_local() if is_sharded(t) else t for t in v]  # type: ignore[attr-defined]
 
 
-def like(whole: Sequence[Tensor], found: Sequence[Tensor]) -> list[Tensor]:
-    """Give the local results ``found`` the placements of the tensors ``whole``."""
-    if ordinary(whole):
-        return list(found)
-    return [_placed(t, result) if is_sharded(t) else result for t, result in zip(whole, found, strict=True)]
+def like(tensors: Sequence[Tensor], results: Sequence[Tensor]) -> list[Tensor]:
+    """Give the local ``results`` the placements of ``tensors``."""
+    if ordinary(tensors):
+        return list(results)
+    return [_placed(t, result) if is_sharded(t) else result for t, result in zip(tensors, results, strict=True)]
 
 
 def gathered(t: Tensor) -> Tensor:

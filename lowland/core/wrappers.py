@@ -23,10 +23,10 @@ def ddps_of(model: nn.Module, params: Vec) -> list[DistributedDataParallel]:
                 "model must not be wrapped in FullyShardedDataParallel, whose flat parameters hide the tensors a "
                 "method works on; use torch.distributed.fsdp.fully_shard(model)"
             )
-    found = [m for m in model.modules() if isinstance(m, DistributedDataParallel)]
-    if not found:
+    ddps = [m for m in model.modules() if isinstance(m, DistributedDataParallel)]
+    if not ddps:
         return []
-    inside = {id(p) for ddp in found for p in ddp.parameters()}
+    inside = {id(p) for ddp in ddps for p in ddp.parameters()}
     names = {id(p): name for name, p in model.named_parameters()}
     outside = [names.get(id(p), "a parameter") for p in params if id(p) not in inside]
     if outside:
@@ -34,12 +34,12 @@ def ddps_of(model: nn.Module, params: Vec) -> list[DistributedDataParallel]:
             "DistributedDataParallel must hold all trainable parameters, but only a part of the model is wrapped and "
             f"{outside[0]} is outside; wrap the model itself: DistributedDataParallel(model)"
         )
-    if any(ddp.process_group is not found[0].process_group for ddp in found):
+    if any(ddp.process_group is not ddps[0].process_group for ddp in ddps):
         raise ParameterError(
             "all modules must be averaged over the same ranks, but their DistributedDataParallel wrappers have "
             "different process groups; give them one process_group"
         )
-    return found
+    return ddps
 
 
 def short_names(model: nn.Module, names: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""One method at work on one model."""
+"""The engine, which runs a method on a model."""
 
 from lowland.engine.engine import Engine
 

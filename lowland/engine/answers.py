@@ -1,4 +1,4 @@
-"""What plans ask of an engine beside readings."""
+"""The part of the engine that plans use besides readings: progress, lookahead, radii and values on the host."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Answers:
 
     @property
     def progress(self) -> float:
-        """How much of the training is done, in [0, 1]: as last set, else ``step / total_steps``.
+        """The completed fraction of the training, in [0, 1]: the value last set, else ``step / total_steps``.
 
         Raises:
             UsageError: It was never set, and there is no ``total_steps``.
@@ -48,13 +48,13 @@ class Answers:
 
     @progress.setter
     def progress(self, fraction: float) -> None:
-        """Say how much of the training is done.
+        """Set the completed fraction of the training.
 
         Args:
-            fraction: In [0, 1], the same on all ranks.
+            fraction: The fraction, in [0, 1], the same on all ranks.
 
         Raises:
-            UsageError: A step is under way.
+            UsageError: A step is in progress.
             ArgumentError: The fraction is not in [0, 1].
         """
         if self.under_way:
@@ -62,34 +62,39 @@ class Answers:
                 "engine.progress must be set between steps, but a step is under way; set it before "
                 "engine.backward(batch), or before the loop over engine.passes()"
             )
-        self.training.give(fraction)
+        self.training.set(fraction)
 
     def lookahead(self, grad: Vec, *, raw: bool = False, among: Sequence[bool] | None = None) -> Vec:
-        """The base optimizer's next step for this gradient, not taken: a displacement from the weights.
+        """The displacement that the base optimizer's next step would make with this gradient, without the step.
 
         Args:
-            grad: One tensor per parameter.
-            raw: Leave out momentum, weight decay and preconditioning: ``-lr * grad``.
-            among: Which parameters the gradient has reached; the others stay where they are, as the optimizer leaves
-                them, and so do frozen ones.
+            grad: The gradient, one tensor per parameter.
+            raw: Return ``-lr * grad``, without momentum, weight decay and preconditioning.
+            among: Which parameters the gradient has reached; None for all. The displacement of the other parameters
+                and of frozen parameters is zero, because the optimizer skips them.
         """
-        ask = lookahead.raw if raw else lookahead.displacement
-        return lookahead.each(ask, self.optimizers, self.params, grad, self.parameters.trained(among))
+        compute = lookahead.raw if raw else lookahead.displacement
+        return lookahead.each(compute, self.optimizers, self.params, grad, self.parameters.trained(among))
 
     def lookahead_later(
         self, grad: Vec, *, raw: bool = False, among: Sequence[bool] | None = None
     ) -> Vec | Callable[[], Vec]:
-        """:meth:`lookahead` for one of several probes asked together: if arithmetic, left to whoever answers it."""
+        """:meth:`lookahead` for one of several probes that are asked together.
+
+        Returns:
+            A function that computes the displacement on the rank that answers the probe, if a closed form is known;
+            else the displacement.
+        """
         later = partial(self.lookahead, grad, raw=raw, among=among)
-        # A copy of the optimizer that takes a step may fail, or talk to all ranks, so all must let it.
+        # Without a closed form a copy of the optimizer takes a step, which may communicate, so all ranks must do it.
         return later if raw or all(map(lookahead.closed, self.optimizers)) else later()
 
     def momentum(self) -> Vec:
-        """The base optimizer's buffer: SGD's momentum, Adam's mean; zero where there is none yet."""
+        """The base optimizer's momentum: SGD's momentum buffer or Adam's ``exp_avg``; zero before the first step."""
         return lookahead.each(lambda o, p, _: lookahead.momentum(o, p), self.optimizers, self.params, self.params)
 
     def selected(self, geometry: Geometry) -> list[bool]:
-        """Which parameters a geometry accepts, whatever radius their groups give them."""
+        """Which parameters a geometry's ``select`` accepts, including those in groups with ``rho=0``."""
         return self.parameters.select(geometry)
 
     @property
@@ -103,29 +108,43 @@ class Answers:
         return self.parameters.trained(None) or [True] * len(self.params)
 
     def later(self, name: str, tensor: Tensor) -> Any:
-        """Send device scalars to the host; get those sent under ``name`` the last time, None the first time.
+        """Start to copy a small tensor to the host; return the values of the previous call with this name.
+
+        The host does not wait for the device. The first call returns None.
+
+        Args:
+            name: The name of the values.
+            tensor: The tensor on the device.
+
+        Returns:
+            A number or a list of numbers, as ``tensor.tolist()``.
 
         Raises:
-            UsageError: The value to send is not a tensor.
+            UsageError: ``tensor`` is not a tensor.
         """
         _check_sent("later", tensor)
         return self.lagged.swap(self._prefix + name, tensor)
 
     def now(self, tensor: Tensor) -> Any:
-        """A small tensor's values, the first rank's on several, where all must call it; the host waits for them.
+        """Read a small tensor on the host, which waits for the device.
+
+        On several ranks all must call this, and all get the values of the first rank.
+
+        Returns:
+            A number or a list of numbers, as ``tensor.tolist()``.
 
         Raises:
-            UsageError: It is no tensor.
+            UsageError: ``tensor`` is not a tensor.
         """
         _check_sent("now", tensor)
         return read(collectives.first(tensor, self.ranks))
 
     @contextmanager
     def scope(self, prefix: str) -> Iterator[None]:
-        """For a plan inside another: ``memory`` is the entries whose keys begin with ``prefix``, without the prefix.
+        """The context of a plan inside another plan: ``memory`` is the entries with this prefix, without the prefix.
 
-        At the end, what the inner plan has left in ``memory`` replaces those entries. Lagged values have the prefix in
-        their names, too.
+        At the end, the entries of the inner ``memory`` replace those entries. The names of lagged values also get the
+        prefix.
         """
         memory, names = self.memory, self._prefix
         self.memory = {k.removeprefix(prefix): v for k, v in memory.items() if k.startswith(prefix)}
@@ -139,14 +158,14 @@ class Answers:
             self.memory, self._prefix = memory, names
 
     def radii(self, rho: float | Schedule, geometry: Geometry) -> Radii:
-        """The radius for every parameter: a number where all share it, else one each, 0 for excluded ones."""
+        """The radius of the parameters in this step: one number for all, or one per parameter, 0 for excluded ones."""
         if isinstance(rho, Schedule):
             lr = self.optimizers[0].param_groups[0]["lr"]
             rho = rho.at(self.step, lr, self.progress) if rho.needs_progress else rho.at(self.step, lr)
         return self.parameters.radii(rho, geometry)
 
     def holds(self, when: When) -> bool:
-        """Whether this step is one of those that are meant."""
+        """Whether a condition on the step or on the progress is true now."""
         return when.holds(self.step, self.progress) if when.needs_progress else when.holds(self.step)
 
 

@@ -1,4 +1,4 @@
-"""The door for frameworks that insist on ``optimizer.step(closure)``."""
+"""``ClosureOptimizer``, for frameworks that call ``optimizer.step(closure)``."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lowland.engine import Engine, doors, state
 
 
 class ClosureOptimizer(Optimizer):
-    """The engine's method behind torch's own ``step(closure)``.
+    """An optimizer whose ``step(closure)`` takes a step of the engine's method.
 
-    The closure does what torch documents: zero the gradients, compute the loss, call backward, return the
-    loss. It is called once for every pass of the method. ``step()`` without a closure is refused, because it would
-    train without the method, unless every learning rate is 0: so checkpointing libraries fill an optimizer's state.
-    Parameter groups and state are the base optimizer's own. Save the engine's state beside it.
+    The closure zeroes the gradients, computes the loss, calls backward and returns the loss, as torch documents. It is
+    called once for every pass of the method. ``step()`` without a closure is refused, because it would train without
+    the method, unless every learning rate is 0: checkpointing libraries make an optimizer's state with such a step.
+    Parameter groups and state are the base optimizer's. Save the engine's state in addition.
 
-    An optimizer that calls its closure itself, such as LBFGS, needs no ClosureOptimizer. Each call is one step of the
-    method::
+    An optimizer that calls its closure itself, such as LBFGS, needs no ClosureOptimizer. Each call of the closure is
+    one step of the method::
 
         def closure():
             lbfgs.zero_grad()
@@ -34,8 +34,9 @@ class ClosureOptimizer(Optimizer):
         engine: An engine whose method needs no batch, with one optimizer, without a GradScaler.
 
     Raises:
-        UsageError: The method keeps or cuts batches, which a closure hides; the engine has several optimizers, or one
-            that calls closures itself; or it has a scaler, whose ``step`` refuses closures.
+        ArgumentError: ``engine`` is not an Engine.
+        UsageError: The method needs the batch, which a closure does not show; the engine has several optimizers, or an
+            optimizer that calls closures itself; or the engine has a scaler, whose ``step`` refuses closures.
 
     Example:
         >>> import lowland
@@ -81,7 +82,7 @@ class ClosureOptimizer(Optimizer):
         super().__init__(self.base.param_groups, self.base.defaults)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy would run the method on the old model.
+        """Refuse copies, which would run the method on the old model.
 
         Raises:
             UsageError: Always.
@@ -91,7 +92,7 @@ class ClosureOptimizer(Optimizer):
             "model and base optimizer, and make Engine and ClosureOptimizer of the copies"
         )
 
-    # Groups and state are shared, also after the base optimizer has loaded a state and made new ones.
+    # Properties, because load_state_dict of the base optimizer makes new groups and a new state.
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -100,7 +101,7 @@ class ClosureOptimizer(Optimizer):
 
     @param_groups.setter
     def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        pass  # Optimizer.__init__ would start an empty list; the base optimizer's stays
+        pass  # Optimizer.__init__ assigns an empty list; the base optimizer's list stays
 
     @property
     def state(self) -> Any:
@@ -112,7 +113,7 @@ class ClosureOptimizer(Optimizer):
         pass
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the base optimizer; the engine then has to be made anew."""
+        """Add a group to the base optimizer; afterwards a new engine is needed."""
         if not any(param_group is group for group in self.base.param_groups):
             self.base.add_param_group(param_group)
 
@@ -125,17 +126,19 @@ class ClosureOptimizer(Optimizer):
         self.base.load_state_dict(state_dict)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of the method; without a closure, one of the base optimizer.
+        """Take one step of the method and of the base optimizer; without a closure, of the base optimizer only.
 
         Args:
-            closure: Zeroes the gradients, computes the loss, calls backward and returns the loss.
+            closure: A function that zeroes the gradients, computes the loss, calls backward and returns the loss; None
+                is allowed only if every learning rate is 0.
 
         Returns:
             The loss of the first pass, detached; None without a closure.
 
         Raises:
-            UsageError: There is no closure though a learning rate is not 0; the closure returns no loss, calls no
-                backward, or adds to earlier gradients.
+            ArgumentError: ``closure`` is not callable.
+            UsageError: There is no closure and a learning rate is not 0; or the closure returns no loss, does not call
+                backward, or does not zero the gradients.
         """
         if closure is None:
             self._check_idle()
@@ -146,19 +149,19 @@ class ClosureOptimizer(Optimizer):
                 "that computes the loss, not what it returns"
             )
         earlier = [p.grad for p in self.engine.params]
-        back = state.kept(self.engine)
+        restore = state.restorer(self.engine)
         try:
             first = self._run(closure, earlier)
             self.base.step()
         except BaseException:
-            back()
+            restore()
             for p, g in zip(self.engine.params, earlier, strict=True):
                 p.grad = g
             raise
         return first
 
     def _check_idle(self) -> None:
-        """Without a closure, let only a step pass that moves nothing: with it DCP fills a state before it loads one."""
+        """Refuse a step without a closure unless all learning rates are 0; DCP takes such a step to make a state."""
         lrs = [group.get("lr") for group in self.base.param_groups]
         if any(lr is None or bool(torch.as_tensor(lr != 0).any()) for lr in lrs):
             raise UsageError(
@@ -167,12 +170,14 @@ class ClosureOptimizer(Optimizer):
             )
 
     def _run(self, closure: Callable[[], Any], earlier: Sequence[Tensor | None]) -> Any:
-        """All passes of the method, leaving its gradient in ``.grad``; the first one's loss."""
+        """Run all passes of the method, which fills ``.grad``; return the loss of the first pass."""
         params, first = self.engine.params, None
         for p in params:
-            p.grad = None  # what the closure is bound to zero is no part of this step
+            p.grad = None  # the closure must zero earlier gradients, so they do not belong to this step
         for current in self.engine.passes():
-            current.sparse = False  # a closure's backward would fail where it reaches none of those asked for
+            current.sparse = (
+                False  # the closure's backward would fail if its loss reached none of the chosen parameters
+            )
             with current, torch.enable_grad():
                 marks = _marked(params, earlier) if first is None else []
                 loss = closure()
@@ -183,7 +188,7 @@ class ClosureOptimizer(Optimizer):
 
 
 def _marked(params: Sequence[Tensor], earlier: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor]]:
-    """Zeros in place of earlier gradients: what happens to them tells whether the closure zeroes."""
+    """Replace earlier gradients by zeros, whose versions show later whether the closure zeroes the gradients."""
     marks = [(p, torch.zeros_like(p)) for p, g in zip(params, earlier, strict=True) if g is not None]
     for p, mark in marks:
         p.grad = mark
@@ -193,7 +198,8 @@ def _marked(params: Sequence[Tensor], earlier: Sequence[Tensor | None]) -> list[
 def _check(loss: Any, marks: Sequence[tuple[Tensor, Tensor]], params: Sequence[Tensor]) -> None:
     if not isinstance(loss, Tensor):
         raise UsageError(f"closure must return the loss, but returned {loss!r}; end it with `return loss`")
-    # Adding to a mark changes it once; zeroing it first, a second time; zeroing to None replaces it.
+    # Backward without zeroing writes a mark once. Zeroing in place and backward write it twice. Zeroing to None
+    # replaces it.
     if marks and not any(p.grad is not mark or mark._version > 1 for p, mark in marks):
         raise UsageError(
             "closure must zero the gradients before backward, but added to earlier ones; call "

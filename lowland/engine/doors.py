@@ -1,4 +1,4 @@
-"""What an engine may be given: one module or several, one optimizer or several, and a loss function."""
+"""Checks and converts the arguments of an engine: modules, optimizers, loss function and options."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def one_module(model: Any) -> nn.Module:
-    """The module itself, or all of a list, tuple or dict in one module.
+    """Combine a module, or a list, tuple or dict of modules, to one module.
 
     Raises:
-        ArgumentError: It is nothing of the kind.
+        ArgumentError: ``model`` has another type, is empty, or contains something other than modules.
     """
     remedy = "pass the model, or several modules as a list, tuple or dict"
     if isinstance(model, nn.Module):
@@ -48,36 +48,40 @@ def one_module(model: Any) -> nn.Module:
 
 
 def all_optimizers(optimizer: Any) -> list[Optimizer]:
-    """The torch optimizers inside what was passed: one, or a list or tuple of them.
+    """The torch optimizers in an argument: of one optimizer or wrapper, or of a list or tuple of them.
 
     Raises:
-        ParameterError: One is no optimizer, is there twice, or there is none.
+        ParameterError: An entry is no optimizer, an optimizer is listed twice, or there is none.
     """
-    given = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
-    found = [lookahead.unwrap(o) for o in given]
-    if not found:
+    entries = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+    optimizers = [lookahead.unwrap(o) for o in entries]
+    if not optimizers:
         raise ParameterError(
             f"optimizer must be a torch.optim.Optimizer, but is a {type(optimizer).__name__} without any; pass the "
             "optimizer that holds the model's parameters"
         )
-    if len(set(map(id, found))) < len(found):
+    if len(set(map(id, optimizers))) < len(optimizers):
         raise ParameterError("optimizer must hold different optimizers, but one is there twice; pass each once")
-    return found
+    return optimizers
 
 
 def bound(loss_fn: Callable[[Any, Any], Any] | None, model: Any) -> Callable[[Any, Any], Any] | None:
-    """A loss function that gets what the caller passed as ``model``, where that is no module itself.
+    """Make a loss function that calls ``loss_fn`` with the caller's list, tuple or dict of modules.
 
-    It raises a ParameterError where a module in that has been exchanged, whose parameters the engine does not know.
+    The engine calls loss functions with the one module that :func:`one_module` returns. If ``model`` is a module, this
+    returns ``loss_fn`` itself.
+
+    Returns:
+        The loss function. It raises a ParameterError if a module was replaced, added or removed since.
     """
     if loss_fn is None or isinstance(model, nn.Module):
         return loss_fn
     known = dict(_parts(model))
 
-    def given(_: Any, batch: Any) -> Any:
-        """The loss of what the caller has passed as model, in place of the module that the engine has made of it."""
-        now = dict(_parts(model))
-        changed = [key for key in {**known, **now} if known.get(key) is not now.get(key)]
+    def with_modules(_: Any, batch: Any) -> Any:
+        """The loss of the caller's modules, in place of the engine's module."""
+        current = dict(_parts(model))
+        changed = [key for key in {**known, **current} if known.get(key) is not current.get(key)]
         if changed:
             raise ParameterError(
                 f"the modules must stay those the engine was made with, but model[{changed[0]!r}] was exchanged, added "
@@ -85,7 +89,7 @@ def bound(loss_fn: Callable[[Any, Any], Any] | None, model: Any) -> Callable[[An
             )
         return loss_fn(model, batch)
 
-    return given
+    return with_modules
 
 
 def _parts(model: Any) -> Iterable[tuple[Any, Any]]:
@@ -93,7 +97,11 @@ def _parts(model: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def check_method(method: Any) -> None:
-    """Refuse what is no method, with the way to make one."""
+    """Refuse a value that is not a method.
+
+    Raises:
+        ArgumentError: It is a class, or another object.
+    """
     if isinstance(method, type) and issubclass(method, Method):
         raise ArgumentError(f"method must be a Method, but is the class; pass a value such as {method.__name__}()")
     if not isinstance(method, Method):
@@ -109,10 +117,10 @@ def check_method(method: Any) -> None:
 
 
 def check_loss_fn(loss_fn: Any) -> None:
-    """Refuse what cannot be called as ``loss_fn(model, batch)``.
+    """Refuse a value that cannot be called as ``loss_fn(model, batch)``.
 
     Raises:
-        ArgumentError: It is not callable, takes other arguments, or is one of torch's criteria.
+        ArgumentError: It is not callable, takes other arguments, or is a loss of ``torch.nn``.
     """
     if loss_fn is None:
         return
@@ -127,7 +135,7 @@ def check_loss_fn(loss_fn: Any) -> None:
         )
     try:
         takes = inspect.signature(loss_fn.forward if isinstance(loss_fn, nn.Module) else loss_fn)
-    except (TypeError, ValueError):  # built in, or a signature that Python cannot tell
+    except (TypeError, ValueError):  # Python does not know the signature, for example of built-in functions
         return
     try:
         takes.bind(None, None)
@@ -139,7 +147,11 @@ def check_loss_fn(loss_fn: Any) -> None:
 
 
 def check_scaler(scaler: Any) -> None:
-    """Refuse what is no GradScaler."""
+    """Refuse a value that is neither a GradScaler nor None.
+
+    Raises:
+        ArgumentError: It has no methods ``scale`` and ``is_enabled``.
+    """
     if scaler is not None and not all(callable(getattr(scaler, k, None)) for k in ("scale", "is_enabled")):
         raise ArgumentError(
             f"scaler must be a torch.amp.GradScaler or None, but is {scaler!r}; pass the scaler itself, whose "
@@ -148,10 +160,10 @@ def check_scaler(scaler: Any) -> None:
 
 
 def generator(seed: Any) -> random.Random:
-    """The method's own random numbers.
+    """Make the random number generator of a method.
 
     Raises:
-        ArgumentError: The seed is no integer; None would be another one on every rank and in every run.
+        ArgumentError: The seed is not an integer. None would give different numbers on every rank and in every run.
     """
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ArgumentError(f"seed must be an integer, but is {seed!r}; give a number, such as seed=0")
@@ -159,10 +171,10 @@ def generator(seed: Any) -> random.Random:
 
 
 def check_options(scaler: Any, executor: Any, micro_batch: Any, rng: Any, flags: Mapping[str, Any]) -> None:
-    """Refuse options of an engine that are of the wrong kind.
+    """Refuse invalid options of an engine.
 
     Raises:
-        ArgumentError: One of them is.
+        ArgumentError: An option has the wrong type or value.
     """
     check_scaler(scaler)
     for name, value in flags.items():
@@ -175,7 +187,11 @@ def check_options(scaler: Any, executor: Any, micro_batch: Any, rng: Any, flags:
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Refuse what is neither True nor False."""
+    """Refuse a value that is neither True nor False.
+
+    Raises:
+        ArgumentError: It is another value.
+    """
     if not isinstance(value, bool):
         raise ArgumentError(f"{name} must be True or False, but is {value!r}; choose one of these")
 
@@ -184,7 +200,7 @@ def check_closure_free(optimizers: list[Optimizer]) -> None:
     """Refuse optimizers whose ``step`` calls the closure itself, such as LBFGS.
 
     Raises:
-        UsageError: One does.
+        UsageError: An optimizer calls the closure itself.
     """
     for optimizer in optimizers:
         if lookahead.needs_closure(optimizer):
@@ -197,15 +213,15 @@ def check_closure_free(optimizers: list[Optimizer]) -> None:
 
 
 def check_chosen(method: Method, selected: Callable[[Any], list[bool]], group_radii: Callable[[], list[Any]]) -> None:
-    """Refuse a ``select`` that leaves nothing to perturb, of the method or of one inside it.
+    """Refuse a ``select`` of the method, or of a method inside it, that selects no parameter to perturb.
 
     Args:
         method: The method.
-        selected: Which parameters a geometry accepts.
-        group_radii: Each parameter's own radius from its group; None where the group has none.
+        selected: A function from a geometry to the parameters that it accepts.
+        group_radii: A function to the radius of each parameter's group; None for a group without ``"rho"``.
 
     Raises:
-        ParameterError: It accepts no parameter, or only those that their groups leave unperturbed.
+        ParameterError: ``select`` accepts no parameter, or only parameters in groups with ``rho=0``.
     """
     for value in vars(method).values():
         if isinstance(value, Method):
@@ -227,11 +243,11 @@ def check_chosen(method: Method, selected: Callable[[Any], list[bool]], group_ra
 
 @contextmanager
 def to_the_end(engine: Engine) -> Iterator[None]:
-    """Warn where a loop over passes is left before its end, which takes the step back."""
+    """Warn if a loop over passes is left before its end, which reverts the step."""
     try:
         yield
     except GeneratorExit:
-        if engine.under_way:  # an exception inside a pass has ended the step already, and says enough
+        if engine.under_way:  # false after an exception in a pass, which needs no further warning
             warnings.warn(
                 "the loop over engine.passes() was left before its end, so the step was taken back and .grad is as "
                 "before; run all passes, without break",

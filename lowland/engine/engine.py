@@ -1,4 +1,4 @@
-"""One method at work on one model."""
+"""The engine: runs a method on a model and fills ``.grad``."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from lowland.methods.base import Method
 
 
 class Engine(Answers):
-    """Puts a method to work on a model: ``backward(batch)`` stands where ``loss.backward()`` stood.
+    """Runs a method on a model: ``backward(batch)`` replaces ``loss.backward()``.
 
-    Clipping, GradScaler, ``optimizer.step()`` and schedulers stay as they are::
+    Clipping, GradScaler, ``optimizer.step()`` and schedulers do not change::
 
         engine = lowland.Engine(lowland.SAM(rho=0.05), model, optimizer, loss_fn)
         for batch in loader:
@@ -42,46 +42,46 @@ class Engine(Answers):
     Args:
         method: The method, such as ``SAM(rho=0.05)``.
         model: The model, or several modules as a list, tuple or dict, such as an encoder and a criterion with weights;
-            ``loss_fn`` gets what is passed here. All trainable parameters must be in an optimizer.
-        optimizer: The base optimizer, or several; never wrapped, never written to. A parameter group's ``"rho"``
-            overrides the method's; 0 leaves the group unperturbed. Schedules that follow the learning rate follow
-            that of the first group of the first optimizer.
-        loss_fn: ``(model, batch) -> loss``: of shape ``(B,)``, one per example; of shape ``()``, their mean, which is
-            never cut; or a :class:`lowland.Loss`, a sum and what it is divided by, which is combined exactly over parts
-            and ranks. It may be None where the caller runs forward and backward: see :meth:`passes`.
-        mesh: A ``DeviceMesh`` over whose groups the probes of a step are divided, such as ``mesh["probe"]``; over a
-            dimension named "replicate" the engine averages gradients, where no wrapper of the model does.
-        executor: Where probes are answered; by default one after the other, here.
-        scaler: A ``torch.amp.GradScaler``. ``.grad`` comes out scaled, as its ``unscale_`` and ``step`` expect. An
-            overflow in any pass makes all of it NaN, so that the scaler skips the step; vectors in memory stay as they
-            were (SAMPa starts cold), while a method's own step counts go on.
-        micro_batch: Most examples in one forward pass; larger batches are cut and summed: the same step, unless
-            examples see each other, as in BatchNorm.
-        cut: How batches are cut, by ``micro_batch`` and by methods that choose or divide examples: a
-            :class:`lowland.Cutter`. By default ``Slices()``: tensors along dimension 0.
-        rng: "free" lets every pass draw its own dropout mask; "shared" is one for all passes on the same examples, and
-            one draw per step of Python's ``random``, NumPy's global generator, and generators that model and loss
+            ``loss_fn`` gets the same object. All trainable parameters must be in an optimizer.
+        optimizer: The base optimizer, or several. The engine neither wraps nor changes them. A parameter group's
+            ``"rho"`` overrides the method's; 0 leaves the group unperturbed. Schedules that follow the learning rate
+            use that of the first group of the first optimizer.
+        loss_fn: A function ``(model, batch) -> loss``. The loss has shape ``(B,)``, one per example; or shape ``()``,
+            their mean, which is never cut; or is a :class:`lowland.Loss`, a sum and its divisor, which combine exactly
+            over parts and ranks. It may be None if the caller runs forward and backward: see :meth:`passes`.
+        mesh: A ``DeviceMesh`` whose groups divide the probes of a step, such as ``mesh["probe"]``. Over a dimension
+            named "replicate" the engine averages gradients, if no wrapper of the model does.
+        executor: The executor that answers probes; by default one after the other in this process.
+        scaler: A ``torch.amp.GradScaler``. ``.grad`` is scaled, as its ``unscale_`` and ``step`` expect. After an
+            overflow in any pass, ``.grad`` is NaN, so that the scaler skips the step. Vectors in memory then keep their
+            values (SAMPa restarts without its old gradient), but a method's step counts increase.
+        micro_batch: The most examples in one forward pass; larger batches are cut and their gradients summed. The step
+            is the same, unless the model mixes examples, as BatchNorm does.
+        cut: A :class:`lowland.Cutter`, which cuts batches for ``micro_batch`` and for methods that choose or divide
+            examples. By default ``Slices()``: tensors along dimension 0.
+        rng: "free" draws a dropout mask per pass; "shared" uses one mask for all passes on the same examples, and one
+            draw per step from Python's ``random``, NumPy's global generator, and the generators that model and loss
             function keep. Loader workers and random numbers of other libraries are not rewound.
-        seed: Seed of the method's own random decisions.
-        allow_unaveraged: Accept several ranks over which nobody averages gradients, for trainings that are independent
-            or that the caller averages.
-        allow_low_precision: Accept bf16 or fp16 parameters, whose perturbation is mostly lost in rounding.
-        total_steps: Calls of :meth:`backward` in the whole training, >= 1, from which ``progress`` is counted.
+        seed: The seed of the method's random choices.
+        allow_unaveraged: Accept several ranks over which no gradients are averaged, for independent trainings or for
+            a caller who averages.
+        allow_low_precision: Accept bf16 or fp16 parameters, in which rounding removes most of a perturbation.
+        total_steps: The number of calls of :meth:`backward` in the training, >= 1, for ``progress``.
 
     Attributes:
-        step: Completed calls of :meth:`backward`. Schedules, cycles and warm-ups count these: accumulating n times is n
-            steps, but one call on ``Parts`` of n is one.
-        progress: How much of the training is done, in [0, 1], for methods and schedules that go by it, such as
-            ``Late(start=0.9)``. It is ``step / total_steps``, unless the caller sets it as it sets the learning rate,
-            ``engine.progress = 0.37``: to the same number on all ranks, before every step, and anew after a resume.
-        loss: The loss of the last step, detached, shape ``()``, as its method reports it; None before the first. With a
-            ``Loss`` it is that over all ranks, else this rank's.
-        aux: What the loss function returned in ``Loss(…, aux=…)`` in the pass that reports, detached, so that training
-            accuracy needs no further forward: a list if that was run in several parts; None if there was none, or
-            if another group of a probe mesh ran it.
+        step: The number of completed calls of :meth:`backward`. Schedules, cycles and warm-ups count these: n
+            accumulating calls are n steps, but one call on ``Parts`` of n is one step.
+        progress: The completed fraction of the training, in [0, 1], for methods and schedules that need it, such as
+            ``Late(start=0.9)``. It is ``step / total_steps``, unless the caller sets it like a learning rate,
+            ``engine.progress = 0.37``: to the same number on all ranks, before every step, and again after a resume.
+        loss: The loss of the last step, detached, shape ``()``, as its method reports it; None before the first step.
+            With a ``Loss`` it is the loss over all ranks, else this rank's.
+        aux: The auxiliary output ``Loss(…, aux=…)`` of the pass that reports, detached, for example for the training
+            accuracy: a list if the pass ran in several parts; None if there was no output, or if another group of a
+            probe mesh ran the pass.
         memory: The method's checkpointed state.
-        rng: The method's own random numbers, the same on every rank.
-        model: The model; several modules are one ``ModuleList`` or ``ModuleDict`` here, whose names they get.
+        rng: The random number generator of the method, the same on every rank.
+        model: The model; several modules are combined to one ``ModuleList`` or ``ModuleDict``.
         optimizers, params, names: The base optimizers, the trainable parameters, and the parameters' names.
 
     Raises:
@@ -114,7 +114,7 @@ class Engine(Answers):
         doors.check_loss_fn(loss_fn)
         flags = {"allow_low_precision": allow_low_precision, "allow_unaveraged": allow_unaveraged}
         doors.check_options(scaler, executor, micro_batch, rng, flags)
-        self.bound = partial(doors.bound, model=model)  # what loss functions of methods go through, too
+        self.bound = partial(doors.bound, model=model)  # methods with their own loss functions use it, too
         model, loss_fn = doors.one_module(model), self.bound(loss_fn)
         self.method, self.model, self.loss_fn = method, model, loss_fn
         self.training = Progress(total_steps, method.kind if method.needs_progress else None)
@@ -145,10 +145,10 @@ class Engine(Answers):
 
     @property
     def optimizer(self) -> Optimizer:
-        """The base optimizer, where there is one.
+        """The base optimizer.
 
         Raises:
-            UsageError: There are several.
+            UsageError: There are several optimizers.
         """
         if len(self.optimizers) > 1:
             raise UsageError(
@@ -159,48 +159,49 @@ class Engine(Answers):
 
     @property
     def width(self) -> int:
-        """How many probes the executor answers at once."""
+        """The number of probes that the executor answers at once."""
         return self.executor.width
 
     @property
     def cost(self) -> Cost:
-        """What the steps so far have cost, counted."""
+        """The counted costs of all steps so far."""
         return self.executor.cost
 
     # The front doors
 
     def backward(self, batch: Any) -> Tensor:
-        """Add the method's gradient to ``.grad``, as ``loss.backward()`` adds the plain one.
+        """Add the method's gradient to ``.grad``, as ``loss.backward()`` adds the plain gradient.
 
-        Weights are bit-identical before and after. If anything is raised inside, ``.grad``, memory and step
-        counter are as before, too.
+        Weights are bit-identical before and after. After an exception, ``.grad``, memory and step counter are restored,
+        too.
 
-        Gradients of a large batch are accumulated in one of two ways. One call on ``Parts([first, second])``, or with
-        ``micro_batch``, perturbs all examples together: the step of the large batch. One call for each part perturbs
-        each by its own gradient and adds the results, which for ``SAM`` is mSAM; schedules and cycles count each call.
+        There are two ways to accumulate the gradients of a large batch. One call on ``Parts([first, second])``, or with
+        ``micro_batch``, perturbs by the gradient of all examples: this is the step of the large batch. One call for
+        each part perturbs by the gradient of that part and adds the results, which for ``SAM`` is mSAM; schedules and
+        cycles count each call.
 
         Args:
-            batch: Any object that the loss function takes, but no iterator, which can be read once. Only methods that
-                cut, keep or choose examples look inside: see ``cut``.
+            batch: Any object that the loss function takes, except an iterator, which can be read only once. Only
+                methods that cut, keep or choose examples read its contents: see ``cut``.
 
         Returns:
             The mean training loss, detached, shape ``()``.
 
         Raises:
-            BatchError: The batch is empty, or must be cut and cannot be.
-            LossError: The loss function returns something unusable, or a mean where the batch is cut.
+            BatchError: The batch is empty, or must be cut and cannot be cut.
+            LossError: The loss function returns no valid loss, or a mean although the batch is cut.
         """
         with closing(drive(self, batch)) as step:
-            asked = next(step)
+            probes = next(step)
             while True:
                 try:
-                    # Readings are handed over without a name here, so that a plan can free them.
-                    asked = step.send(self.executor.run(self.work, asked))
+                    # The readings have no name here, so that the plan can free them.
+                    probes = step.send(self.executor.run(self.work, probes))
                 except StopIteration as done:
                     return done.value  # type: ignore[no-any-return]
 
     def passes(self, batch: Any = None) -> Iterator[Pass]:
-        """The same step, but the caller runs forward and backward.
+        """Take a step like :meth:`backward`, but the caller runs forward and backward of each pass.
 
         ::
 
@@ -209,45 +210,45 @@ class Engine(Answers):
                     p.backward(loss_fn(model, p.batch))
 
         Args:
-            batch: What the passes hand out as ``p.batch``; may be None for methods that need no batch.
+            batch: The batch, which the passes return as ``p.batch``; may be None for methods that need no batch.
 
         Yields:
-            One pass for every probe, in order. Leaving the loop early takes the step back and warns, because then there
-            is no gradient to train with.
+            One pass for every probe, in order. Leaving the loop early reverts the step and warns, because no gradient
+            was computed.
 
         Raises:
-            UsageError: The method needs the batch, or micro-batches were asked for, which only
-                :meth:`backward` can cut.
+            UsageError: The method needs the batch; or the engine has ``micro_batch``, with which only :meth:`backward`
+                can cut.
         """
         if self.work.micro_batch is not None:
             raise UsageError(
                 "micro_batch cuts what backward(batch) runs; with passes, pass Parts([…]) and loop over p.parts()"
             )
         with closing(drive(self, batch)) as step, doors.to_the_end(self):
-            asked = next(step)
+            probes = next(step)
             while True:
-                if any(probe.loss_fn is not None for probe in asked):
+                if any(probe.loss_fn is not None for probe in probes):
                     raise UsageError(f"{self.method.kind} asks for another loss; call engine.backward(batch)")
                 try:
-                    asked = step.send((yield from self.executor.passes(self.work, asked, step.close)))
+                    probes = step.send((yield from self.executor.passes(self.work, probes, step.close)))
                 except StopIteration:
                     return
 
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resume needs beside model and optimizer; safe for ``torch.load(weights_only=True)``."""
+        """The state that a resume needs besides model and optimizer; safe for ``torch.load(weights_only=True)``."""
         return state.save(self)
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
-        """Go on where :meth:`state_dict` was taken. Nothing changes unless all of it fits.
+        """Load a state from :meth:`state_dict`. If it does not fit, the engine does not change.
 
         Args:
-            state_dict: What :meth:`state_dict` gave.
-            strict: False lets an engine with more parameters take over memory by name; new ones start afresh.
+            state_dict: The state.
+            strict: False loads memory by name into an engine with more parameters; new parameters get initial memory.
 
         Raises:
-            StateError: It was taken with another method or other parameters, or is incomplete; or ``strict`` is False
-                and parameters are missing here, or the method keeps a number per parameter.
+            StateError: The state is from another method or other parameters, or is incomplete; or ``strict`` is False
+                and the engine lacks parameters of the state, or the method keeps a number per parameter.
         """
         state.load(self, state_dict, strict)

@@ -1,7 +1,7 @@
-"""Where the base optimizer would go next, without going there.
+"""Computes the displacement of the base optimizer's next step without taking the step.
 
-Closed forms for SGD and Adam(W); any other optimizer takes its step in a copy. Nothing here leaves a trace in
-the optimizer: no state, no step count, no buffer.
+There are closed forms for SGD and Adam(W); a copy of any other optimizer takes the step. The optimizer itself is
+unchanged: its state, step count and buffers.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from lowland.core import vec
 from lowland.core.errors import ParameterError, UsageError
 from lowland.core.vec import Vec
 
-# Classes that hand their calls to an optimizer inside, and where it is. Some imitate its class, so that isinstance
-# does not tell. Optimizers that have a step of their own, such as Lookahead, are none of these.
+# Wrappers that forward calls to an inner optimizer, and the attribute of that optimizer. They are recognized by name,
+# because some imitate the class of the inner optimizer. An optimizer with its own step, such as Lookahead, is no
+# wrapper.
 INSIDE = {
     "AcceleratedOptimizer": "optimizer",  # accelerate
     "LightningOptimizer": "_optimizer",
@@ -30,17 +31,17 @@ INSIDE = {
 
 
 def unwrap(optimizer: Any) -> Optimizer:
-    """The torch optimizer inside the wrappers of accelerate, Lightning, Fabric and fastai, and any ``.optimizer``.
+    """The torch optimizer inside a wrapper of accelerate, Lightning, Fabric or fastai, or in an ``.optimizer``.
 
     Raises:
-        ParameterError: There is none.
+        ParameterError: There is no torch optimizer.
     """
     seen: list[Any] = []
     while (place := _inside(optimizer)) is not None or not isinstance(optimizer, Optimizer):
         seen.append(optimizer)
         try:
             inner = getattr(optimizer, place or "optimizer", None)
-        except Exception:  # whatever a wrapper's own __getattr__ raises
+        except Exception:  # a wrapper's __getattr__ can raise any exception
             inner = None
         if inner is None or any(inner is other for other in seen):
             raise ParameterError(
@@ -56,51 +57,55 @@ def _inside(optimizer: Any) -> str | None:
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
-    """Whether ``step`` calls a closure itself, as LBFGS does: it has a parameter for one without a default."""
+    """Whether ``step`` requires a closure, as LBFGS does: it has a parameter without a default."""
     step = type(optimizer).step
     try:
-        takes = list(inspect.signature(getattr(step, "__wrapped__", step)).parameters.values())[1:]
+        parameters = list(inspect.signature(getattr(step, "__wrapped__", step)).parameters.values())[1:]
     except (TypeError, ValueError):
         return False
-    named = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return any(t.default is inspect.Parameter.empty and t.kind not in named for t in takes)
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return any(p.default is inspect.Parameter.empty and p.kind not in variadic for p in parameters)
 
 
 def each(
-    ask: Callable[[Optimizer, Vec, Vec], Vec],
+    compute: Callable[[Optimizer, Vec, Vec], Vec],
     optimizers: Sequence[Optimizer],
     params: Vec,
     grad: Vec,
     among: Sequence[bool] | None = None,
 ) -> Vec:
-    """One answer for all parameters, of which every optimizer gives that for its own.
+    """Compute a vector over all parameters, each optimizer for its own parameters.
 
     Args:
-        ask: Such as :func:`displacement`.
+        compute: A function of optimizer, parameters and gradient, such as :func:`displacement`.
         optimizers: The base optimizers; no parameter is in two of them.
         params: The parameters.
-        grad: One tensor per parameter.
-        among: Which parameters are asked for; the others get zero, because an optimizer skips those without gradient.
+        grad: The gradient, one tensor per parameter.
+        among: Which parameters to compute; the others get zero, because an optimizer skips parameters without a
+            gradient. None for all.
+
+    Returns:
+        One tensor per parameter.
     """
     if len(optimizers) == 1 and (among is None or all(among)):
-        return ask(optimizers[0], params, grad)
+        return compute(optimizers[0], params, grad)
     steps: dict[int, Tensor] = {}
     for optimizer in optimizers:
         own = {id(p) for group in optimizer.param_groups for p in group["params"]}
         index = [i for i, p in enumerate(params) if id(p) in own and (among is None or among[i])]
         if index:
-            answer = ask(optimizer, [params[i] for i in index], [grad[i] for i in index])
-            steps.update(zip(index, answer, strict=True))
+            result = compute(optimizer, [params[i] for i in index], [grad[i] for i in index])
+            steps.update(zip(index, result, strict=True))
     return [steps[i] if i in steps else torch.zeros_like(p) for i, p in enumerate(params)]
 
 
 def closed(optimizer: Optimizer) -> bool:
-    """Whether :func:`displacement` is arithmetic alone; otherwise a copy of the optimizer takes a step."""
+    """Whether :func:`displacement` has a closed form; otherwise a copy of the optimizer takes a step."""
     return type(optimizer) in FORMS
 
 
 def displacement(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
-    """The change of ``params`` that ``optimizer.step()`` would make with gradient ``grad``."""
+    """The change of ``params`` that ``optimizer.step()`` would make with the gradient ``grad``."""
     if not closed(optimizer):
         return dry_run(optimizer, params, grad)
     moves: dict[int, Tensor] = {}
@@ -113,7 +118,7 @@ def displacement(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
 
 
 def raw(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
-    """``-lr * grad``, with every group's own learning rate."""
+    """``-lr * grad`` with the learning rate of each group."""
     moves: dict[int, Tensor] = {}
     for group, index in _by_group(optimizer, params):
         sign = 1.0 if group.get("maximize") else -1.0
@@ -122,7 +127,11 @@ def raw(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
 
 
 def momentum(optimizer: Optimizer, params: Vec) -> Vec:
-    """SGD's momentum buffer, Adam's ``exp_avg``; zero where there is none yet."""
+    """A copy of SGD's momentum buffer or Adam's ``exp_avg``; zero for parameters without state.
+
+    Raises:
+        UsageError: The optimizer is another one, or SGD without momentum.
+    """
     keys: dict[type, str] = {SGD: "momentum_buffer", Adam: "exp_avg", AdamW: "exp_avg"}
     key = keys.get(type(optimizer))
     if key is None:
@@ -139,7 +148,11 @@ def momentum(optimizer: Optimizer, params: Vec) -> Vec:
 
 
 def dry_run(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
-    """Let a copy of the optimizer take the step on copies of the parameters, and measure how far it got."""
+    """Let a copy of the optimizer take the step on copies of the parameters, and return their displacement.
+
+    Raises:
+        UsageError: The optimizer needs a closure, or its copy cannot take a step.
+    """
     name = type(optimizer).__name__
     if needs_closure(optimizer):
         raise UsageError(
@@ -151,7 +164,7 @@ def dry_run(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
         for p, g in zip(copies, grad, strict=True):
             p.grad = g.clone()
         step = type(twin).step
-        # Unhooked: a step that is not taken must not be seen by anyone.
+        # The unwrapped step, because global step hooks must not see this step.
         getattr(step, "__wrapped__", step)(twin) if getattr(step, "hooked", False) else twin.step()
     except Exception as error:
         raise UsageError(
@@ -162,7 +175,7 @@ def dry_run(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
 
 
 def _twin(optimizer: Optimizer, params: Vec) -> tuple[Optimizer, list[Any]]:
-    """A copy on copies of the parameters, without the user's hooks and without what schedulers have patched."""
+    """A copy of the optimizer with copies of the parameters, without hooks and without the ``step`` of schedulers."""
     memo: dict[int, Any] = {}
     twin = object.__new__(type(optimizer))
     copied = {k: v for k, v in vars(optimizer).items() if k != "step" and not k.endswith("_hooks")}
@@ -175,7 +188,7 @@ def _twin(optimizer: Optimizer, params: Vec) -> tuple[Optimizer, list[Any]]:
 
 
 def _by_group(optimizer: Optimizer, params: Vec) -> list[tuple[dict[str, Any], list[int]]]:
-    """Each group with the positions of its parameters in ``params``; frozen and foreign ones are left out."""
+    """The groups with the indices of their parameters in ``params``; parameters that are not in it are ignored."""
     position = {id(p): i for i, p in enumerate(params)}
     return [
         (group, index)
@@ -188,18 +201,18 @@ def _sgd(group: dict[str, Any], states: list[dict[str, Any]], params: Vec, grad:
     d = vec.scale(grad, -1.0) if group["maximize"] else grad
     d = vec.add(d, params, group["weight_decay"]) if group["weight_decay"] != 0 else vec.clone(d)
     if group["momentum"] != 0:
-        moved = vec.clone(d) if group["nesterov"] else d
-        # A buffer that does not exist yet starts at d itself, without dampening.
-        buffers = {i: b for i, s in enumerate(states) if (b := s.get("momentum_buffer")) is not None}
-        if buffers:
-            old = [moved[i] for i in buffers]
+        buffer = vec.clone(d) if group["nesterov"] else d
+        # A momentum buffer that does not exist yet starts as d, without dampening.
+        old = {i: b for i, s in enumerate(states) if (b := s.get("momentum_buffer")) is not None}
+        if old:
+            updated = [buffer[i] for i in old]
             if group["dampening"] != 0:
-                vec.scale_(old, 1 - group["dampening"])
-            vec.add_(old, list(buffers.values()), group["momentum"])
+                vec.scale_(updated, 1 - group["dampening"])
+            vec.add_(updated, list(old.values()), group["momentum"])
         if group["nesterov"]:
-            vec.add_(d, moved, group["momentum"])
+            vec.add_(d, buffer, group["momentum"])
         else:
-            d = moved
+            d = buffer
     vec.scale_(d, -_lr(group))
     return d
 
@@ -214,14 +227,14 @@ def _adam(group: dict[str, Any], states: list[dict[str, Any]], params: Vec, grad
     squares = vec.add(vec.scale(_state(states, "exp_avg_sq", params), beta2), vec.mul(g, g), 1 - beta2)
     if group["amsgrad"]:
         squares = vec.maximum(_state(states, "max_exp_avg_sq", params), squares)
-    # Step counts stay tensors: reading them would wait for the device.
-    counts = [_on(s.get("step"), p) + 1 for s, p in zip(states, params, strict=True)]
-    ups = [1 - beta1**n for n in counts]
+    # Step counts stay tensors, because reading them would wait for the device.
+    counts = [_step_count(s.get("step"), p) + 1 for s, p in zip(states, params, strict=True)]
+    corrections = [1 - beta1**n for n in counts]
     roots = vec.div(vec.sqrt(squares), [torch.sqrt(1 - beta2**n) for n in counts])
-    moves = vec.scale(vec.div(vec.div(means, ups), vec.shift(roots, group["eps"])), -_lr(group))
+    steps = vec.scale(vec.div(vec.div(means, corrections), vec.shift(roots, group["eps"])), -_lr(group))
     if group["weight_decay"] != 0 and decoupled:
-        moves = vec.add(moves, vec.scale(params, -_lr(group) * group["weight_decay"]))
-    return moves
+        steps = vec.add(steps, vec.scale(params, -_lr(group) * group["weight_decay"]))
+    return steps
 
 
 FORMS: dict[type, Callable[..., Vec]] = {SGD: _sgd, Adam: _adam, AdamW: _adam}
@@ -236,8 +249,8 @@ def _state(states: list[dict[str, Any]], key: str, params: Vec) -> Vec:
     return [torch.zeros_like(p) if key not in s else s[key] for s, p in zip(states, params, strict=True)]
 
 
-def _on(count: Tensor | None, param: Tensor) -> Tensor:
-    """A step count beside its parameter, in double precision where it has that, so that the correction is exact."""
+def _step_count(count: Tensor | None, param: Tensor) -> Tensor:
+    """A step count on the device of its parameter, in float64 where the device has it, for an exact bias correction."""
     dtype = vec.wide(param.device)
     if count is None:
         return torch.zeros((), dtype=dtype, device=param.device)

@@ -1,4 +1,4 @@
-"""Where a model keeps its parameters, so that a change of place is noticed by an event or in microseconds."""
+"""Detects quickly whether a model's parameters were replaced: by a hook on registrations, and by comparison."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Places = tuple[list[dict[str, Any]], list[Any]]
 
 
 def places(model: nn.Module, names: Sequence[str]) -> Places:
-    """The dictionaries that lead from a model to its parameters, each once, and all that is in them.
+    """The dictionaries on the paths from a model to its parameters, each once, and all their values.
 
     Args:
         model: The model.
-        names: Full names of parameters, as ``named_parameters`` gives them.
+        names: Full names of parameters, as ``named_parameters`` returns them.
     """
     holders: dict[int, dict[str, Any]] = {}
     for name in names:
@@ -31,12 +31,12 @@ def places(model: nn.Module, names: Sequence[str]) -> Places:
 
 
 def _add(holders: dict[int, dict[str, Any]], holder: Any, key: str) -> None:
-    if isinstance(holder, dict) and key in holder:  # TorchScript keeps them in C++
+    if isinstance(holder, dict) and key in holder:  # TorchScript modules have no Python dictionaries
         holders[id(holder)] = holder
 
 
 def in_place(known: Places) -> bool:
-    """Whether everything is where it was."""
+    """Whether the dictionaries have the same values as before."""
     holders, values = known
-    here = chain.from_iterable(map(dict.values, holders))
-    return sum(map(len, holders)) == len(values) and all(map(operator.is_, here, values))
+    current = chain.from_iterable(map(dict.values, holders))
+    return sum(map(len, holders)) == len(values) and all(map(operator.is_, current, values))

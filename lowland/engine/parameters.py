@@ -1,4 +1,4 @@
-"""Which parameters a method works on, and what model and optimizer must agree on."""
+"""The trainable parameters of an engine, their radii, and the checks that model and optimizer agree about them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,13 @@ class Parameters:
     Args:
         model: The model.
         optimizers: The optimizers that step its parameters.
-        allow_low_precision: Accept parameters kept in bf16 or fp16.
+        allow_low_precision: Accept bf16 and fp16 parameters.
+
+    Attributes:
+        names: The names of the parameters, without the prefixes of wrappers.
+        vec: The parameters.
+        frozen: The parameters of the model that are not trainable.
+        group: The index of each parameter's group, counted over all optimizers.
 
     Raises:
         ParameterError: Model and optimizers disagree, or the parameters cannot be perturbed reliably.
@@ -37,7 +43,7 @@ class Parameters:
         named = dict(model.named_parameters())
         trainable = {n: p for n, p in named.items() if p.requires_grad}
         self.frozen = [p for p in named.values() if not p.requires_grad]
-        self.names = short_names(model, list(trainable))  # a checkpoint should not know of wrappers
+        self.names = short_names(model, list(trainable))  # so that a checkpoint is independent of wrappers
         self.vec: list[Tensor] = list(trainable.values())
         check_kinds(trainable, allow_low_precision)
         _check_owned(named, trainable, optimizers)
@@ -49,20 +55,20 @@ class Parameters:
         self._kinds = Kinds(self.names, self.vec)
         self._owners = [model.get_submodule(n.rpartition(".")[0]) for n in trainable]
         self._selected: dict[Geometry, list[bool]] = {}
-        self._thawed: list[bool] | None = None  # which are not frozen since; None: not looked at in this step
+        self._trainable: list[bool] | None = None  # which are not frozen now; None until it is needed in a step
         Registrations.watch()
         self._registrations = Registrations.count
 
     def check_unchanged(self, step: int, sharded: Sequence[nn.Module] = ()) -> None:
-        """Refuse to go on if parameters were added, replaced or unfrozen since.
+        """Refuse a step if parameters were added, replaced, unfrozen or converted since the engine was made.
 
         Args:
-            step: Number of the step; the whole model is walked through at 0, 1, 2, 4, 8, ..., and when any module has
-                been given a parameter or a module since.
-            sharded: Modules of ``fully_shard``, which may have put other tensors in the parameters' places.
+            step: The number of the step. The model's parameters are searched in steps 0, 1, 2, 4, 8, ..., and after any
+                module has registered a parameter or a module.
+            sharded: Modules of ``fully_shard``, which may have replaced their parameters by gathered ones.
 
         Raises:
-            ParameterError: They were.
+            ParameterError: The parameters have changed.
         """
         if not _same_groups(self._optimizers, self._grouped) or any(p.requires_grad for p in self.frozen):
             raise ParameterError(
@@ -70,33 +76,29 @@ class Parameters:
                 "exchanged, added or unfrozen since; make a new Engine from the same method, model and optimizer"
             )
         self._kinds.check(self.vec, self._due(step))
-        self._thawed, before = None, self._registrations
+        self._trainable, before = None, self._registrations
         self._registrations = Registrations.count
         if self._due(step) or self._registrations != before:
             self._check_model(sharded)
 
     @staticmethod
     def _due(step: int) -> bool:
-        """Whether everything is looked at: at steps 0, 1, 2, 4, 8, ...; at the others, what is quick."""
+        """Whether the step, one of 0, 1, 2, 4, 8, ..., has the expensive checks; other steps have the cheap ones."""
         return step & (step - 1) == 0
 
     def check_unreached(self, sharded: Sequence[nn.Module] = ()) -> None:
-        """The same where a loss has not reached all parameters, as it cannot where others have taken their place.
-
-        Raises:
-            ParameterError: They have.
-        """
+        """Refuse replaced parameters after a step whose losses have not reached all; see :meth:`check_unchanged`."""
         if not owners.in_place(self._places):
             self._check_model(sharded)
 
     def _check_model(self, sharded: Sequence[nn.Module]) -> None:
-        """Look for all parameters in the model, wherever they are now."""
+        """Refuse a model whose trainable parameters are not those of the engine; their names may have changed."""
         for m in sharded:
             m.reshard()  # type: ignore[operator]
-        here = {id(p): n for n, p in self._model.named_parameters() if p.requires_grad}
+        current = {id(p): n for n, p in self._model.named_parameters() if p.requires_grad}
         known = {id(p) for p in self.vec}
-        lost = [n for n, p in zip(self.names, self.vec, strict=True) if p.requires_grad and id(p) not in here]
-        new = [n for i, n in here.items() if i not in known]
+        lost = [n for n, p in zip(self.names, self.vec, strict=True) if p.requires_grad and id(p) not in current]
+        new = [n for i, n in current.items() if i not in known]
         if lost or new:
             raise ParameterError(
                 "the trainable parameters must stay those the engine was made with, but of the model's "
@@ -109,16 +111,16 @@ class Parameters:
             self._places = owners.places(self._model, [place[id(p)] for p in self.vec])
 
     def trained(self, among: Sequence[bool] | None) -> list[bool] | None:
-        """Those of ``among`` that were not frozen since the engine was made; None stands for all."""
-        if self._thawed is None:
-            self._thawed = list(map(_TRAINS, self.vec))
-        if all(self._thawed):
+        """The parameters of ``among`` that have not been frozen since the engine was made; None means all."""
+        if self._trainable is None:
+            self._trainable = list(map(_TRAINS, self.vec))
+        if all(self._trainable):
             return None if among is None else list(among)
-        return self._thawed if among is None else [a and t for a, t in zip(among, self._thawed, strict=True)]
+        return self._trainable if among is None else [a and t for a, t in zip(among, self._trainable, strict=True)]
 
     def group_radii(self) -> list[float | None]:
-        """Every parameter's radius from its group; None where the group names none."""
-        # Some optimizers, Adadelta for one, have a hyperparameter of their own that is called rho.
+        """The radius of each parameter's group, checked; None for a group without ``"rho"``."""
+        # In some optimizers, such as Adadelta, rho is another hyperparameter.
         groups = [(g, "rho" in o.defaults) for o in self._optimizers for g in o.param_groups]
         for k, (group, own) in enumerate(groups):
             if not own and group.get("rho") is not None:
@@ -127,11 +129,11 @@ class Parameters:
         return [each[k] for k in self.group]
 
     def radii(self, value: float, geometry: Geometry) -> Radii:
-        """The radius for every parameter: a number where all share it, else one each, 0 for excluded ones.
+        """The radius of the parameters: one number for all, or one per parameter, 0 for excluded ones.
 
         Args:
             value: The method's radius. A group's ``"rho"`` overrides it for the group's parameters.
-            geometry: Its predicate excludes parameters.
+            geometry: The geometry, whose ``select`` excludes parameters.
         """
         groups = _groups(self._optimizers)
         chosen = [value if "rho" in o.defaults or g.get("rho") is None else g["rho"] for o, g in groups]
@@ -139,25 +141,25 @@ class Parameters:
             checks.at_least(f'param_groups[{k}]["rho"]', radius, 0, "rho=0 leaves the group unperturbed")
         if geometry.select is None and all(c == value for c in chosen) and self.trained(None) is None:
             return value
-        taken = self.trained(self.select(geometry)) or []
-        return [chosen[k] if t else 0.0 for k, t in zip(self.group, taken, strict=True)]
+        perturbed = self.trained(self.select(geometry)) or []
+        return [chosen[k] if p else 0.0 for k, p in zip(self.group, perturbed, strict=True)]
 
     def select(self, geometry: Geometry) -> list[bool]:
-        """Which parameters a geometry's predicate accepts; asked once for every geometry."""
+        """Which parameters a geometry's ``select`` accepts; it is called once per geometry and parameter."""
         select = geometry.select
         if select is None:
             return [True] * len(self.vec)
         if geometry not in self._selected:
             modules = zip(self._owners, self.names, self.vec, strict=True)
-            self._selected[geometry] = [_answer(select, m, n, p) for m, n, p in modules]
+            self._selected[geometry] = [_accepts(select, m, n, p) for m, n, p in modules]
         return self._selected[geometry]
 
 
-def _answer(select: Any, owner: nn.Module, name: str, p: Tensor) -> bool:
-    """What a predicate says of a parameter.
+def _accepts(select: Any, owner: nn.Module, name: str, p: Tensor) -> bool:
+    """Whether ``select`` accepts a parameter.
 
     Raises:
-        ArgumentError: It cannot be called so, or says something else than yes or no.
+        ArgumentError: It cannot be called with module, name and parameter, or returns no truth value.
     """
     remedy = 'write select=lambda module, name, p: name.endswith("weight")'
     if not callable(select):
@@ -170,7 +172,7 @@ def _answer(select: Any, owner: nn.Module, name: str, p: Tensor) -> bool:
         raise ArgumentError(
             f"geometry.select must take (module, name, parameter), but cannot ({error}); {remedy}"
         ) from None
-    except ValueError:  # built in
+    except ValueError:  # Python does not know the signature of a built-in function
         pass
     answer = select(owner, name, p)
     if isinstance(answer, Tensor) and answer.numel() != 1:
@@ -186,25 +188,25 @@ def _groups(optimizers: Sequence[Optimizer]) -> list[tuple[Optimizer, dict[str, 
 
 
 def _same_groups(optimizers: Sequence[Optimizer], known: list[list[list[Tensor]]]) -> bool:
-    """Whether all groups hold the very same tensors as they did."""
+    """Whether all groups contain the same tensors as in ``known``."""
     for optimizer, groups in zip(optimizers, known, strict=True):
         if len(optimizer.param_groups) != len(groups):
             return False
         for group, before in zip(optimizer.param_groups, groups, strict=True):
-            now = group["params"]
-            if len(now) != len(before) or not all(map(operator.is_, now, before)):
+            current = group["params"]
+            if len(current) != len(before) or not all(map(operator.is_, current, before)):
                 return False
     return True
 
 
 def _check_owned(named: dict[str, Any], trainable: dict[str, Any], optimizers: Sequence[Optimizer]) -> None:
-    owned: dict[int, int] = {}  # by which optimizer
+    owned: dict[int, int] = {}  # the index of each parameter's optimizer
     for number, optimizer in enumerate(optimizers):
         for group in optimizer.param_groups:
-            twice = [n for n, p in named.items() if owned.get(id(p), number) != number and _has(group["params"], p)]
-            if twice:
+            shared = [n for n, p in named.items() if owned.get(id(p), number) != number and _has(group["params"], p)]
+            if shared:
                 raise ParameterError(
-                    f"a parameter must be in one optimizer, but {some(twice)} in two; give each optimizer its own"
+                    f"a parameter must be in one optimizer, but {some(shared)} in two; give each optimizer its own"
                 )
             owned |= {id(p): number for p in group["params"]}
     missing = [n for n, p in trainable.items() if id(p) not in owned]

@@ -1,4 +1,4 @@
-"""What a plan must return and leave in memory; a method of one's own that does otherwise is refused at once."""
+"""Checks what a method's plan returns, what it leaves in memory, and what its probes ask for."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from lowland.methods.base import Method
 
 
 def result(kind: str, value: Any, params: Vec, *, each: bool = True) -> tuple[Tensor, Vec]:
-    """The loss and the gradient that a plan has returned.
+    """Check the value that a plan has returned, and return its loss and its gradient.
 
     Args:
-        kind: The method's name.
-        value: What it returned.
+        kind: The name of the method.
+        value: The value.
         params: The parameters, one for each tensor of the gradient.
-        each: Look at every tensor, which costs a microsecond for each; for the first steps.
+        each: Also compare shape, dtype and device of every tensor, which costs a microsecond per tensor, so only some
+            steps do it.
 
     Raises:
-        UsageError: It is not a pair of a loss of shape ``()`` and one tensor per parameter, in its shape and dtype.
+        UsageError: The value is not a loss of shape ``()`` and one tensor per parameter, in its shape and dtype.
     """
     if not isinstance(value, tuple) or len(value) != 2:
         shown = "nothing" if value is None else f"a {type(value).__name__} of {_size(value)}"
@@ -45,8 +46,8 @@ def result(kind: str, value: Any, params: Vec, *, each: bool = True) -> tuple[Te
             f"{_shown(grad)}; return a vector such as here.grad"
         )
     for i, (g, p) in enumerate(zip(grad, params, strict=True) if each else ()):
-        usual = isinstance(g, Tensor) and g.shape == p.shape and g.dtype == p.dtype and g.device == p.device
-        if not usual or g.layout is not torch.strided:
+        fits = isinstance(g, Tensor) and g.shape == p.shape and g.dtype == p.dtype and g.device == p.device
+        if not fits or g.layout is not torch.strided:
             raise UsageError(
                 f"plan must return tensors like the parameters, but that of {kind} returned {_shown(g)} for parameter "
                 f"{i}, which is {_shown(p)}; compute with lowland.vec, which keeps shapes"
@@ -85,10 +86,10 @@ def explain(method: Method, memory: Mapping[str, Any], error: KeyError | FrozenI
 
 
 def memory(kind: str, value: Any) -> dict[str, Any]:
-    """The memory that a method's ``init`` has made.
+    """Check the memory that a method's ``init`` has returned, and return it.
 
     Raises:
-        UsageError: It is no dict with names for keys.
+        UsageError: It is not a dict with strings as keys.
     """
     if type(value) is not dict or not all(isinstance(key, str) for key in value):
         raise UsageError(
@@ -99,10 +100,10 @@ def memory(kind: str, value: Any) -> dict[str, Any]:
 
 
 def same_keys(kind: str, before: Collection[str], after: Mapping[str, Any]) -> None:
-    """Refuse a plan that has added an entry to memory or taken one away.
+    """Refuse a plan that has added or removed an entry of memory, because its checkpoint could not be loaded.
 
     Raises:
-        UsageError: It did, so that a checkpoint could not be loaded.
+        UsageError: The keys differ, or memory is not a dict.
     """
     if type(after) is not dict:
         raise UsageError(
@@ -119,7 +120,7 @@ def same_keys(kind: str, before: Collection[str], after: Mapping[str, Any]) -> N
 
 
 def chosen(kind: str, probe: Probe, params: Vec) -> None:
-    """Refuse a probe whose ``wrt`` is not for these parameters.
+    """Refuse a probe whose ``wrt`` does not fit the parameters.
 
     Raises:
         UsageError: It has another length.

@@ -1,4 +1,4 @@
-"""How much of a training is done: counted in steps, or set by the caller."""
+"""The completed fraction of a training: counted in steps, or set by the caller."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from lowland.executors.mesh import collectives
 
 
 class Progress:
-    """The fraction of a training that is done, in [0, 1].
+    """The completed fraction of a training, in [0, 1].
 
     Args:
-        total: Steps of the whole training, >= 1; None where the caller sets the fraction, or nobody needs it.
-        needed_by: The name of the method that needs it; None where the method does not.
+        total: The number of steps of the training, >= 1; None if the caller sets the fraction, or it is not needed.
+        needed_by: The name of the method that needs the fraction; None if the method does not need it.
 
     Attributes:
-        total: As given.
+        total: The number of steps of the training, or None.
 
     Raises:
-        ArgumentError: ``total`` is no integer >= 1.
+        ArgumentError: ``total`` is not an integer >= 1.
     """
 
     def __init__(self, total: int | None, needed_by: str | None) -> None:
         if total is not None:
             checks.integer("total_steps", total, 1, "give the calls of engine.backward in the whole training")
         self.total, self._needed_by = total, needed_by
-        self._given: float | None = None
+        self._set: float | None = None  # the fraction that the caller has set
 
-    def give(self, value: Any) -> None:
-        """The caller says how much is done; that wins over the count of steps from then on.
+    def set(self, value: Any) -> None:
+        """Set the fraction; from now on it replaces the count of steps.
 
         Raises:
-            ArgumentError: It is no number in [0, 1].
+            ArgumentError: It is not a number in [0, 1].
         """
         checks.within("progress", value, 0, 1, "give the fraction of the training that is done, such as step / steps")
-        self._given = float(value)
+        self._set = float(value)
 
     def at(self, step: int) -> float:
         """The fraction before step ``step``, counted from 0.
 
         Raises:
-            UsageError: Nobody has said it.
+            UsageError: There is neither a number of steps nor a fraction.
         """
-        if self._given is not None:
-            return self._given
+        if self._set is not None:
+            return self._set
         if self.total is None:
             raise UsageError(
                 f"engine.progress must be known, because {self._needed_by or 'the plan'} goes by the fraction of the "
@@ -56,23 +56,23 @@ class Progress:
         return min(step / self.total, 1.0)
 
     def check(self, step: int, first: bool, groups: Sequence[Any], device: Any = None) -> None:
-        """Refuse a step whose method needs the fraction and has none, or another one on another rank.
+        """Refuse a step if the method needs the fraction and it is unknown, or if it differs between ranks.
 
-        Ranks are compared in the first step of an engine and in steps 1, 2, 4, 8, …, and only where the caller sets
-        the fraction.
+        Ranks are compared in the first step of an engine and in steps 1, 2, 4, 8, …, and only if the caller sets the
+        fraction.
 
         Args:
             step: The step that begins, counted from 0.
-            first: Whether it is the engine's first.
-            groups: Process groups of all ranks.
-            device: Where the model is.
+            first: Whether it is the first step of the engine.
+            groups: The process groups whose ranks are compared.
+            device: The model's device.
 
         Raises:
-            UsageError: Nobody has said it.
-            RankError: It differs; on all ranks.
+            UsageError: The fraction is unknown.
+            RankError: The fraction differs between ranks; raised on all ranks.
         """
         if self._needed_by is None:
             return
         now = self.at(step)
-        if groups and self._given is not None and (first or step & (step - 1) == 0):
+        if groups and self._set is not None and (first or step & (step - 1) == 0):
             collectives.agree({"engine.progress": now}, groups, device)

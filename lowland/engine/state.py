@@ -1,4 +1,4 @@
-"""An engine's state: what of it survives a step that was not finite; as plain containers and tensors, and back."""
+"""The state of an engine: saved and loaded as plain containers, and restored after a step that does not count."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from lowland.core.errors import StateError
 from lowland.core.vec import Vec
 from lowland.executors.counted import Cost
 
-PARTS = "lowland.Parts"  # the key under which they are saved
+PARTS = "lowland.Parts"  # the key under which Parts are saved
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
 
 
 def vector_keys(memory: dict[str, Any], params: Vec) -> frozenset[str]:
-    """Which entries of a method's first memory are vectors; a held batch may later look like one."""
+    """The keys of the vectors in a method's first memory. In later memory, a batch could look like a vector."""
     shapes = [p.shape for p in params]
     return frozenset(
         k
@@ -35,11 +35,11 @@ def vector_keys(memory: dict[str, Any], params: Vec) -> frozenset[str]:
 
 
 def keep_where_finite(engine: Engine, finite: Tensor, before: dict[str, Any]) -> None:
-    """Keep changed vectors and tables of memory only if the step was finite, decided on the device.
+    """Replace changed vectors and tables of memory by the method's fallback, on the device, if the step is not finite.
 
     Args:
-        engine: Whose memory.
-        finite: Whether it was, a boolean of shape ``()``.
+        engine: The engine with the memory.
+        finite: Whether the step is finite, a boolean tensor of shape ``()``.
         before: The memory before the step.
     """
     safe = engine.method.fallback(before)
@@ -50,23 +50,27 @@ def keep_where_finite(engine: Engine, finite: Tensor, before: dict[str, Any]) ->
             engine.memory[key] = vec.where(finite, engine.memory[key], safe[key])
 
 
-def kept(engine: Engine) -> Callable[[], None]:
-    """A function that puts an engine back to what it is now, after steps that turn out not to count."""
+def restorer(engine: Engine) -> Callable[[], None]:
+    """Save the state of an engine, and return a function that restores it."""
     memory, waiting, rng = dict(engine.memory), dict(engine.lagged.waiting), engine.rng.getstate()
     step, loss, aux, first = engine.step, engine.loss, engine.aux, engine.work.first
     cost = vars(engine.cost).copy()
 
-    def back() -> None:
+    def restore() -> None:
         engine.memory, engine.lagged.waiting, engine.step = memory, waiting, step
         engine.loss, engine.aux, engine.work.first = loss, aux, first
-        vars(engine.cost).update(cost)  # whoever holds the cost goes on reading it
+        vars(engine.cost).update(cost)  # in place, because other objects refer to the cost
         engine.rng.setstate(rng)
 
-    return back
+    return restore
 
 
 def save(engine: Engine) -> dict[str, Any]:
-    """Vectors by parameter name, all other memory as it is."""
+    """The state of an engine; vectors of memory by parameter name, all other memory unchanged.
+
+    Raises:
+        StateError: Memory has a value that ``torch.load(weights_only=True)`` cannot read.
+    """
     vectors = {k: engine.memory[k] for k in engine.vector_keys}
     return {
         "method": engine.method.kind,
@@ -82,23 +86,23 @@ def save(engine: Engine) -> dict[str, Any]:
 
 
 def load(engine: Engine, state_dict: dict[str, Any], strict: bool = True) -> None:
-    """Check everything, then change the engine."""
+    """Load a state; the engine changes only after all checks. See :meth:`Engine.load_state_dict`."""
     if not isinstance(state_dict, Mapping):
         raise StateError(
             f"state_dict must be what Engine.state_dict() gave, but is a {type(state_dict).__name__}; load the "
             "checkpoint with torch.load first"
         )
-    missing = [k for k in save(engine) if k not in state_dict and k != "share"]  # which older states do not have
+    missing = [k for k in save(engine) if k not in state_dict and k != "share"]  # older states have no "share"
     if missing:
         raise StateError(
             f"state_dict must be what Engine.state_dict() gave, but lacks {', '.join(missing)}; "
             "load the engine's state, not the model's or the optimizer's"
         )
     _check_origin(engine, state_dict)
-    _check_share(engine, state_dict)
-    fresh = _more(engine, state_dict, strict)
+    _check_ranks(engine, state_dict)
+    initial = _first_memory(engine, state_dict, strict)
     try:
-        vectors = {k: _vector(engine, v, fresh.get(k)) for k, v in state_dict["vectors"].items()}
+        vectors = {k: _vector(engine, v, initial.get(k)) for k, v in state_dict["vectors"].items()}
         memory = vectors | {k: _copied(engine, v) for k, v in state_dict["values"].items()}
         rng = random.Random()
         rng.setstate(_tuples(state_dict["rng"]))
@@ -110,11 +114,11 @@ def load(engine: Engine, state_dict: dict[str, Any], strict: bool = True) -> Non
             f"state_dict must be what Engine.state_dict() gave, but is damaged ({error!r}); load an earlier checkpoint"
         ) from error
     for key in engine.table_keys:
-        shape, found = tuple(engine.memory[key].shape), tuple(getattr(memory.get(key), "shape", ()))
-        if found != shape:
+        shape, saved_shape = tuple(engine.memory[key].shape), tuple(getattr(memory.get(key), "shape", ()))
+        if saved_shape != shape:
             raise StateError(
-                f"memory {key!r} must have shape {shape}, but has {found}; it was taken with other examples: make the "
-                "method as it was made there"
+                f"memory {key!r} must have shape {shape}, but has {saved_shape}; it was taken with other examples: "
+                "make the method as it was made there"
             )
     if set(vectors) != engine.vector_keys or set(memory) != set(engine.memory):
         raise StateError(
@@ -129,12 +133,16 @@ def load(engine: Engine, state_dict: dict[str, Any], strict: bool = True) -> Non
 
 
 def _plain(value: Any) -> Any:
-    """Parts as a dict of one entry, which any version of torch reads back with ``weights_only=True``."""
+    """Convert Parts to a dict of one entry, which every version of torch reads with ``weights_only=True``."""
     return {PARTS: list(value)} if isinstance(value, Parts) else value
 
 
 def _loadable(key: str, value: Any) -> Any:
-    """The value, if ``torch.load(weights_only=True)`` will be able to read it back."""
+    """Return the value, or refuse it if ``torch.load(weights_only=True)`` cannot read it.
+
+    Raises:
+        StateError: The value is not made of tensors, numbers, text, tuples, lists and dicts.
+    """
     parts = value.values() if type(value) is dict else value if type(value) in (list, tuple) else ()
     for part in parts:
         _loadable(key, part)
@@ -155,30 +163,35 @@ def _check_origin(engine: Engine, state_dict: dict[str, Any]) -> None:
         )
 
 
-def _more(engine: Engine, state_dict: dict[str, Any], strict: bool) -> dict[str, Any]:
-    """A first memory, from which parameters start that the state does not know; empty where there are none."""
-    here, there = _shapes(engine), state_dict["parameters"]
-    fits = all(here.get(n) == shape for n, shape in there.items())
-    if here != there and (strict or not fits):
-        changed = [n for n in {**there, **here} if here.get(n) != there.get(n)][:3]
+def _first_memory(engine: Engine, state_dict: dict[str, Any], strict: bool) -> dict[str, Any]:
+    """The initial memory for parameters that the state does not have; empty if it has all.
+
+    Raises:
+        StateError: The state has other parameters, and ``strict`` is true or parameters are missing in the engine; or
+            the method keeps a value per parameter, which cannot be extended.
+    """
+    here, saved = _shapes(engine), state_dict["parameters"]
+    fits = all(here.get(n) == shape for n, shape in saved.items())
+    if here != saved and (strict or not fits):
+        changed = [n for n in {**saved, **here} if here.get(n) != saved.get(n)][:3]
         listed = "; ".join(
-            f"{n} has shape {there.get(n, 'none')} there and {here.get(n, 'none')} here" for n in changed
+            f"{n} has shape {saved.get(n, 'none')} there and {here.get(n, 'none')} here" for n in changed
         )
         raise StateError(
             f"state_dict must come from the same model, but {listed}; load it into an engine on the model it was "
             "taken from" + (", or on one with more parameters: strict=False" if fits else "")
         )
-    if here == there:
+    if here == saved:
         return {}
-    fresh = engine.method.init([p.detach() for p in engine.params])
-    each = [k for k, v in fresh.items() if k not in engine.vector_keys and _per_parameter(v, len(engine.params))]
-    each += [k for k, v in state_dict["values"].items() if k not in each and _vector_of(v, list(there.values()))]
+    initial = engine.method.init([p.detach() for p in engine.params])
+    each = [k for k, v in initial.items() if k not in engine.vector_keys and _per_parameter(v, len(engine.params))]
+    each += [k for k, v in state_dict["values"].items() if k not in each and _vector_of(v, list(saved.values()))]
     if each:
         raise StateError(
             f"strict=False must find memory that new parameters can join, but {engine.method.kind} keeps an entry "
             f"per parameter in {', '.join(each)}; load it into an engine on the model it is from, or start afresh"
         )
-    return fresh
+    return initial
 
 
 def _per_parameter(value: Any, count: int) -> bool:
@@ -188,7 +201,7 @@ def _per_parameter(value: Any, count: int) -> bool:
 
 
 def _vector_of(value: Any, shapes: list[list[int]]) -> bool:
-    """Whether a saved value, which a method's ``init`` did not make as a vector, has become one since."""
+    """Whether a saved value that was no vector in the method's first memory has the shapes of a vector."""
     return (
         isinstance(value, list)
         and len(value) == len(shapes)
@@ -196,19 +209,23 @@ def _vector_of(value: Any, shapes: list[list[int]]) -> bool:
     )
 
 
-def _check_share(engine: Engine, state_dict: dict[str, Any]) -> None:
-    """Refuse memory that belongs to another rank, such as a batch that is held, or to another number of ranks."""
-    here, there = engine.work.replicas.ranks_and_sizes, [list(pair) for pair in state_dict.get("share") or []]
+def _check_ranks(engine: Engine, state_dict: dict[str, Any]) -> None:
+    """Refuse memory with tensors that belong to another rank or another number of ranks, such as a kept batch.
+
+    Raises:
+        StateError: The state has such memory.
+    """
+    here, saved = engine.work.replicas.ranks_and_sizes, [list(pair) for pair in state_dict.get("share") or []]
     leaves = pytree.tree_leaves(state_dict["values"])
-    if here == there or "share" not in state_dict or not any(isinstance(leaf, Tensor) for leaf in leaves):
+    if here == saved or "share" not in state_dict or not any(isinstance(leaf, Tensor) for leaf in leaves):
         return
 
-    def shown(share: list[list[int]]) -> str:
-        return " and ".join(f"rank {rank} of {size}" for rank, size in share) or "one process"
+    def shown(ranks_and_sizes: list[list[int]]) -> str:
+        return " and ".join(f"rank {rank} of {size}" for rank, size in ranks_and_sizes) or "one process"
 
     raise StateError(
         f"state_dict of {engine.method.kind} holds what belongs to a rank, and must be loaded where it was taken, on "
-        f"{shown(there)}, but this is {shown(here)}; save a file for every rank and load each rank's own, or cut the "
+        f"{shown(saved)}, but this is {shown(here)}; save a file for every rank and load each rank's own, or cut the "
         "entries anew: values = method.reshard(values of all ranks, rank, ranks)"
     )
 
@@ -217,10 +234,10 @@ def _shapes(engine: Engine) -> dict[str, list[int]]:
     return {n: list(p.shape) for n, p in zip(engine.names, engine.params, strict=True)}
 
 
-def _vector(engine: Engine, saved: dict[str, Tensor], fresh: Vec | None) -> Vec:
-    # Copies: what the caller loaded stays the caller's.
+def _vector(engine: Engine, saved: dict[str, Tensor], initial: Vec | None) -> Vec:
+    # Copies, because the caller may change the loaded tensors.
     return [
-        saved[n].detach().to(p.device, p.dtype, copy=True).view_as(p) if fresh is None or n in saved else fresh[i]
+        saved[n].detach().to(p.device, p.dtype, copy=True).view_as(p) if initial is None or n in saved else initial[i]
         for i, (n, p) in enumerate(zip(engine.names, engine.params, strict=True))
     ]
 

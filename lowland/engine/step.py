@@ -1,4 +1,4 @@
-"""One step of an engine: its plan is run for whoever answers the probes, and its gradient put where it belongs."""
+"""One step of an engine: run the method's plan and write its gradient to ``.grad``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,17 @@ Drive: TypeAlias = Generator[tuple[Probe, ...], tuple[Reading, ...], Tensor]
 
 
 def drive(engine: Engine, batch: Any) -> Drive:
-    """Run the plan for whoever answers its probes; on any exception, leave all as it was."""
+    """Run one step as a generator: it yields the plan's probes and is sent their readings.
+
+    After an exception, memory, lagged values, random numbers and ``.grad`` are restored.
+
+    Returns:
+        The loss of the step.
+
+    Raises:
+        UsageError: A step is already in progress, or the plan is invalid.
+        BatchError: The batch is an iterator.
+    """
     if engine.under_way:
         raise UsageError("a step is already under way; finish or leave the loop over engine.passes() first")
     _check_batch(engine, batch)
@@ -35,9 +45,9 @@ def drive(engine: Engine, batch: Any) -> Drive:
     engine.parameters.check_unchanged(engine.step, engine.work.replicas.fsdp)
     before = dict(engine.memory), dict(engine.lagged.waiting), engine.rng.getstate()
     engine.work.replicas.check_covered()
-    held = list(map(_GRAD, engine.params))
-    empty = set(map(type, held)) <= {type(None)}
-    done, eye = False, None
+    earlier = list(map(_GRAD, engine.params))
+    empty = set(map(type, earlier)) <= {type(None)}
+    done, watcher = False, None
     engine.under_way = True
     early_steps.begin(engine)
     try:
@@ -48,27 +58,27 @@ def drive(engine: Engine, batch: Any) -> Drive:
         engine.executor.begin(batch)
         if engine.work.step.watched:
             keys = engine.vector_keys, engine.table_keys
-            eye = watch.Watch(engine.method.kind, engine.work, engine.names, engine.memory, *keys)
-        result, count, aux = yield from _converse(engine, engine.method.plan(engine, batch), batch, eye)
-        loss, grad = plans.result(engine.method.kind, result, engine.params, each=eye is not None)
+            watcher = watch.Watch(engine.method.kind, engine.work, engine.names, engine.memory, *keys)
+        result, count, aux = yield from _run_plan(engine, engine.method.plan(engine, batch), batch, watcher)
+        loss, grad = plans.result(engine.method.kind, result, engine.params, each=watcher is not None)
         if engine.executor.substitutes or not all(engine.work.step.reached):
             engine.parameters.check_unreached(engine.work.replicas.fsdp)
         plans.same_keys(engine.method.kind, before[0], engine.memory)
-        if eye is not None:
-            eye.check(engine.memory, grad)
+        if watcher is not None:
+            watcher.check(engine.memory, grad)
         if engine.work.replicas.groups:
             loss, grad = engine.work.replicas.conclude(engine.work, loss, grad, count, engine.later)
-        _fill(engine, None if empty else held, grad, before[0])
+        _fill(engine, None if empty else earlier, grad, before[0])
         done = True
     finally:
         engine.under_way = False
         early_steps.end(engine)
         if not done:
             engine.memory, engine.lagged.waiting = before[0], before[1]
-            if eye is not None:
-                eye.undo()
+            if watcher is not None:
+                watcher.restore()
             engine.rng.setstate(before[2])
-            for p, h in zip(engine.params, held, strict=True):
+            for p, h in zip(engine.params, earlier, strict=True):
                 p.grad = h
     engine.executor.end()
     engine.step += 1
@@ -78,7 +88,12 @@ def drive(engine: Engine, batch: Any) -> Drive:
 
 
 def _check_batch(engine: Engine, batch: Any) -> None:
-    """Refuse a batch that is missing, or can be read once only."""
+    """Refuse a missing batch, and a batch that can be read only once.
+
+    Raises:
+        UsageError: The method needs a batch, and there is none.
+        BatchError: The batch is an iterator.
+    """
     if batch is None and engine.method.needs_batch:
         raise UsageError(
             f"{engine.method.kind} keeps or cuts batches, which a closure hides; "
@@ -91,86 +106,101 @@ def _check_batch(engine: Engine, batch: Any) -> None:
         )
 
 
-def _converse(
-    engine: Engine, plan: Plan, batch: Any, eye: watch.Watch | None
+def _run_plan(
+    engine: Engine, plan: Plan, batch: Any, watcher: watch.Watch | None
 ) -> Generator[tuple[Probe, ...], tuple[Reading, ...], tuple[Any, Tensor | None, list[Any]]]:
-    """What the plan returns; the count of losses that only this rank has seen; aux of the passes that report."""
-    kept, aux, count = list(engine.memory.values()), [], None
+    """Run the plan as a generator of probes.
+
+    Returns:
+        The value that the plan returned; the count of the losses of unsynchronized probes, or None; and the auxiliary
+        outputs of the passes that report.
+    """
+    in_memory, aux, count = list(engine.memory.values()), [], None
     readings: tuple[Reading, ...] | None = None
-    asked: tuple[Probe, ...] | None = None
-    with closing(conversation(plan)) as talk:
+    probes: tuple[Probe, ...] | None = None
+    with closing(conversation(plan)) as running:
         try:
             while True:
-                asked, readings = _ask(engine, talk, readings, eye), None
-                for probe in asked:
+                probes, readings = _continue(engine, running, readings, watcher), None
+                for probe in probes:
                     plans.chosen(engine.method.kind, probe, engine.params)
-                    probe.compare(batch, kept)
-                readings = yield asked
+                    probe.compare(batch, in_memory)
+                readings = yield probes
                 assert readings is not None
-                for probe, reading in zip(asked, readings, strict=True):
+                for probe, reading in zip(probes, readings, strict=True):
                     if probe.stats and reading.aux is not None:
                         aux.append(reading.aux)
                     if probe.stats and not probe.sync and isinstance(reading.divisor, Tensor):
                         count = reading.divisor if count is None else count + reading.divisor
                 del probe, reading
         except StopIteration as done:
-            if asked is None:
+            if probes is None:
                 raise plans.unasked(engine.method.kind) from None
             return done.value, count, aux
 
 
-def _ask(
+def _continue(
     engine: Engine,
-    talk: Generator[tuple[Probe, ...], Any, Any],
+    running: Generator[tuple[Probe, ...], Any, Any],
     readings: tuple[Reading, ...] | None,
-    eye: watch.Watch | None,
+    watcher: watch.Watch | None,
 ) -> tuple[Probe, ...]:
-    """Let the plan go on to its next probes, and look whether it has left the weights alone.
+    """Continue the plan to its next probes, and check that it has not written weights.
 
-    Where steps are not watched, this is asked of plans alone that are not lowland's own.
+    In steps without a watcher, only the plans of methods outside lowland are checked.
     """
-    others = eye is None and not type(engine.method).__module__.startswith("lowland.methods.")
-    mark = Mark(engine.work, each=True) if others else None
-    if eye is not None:
-        eye.leave()
+    foreign = not type(engine.method).__module__.startswith("lowland.methods.")
+    mark = Mark(engine.work, each=True) if foreign and watcher is None else None
+    if watcher is not None:
+        watcher.resume()
     try:
         with early_steps.planning(engine):
-            asked = talk.send(readings)
+            probes = running.send(readings)
     except StopIteration:
-        _look(engine, eye, mark)
+        _check_weights(engine, watcher, mark)
         raise
     except (KeyError, FrozenInstanceError) as error:
         plans.explain(engine.method, engine.memory, error)
         raise
-    _look(engine, eye, mark)
-    return asked
+    _check_weights(engine, watcher, mark)
+    return probes
 
 
-def _look(engine: Engine, eye: watch.Watch | None, mark: Mark | None) -> None:
-    if eye is not None:
-        eye.back()
+def _check_weights(engine: Engine, watcher: watch.Watch | None, mark: Mark | None) -> None:
+    """Refuse a plan that has written weights since it was continued."""
+    if watcher is not None:
+        watcher.check_weights()
     if mark is not None and (written := mark.moved()):
         raise watch.moved(engine.method.kind, engine.names[written[0]])
 
 
-def _fill(engine: Engine, held: list[Tensor | None] | None, grad: Vec, before: dict[str, Any]) -> None:
-    """Put the step's gradient where the optimizer looks for it; ``held`` is what was there, None for nothing."""
+def _fill(engine: Engine, earlier: list[Tensor | None] | None, grad: Vec, before: dict[str, Any]) -> None:
+    """Add the step's gradient to ``.grad``.
+
+    Args:
+        engine: The engine.
+        earlier: The gradients before the step; None if there was none.
+        grad: The step's gradient.
+        before: The memory before the step.
+    """
     scale = engine.work.scale()
     finite = engine.work.step.finite
     if scale is not None and finite is not None:
-        # NaN reaches every parameter, so that the scaler sees it and skips the step.
+        # After an overflow all gradients are NaN, so that the scaler skips the step.
         grad = vec.scale(grad, torch.where(finite, scale, torch.full_like(scale, float("nan"))))
         state.keep_where_finite(engine, finite, before)
-    # The caller clips and unscales .grad in place, which must not reach a vector in memory.
+    # The caller clips and unscales .grad in place, which must not change a vector in memory.
     if engine.memory:
-        kept = watch.held(engine.memory)
-        if not kept.isdisjoint(map(id, grad)):
-            grad = [g.clone() if id(g) in kept else g for g in grad]
-    if held is None and all(engine.work.step.reached):  # the usual step, one assignment for each parameter
+        in_memory = watch.ids(engine.memory)
+        if not in_memory.isdisjoint(map(id, grad)):
+            grad = [g.clone() if id(g) in in_memory else g for g in grad]
+    if earlier is None and all(engine.work.step.reached):  # the usual case: one assignment per parameter
         for p, g in zip(engine.params, grad, strict=True):
             p.grad = g
         return
-    for p, h, g, reached in zip(engine.params, held or [None] * len(grad), grad, engine.work.step.reached, strict=True):
+    for p, h, g, reached in zip(
+        engine.params, earlier or [None] * len(grad), grad, engine.work.step.reached, strict=True
+    ):
         if not reached:
             p.grad = h
         elif h is None:

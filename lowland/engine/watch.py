@@ -1,4 +1,4 @@
-"""What a plan of one's own may do unseen: move weights, change memory in place, hand out memory that is in use."""
+"""Checks that a plan does not write weights, change memory in place, or return tensors that are in use."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from lowland.executors.base import Work
 from lowland.executors.displacement import put_back
 from lowland.executors.still import Mark
 
-Place: TypeAlias = "tuple[int, int]"  # a storage, and the byte in it where a tensor begins
+Place: TypeAlias = "tuple[int, int]"  # a storage, and the byte offset of a tensor in it
 
 
 class Watch:
-    """Looks at what a plan does in one step; costs a microsecond for each tensor, and nothing waits for the device.
+    """Checks a plan in one step. It costs a microsecond per tensor and does not wait for the device.
 
     Args:
-        kind: The method's name.
-        work: The work of the engine, with the parameters.
-        names: The names of these.
-        memory: A method's memory as the step begins.
-        vectors: Which of its entries are vectors.
-        tables: Which are tables, tensors in a method's first memory.
+        kind: The name of the method.
+        work: The engine's work, with the parameters.
+        names: The names of the parameters.
+        memory: The method's memory at the start of the step.
+        vectors: The keys of the vectors in memory.
+        tables: The keys of the tensors in the method's first memory.
     """
 
     def __init__(
@@ -40,20 +40,20 @@ class Watch:
     ) -> None:
         self._kind, self._work, self._names, self._vectors, self._tables = kind, work, names, vectors, tables
         self._params = work.params
-        self._before = {key: _Seen(value) for key, value in memory.items()}
+        self._before = {key: _SavedValue(value) for key, value in memory.items()}
         self._like = {key: _likes(value) for key, value in memory.items() if key in vectors}
         self._saved = vec.clone(work.params) if work.first else None
         self._mark = Mark(work, each=True)
 
-    def leave(self) -> None:
-        """The plan goes on."""
+    def resume(self) -> None:
+        """Mark the weights before the plan continues."""
         self._mark = Mark(self._work, each=True)
 
-    def back(self) -> None:
-        """The plan has asked or returned.
+    def check_weights(self) -> None:
+        """Check that the plan has not written weights since :meth:`resume`.
 
         Raises:
-            UsageError: It has written weights; in the first step they are put back.
+            UsageError: It has written weights, which are restored in the first step of an engine.
         """
         written = self._mark.moved()
         if written:
@@ -61,20 +61,24 @@ class Watch:
                 put_back(self._params, self._saved)
             raise moved(self._kind, self._names[written[0]])
 
-    def undo(self) -> None:
-        """Lists and dicts in memory are as the step found them; tensors that were changed in place are not."""
-        for seen in self._before.values():
-            seen.undo()
+    def restore(self) -> None:
+        """Restore lists, sets and dicts in memory, but not tensors that were changed in place."""
+        for saved in self._before.values():
+            saved.restore()
 
     def check(self, memory: Mapping[str, Any], grad: Vec) -> None:
-        """Compare memory as the step ends, and what the plan has returned with what is in use elsewhere.
+        """Check memory and the returned gradient at the end of the step.
+
+        Args:
+            memory: The method's memory.
+            grad: The gradient that the plan has returned.
 
         Raises:
-            UsageError: Memory was changed in place, an entry is a vector now and was none or the other way round, or
+            UsageError: Memory was changed in place; an entry has become a vector, or a vector has other shapes; or
                 memory, gradient and weights share tensors.
         """
-        for key, seen in self._before.items():
-            if seen.changed():
+        for key, saved in self._before.items():
+            if saved.changed():
                 raise UsageError(
                     f"memory must be replaced, not changed in place, but the plan of {self._kind} has changed {key!r}; "
                     f"write engine.memory[{key!r}] = a new value, such as vec.lerp(old, new, 0.1) or [*old, new]"
@@ -90,7 +94,7 @@ class Watch:
                     f"{key!r}, which init made otherwise, so an overflow would stay in it; let init return "
                     f"{{{key!r}: vec.zeros(params)}}"
                 )
-            self._check_tensor(key, seen.value, memory[key])
+            self._check_tensor(key, saved.value, memory[key])
         unshared(self._kind, memory, self._params, self._names)
         self._check_graphs(memory)
         self._own(memory, grad)
@@ -106,7 +110,7 @@ class Watch:
             )
 
     def _check_graphs(self, memory: Mapping[str, Any]) -> None:
-        """Refuse tensors with a graph, which would be kept alive."""
+        """Refuse tensors with a graph, because memory would keep the graph alive."""
         for key, value in memory.items():
             if any(t.requires_grad for t in tensors(value)):
                 raise UsageError(
@@ -116,17 +120,17 @@ class Watch:
 
     def _own(self, memory: Mapping[str, Any], grad: Vec) -> None:
         """Refuse a gradient whose memory belongs to weights, to an entry of memory, or to another of its tensors."""
-        weights, taken = places(self._params, self._names), set[Place]()
-        kept = {p: (key, id(t)) for key, value in memory.items() for t in tensors(value) if (p := place(t)) is not None}
-        known = held(memory)
+        weights, used = places(self._params, self._names), set[Place]()
+        in_memory = {p: key for key, value in memory.items() for t in tensors(value) if (p := place(t)) is not None}
+        copied = ids(memory)  # the step copies these tensors before they become .grad
         for name, g in zip(self._names, grad, strict=True):
             at, wrong = place(g), None
             if at is not None and at in weights:
                 wrong = f"the weight {weights[at]} itself"
-            elif at is not None and at in taken:
+            elif at is not None and at in used:
                 wrong = "the tensor of another parameter, too,"
-            elif at is not None and at in kept and id(g) not in known:
-                wrong = f"memory of {kept[at][0]!r}"
+            elif at is not None and at in in_memory and id(g) not in copied:
+                wrong = f"memory of {in_memory[at]!r}"
             elif any(s == 0 and n > 1 for s, n in zip(g.stride(), g.shape, strict=True)):
                 wrong = "an expanded tensor, which cannot be clipped in place,"
             elif g.requires_grad:
@@ -137,22 +141,22 @@ class Watch:
                     f"returned {wrong} for {name}; return vec.clone(…) of it"
                 )
             if at is not None:
-                taken.add(at)
+                used.add(at)
 
 
-class _Seen:
-    """A value of memory as it was, with what is inside."""
+class _SavedValue:
+    """A value of memory at the start of the step, with the values inside it."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
         self._version = _version(value)
         self._items: Any = type(value)(value) if type(value) in (list, dict, set) else None
         inside = value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else ()
-        self._inside = [_Seen(v) for v in inside if isinstance(v, list | tuple | dict | Tensor)]
+        self._inside = [_SavedValue(v) for v in inside if isinstance(v, list | tuple | dict | Tensor)]
 
     def changed(self) -> bool:
-        """Whether it, or anything in it, was changed in place."""
-        if self._version != _version(self.value) or any(seen.changed() for seen in self._inside):
+        """Whether the value, or a value inside it, was changed in place."""
+        if self._version != _version(self.value) or any(saved.changed() for saved in self._inside):
             return True
         if isinstance(self._items, set):
             return bool(self.value != self._items)
@@ -162,15 +166,15 @@ class _Seen:
             now, then = ([], []) if self._items is None else (self.value, self._items)
         return len(now) != len(then) or any(a is not b for a, b in zip(now, then, strict=True))
 
-    def undo(self) -> None:
-        """Lists and dicts hold again what they held."""
+    def restore(self) -> None:
+        """Restore the entries of lists, sets and dicts."""
         if isinstance(self._items, dict | set):
             self.value.clear()
             self.value.update(self._items)
         elif self._items is not None:
             self.value[:] = self._items
-        for seen in self._inside:
-            seen.undo()
+        for saved in self._inside:
+            saved.restore()
 
 
 def moved(kind: str, name: str) -> UsageError:
@@ -183,12 +187,12 @@ def moved(kind: str, name: str) -> UsageError:
 
 
 def unshared(kind: str, memory: Mapping[str, Any], params: Vec, names: Sequence[str]) -> None:
-    """Refuse memory that is the weights themselves, and so would move with them.
+    """Refuse memory that shares storage with the weights, because it would change with them.
 
     Raises:
-        UsageError: It is.
+        UsageError: An entry shares storage with a weight.
     """
-    weights = {at[0]: name for at, name in places(params, names).items()}  # also a part of a weight is the weight's
+    weights = {at[0]: name for at, name in places(params, names).items()}  # by storage, which includes views
     for key, value in memory.items():
         for t in tensors(value):
             if (at := place(t)) is not None and at[0] in weights:
@@ -198,12 +202,12 @@ def unshared(kind: str, memory: Mapping[str, Any], params: Vec, names: Sequence[
                 )
 
 
-def held(memory: Mapping[str, Any]) -> set[int]:
-    """The ids of what memory holds, itself or in a list: a gradient among it is copied before it becomes ``.grad``."""
-    found: set[int] = set()
+def ids(memory: Mapping[str, Any]) -> set[int]:
+    """The ids of the values in memory, and of the entries of its lists and tuples."""
+    result: set[int] = set()
     for value in memory.values():
-        found.update(map(id, value) if type(value) in (list, tuple) else [id(value)])
-    return found
+        result.update(map(id, value) if type(value) in (list, tuple) else [id(value)])
+    return result
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -216,12 +220,12 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 def places(v: Vec, names: Sequence[str]) -> dict[Place, str]:
-    """Where tensors lie, with their names."""
+    """The names of tensors by their places in memory."""
     return {at: name for t, name in zip(v, names, strict=True) if (at := place(t)) is not None}
 
 
 def place(t: Tensor) -> Place | None:
-    """Where a tensor lies; None for one that is empty or has no storage of the usual kind."""
+    """The place of a tensor in memory; None for an empty tensor or one without an ordinary storage."""
     at = shards.span(t)
     return None if at is None else at[:2]
 

@@ -254,10 +254,7 @@ class Replicas:
     def conclude(
         self, work: Work, loss: Tensor, grad: Vec, count: Tensor | None, later: Callable[[str, Tensor], Any]
     ) -> tuple[Tensor, Vec]:
-        """Complete a step on all ranks: average what is not averaged yet, and compare the ranks.
-
-        One all-reduce averages running statistics, combines whether the passes were finite, and compares the reached
-        parameters.
+        """Complete a step on all ranks: average gradients and running statistics, and compare the ranks.
 
         Args:
             work: The model and the step; the step becomes finite only if it is finite on all ranks.
@@ -266,9 +263,6 @@ class Replicas:
             count: The divisor of this rank's unsynchronized losses, which is its weight in the average; None for equal
                 weights.
             later: A function that stores a tensor under a name and returns the value of its previous call, or None.
-
-        Returns:
-            The loss and the vector.
 
         Raises:
             ParameterError: In the step before, this rank reached other parameters than other ranks.

@@ -51,7 +51,7 @@ class Pass:
         self._aux: list[Any] = []
         self._count: Tensor | float | None = None
         self._part: Any = None  # the current part of parts()
-        self._several, self._left = False, 0  # whether there are several parts; the number of parts after this one
+        self._several, self._left = False, 0  # whether there are several parts; how many come after this one
         self._size: int | None = None  # the number of examples in all parts
         self._sums: Tensor | None = None  # the sums of total and count over the parts so far, shape (2,)
         self._unit: Tensor | None = None  # the divisor of all parts but the last
@@ -107,15 +107,12 @@ class Pass:
     def parts(self) -> Iterator[Any]:
         """Yield the parts of the batch, each for one forward pass: of ``Parts``, or cut by ``micro_batch``.
 
-        ::
+        A batch that is not cut is one part. Data-parallel wrappers average the gradients in the last part::
 
             for p in engine.passes(batch):
                 with p:
                     for part in p.parts():
                         p.backward(loss_fn(model, part))
-
-        Yields:
-            The parts; the batch itself if it is not cut. Data-parallel wrappers average the gradients in the last part.
         """
         work, batch = self.work, self.batch
         parts = work.batches.split(batch, work.micro_batch) if batch is not None else [None]
@@ -172,9 +169,8 @@ class Pass:
     def _sum(self, values: Terms) -> None:
         """Run backward on a loss whose divisor, a sum over all parts and ranks, is known only in the last part.
 
-        The earlier parts are divided by the count of the first part, so that their gradients have a usual size. Their
-        gradients are rescaled before the last backward. With ``fully_shard``, which averages every part over the ranks,
-        the earlier parts are not divided, because counts differ between ranks.
+        Earlier parts are divided by the first part's count and rescaled before the last backward. With ``fully_shard``,
+        which averages every part over the ranks, they are not divided, because counts differ between ranks.
         """
         work, grad = self.work, self.probe.grad
         total = values.losses.sum() if values.total is None else values.total  # type: ignore[union-attr]
@@ -230,9 +226,8 @@ class Pass:
     def adopt(self, loss: Tensor | Loss, batch: Any = None) -> None:
         """Use the loss of a forward and backward that the caller has run on the full batch of this pass.
 
-        This is for frameworks whose training step runs backward itself. At the end of the pass the gradient of the mean
-        must be in ``.grad``, as ``loss.backward()`` writes it. A GradScaler may have scaled it only if the engine has
-        that scaler.
+        For frameworks whose training step runs backward itself. At the end of the pass the gradient of the mean must be
+        in ``.grad``. A GradScaler may have scaled it only if the engine has that scaler.
 
         Args:
             loss: The mean loss, a tensor of any shape; for a part that a method has cut, a ``Loss`` with this mean.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class AdaSAM(SAM):
-    """SAM's gradient in the moments of AMSGrad: a preset of SAM that wants an adaptive base optimizer.
+    """SAM's gradient in the moments of AMSGrad: a preset of SAM for an adaptive base optimizer.
 
     ::
 
@@ -29,7 +29,7 @@ class AdaSAM(SAM):
         geometry: How the gradient becomes a displacement; see :class:`SAM`.
         ascent_gradient: "mean" over the ranks, or each rank's own ("local"); see :class:`SAM`.
 
-    Cost: 2 gradients per step, one after the other; 1 P of memory beside the optimizer's moments; 2 all-reduces of P
+    Cost: 2 gradients per step, one after the other; 1 P of memory besides the optimizer's moments; 2 all-reduces of P
     under data parallelism, 1 with ``ascent_gradient="local"``.
 
     Differs: torch's Adam corrects the bias of both moments and adds eps to the root, which the paper's form does not;
@@ -38,15 +38,15 @@ class AdaSAM(SAM):
 
     Invariants: rho = 0 is the base optimizer; on SGD it is SAM; Adam and AdamW without amsgrad are refused.
 
-    Use: For models that are trained with Adam anyway, such as transformers. On SGD's home ground it mostly shows the
-    difference between Adam and SGD.
+    Use: For models that are usually trained with Adam, such as transformers. On models that are usually trained with
+    SGD it mostly shows the difference between Adam and SGD.
 
     Reference: Sun, Shen, Chen, Ding, Tao: AdaSAM: Boosting Sharpness-Aware Minimization with Adaptive Learning Rate
     and Momentum for Training Deep Neural Networks. 2023, arXiv 2303.00565.
     """
 
     def validate(self, engine: Engine) -> None:
-        """Refuse an Adam or AdamW without its AMSGrad form, which would be another method under this name."""
+        """Refuse Adam or AdamW without AMSGrad, because this would be another method."""
         for optimizer in engine.optimizers:
             if any(group.get("amsgrad") is False for group in optimizer.param_groups):
                 raise UsageError(

@@ -1,4 +1,4 @@
-"""SAM where the gradient is unusually long."""
+"""SAM in steps with an unusually large gradient norm."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class AESAM(Method):
-    """A SAM step where the squared gradient norm stands out from its running mean, else a plain step.
+    """A SAM step if the squared gradient norm is large compared with its running mean, else a plain step.
 
     ::
 
         q    = ||g||^2
         mean = delta * mean + (1 - delta) * q,   var = delta * var + (1 - delta) * (q - mean)^2
-        SAM  where  q >= mean + c * sqrt(var),   c = p * l1 + (1 - p) * l2,   p the part of training that is done
+        SAM  if  q >= mean + c * sqrt(var),      c = p * l1 + (1 - p) * l2,   p the completed fraction of training
 
     Args:
         rho: Radius, >= 0, in parameter norm.
         geometry: How the gradient becomes a displacement.
-        delta: How slowly mean and variance move, in [0, 1].
+        delta: Decay of the running mean and variance, in [0, 1].
         l1: The threshold c at the end of training, in standard deviations; -inf is always SAM, inf never.
-        l2: The threshold c at its start.
-        total: Steps of the whole training, >= 1, by which p is this method's own steps divided; None takes
+        l2: The threshold c at the start of training.
+        total: The number of steps of the training, >= 1; then p is this method's steps divided by it. None takes p from
             ``engine.progress``.
-        lag: 0 decides by the norm of this step; the host waits for its first gradient to be computed. 1 decides by the
-            norm of the step before, and nothing waits. That norm says next to nothing about this step's gradient, so
-            lag=1 is :class:`RST` with a share of SAM steps that moves with the threshold.
+        lag: 0 decides by the norm of this step; the host waits for the first gradient of the step. 1 decides by the
+            norm of the step before, without waiting. That norm hardly predicts this step's norm, so lag=1 is
+            :class:`RST` with a fraction of SAM steps that depends on the threshold.
 
     Cost: 1 to 2 gradients per step, about 1.5 with the defaults; 1 P of memory in a SAM step; as many all-reduces of P
-    under data parallelism. The mean gradient perturbs: its norm decides, and all ranks must decide alike. With lag=0
-    the host reads one number from the device in every step, which on a GPU costs the head start that the host has over
-    it; several ranks broadcast this number first.
+    under data parallelism. The mean gradient perturbs, because its norm decides and all ranks must decide alike. With
+    lag=0 the host reads one number from the device in every step, so on a GPU it cannot launch kernels in advance;
+    several ranks broadcast this number first.
 
     Differs: No code is released; the rule is read from two summaries of the paper, and l1 and l2 are what they say.
     The mean starts at the first norm and the variance at zero; while the variance is zero, q counts as the mean. A norm
@@ -49,8 +49,8 @@ class AESAM(Method):
 
     Invariants: c = -inf is SAM, c = inf the base optimizer; the choices are the same on every rank and after a resume.
 
-    Use: To spend SAM's second gradient where the gradient is long. Not where its length is set by something else,
-    such as a loss whose scale drifts.
+    Use: To compute SAM's second gradient only in steps with a large gradient. Not if something else determines the
+    gradient's norm, such as a loss whose scale drifts.
 
     Reference: Jiang, Yang, Zhang, Kwok: An Adaptive Policy to Employ Sharpness-Aware Minimization. ICLR 2023,
     arXiv 2304.14647.
@@ -91,9 +91,9 @@ class AESAM(Method):
         """See :meth:`lowland.methods.base.Method.plan`."""
         here = yield Probe(batch)
         size = vec.norm(here.grad).reshape(1)
-        known = engine.now(size) if self.lag == 0 else engine.later("size", size)
+        norm = engine.now(size) if self.lag == 0 else engine.later("size", size)
         progress = engine.progress if self.total is None else min(engine.memory["t"] / self.total, 1.0)
-        z = self._deviation(engine.memory, None if known is None else known[0])
+        z = self._deviation(engine.memory, None if norm is None else norm[0])
         if not z >= self._threshold(progress):
             return here.loss, here.grad
         loss, up = here.loss, Probe(batch, at=self.ascent(engine, here.grad))
@@ -102,15 +102,15 @@ class AESAM(Method):
         return loss, there.grad
 
     def _deviation(self, memory: dict[str, Any], size: float | None) -> float:
-        """How many standard deviations the squared norm lies above its mean, after it has moved both."""
+        """Update mean and variance; return how many standard deviations the squared norm is above the mean."""
         mean, var = memory["mean"], memory["var"]
         memory["t"] += 1
-        # An overflow under a loss scaler measures nothing; beyond 1e75 the square of q would be the next one.
+        # A norm that is not finite comes from an overflow under a loss scaler. Above 1e75 the square of q overflows.
         if size is None or not size < 1e75:
             return 0.0
-        q = size * size  # here, in double precision
+        q = size * size  # in Python's double precision
         first = mean is None
-        mean = q if first else q + self.delta * (mean - q)  # exactly the mean where q is
+        mean = q if first else q + self.delta * (mean - q)  # in this form exactly mean if q equals mean
         var = 0.0 if first else self.delta * var + (1 - self.delta) * (q - mean) ** 2
         memory.update(mean=mean, var=var)
         return (q - mean) / math.sqrt(var) if var > 0 else 0.0

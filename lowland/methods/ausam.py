@@ -1,4 +1,4 @@
-"""SAM on a drawn part of the batch, the sensitive examples more often."""
+"""SAM on random examples of the batch, with higher probabilities for sensitive examples."""
 
 from __future__ import annotations
 
@@ -23,45 +23,44 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class AUSAM(Perturbing):
-    """Both gradients of SAM are taken on a drawn part of the batch; sensitive examples are drawn more often.
+    """SAM on a random part of the batch, in which sensitive examples have higher probabilities.
 
     ::
 
         z_i = fmin + (f - fmin) * scaled score_i        f rises from fmin to fmax during the ramp
-        S   = alpha * |B| examples, drawn without replacement, with chances ~ z
+        S   = alpha * |B| examples, drawn without replacement, with probabilities ~ z
         d   = g(w + rho * g/||g||; S)  with  g = g(w; S)
         score_i = the mean of |loss_i(w + e) - loss_i(w)| over the times that example i was drawn
 
-    Scores are scaled to [0, 1] over the batch. An example that was never drawn counts as the batch's largest.
+    Scores are scaled to [0, 1] over the batch. An example that was never drawn gets the largest score of the batch.
 
     Args:
         rho: Radius, >= 0, in parameter norm.
         geometry: How the gradient becomes a displacement.
         ascent_gradient: "mean" over the ranks, or each rank's own ("local"); see :class:`SAM`.
-        alpha: Share of the batch that is drawn, in (0, 1]; rounded down, at least one.
-        fmin: Chance weight of the least sensitive example, > 0.
-        fmax: Chance weight of the most sensitive one after the ramp, >= fmin.
-        ramp: How long f rises to fmax: an integer >= 0 is a number of steps, a number in (0, 1) a fraction of the
-            training; the release takes 30 of 200 epochs.
-        warmup: How long the whole batch is taken at the start, to fill the scores, in steps or as a fraction like
+        alpha: Fraction of the batch that is drawn, in (0, 1]; rounded down, at least one example.
+        fmin: Weight of the least sensitive example in the draw, > 0.
+        fmax: Weight of the most sensitive example after the ramp, >= fmin.
+        ramp: Length of the rise of f to fmax: an integer >= 0 is a number of steps, a number in (0, 1) a fraction of
+            the training; the release takes 30 of 200 epochs.
+        warmup: Length of the first phase, which uses full batches to fill the scores, in steps or as a fraction like
             ``ramp``; the release takes 1 epoch.
         examples: N, the size of the training set. It must be given before training.
 
     Cost: 2 * alpha gradients per step, one after the other, so 1 with the default; 1 P of memory and 2 numbers per
-    training example; 2 all-reduces of P under data parallelism, 1 with
-    ``ascent_gradient="local"``.
+    training example; 2 all-reduces of P under data parallelism, 1 with ``ascent_gradient="local"``.
 
-    Differs: As the release, no weights make up for the unequal chances. f rises in every step of the ramp; in the
-    release it rises once per epoch. All scores equal give equal chances, where
-    the release divides zero by zero. Batches must carry the examples' positions, as ``(inputs, targets, index)`` or
-    under the key ``"index"``; integers that stand there and are something else are not noticed. BatchNorm statistics
-    are those of the drawn part. With dropout, scores compare losses under two masks, unless ``rng="shared"``.
+    Differs: As in the release, no weights correct for unequal probabilities. f rises in every step of the ramp; in the
+    release it rises once per epoch. Equal scores give equal probabilities; the release divides zero by zero. Batches
+    must contain the positions of the examples, as ``(inputs, targets, index)`` or under the key ``"index"``; other
+    integers in this place are not detected. BatchNorm statistics are those of the drawn part. With dropout, scores
+    compare losses under two masks, unless ``rng="shared"``.
 
     Invariants: alpha = 1 is SAM; on a batch of identical examples it is SAM; each drawing step adds floor(alpha * |B|)
     to the counts.
 
-    Use: To halve SAM's price where half a batch still fills the device. Not for a data set that is seen only once,
-    nor where losses cannot be had one by one.
+    Use: To halve SAM's cost if half a batch still keeps the device busy. Not for a training of one epoch, nor with a
+    loss function that cannot return one loss per example.
 
     Reference: Deng, Pang, Zhang, Guo: Asymptotic Unbiased Sample Sampling to Speed Up Sharpness-Aware Minimization.
     AAAI 2025, arXiv 2406.08001.
@@ -99,19 +98,19 @@ class AUSAM(Perturbing):
                 "examples must be given before training, but is None; give the size of the training set, for whose "
                 "examples AUSAM keeps scores: AUSAM(examples=len(dataset))"
             )
-        kind = torch.promote_types(params[0].dtype, torch.float32)  # in bf16, counting ends at 256
-        nothing = torch.zeros(self.examples, dtype=kind, device=params[0].device)
-        return {"sums": nothing, "counts": nothing.clone(), "t": 0}
+        dtype = torch.promote_types(params[0].dtype, torch.float32)  # bf16 cannot count beyond 256
+        zeros = torch.zeros(self.examples, dtype=dtype, device=params[0].device)
+        return {"sums": zeros, "counts": zeros.clone(), "t": 0}
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.methods.base.Method.plan`."""
         index, t = self._positions(batch, engine), engine.memory["t"]
         engine.memory["t"] = t + 1
-        whole = engine.batches.size(batch)
-        warm = _share(engine, t, self.warmup) < 1
-        count = whole if warm else batches.part(self.alpha, whole)
+        size = engine.batches.size(batch)
+        is_warmup = _progress(engine, t, self.warmup) < 1
+        count = size if is_warmup else batches.part(self.alpha, size)
         drawn = batch
-        if count < whole:
+        if count < size:
             chosen = self._draw(engine, index, count, t)
             drawn, index = engine.batches.take(batch, chosen), index[chosen]
         here = yield self.probe(drawn)
@@ -123,14 +122,14 @@ class AUSAM(Perturbing):
         return loss, there.grad
 
     def reshard(self, shares: Sequence[dict[str, Any]], number: int, count: int) -> dict[str, Any]:
-        """Of sums and counts every rank gets an equal part, so that none counts twice when ranks come together."""
+        """Give every rank an equal part of the summed sums and counts; see :meth:`Method.reshard`."""
         tables = ("sums", "counts")
-        rest = [{k: v for k, v in share.items() if k not in tables} for share in shares]
-        each = {k: torch.stack([share[k] for share in shares]).sum(0) / count for k in tables}
-        return super().reshard(rest, number, count) | each
+        others = [{k: v for k, v in memory.items() if k not in tables} for memory in shares]
+        parts = {k: torch.stack([memory[k] for memory in shares]).sum(0) / count for k in tables}
+        return super().reshard(others, number, count) | parts
 
     def _positions(self, batch: Any, engine: Engine) -> Tensor:
-        """Where the batch's examples stand in the table, (B,)."""
+        """The positions of the batch's examples in the training set, shape ``(B,)``."""
         assert self.examples is not None  # init refuses it
         index, device = batches.indices(batch, "AUSAM"), engine.params[0].device
         if index.device != device:
@@ -148,28 +147,28 @@ class AUSAM(Perturbing):
         return index
 
     def _draw(self, engine: Engine, index: Tensor, count: int, t: int) -> Tensor:
-        """``count`` places in the batch, drawn without replacement."""
+        """Draw ``count`` indices into the batch without replacement."""
         sums, counts = engine.memory["sums"][index], engine.memory["counts"][index]  # (B,)
-        seen = counts > 0
-        scores = torch.where(seen, sums / torch.where(seen, counts, 1), 0)  # a share's part of a count may be below 1
-        scores = torch.where(seen, scores, scores.max())
+        drawn = counts > 0
+        scores = torch.where(drawn, sums / torch.where(drawn, counts, 1), 0)  # after reshard a count may be below 1
+        scores = torch.where(drawn, scores, scores.max())
         low, high = scores.min(), scores.max()
         scaled = torch.where(high > low, (scores - low) / (high - low).clamp_min(torch.finfo(scores.dtype).tiny), 0)
-        chances = self.fmin + _share(engine, t, self.ramp) * (self.fmax - self.fmin) * scaled
-        # The first of exponential times with these rates: drawing one after another, in one go.
-        uniform = torch.rand(index.shape, generator=self.generator(engine), device=index.device, dtype=chances.dtype)
+        weights = self.fmin + _progress(engine, t, self.ramp) * (self.fmax - self.fmin) * scaled
+        # The indices of the smallest exponential times with these rates are a weighted draw without replacement.
+        uniform = torch.rand(index.shape, generator=self.generator(engine), device=index.device, dtype=weights.dtype)
         times = -torch.log1p(-uniform)
-        return torch.topk(chances / times, count).indices
+        return torch.topk(weights / times, count).indices
 
     def _score(self, memory: dict[str, Any], index: Tensor, rise: Tensor) -> None:
-        good = torch.isfinite(rise)
-        rise = torch.where(good, rise, 0).to(memory["sums"].dtype)
+        finite = torch.isfinite(rise)
+        rise = torch.where(finite, rise, 0).to(memory["sums"].dtype)
         memory["sums"] = memory["sums"].index_add(0, index, rise)
-        memory["counts"] = memory["counts"].index_add(0, index, good.to(rise.dtype))
+        memory["counts"] = memory["counts"].index_add(0, index, finite.to(rise.dtype))
 
 
-def _share(engine: Engine, t: int, phase: int | float) -> float:
-    """How much of a phase is done before step ``t``, in [0, 1]."""
+def _progress(engine: Engine, t: int, phase: int | float) -> float:
+    """The completed fraction of a phase before step ``t``, in [0, 1]."""
     if phase == 0:
         return 1.0
     return min((engine.progress if isinstance(phase, float) else t) / phase, 1.0)

@@ -1,4 +1,4 @@
-"""What a method is: hyperparameters, a start of memory, and a plan."""
+"""The base classes of methods: hyperparameters, initial memory, and a plan."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 class PositionalError(ArgumentError, TypeError):
-    """A field without its name; a TypeError, too, as Python itself would raise."""
+    """A field was given without its name. It is also a TypeError, which Python itself would raise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
-    """One sharpness-aware method: a value that prints, compares, sweeps and goes to JSON.
+    """A sharpness-aware method: an immutable value, which can be printed, compared, varied and converted to JSON.
 
     Args:
         rho: Radius of the perturbation, >= 0, in parameter norm; a number or a schedule. A parameter group's
@@ -38,11 +38,11 @@ class Method(ABC):
         geometry: How a gradient becomes a displacement of that radius.
 
     Attributes:
-        needs_batch: Whether the method keeps or cuts batches, which a closure hides.
-        whole_gradient: Whether every step asks for the whole batch's gradient at the weights. False on methods
-            that do not, so that wrappers which need it can refuse them.
+        needs_batch: Whether the method keeps or cuts batches, so that it cannot run behind a closure.
+        whole_gradient: Whether every step asks for the gradient of the full batch at the weights. Wrappers that need
+            this gradient refuse methods for which it is False.
         synchronized: Whether all gradients that the method asks for are of all parameters and averaged over the
-            ranks. False on methods with probes that say ``sync=False`` or ``wrt``.
+            ranks. False for methods whose probes have ``sync=False`` or ``wrt``.
     """
 
     rho: float | Schedule = 0.05
@@ -79,40 +79,40 @@ class Method(ABC):
 
     @property
     def needs_progress(self) -> bool:
-        """Whether it reads ``engine.progress``; by default, whether a schedule or a method among its fields does.
+        """Whether the method reads ``engine.progress``; by default, whether a schedule or a method in its fields does.
 
-        A method that reads it itself says so here: ``return True``. An engine then refuses the first step where nobody
-        gives it, and ranks that differ.
+        A method that reads it itself must return True here. The engine then refuses the first step if the progress is
+        unknown, and steps in which ranks have different progress.
         """
         inside = [getattr(self, f.name) for f in fields(self)]
         return any(part.needs_progress for part in inside if isinstance(part, Schedule | When | Method))
 
     @property
     def kind(self) -> str:
-        """The class's name, with those of methods inside: ``Late(LookSAM)``."""
+        """The class's name with the names of the methods inside: ``Late(LookSAM)``."""
         inside = [getattr(self, f.name) for f in fields(self) if f.init]
         kinds = ", ".join(part.kind for part in inside if isinstance(part, Method))
         return type(self).__name__ + (f"({kinds})" if kinds else "")
 
     def check(self) -> None:  # noqa: B027 - a method without further fields has nothing to check
-        """Refuse fields that break their rule."""
+        """Refuse fields that break their rule; subclasses override this."""
 
     def init(self, params: Vec) -> dict[str, Any]:
-        """The memory a run starts with. Vectors in it are replaced, never changed in place."""
+        """The initial memory of a training. A plan replaces vectors in memory and never changes them in place."""
         return {}
 
     def validate(self, engine: Engine) -> None:  # noqa: B027 - most methods take any model and any optimizer
-        """Refuse a model or an optimizer that this method cannot work with; called when an engine is made."""
+        """Refuse a model or an optimizer with which the method cannot work; an engine calls this when it is made."""
 
     @abstractmethod
     def plan(self, engine: Engine, batch: Any) -> Plan:
-        """Ask for readings by yielding probes; return the step's loss and its gradient-shaped vector."""
+        """Yield probes to get readings; return the loss, shape ``()``, and a vector, one tensor per parameter."""
 
     def ascent(self, engine: Engine, grad: Vec) -> Vec:
-        """The displacement of size rho along ``grad``.
+        """The displacement along ``grad`` with the method's radius and geometry, one tensor per parameter.
 
         Raises:
-            UsageError: There is no gradient, as in the reading of a ``Probe(batch, grad=False)``.
+            UsageError: ``grad`` is None, as in the reading of ``Probe(batch, grad=False)``.
         """
         if grad is None:
             raise UsageError(
@@ -122,22 +122,24 @@ class Method(ABC):
         return self.geometry.ascent(engine.params, grad, engine.radii(self.rho, self.geometry))
 
     def ascent_later(self, engine: Engine, grad: Vec) -> Vec | Callable[[], Vec]:
-        """:meth:`ascent` for one of several probes asked together: computed by whoever answers it.
+        """:meth:`ascent` for one of several probes that are asked together.
 
-        A method with an ``ascent`` of its own computes it on all ranks, since it may draw random numbers.
+        Returns:
+            A function that computes the displacement on the rank that answers the probe. If a method overrides
+            ``ascent``, the displacement itself, because its computation may draw random numbers on all ranks.
         """
         later = partial(self.ascent, engine, grad)
         return later if type(self).ascent is Method.ascent else later()
 
     def generator(self, engine: Engine) -> torch.Generator:
-        """Fresh random numbers on the parameters' device, the same on every rank and after a resume."""
+        """A new random number generator on the parameters' device, the same on every rank and after a resume."""
         return torch.Generator(engine.params[0].device).manual_seed(engine.rng.getrandbits(63))
 
     def per_example(self, reading: Reading) -> Tensor:
         """The losses of a reading, one per example, shape ``(B,)``.
 
         Raises:
-            LossError: The loss function gives their mean.
+            LossError: The loss function returns their mean or sum.
         """
         if reading.losses is None:
             raise LossError(
@@ -147,18 +149,18 @@ class Method(ABC):
         return reading.losses
 
     def reshard(self, shares: Sequence[dict[str, Any]], number: int, count: int) -> dict[str, Any]:
-        """The memory of one of ``count`` ranks, from that of as many as there were; called where the number changes.
+        """The memory of one rank after a resume on another number of ranks.
 
         Args:
-            shares: Of every rank that there was, its entries of memory that are no vectors, in the order of the ranks.
-            number: The rank whose memory is wanted.
-            count: The number of ranks now.
+            shares: The entries of memory that are no vectors, of each rank of the checkpoint, in the order of ranks.
+            number: The rank whose memory is returned.
+            count: The new number of ranks.
 
         Returns:
-            All entries. What is the same on all ranks, such as counts of steps, stays as it is.
+            The entries of this rank. Entries that are equal on all ranks, such as step counts, do not change.
 
         Raises:
-            StateError: An entry holds tensors, which belong to a rank, and the method does not say how they are cut.
+            StateError: An entry has tensors, which belong to a rank, and the method does not override this function.
         """
         for key, value in shares[0].items():
             if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value)):
@@ -169,19 +171,19 @@ class Method(ABC):
         return dict(shares[0])
 
     def fallback(self, memory: dict[str, Any]) -> dict[str, Any]:
-        """What the vectors in memory go back to when a step turns out non-finite: by default, as before it."""
+        """The memory whose vectors replace those of a step that is not finite: by default, memory before the step."""
         return memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class Perturbing(Method):
-    """A method whose perturbation follows a gradient of the same step, so that each rank may follow its own.
+    """A method whose ranks may each perturb by their own gradient.
 
-    It keeps no vector from step to step and decides nothing by a gradient: so ranks may differ within a step.
+    Such a method keeps no vector between steps and makes no decision by a gradient, so ranks may differ in a step.
 
     Args:
-        ascent_gradient: "mean" or "local". With "local" each rank carries out the whole step on its own gradients,
-            and what the steps return is averaged once.
+        ascent_gradient: "mean" or "local". With "local" each rank computes the step with its own gradients, and only
+            the results are averaged.
     """
 
     ascent_gradient: Literal["mean", "local"] = "mean"
@@ -192,7 +194,7 @@ class Perturbing(Method):
 
     @property
     def synchronized(self) -> bool:  # type: ignore[override]
-        """Only with the mean over the ranks."""
+        """True with the mean over the ranks."""
         return self.ascent_gradient == "mean"
 
     def probe(self, batch: Any, **options: Any) -> Probe:
@@ -207,7 +209,7 @@ class Perturbing(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Wrapper(Method):
-    """A method around another one, whose memory and needs are its own; it has no radius and no geometry itself.
+    """A method around another method. It uses the inner method's memory and has no radius and no geometry itself.
 
     Args:
         inner: The method inside.
@@ -219,7 +221,7 @@ class Wrapper(Method):
     inner: Method
 
     def check(self) -> None:
-        """Refuse what is no method; subclasses call it before their own checks."""
+        """Refuse an inner value that is not a method; subclasses call this before their own checks."""
         if not isinstance(self.inner, Method):
             raise ArgumentError(f"inner must be a Method, but is {self.inner!r}; pass a value such as SAM(rho=0.05)")
 

@@ -38,23 +38,22 @@ class BiSAM(Perturbing):
         rho: Radius, >= 0, in parameter norm.
         geometry: How q becomes a displacement.
         ascent_gradient: "mean" over the ranks, or each rank's own ("local"); see :class:`SAM`.
-        surrogate: ``(model, batch) -> losses`` of shape (B,) or (), another ascent loss than Q. None is Q, on the
-            logits that the training loss gets from the model, and on targets from ``batch[1]`` or
-            ``batch["targets"]``, which must be the true classes.
-        mu: How closely the log-sum-exp follows the maximum, > 0; for Q only.
+        surrogate: The ascent loss, ``(model, batch) -> losses`` of shape (B,) or (). None is Q, on the logits that the
+            training loss gets from the model, and on the true classes in ``batch[1]`` or ``batch["targets"]``.
+        mu: Sharpness of the log-sum-exp, > 0; larger values are closer to the maximum; for Q only.
         alpha: Steepness of tanh, > 0; for Q with "tanh" only.
         phi: "tanh" or "log"; for Q only.
 
     Cost: 2 gradients per step, one after the other; 1 P of memory; 2 all-reduces of P under data parallelism, 1 with
     ``ascent_gradient="local"``.
 
-    Differs: The release leaves out the constant factor 1/mu, which does not change the direction. Weight decay is the
+    Differs: The release omits the constant factor 1/mu, which does not change the direction. Weight decay is the
     base optimizer's. The default phi is "tanh"; the default of the release's training script is "log".
 
     Invariants: With the training loss as surrogate it is SAM; rho = 0 is the base optimizer.
 
-    Use: Classification. Not for other tasks without a surrogate of one's own, nor behind ``passes`` or a closure: the
-    ascent's loss is not the caller's. The loss that ``backward`` returns is that of the displaced weights.
+    Use: Classification. Not for other tasks without your own surrogate, nor with ``passes`` or a closure, because the
+    ascent has another loss than the caller's. ``backward`` returns the loss at the displaced weights.
 
     Reference: Xie, Latorre, Antonakopoulos, Pethick, Cevher: Improving SAM Requires Rethinking its Optimization
     Formulation. ICML 2024, arXiv 2407.12993.
@@ -118,18 +117,18 @@ def surrogate_losses(
     Args:
         logits: z, shape ``(B, C)``.
         targets: y, the true classes, integers of shape ``(B,)``.
-        mu: How closely it follows the maximum, > 0.
+        mu: Sharpness of the log-sum-exp, > 0; larger values are closer to the maximum.
         alpha: Steepness of tanh, > 0.
         phi: "tanh" or "log".
 
     Returns:
-        Shape ``(B,)``.
+        The losses, shape ``(B,)``.
 
     Raises:
-        LossError: The shapes are others.
+        LossError: Logits or targets have other shapes, or targets are not integers in range.
     """
-    whole = not (targets.is_floating_point() or targets.is_complex())
-    if logits.dim() != 2 or targets.shape != logits.shape[:1] or not whole:
+    integers = not (targets.is_floating_point() or targets.is_complex())
+    if logits.dim() != 2 or targets.shape != logits.shape[:1] or not integers:
         raise LossError(
             "BiSAM needs logits (B, C) and integer classes (B,), but has logits of shape "
             f"{tuple(logits.shape)} and targets {targets.dtype} of shape {tuple(targets.shape)}; pass "
@@ -149,7 +148,7 @@ def surrogate_losses(
 
 
 class _Recorder:
-    """Stands in for the model while the training loss runs, and keeps what the model returns."""
+    """Replaces the model while the training loss runs, and records the model's outputs."""
 
     def __init__(self, model: Callable[..., Any]) -> None:
         self._model = model
@@ -163,7 +162,11 @@ class _Recorder:
         return getattr(self._model, name)
 
     def logits(self) -> Tensor:
-        """What the model returned, or its ``.logits``."""
+        """The model's output, or the ``.logits`` of the output.
+
+        Raises:
+            LossError: The loss called the model not exactly once, or the output has no tensor of logits.
+        """
         logits = [getattr(output, "logits", output) for output in self._outputs]
         if len(logits) != 1 or not isinstance(logits[0], Tensor):
             raise LossError(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ESAM(Perturbing):
-    """Efficient SAM: a random part of the weights is perturbed, and only the examples that suffer most count.
+    """Efficient SAM: it perturbs random weights, and descends on the examples whose losses rise most.
 
     ::
 
@@ -32,22 +32,22 @@ class ESAM(Perturbing):
         rho: Radius, >= 0, in parameter norm.
         geometry: How the gradient becomes a displacement, before the factor 1/beta.
         ascent_gradient: "mean" over the ranks, or each rank's own ("local"); see :class:`SAM`.
-        beta: Share of the tensors (or weights) that are perturbed, in (0, 1].
-        gamma: Share of the examples of the second pass, in (0, 1]; rounded down, at least one.
-        mask: "tensor" draws tensors before the first pass, which then differentiates those alone, the norm taken over
-            them; "element" draws single weights, as in the paper, which saves no work.
+        beta: Fraction of the tensors (or weights) that are perturbed, in (0, 1].
+        gamma: Fraction of the examples in the second pass, in (0, 1]; rounded down, at least one example.
+        mask: "tensor" draws tensors before the first pass, which computes the gradient and the norm of these tensors
+            only; "element" draws single weights, as in the paper, which saves no work.
 
-    Cost: 1 + gamma gradients per step, one after the other, and 1 forward pass; the first gradient is for a share beta
-    of the tensors; 1 P of memory, 2 P in the forward pass; 2 all-reduces of P under data parallelism, the first
-    of the kept tensors; 1 with ``ascent_gradient="local"``.
+    Cost: 1 + gamma gradients per step, one after the other, and 1 forward pass; the first gradient is for a fraction
+    beta of the tensors; 1 P of memory, 2 P in the forward pass; 2 all-reduces of P under data parallelism, the first
+    of the drawn tensors; 1 with ``ascent_gradient="local"``.
 
     Differs: Masks by tensor are the release's, masks by element the paper's. The release keeps the examples strictly
     above the threshold, one fewer than the paper; here it is the paper's number. The release updates BatchNorm
-    statistics in all three passes, here the first one does. With gamma = 1 the forward pass is left out. With
-    dropout, the two losses of an example are under two masks, unless ``rng="shared"``. The release's first step
-    differentiates and perturbs all tensors; here the first step is masked as all others are. The release adds 1e-7 to
+    statistics in all three passes, here only the first pass does. With gamma = 1 there is no forward pass. With
+    dropout, the two losses of an example have different masks, unless ``rng="shared"``. The release's first step
+    differentiates and perturbs all tensors; here the first step has a mask like all others. The release adds 1e-7 to
     the norm, here it is 1e-12. Under data parallelism each device takes the most sensitive of its own examples, as the
-    release does; there each also perturbs by its own gradient: ``ascent_gradient="local"``.
+    release does; the release's devices also perturb by their own gradients: ``ascent_gradient="local"``.
 
     Invariants: beta = gamma = 1 is SAM; with gamma < 1 exactly floor(gamma * |B|) examples are descended on.
 
@@ -66,13 +66,13 @@ class ESAM(Perturbing):
 
     @property
     def synchronized(self) -> bool:  # type: ignore[override]
-        """With the mean over the ranks, where the first gradient is of all tensors."""
+        """True with the mean over the ranks, if the first gradient is of all tensors."""
         return super().synchronized and (self.mask == "element" or self.beta == 1)
 
     def check(self) -> None:
         """See :meth:`lowland.methods.base.Method.check`."""
         for name in ("beta", "gamma"):
-            checks.share(name, getattr(self, name), "1 keeps all", "it is the share that is kept")
+            checks.share(name, getattr(self, name), "1 keeps all", "it is the fraction that is kept")
         checks.one_of("mask", self.mask, ("tensor", "element"))
 
     def validate(self, engine: Engine) -> None:
@@ -99,7 +99,7 @@ class ESAM(Perturbing):
         return loss, there.grad
 
     def _tensors(self, engine: Engine) -> list[bool] | None:
-        """The tensors whose gradient is taken and perturbed, at least one; None is all."""
+        """Draw the tensors that are differentiated and perturbed, at least one; None means all."""
         if self.mask == "element" or self.beta == 1:
             return None
         keep = [False]

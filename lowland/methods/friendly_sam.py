@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FriendlySAM(Method):
-    """F-SAM: perturbs along what is particular to the batch, its gradient without the running mean of gradients.
+    """F-SAM: perturbs along the gradient of the batch minus the running mean of gradients.
 
     ::
 
         u = g - sigma * m,   e = rho * u / ||u||,   d = g(w + e),   m' = lmb * m + (1 - lmb) * g
 
-    As long as a tensor has no mean yet, u = g and m' = g.
+    For a tensor without a mean, u = g and m' = g.
 
     Args:
         rho: Radius, >= 0, in parameter norm.
         geometry: How u becomes a displacement.
-        sigma: Share of the mean that is removed, >= 0; 0 is SAM.
-        lmb: How slowly the mean moves, in [0, 1].
+        sigma: Multiple of the mean that is subtracted, >= 0; 0 is SAM.
+        lmb: Decay of the running mean, in [0, 1].
 
     Cost: 2 gradients per step, one after the other; 1 P of resident memory (the mean), 4 P at most (the old mean
     is kept until the step is done); 2 all-reduces of P under data parallelism. The mean gradient perturbs: the running
@@ -44,8 +44,8 @@ class FriendlySAM(Method):
 
     Invariants: sigma = 0 is SAM; the first step is a SAM step; rho = 0 is the base optimizer.
 
-    Use: Where batches are small, so that their gradients differ. Not with full batches: there g is the mean and what
-    is left is rounding noise.
+    Use: With small batches, whose gradients differ. Not with full batches, because g is then the mean and u is rounding
+    noise.
 
     Reference: Li, Zhou, He, Cheng, Huang: Friendly Sharpness-Aware Minimization. CVPR 2024, arXiv 2403.12350.
     """
@@ -67,17 +67,17 @@ class FriendlySAM(Method):
         """See :meth:`lowland.methods.base.Method.plan`."""
         here = yield Probe(batch)
         mean = engine.memory["mean"]
-        engine.memory["mean"] = self._moved(mean, here.grad, engine.reached)
-        # Where this batch did not reach, nothing of it is particular: the old mean alone would be a direction.
+        engine.memory["mean"] = self._update(mean, here.grad, engine.reached)
+        # Zero for parameters that this batch did not reach; otherwise their perturbation would be the old mean alone.
         particular = vec.mask(vec.add(here.grad, mean, -self.sigma), engine.reached)
         loss, up = here.loss, Probe(batch, at=self.ascent(engine, particular))
         del here, mean, particular
         there = yield up
         return loss, there.grad
 
-    def _moved(self, mean: Vec, g: Vec, reached: list[bool]) -> Vec:
+    def _update(self, mean: Vec, g: Vec, reached: list[bool]) -> Vec:
         sizes = vec.norms(mean)
-        kept = self.lmb * (sizes > 0).to(g[0].dtype)  # (number of tensors,): 0 where there is no mean yet
-        moved = vec.add(vec.mul(mean, list(kept.unbind())), vec.mul(g, list((1 - kept).unbind())))
-        moved = vec.where(vec.finite(g), moved, mean)  # a NaN would never leave the mean again
-        return [new if r else old for new, old, r in zip(moved, mean, reached, strict=True)]
+        decay = self.lmb * (sizes > 0).to(g[0].dtype)  # (number of tensors,): 0 for a tensor without a mean
+        updated = vec.add(vec.mul(mean, list(decay.unbind())), vec.mul(g, list((1 - decay).unbind())))
+        updated = vec.where(vec.finite(g), updated, mean)  # a NaN would stay in the mean forever
+        return [new if r else old for new, old, r in zip(updated, mean, reached, strict=True)]

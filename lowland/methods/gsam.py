@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class GSAM(Perturbing):
-    """SAM's gradient, less the part of the plain gradient orthogonal to it: it lowers the perturbed loss and the gap.
+    """SAM's gradient minus a part of the plain gradient orthogonal to it: it lowers the perturbed loss and the gap.
 
     ``d = g_s - alpha * (g - proj_{g_s} g)`` with ``g_s = g(w + rho * g/||g||)``
 
@@ -29,15 +29,15 @@ class GSAM(Perturbing):
     Cost: 2 gradients per step, one after the other; 2 P of memory during the second pass (saved weights and g); 2
     all-reduces of P under data parallelism, 1 with ``ascent_gradient="local"``.
 
-    Differs: Nothing in the rule on one device. A constant radius is allowed. ``schedule.follow_lr`` keeps the radius
-    between its two ends where the learning rate leaves the given range; the releases extrapolate. Under data
-    parallelism the mean gradient perturbs; both releases perturb each rank by its own, decompose there, and average
-    what comes out: ``ascent_gradient="local"``.
+    Differs: No difference in the rule on one device. A constant radius is allowed. ``schedule.follow_lr`` keeps the
+    radius between its two ends if the learning rate leaves the given range; the releases extrapolate. Under data
+    parallelism the mean gradient perturbs; both releases perturb each rank by its own gradient, decompose there, and
+    average the results: ``ascent_gradient="local"``.
 
     Invariants: alpha = 0 is SAM; d - g_s is orthogonal to g_s; rho = 0 is the base optimizer.
 
-    Use: Instead of SAM where its second gradient is paid for anyway. Not with a large alpha on noisy gradients: the
-    orthogonal part is then mostly noise, and it is subtracted.
+    Use: Instead of SAM, at the same cost. Not with a large alpha on noisy gradients, because the orthogonal part that
+    it subtracts is then mostly noise.
 
     Reference: Zhuang, Gong, Yuan, Cui, Adam, Dvornek, Tatikonda, Duncan, Liu: Surrogate Gap Minimization Improves
     Sharpness-Aware Training. ICLR 2022, arXiv 2203.08065.

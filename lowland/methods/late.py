@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Late(Wrapper):
-    """Late-phase SAM: the base optimizer alone at first, SAM or another method at the end.
+    """Late-phase SAM: plain training at first, SAM or another method at the end.
 
     ``d = g(w)`` before ``start``; the inner method's direction from then on.
 
@@ -27,20 +27,21 @@ class Late(Wrapper):
         inner: The method of the last part; it has the radius: ``Late(inner=SAM(rho=0.1), start=0.9)``.
         start: An integer is a step, counted from 0; a number in (0, 1) is a fraction of the training. It must be given
             before training.
-        total: Steps of the whole training, >= 1, of which a fraction is meant; None goes by ``engine.progress``.
+        total: The number of steps of the training, >= 1, if ``start`` is a fraction of it; None takes the fraction from
+            ``engine.progress``.
 
-    Cost: 1 gradient per step before the start, the inner method's after it: 1 + the share that is left for SAM; the
-    inner method's memory and all-reduces.
+    Cost: 1 gradient per step before the start, the inner method's after it: with SAM, 1 + the fraction of the training
+    after the start; the inner method's memory and all-reduces.
 
-    Differs: The released script starts the last part with a new optimizer; here the base optimizer goes on, and its
-    momentum with it. Steps are calls of ``backward``, so with accumulation they are micro-steps.
+    Differs: The released script starts the last part with a new optimizer; here the base optimizer keeps its momentum.
+    Steps are calls of ``backward``, so with accumulation they are micro-steps.
 
     Invariants: start = 0 is the inner method, and a start beyond the end is the base optimizer. The inner method counts
-    its own steps: ``Late(inner=LookSAM())`` starts with a SAM step. Progress is the whole training's for it, too, so
-    that its own fractions are not of the last part.
+    its own steps: ``Late(inner=LookSAM())`` starts with a SAM step. Fractions in the inner method are fractions of the
+    whole training, not of the last part.
 
-    Use: To get most of SAM's flatness for little more than plain training's price. Not where the early phase matters,
-    as with much label noise, which plain training has memorized by then.
+    Use: To get most of SAM's flatness for little more than the cost of plain training. Not if the early phase matters,
+    for example with much label noise, which plain training has memorized before the start.
 
     Reference: Zhou, Wang, Mao, Li, Yan: Sharpness-Aware Minimization Efficiently Selects Flatter Minima Late in
     Training. ICLR 2025, arXiv 2410.10373.

@@ -1,4 +1,4 @@
-"""SAM every k steps, and what it found in between."""
+"""SAM every k steps; the steps in between reuse a part of its gradient."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LookSAM(Method):
-    """A SAM step every k steps; in between, its slowly changing part is added to the plain gradient.
+    """A SAM step every k steps; the steps in between add its slowly changing part to the plain gradient.
 
     ::
 
@@ -32,21 +32,22 @@ class LookSAM(Method):
         geometry: ``L2()`` is LookSAM; ``Layerwise()`` is Look-LayerSAM.
         k: Steps from one SAM step to the next, >= 1; 1 is SAM.
         alpha: Weight of the reused part, >= 0; 0.7 for vision transformers, 0.1 to 0.3 for small CNNs.
-        decomposition: "global" splits along the gradient as a whole; "tensor" splits each tensor on its own.
+        decomposition: "global" projects on the full gradient; "tensor" projects each tensor on its own gradient.
 
     Cost: 1 + 1/k gradients per step; 1 P of resident memory, 3 P during a SAM step's second pass; 1 + 1/k
-    all-reduces of P under data parallelism. The mean gradient perturbs: g_v is kept, and must be the same on every
-    rank.
+    all-reduces of P under data parallelism. The mean gradient perturbs, because g_v is kept and must be the same on
+    every rank.
 
-    Differs: No official code exists; the rule is read from the paper's summaries and independent
-    implementations. Where g_s is parallel to g up to rounding, g_v is set to zero: it would be rounding noise,
-    and the normalized reuse would inject it at full strength.
+    Differs: No official code exists; the rule is read from summaries of the paper and independent implementations. If
+    g_s is parallel to g up to rounding, g_v is set to zero, because it is rounding noise, which the steps in between
+    would normalize and add at full strength.
 
     Invariants: k = 1 is SAM; alpha = 0 is SAM every k steps and the base optimizer in between; g_v is orthogonal to g;
     in between, ``||d - g|| = alpha * ||g||``; T steps take T + ceil(T/k) gradients.
 
-    Use: Where SAM helps and its price hurts: k = 5 costs 1.2 gradients. Not with the default alpha on small
-    convolutional networks, where 0.1 was found best and nothing gained above 0.3 (arXiv 2401.12033, appendix A.14).
+    Use: If SAM helps but costs too much: k = 5 costs 1.2 gradients per step. Not with the default alpha on small
+    convolutional networks, for which 0.1 was best and values above 0.3 gained nothing (arXiv 2401.12033, appendix
+    A.14).
 
     Reference: Liu, Mai, Chen, Hsieh, You: Towards Efficient and Scalable Sharpness-Aware Minimization.
     CVPR 2022, arXiv 2203.02714.
@@ -73,14 +74,14 @@ class LookSAM(Method):
         engine.memory["t"] = t + 1
         if t % self.k == 0:
             there = yield Probe(batch, at=self.ascent(engine, here.grad))
-            found, old = self._each(_split, there.grad, here.grad), engine.memory["g_v"]
-            # A parameter that this batch did not use keeps what is known of it.
-            engine.memory["g_v"] = [n if r else o for n, o, r in zip(found, old, engine.reached, strict=True)]
+            directions, old = self._each(_split, there.grad, here.grad), engine.memory["g_v"]
+            # A parameter that this batch did not reach keeps its old direction.
+            engine.memory["g_v"] = [n if r else o for n, o, r in zip(directions, old, engine.reached, strict=True)]
             return here.loss, there.grad
-        return here.loss, self._each(self._reuse, here.grad, self._kept(engine))
+        return here.loss, self._each(self._reuse, here.grad, self._direction(engine))
 
-    def _kept(self, engine: Engine) -> Vec:
-        """g_v of the parameters that are still trained, of length 1 again where others were frozen since."""
+    def _direction(self, engine: Engine) -> Vec:
+        """g_v of the parameters that are still trained, normalized again if others were frozen."""
         g_v: Vec = engine.memory["g_v"]
         if all(engine.trained):
             return g_v
@@ -88,7 +89,7 @@ class LookSAM(Method):
         return g_v if self.decomposition == "tensor" else vec.scale(g_v, vec.inverse(vec.norm(g_v)))
 
     def _reuse(self, g: Vec, g_v: Vec) -> Vec:
-        # In place: the reading's gradient is the plan's own, and a step in between should cost next to nothing.
+        # In place, which is cheap; the plan owns the gradient of the reading.
         vec.add_(g, g_v, self.alpha * vec.norm(g))
         return g
 
@@ -103,9 +104,9 @@ def _split(g_s: Vec, g: Vec) -> Vec:
 
 
 def _orthogonal(g_s: Vec, g: Vec) -> Vec:
-    """The direction of the part of g_s orthogonal to g; zero where there is none."""
+    """The direction of the part of g_s that is orthogonal to g; zero if g_s is parallel to g."""
     g_v = vec.reject(g_s, g)
-    size, whole = vec.norm(g_v), vec.norm(g_s)
-    # A relative test: rounding leaves about eps * ||g_s|| even where g_s is parallel to g. NaN does not pass either.
-    real = size > 100 * torch.finfo(whole.dtype).eps * whole
-    return vec.where_true(real, vec.scale(g_v, vec.inverse(size)))
+    size, full_size = vec.norm(g_v), vec.norm(g_s)
+    # Relative, because rounding leaves about eps * ||g_s|| if g_s is parallel to g. The comparison is false for NaN.
+    significant = size > 100 * torch.finfo(full_size.dtype).eps * full_size
+    return vec.where_true(significant, vec.scale(g_v, vec.inverse(size)))

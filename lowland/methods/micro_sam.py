@@ -56,33 +56,33 @@ class MicroSAM(Method):
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.methods.base.Method.plan`."""
-        shards, size = engine.batches.chunk(batch, self.m), engine.batches.size(batch)
+        parts, size = engine.batches.chunk(batch, self.m), engine.batches.size(batch)
         loss: Any = 0.0
-        seen: Any = 0.0
+        weight_sum: Any = 0.0
         total = vec.zeros(engine.params)
-        for start in range(0, len(shards), engine.width):
-            wave = shards[start : start + engine.width]
+        for start in range(0, len(parts), engine.width):
+            wave = parts[start : start + engine.width]
             here = yield tuple(Probe(s, sync=False) for s in wave)
             weights = [_weight(h, size) for h in here]
-            seen = seen + sum(weights)
+            weight_sum = weight_sum + sum(weights)
             loss = loss + sum(weight * h.loss for weight, h in zip(weights, here, strict=True))
             up = tuple(
                 Probe(s, at=self.ascent_later(engine, h.grad), sync=False) for s, h in zip(wave, here, strict=True)
             )
-            del here  # gradients are freed as soon as they are used: they would pile up over the micro-batches
+            del here  # frees the gradients, which would otherwise accumulate over the micro-batches
             there = yield up
             for weight, grad in zip(weights, [t.grad for t in there], strict=True):
                 vec.add_(total, grad, weight)
             del there, grad
-        if isinstance(seen, Tensor):  # a Loss counts what only the forward pass knows
-            seen = torch.where(seen == 0, 1, seen)
-            vec.scale_(total, 1 / seen)
-            loss = loss / seen
+        if isinstance(weight_sum, Tensor):  # the counts of a Loss are known only after the forward passes
+            weight_sum = torch.where(weight_sum == 0, 1, weight_sum)
+            vec.scale_(total, 1 / weight_sum)
+            loss = loss / weight_sum
         return torch.as_tensor(loss), total
 
 
 def _weight(reading: Reading, size: int) -> float | Tensor:
-    """What a micro-batch weighs: its share of the examples, or a multiple of what its ``Loss`` counts."""
+    """The weight of a micro-batch: its fraction of the examples, or with a ``Loss`` a multiple of its count."""
     if isinstance(reading.divisor, Tensor):
         return (reading.divisor / size).to(reading.loss.dtype)
     return 1.0 if reading.divisor is None else reading.divisor / size

@@ -18,33 +18,34 @@ if TYPE_CHECKING:
 class MomentumSAM(Method):
     """One gradient per step, at a point displaced against the base optimizer's momentum.
 
-    ``d = g(w - rho * v/||v||)`` with v the momentum before this step. Momentum adds up gradients, and the optimizer
-    moves along -v; so the displacement points ahead, to where the optimizer is going, not uphill.
+    ``d = g(w - rho * v/||v||)`` with v the momentum before this step. Momentum sums gradients, and the optimizer
+    moves along -v. So the displacement has the direction of the optimizer's next step, not of ascent.
 
-    With SGD, v is its momentum buffer (weight decay included, as torch keeps it). With Adam and AdamW, v is the first
-    moment ``exp_avg``, without bias correction: a factor that would cancel. Without a buffer yet, on the first step,
-    nothing is displaced. SGD without momentum and other optimizers are refused.
+    With SGD, v is its momentum buffer, which includes weight decay in torch. With Adam and AdamW, v is the first
+    moment ``exp_avg``, without bias correction, because a factor would cancel. The first step has no buffer and no
+    displacement. SGD without momentum and other optimizers are refused.
 
     Args:
-        rho: Radius, >= 0, in parameter norm. The release takes 3 for CIFAR-100 and 0.3 for ImageNet; the momentum is a
-            blunt direction, so a larger radius than SAM's does no harm. For vision transformers the release takes 0
-            before epoch 8 and 10 from then on: ``Late(inner=MomentumSAM(rho=10), start=…)``, in steps.
+        rho: Radius, >= 0, in parameter norm. The release takes 3 for CIFAR-100 and 0.3 for ImageNet. It may be larger
+            than SAM's radius, because the loss rises less along the momentum than along the gradient. For vision
+            transformers the release takes 0 before epoch 8 and 10 from then on:
+            ``Late(inner=MomentumSAM(rho=10), start=…)``, in steps.
         geometry: How v becomes a displacement.
 
     Cost: 1 gradient per step; 1 P of memory (the saved weights), 2 P while the direction is made; 1 all-reduce of P
-    under data parallelism. Every rank is perturbed alike: the momentum is the mean gradient's.
+    under data parallelism. All ranks have the same perturbation, because the momentum is that of the mean gradient.
 
-    Differs: The release keeps the displaced weights live between steps, which needs no memory, and recomputes
-    BatchNorm statistics before evaluation; here weights never stay displaced, at 1 P, and statistics are those of the
-    displaced pass (``refresh_stats`` recomputes them). The release differentiates the L2 penalty at the displaced
-    weights; here weight decay is the base optimizer's. The release's AdamW decays the weights after Adam's move,
+    Differs: In the release the weights stay displaced between steps, which needs no memory, and BatchNorm statistics
+    are recomputed before evaluation. Here weights never stay displaced, which needs 1 P, and statistics are those of
+    the displaced pass (``refresh_stats`` recomputes them). The release differentiates the L2 penalty at the displaced
+    weights; here weight decay is the base optimizer's. The release's AdamW decays the weights after Adam's step,
     torch's AdamW before it.
 
     Invariants: The first step is the base optimizer's; rho = 0 is the base optimizer; the efficient form of the paper
     has the same trajectory.
 
-    Use: Where the second gradient cannot be paid: the cheapest of all. Not with SGD without momentum. The loss that
-    ``backward`` returns is that of the displaced weights.
+    Use: If a second gradient is too expensive: it is the cheapest method. Not with SGD without momentum. ``backward``
+    returns the loss at the displaced weights.
 
     Reference: Becker, Altrock, Risse: Momentum-SAM: Sharpness Aware Minimization without Computational Overhead.
     NeurIPS 2025, arXiv 2401.12033.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Plain(Method):
-    """The plain gradient, as ``loss.backward()`` gives it: the yardstick for all others.
+    """The plain gradient, as ``loss.backward()`` computes it: the baseline of all other methods.
 
     ``d = g(w)``
 
@@ -24,10 +24,10 @@ class Plain(Method):
 
     Cost: 1 gradient per step, no extra memory, 1 all-reduce of P under data parallelism.
 
-    Invariants: ``.grad`` is what ``loss.backward()`` gives; SAM and all that follow it on the whole batch become this
-    method at rho = 0.
+    Invariants: ``.grad`` equals that of ``loss.backward()``; SAM and its variants on the full batch are this method at
+    rho = 0.
 
-    Use: As the baseline of every comparison, with as many gradients as the others get. Not needed in production:
+    Use: As the baseline of every comparison, with as many gradients as the other methods. Not needed otherwise, because
     ``loss.backward()`` does the same.
 
     Reference: Robbins, Monro: A Stochastic Approximation Method. Annals of Mathematical Statistics, 1951.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RST(Perturbing):
-    """Randomized sharpness-aware training: each step is a SAM step with probability s, else a plain one.
+    """Randomized sharpness-aware training: each step is a SAM step with probability s, else a plain step.
 
     Args:
         rho: Radius, >= 0, in parameter norm.
@@ -28,12 +28,12 @@ class RST(Perturbing):
     Cost: 1 + s gradients per step on average, one after the other; 1 P of memory in a SAM step; 1 + s all-reduces of P
     under data parallelism, 1 with ``ascent_gradient="local"``.
 
-    Differs: Nothing in the rule. The draw comes from the engine's own random numbers, so it is the same on every rank
+    Differs: No difference in the rule. The draw uses the engine's random numbers, so it is the same on every rank
     and after a resume.
 
     Invariants: s = 1 is SAM, s = 0 the base optimizer.
 
-    Use: As the yardstick for every method that chooses its SAM steps cleverly. Not where steps must take equal time.
+    Use: As the baseline of methods that choose their SAM steps adaptively. Not if steps must take equal time.
 
     Reference: Zhao, Zhang, Hu: Randomized Sharpness-Aware Training for Boosting Computational Efficiency in Deep
     Learning. 2022, arXiv 2203.09962.

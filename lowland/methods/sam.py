@@ -14,32 +14,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SAM(Perturbing):
-    """The gradient at the worst nearby point instead of the gradient here.
+    """The gradient at a perturbed point, to which an ascent step of length rho leads, instead of at the weights.
 
     ``e = rho * g(w) / ||g(w)||``, ``d = g(w + e)``
 
     Args:
         rho: Radius, >= 0, in parameter norm; 0.05 is usual.
         geometry: ``L2()`` is SAM; ``Adaptive()`` is ASAM.
-        ascent_gradient: Which gradient perturbs under data parallelism: "mean", the average over all ranks, or "local",
-            each rank's own, which saves an all-reduce: the step is then carried out on each rank's part of the batch
-            alone, and what comes out is averaged. On one process both are the same.
+        ascent_gradient: The gradient that perturbs under data parallelism: "mean", the average over all ranks, or
+            "local", each rank's own gradient. With "local" each rank computes the step on its part of the batch, and
+            only the results are averaged, which saves an all-reduce. On one process both are the same.
 
     Cost: 2 gradients per step, one after the other; 1 P of memory (the saved weights); 2 all-reduces of P
     under data parallelism, 1 with ``ascent_gradient="local"``.
 
     Differs: In the JAX release (google-research/sam) weight decay is part of the loss, and a zero gradient gives NaN;
     here weight decay belongs to the base optimizer, at the unperturbed weights, and a zero gradient gives a zero
-    perturbation. Under data parallelism the mean gradient over the ranks perturbs all of them, as in davda54's code
-    under DDP; the JAX release and composer perturb each rank by its own: ``ascent_gradient="local"``. Where parameter
-    groups have radii of their own, the norm leaves out the groups of radius 0; davda54's code counts them.
+    perturbation. Under data parallelism the mean gradient perturbs all ranks, as in davda54's code under DDP; the JAX
+    release and composer perturb each rank by its own gradient: ``ascent_gradient="local"``. The norm omits parameter
+    groups of radius 0; davda54's code includes them.
 
     Invariants: rho = 0 is the base optimizer; a loss that is scaled by c > 0 has the same perturbation; on a quadratic
     with Hessian A, ``d - g = rho * A g / ||g||``.
 
-    Use: As the reference that the cheaper methods are judged by, and where accuracy matters more than time. Its radius
-    is the one hyperparameter that counts: try 0.02, 0.05, 0.1, 0.2. Not where two gradients per step cannot be paid;
-    LookSAM and Momentum-SAM cost less.
+    Use: As the reference for the cheaper methods, and if accuracy matters more than time. The radius is the one
+    hyperparameter that matters: try 0.02, 0.05, 0.1, 0.2. Not if two gradients per step are too expensive; LookSAM and
+    Momentum-SAM cost less.
 
     Reference: Foret, Kleiner, Mobahi, Neyshabur: Sharpness-Aware Minimization for Efficiently Improving
     Generalization. ICLR 2021, arXiv 2010.01412.
@@ -49,6 +49,6 @@ class SAM(Perturbing):
         """See :meth:`lowland.methods.base.Method.plan`."""
         here = yield self.probe(batch)
         loss, up = here.loss, self.probe(batch, at=self.ascent(engine, here.grad))
-        del here  # frees the first gradient before the second pass: the saved weights are all that is kept
+        del here  # frees the first gradient before the second pass, so that only the saved weights need memory
         there = yield up
         return loss, there.grad

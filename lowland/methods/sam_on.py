@@ -26,13 +26,13 @@ class Normalization:
     """Selects the parameters of normalization layers, by the layers' type.
 
     Args:
-        extra: A predicate ``(module, name, parameter) -> bool`` that adds others, such as layers of one's own.
+        extra: A predicate ``(module, name, parameter) -> bool`` that adds others, such as your own layers.
     """
 
     extra: Select | None = None
 
     def __call__(self, module: nn.Module, name: str, parameter: Tensor) -> bool:
-        """Whether this parameter is one of them."""
+        """Whether this parameter belongs to a normalization layer, or ``extra`` accepts it."""
         return isinstance(module, LAYERS) or (self.extra is not None and bool(self.extra(module, name, parameter)))
 
 
@@ -45,24 +45,25 @@ class SAMON(Perturbing):
 
     Args:
         rho: Radius, >= 0, in the norm of the perturbed parameters; larger than SAM's, because they are few.
-        geometry: How g_n becomes a displacement; without a ``select`` of its own.
+        geometry: How g_n becomes a displacement; its ``select`` must be None.
         ascent_gradient: "mean" over the ranks, or each rank's own ("local"); see :class:`SAM`.
         extra: A predicate ``(module, name, parameter) -> bool`` that adds parameters to perturb, such as those of
-            normalization layers of one's own that subclass none of torch's; None adds none.
+            your own normalization layers that are no subclasses of torch's; None adds none.
 
     Cost: 2 gradients per step, one after the other, the first of them for the perturbed parameters only; 1 P of memory
     (all weights are saved, though few move); 2 all-reduces of P under data parallelism, of which the first needs only
     the perturbed part; 1 with ``ascent_gradient="local"``.
 
-    Differs: The release finds the layers by "norm" and "bn" in their names, which misses some and catches others; here
-    it is their type: BatchNorm, LayerNorm, GroupNorm, InstanceNorm, RMSNorm and what is derived from them. A model
-    without any is refused. The first pass differentiates only what is perturbed. The default radius of 0.5 is the
-    release's. The release updates BatchNorm statistics in both passes; here the first one does.
+    Differs: The release selects the layers by "norm" and "bn" in their names, which misses some and includes others;
+    here their type decides: BatchNorm, LayerNorm, GroupNorm, InstanceNorm, RMSNorm and their subclasses. A model
+    without such layers is refused. The first pass computes the gradient of the perturbed parameters only. The default
+    radius of 0.5 is the release's. The release updates BatchNorm statistics in both passes; here only the first pass
+    does.
 
     Invariants: With all tensors selected it is SAM; rho = 0 is the base optimizer.
 
-    Use: Networks with normalization, on which its authors report better results than with all layers; the first pass
-    saves the backward work for all other weights. Not for models without normalization layers, which it refuses.
+    Use: Networks with normalization, for which its authors report better results than with all layers; the first pass
+    saves the backward work for all other weights. Models without normalization layers are refused.
 
     Reference: Müller, Vlaar, Rolnick, Hein: Normalization Layers Are All That Sharpness-Aware Minimization Needs.
     NeurIPS 2023, arXiv 2306.04226.

@@ -18,41 +18,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SAMPa(Method):
-    """SAM whose two gradients do not depend on each other, so that two devices compute them at once.
+    """SAM whose two gradients do not depend on each other, so that two devices can compute them at the same time.
 
-    An auxiliary point y runs ahead of the weights: where the base optimizer would land if its gradient were
-    the one at the last y. Its gradient is known when a step begins and gives the ascent direction::
+    An auxiliary point y is ahead of the weights: the point that the base optimizer would reach with the gradient at
+    the last y. The gradient at y is known when a step begins and gives the ascent direction::
 
         x~      = x + rho * g(y; B) / ||g(y; B)||
         y'      = x + (the base optimizer's step for g(y; B))
         d       = (1 - lam) * g(x~; B) + lam * g(y'; B')
 
-    B is the batch held back from the last step and B' the new one: every batch is used twice, and ascent and
-    descent of a step share theirs. On the very first step both probes stand at x, so it is a base step.
+    B is the batch kept from the last step and B' the new one. Every batch is used twice; the ascent and the descent of
+    a SAM step use the same batch. In the first step both gradients are at x, so it is a step of the base optimizer.
 
     Args:
         rho: Radius, >= 0, in parameter norm; the release uses 0.1 where SAM takes 0.05.
         geometry: How the gradient at y becomes a displacement.
         lam: Weight of the gradient at y', in [0, 1]: 0 is SAMPa-0, 1 is optimistic gradient descent.
-        lookahead: "base" previews the base optimizer's own next step, with momentum, weight decay and
-            preconditioning; "raw" takes ``y' = x - lr * g(y)``.
+        lookahead: "base" computes the base optimizer's next step, with momentum, weight decay and preconditioning;
+            "raw" takes ``y' = x - lr * g(y)``.
 
-    Cost: 2 gradients per step, at once; 1 P and a batch of resident memory, 3 P during the passes on one
-    device; one exchange of P between two device groups. Under data parallelism the mean gradient perturbs: g(y) is
-    kept, and must be the same on every rank.
+    Cost: 2 gradients per step, at the same time; 1 P and a batch of resident memory, 3 P during the passes on one
+    device; one exchange of P between two device groups. Under data parallelism the mean gradient perturbs, because
+    g(y) is kept and must be the same on every rank.
 
-    Differs: The release previews momentum and weight decay for SGD alone, drops weight decay until a momentum
-    buffer exists, and uses the raw step for other optimizers; "base" is right for all. The release recovers
-    g(y) by dividing by lam, which fails at lam = 0; here both gradients are kept. BatchNorm statistics come
-    from y', the point the weights move to, not from x~.
+    Differs: The release includes momentum and weight decay in the lookahead for SGD only, omits weight decay until a
+    momentum buffer exists, and uses the raw step for other optimizers; "base" is exact for all optimizers. The release
+    recovers g(y) by dividing by lam, which fails at lam = 0; here both gradients are kept. BatchNorm statistics come
+    from y', the point to which the weights move, not from x~.
 
     Invariants: The first step is the base optimizer's, for any lam; lam = 1 does not depend on rho; on a convex smooth
     loss with lam = 0 and a small constant step, ``f(x) + 1/2 (1 - lr L) ||g(x) - g(y)||^2`` does not rise by more than
     a term in lr^2 rho^2.
 
-    Use: With two devices to spare whose batch cannot be cut in half efficiently. On one busy device it costs what SAM
-    costs, and against data-parallel SAM on the same two devices it has to be measured, not assumed. Not behind a
-    closure, which hides the batch it keeps.
+    Use: With two devices, if half a batch takes more than half the time of a batch. On one busy device it costs as much
+    as SAM. Measure it against data-parallel SAM on the same two devices. Not behind a closure, from which it cannot get
+    the batch that it keeps.
 
     Reference: Xie, Pethick, Cevher: SAMPa: Sharpness-Aware Minimization Parallelized. NeurIPS 2024,
     arXiv 2410.10683.
@@ -76,34 +76,34 @@ class SAMPa(Method):
     def validate(self, engine: Engine) -> None:
         """See :meth:`lowland.methods.base.Method.validate`."""
         if self.lookahead == "base":
-            engine.lookahead_later(vec.zeros(engine.params))  # an optimizer whose steps cannot be previewed fails here
+            engine.lookahead_later(vec.zeros(engine.params))  # refuses an optimizer without a lookahead
 
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.methods.base.Method.plan`."""
-        grad_y, held = engine.memory["grad_y"], engine.memory["batch"]
-        cold = held is None
+        grad_y, kept_batch = engine.memory["grad_y"], engine.memory["batch"]
+        cold = kept_batch is None
         missed = set(engine.memory["missed"])
         among = [n not in missed for n in engine.names] if missed else None
         raw = self.lookahead == "raw"
-        # No names for the displacements: the executor frees them as it goes.
+        # The displacements have no names here, so that the executor can free them.
         tilde, at_y = yield (
-            Probe(batch if cold else held, at=None if cold else self.ascent_later(engine, grad_y), stats=False),
+            Probe(batch if cold else kept_batch, at=None if cold else self.ascent_later(engine, grad_y), stats=False),
             Probe(batch, at=None if cold else engine.lookahead_later(grad_y, raw=raw, among=among), stats=True),
         )
-        # NaN gives a cold start, for a caller who skips this step. The batch is a copy: loaders may refill the same
-        # buffers, and the next step would silently see other examples.
+        # NaN becomes zero, which is a cold start, for a caller who skips this step. The batch is a copy, because a
+        # loader may refill its buffers.
         grad_y = vec.where_true(vec.finite(at_y.grad), at_y.grad)
-        # By name, and those alone that the batch did not reach: the optimizer would leave them where they are.
+        # The names of the parameters that the batch did not reach; the optimizer does not move them.
         missed_now = [n for n, r in zip(engine.names, at_y.reached or (), strict=False) if not r]
         engine.memory.update(grad_y=grad_y, missed=missed_now, batch=engine.batches.copy(batch))
         return at_y.loss, vec.lerp(tilde.grad, at_y.grad, self.lam)
 
     def reshard(self, shares: Sequence[dict[str, Any]], number: int, count: int) -> dict[str, Any]:
-        """The batches held are put together and cut anew; see :meth:`lowland.methods.base.Method.reshard`."""
-        rest = [{k: v for k, v in share.items() if k != "batch"} for share in shares]
-        held = [share["batch"] for share in shares]
-        return super().reshard(rest, number, count) | {"batch": batches.rejoined(held, number, count)}
+        """Concatenate the kept batches and cut them again; see :meth:`lowland.methods.base.Method.reshard`."""
+        others = [{k: v for k, v in memory.items() if k != "batch"} for memory in shares]
+        kept_batches = [memory["batch"] for memory in shares]
+        return super().reshard(others, number, count) | {"batch": batches.rejoined(kept_batches, number, count)}
 
     def fallback(self, memory: dict[str, Any]) -> dict[str, Any]:
-        """A cold start: a gradient at the old y would not belong to the batch that is held now."""
+        """A cold start with a zero gradient, because the old gradient does not belong to the kept batch."""
         return {**memory, "grad_y": vec.zeros(memory["grad_y"])}

@@ -18,12 +18,12 @@ from lowland.methods.base import Method
 if TYPE_CHECKING:
     from lowland.engine import Engine
 
-DRAWS = 10  # after so many draws that backward does not reach, all tensors take part
+DRAWS = 10  # after this many draws of tensors that backward does not reach, the step uses all tensors
 
 
 @dataclass(frozen=True, kw_only=True)
 class SLSAM(Method):
-    """Each step draws some parameter tensors and takes both gradients of SAM for those alone; the others rest.
+    """Each step draws some parameter tensors and computes both gradients of SAM for them; it skips the others.
 
     ::
 
@@ -34,28 +34,27 @@ class SLSAM(Method):
     Args:
         rho: Radius, >= 0, in the norm of the drawn tensors.
         geometry: How the gradient becomes a displacement.
-        s: Share of the tensors that is drawn on average, in (0, 1]; also their first probability.
-        alpha_p: How fast probabilities follow the gradients' lengths, >= 0.
+        s: Average fraction of the tensors that are drawn, in (0, 1]; also the initial probability of each tensor.
+        alpha_p: Rate at which probabilities follow the gradients' norms, >= 0.
         p_min: The smallest probability in the released rule's bound, > 0. It adds the same number to every tensor's
             cost, so it cancels.
 
-    Cost: 2 gradients per step, one after the other, both for a share of about s of the tensors, which saves that part
-    of the backward work; 1 P of memory (all weights are saved); 2 all-reduces of the drawn part under data parallelism.
-    The mean gradient perturbs: its lengths set the probabilities, which must be the same on every rank.
+    Cost: 2 gradients per step, one after the other, both for a fraction of about s of the tensors, which saves backward
+    work for the others; 1 P of memory (all weights are saved); 2 all-reduces of the drawn part under data parallelism.
+    The mean gradient perturbs, because its norms set the probabilities, which must be the same on every rank.
 
-    Differs: The gradients' lengths are read one step late, so that no step waits for the device: a step's probabilities
-    know all steps but the last one. Probabilities are scaled to their sum by a division by the sum of those still below
-    1, which the release raises to 1e-5 where it is smaller; here it stays as it is. A draw that the backward pass does
-    not reach is drawn anew. With a compiled model and behind a closure all gradients are computed and the others thrown
-    away.
+    Differs: The gradients' norms are read one step late, so that no step waits for the device: a step's probabilities
+    depend on all steps but the last one. Probabilities are scaled to their sum by a division by the sum of those below
+    1; the release raises this sum to at least 1e-5. If backward reaches no drawn tensor, the step draws again. With a
+    compiled model and behind a closure all gradients are computed, and those of other tensors are dropped.
 
     Invariants: A step that draws all tensors is a SAM step; probabilities lie in [1e-8, 1] and sum to s times the
     number of tensors; tensors that are not drawn keep weights, momentum and ``.grad``, as long as this
     is None (``zero_grad(set_to_none=True)``, torch's default).
 
-    Use: For fine-tuning large models, where most of the backward work is for weights. Not for short trainings from
-    scratch with a small s: each tensor takes only a share s of the steps. Activation checkpointing must be the one
-    with ``use_reentrant=False``: the other loses gradients where nothing before a block is drawn.
+    Use: For fine-tuning large models, in which most backward work is for weights. Not for short trainings from scratch
+    with a small s: each tensor takes only a fraction s of the steps. Activation checkpointing must have
+    ``use_reentrant=False``; otherwise it loses gradients if no tensor before a block is drawn.
 
     Reference: Cheng, Yang, Wang, Huang, Ma, Yu, Cao, Shen: Sparse Layer Sharpness-Aware Minimization for Efficient
     Fine-Tuning. 2026, arXiv 2602.09395.
@@ -89,9 +88,9 @@ class SLSAM(Method):
                 break
             active = self._draw(engine, p) if n < DRAWS - 1 else list(engine.trained)
             here = yield Probe(batch, wrt=active, stats=False)
-        known = engine.later("norms", vec.norms(here.grad))
-        if known is not None and before is not None and all(map(math.isfinite, known)):
-            memory["p"] = self._moved(p, known, **before)
+        norms = engine.later("norms", vec.norms(here.grad))
+        if norms is not None and before is not None and all(map(math.isfinite, norms)):
+            memory["p"] = self._update(p, norms, **before)
         memory["drawn"] = {"active": active, "chances": p}
         loss, up = here.loss, Probe(batch, at=self.ascent(engine, here.grad), wrt=active)
         del here
@@ -105,32 +104,32 @@ class SLSAM(Method):
             active = [a and t for a, t in zip(drawn, trained, strict=True)]
         return active
 
-    def _moved(
+    def _update(
         self, p: Sequence[float], norms: Sequence[float], active: Sequence[bool], chances: Sequence[float]
     ) -> list[float]:
-        """The probabilities after the norms of a step have become known, which drew ``active`` by ``chances``."""
-        # The released cost of tensor i is (L / p_min)^2 - r_i^2, less the least cost: L and p_min cancel, and written
-        # out they would take six digits with them.
+        """Update the probabilities ``p`` with the norms of an earlier step, which drew ``active`` with ``chances``."""
+        # The released cost of tensor i is (L / p_min)^2 - r_i^2 minus the smallest cost. L and p_min cancel; with them
+        # the difference would lose six digits.
         lengths = {i: norms[i] / chances[i] for i, on in enumerate(active) if on}
         longest = max(lengths.values())
-        moved = list(p)
+        updated = list(p)
         for i, length in lengths.items():
             cost = min((longest - length) * (longest + length), sys.float_info.max)
-            moved[i] = p[i] * math.exp(-self.alpha_p * cost / chances[i])
-        return [min(max(x, 1e-8), 1.0) for x in fill(moved, self.s * len(p))]
+            updated[i] = p[i] * math.exp(-self.alpha_p * cost / chances[i])
+        return [min(max(x, 1e-8), 1.0) for x in fill(updated, self.s * len(p))]
 
 
 def fill(values: Sequence[float], total: float) -> list[float]:
-    """``values`` scaled to a sum, none above 1: what a scaled value has beyond 1 goes to the others.
+    """``values`` scaled to a sum with a maximum of 1 each; the excess of a value over 1 is distributed to the others.
 
     Example:
         >>> fill([1.0, 1.0, 8.0], 2.0)
         [0.5, 0.5, 1.0]
     """
     order = sorted(range(len(values)), key=lambda i: values[i])
-    rests = list(accumulate(values[i] for i in order))  # from the smallest up, so that none is lost beside large ones
+    rests = list(accumulate(values[i] for i in order))  # from the smallest up, so that rounding loses no small value
     filled = [1.0] * len(values)
-    for full in range(len(values)):  # so many of the largest are at 1, and the others share what is left
+    for full in range(len(values)):  # the number of the largest values that are 1; the others are scaled to the rest
         i, rest = order[-1 - full], rests[-1 - full]
         if values[i] * (total - full) <= rest:
             for j in order[: len(values) - full]:

@@ -1,4 +1,4 @@
-"""Another method's direction, at the length of the plain gradient."""
+"""The direction of another method, scaled to the norm of the plain gradient."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Renormalized(Wrapper):
     ``d = ||g|| / ||g_s|| * g_s`` with ``g_s`` what the inner method returns.
 
     Args:
-        inner: The method to rescale. Each of its steps must ask for the whole batch's gradient at the weights, as SAM
-            does and SAMPa does not, and with ``ascent_gradient="mean"``: the plain gradient is the mean over the
-            ranks. It has the radius: ``Renormalized(inner=SAM(rho=0.1))``.
+        inner: The method to rescale, which has the radius: ``Renormalized(inner=SAM(rho=0.1))``. Each of its steps must
+            ask for the gradient of the full batch at the weights, as SAM does and SAMPa does not, with
+            ``ascent_gradient="mean"``, because the plain gradient is the mean over the ranks.
 
     Cost: The inner method's gradients, memory and all-reduces: for SAM 2 gradients per step, 1 P of memory and 2
     all-reduces of P.
@@ -40,8 +40,8 @@ class Renormalized(Wrapper):
 
     Invariants: ``||d|| = ||g||`` and d is parallel to the inner method's direction; ``Plain`` stays as it is.
 
-    Use: Where SAM diverges at a learning rate that plain training survives: near sharp minima its gradients are the
-    longer ones. Not where a method never looks at the plain gradient; those are refused.
+    Use: If SAM diverges at a learning rate at which plain training does not, because its gradients have larger norms
+    near sharp minima. Methods that do not compute the plain gradient are refused.
 
     Reference: Tan, Zhang, Liu, Wang, Hao: Stabilizing Sharpness-aware Minimization Through A Simple Renormalization
     Strategy. JMLR 2025, arXiv 2401.07250.
@@ -66,7 +66,7 @@ class Renormalized(Wrapper):
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.methods.base.Method.plan`."""
         size: Tensor | None = None
-        answers: list[Any] = [None]  # a list, so that a reading handed on is not held here during the next pass
+        answers: list[Any] = [None]  # a list, so that no name keeps a reading alive during the next pass
         with closing(self.inner.plan(engine, batch)) as plan:
             while True:
                 try:
@@ -74,14 +74,14 @@ class Renormalized(Wrapper):
                 except StopIteration as done:
                     loss, d = done.value
                     break
-                asked = (ask,) if isinstance(ask, Probe) else tuple(ask)
-                plain = next((i for i, probe in enumerate(asked) if _is_plain(probe, batch)), None)
+                probes = (ask,) if isinstance(ask, Probe) else tuple(ask)
+                plain = next((i for i, probe in enumerate(probes) if _is_plain(probe, batch)), None)
                 answers.append((yield ask))
                 if plain is not None:
                     reading = answers[0] if isinstance(ask, Probe) else answers[0][plain]
                     size = vec.norm(reading.grad)
                     del reading
-                del ask, asked
+                del ask, probes
         if size is None:
             raise UsageError(
                 "Renormalized needs an inner method that asks for the whole batch's gradient at the weights, averaged "
@@ -106,6 +106,6 @@ def _is_plain(probe: Probe, batch: Any) -> bool:
 
 
 def _to(size: Tensor, v: Vec) -> Vec:
-    # Not vec.inverse: where the inner direction is the plain gradient, the factor is exactly 1.
-    now = vec.norm(v)
-    return vec.scale(v, torch.where(now == 0, torch.zeros_like(now), size / now))
+    # Not vec.inverse, so that the factor is exactly 1 if the inner direction is the plain gradient.
+    current = vec.norm(v)
+    return vec.scale(v, torch.where(current == 0, torch.zeros_like(current), size / current))

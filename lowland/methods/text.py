@@ -52,16 +52,16 @@ def kind_of(name: str) -> type[Method]:
 
 
 def make(text: str, *, fill: Callable[[str], Mapping[str, Any]] | None = None, **defaults: Any) -> Method:
-    """A method from ``key`` or ``key:field=value,field=value``.
+    """Make a method from ``key`` or ``key:field=value,field=value``.
 
-    A method around another one names it last: ``inner=`` takes the rest of the text. A method that is not lowland's own
-    is named by its place: ``vasso.py:VaSSO:theta=0.4``; see :func:`kind_of`.
+    In the text of a method around another one, ``inner=`` is the last field and takes the rest of the text. An external
+    method is named by file and class, ``vasso.py:VaSSO:theta=0.4``; see :func:`kind_of`.
 
     Args:
         text: For example ``"sampa:rho=0.1,lam=0.2"``, ``"looksam:geometry=layerwise"`` or
             ``"late:start=0.5,inner=looksam:k=5,alpha=0.2"``.
-        fill: Gives values for fields that the text leaves open, from a method's key; asked for inner methods, too.
-        defaults: The same for the outermost method alone.
+        fill: A function from a method's key to values of fields that the text omits; also called for inner methods.
+        defaults: Values of fields that the text omits, for the outermost method only.
 
     Raises:
         UnknownNameError: No such method, field or geometry; the nearest name is suggested.
@@ -108,8 +108,7 @@ def spell(method: Method) -> str:
     """The text that :func:`make` turns into this method, naming only fields that differ from the defaults.
 
     Raises:
-        ArgumentError: A field is a schedule, a function, or a geometry with fields of its own, which the text cannot
-            say.
+        ArgumentError: A field is a schedule, a function, or a geometry with changed fields, which text cannot express.
 
     Example:
         >>> from lowland import SAM, Late, LookSAM, SAMPa

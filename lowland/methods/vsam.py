@@ -19,16 +19,16 @@ from lowland.methods.base import Method
 if TYPE_CHECKING:
     from lowland.engine import Engine
 
-REUSES = 6  # how many steps a refreshed psf is mixed in, fading by beta each time
+REUSES = 6  # the number of steps that reuse a refreshed psf, each with another factor beta
 
 
 @dataclass(frozen=True, kw_only=True)
 class VSAM(Method):
-    """SAM in as many steps of a window as the variation of its extra gradient calls for.
+    """SAM in a number of steps per window that adapts to the variation of its extra gradient.
 
-    The SAM gradient is the plain one plus ``psf = g(w + rho * g/||g||) - g``. It is refreshed in s steps of
-    every window of K, drawn at random and forced at the end, so that each complete window has exactly
-    ``floor(s)``. The j-th step after a refresh uses ``d = g + beta^j * psf`` for j up to 6, then ``d = g``.
+    The SAM gradient is the plain gradient plus ``psf = g(w + rho * g/||g||) - g``. psf is refreshed in s random steps
+    of every window of K steps. Missing refreshes are made at the end of the window, so that each complete window has
+    exactly ``floor(s)``. The j-th step after a refresh uses ``d = g + beta^j * psf`` for j up to 6, then ``d = g``.
     At the start of a window::
 
         s <- clip(s * (1 + a1 * dR + a2 * dU), 1, floor(K * p_max))
@@ -40,32 +40,32 @@ class VSAM(Method):
         rho: Radius, >= 0, in parameter norm.
         geometry: How the gradient becomes a displacement.
         window: K, steps in a window, >= 1.
-        blocks: Blocks the sorted norms are cut into before their variances are averaged, >= 1.
-        p_max: Largest share of a window's steps that are refreshed, in [0, 1]; never less than one step.
+        blocks: The number of blocks of sorted norms whose variances are averaged, >= 1.
+        p_max: Largest fraction of a window's steps with a refresh, in [0, 1]; at least one step has a refresh.
         a1: Response of s to dR.
         a2: Response of s to dU.
-        beta: How psf fades from step to step, in [0, 1]; 0 alternates between SAM and the plain gradient.
-        last: How many of the last tensors N looks at, >= 1.
-        warmup: Full SAM before the first window: an integer >= 0 is a number of steps, a number in (0, 1) a fraction of
-            the training.
+        beta: Decay of psf per step, in [0, 1]; 0 alternates between SAM and the plain gradient.
+        last: The number of last tensors in the norm N, >= 1.
+        warmup: SAM in every step before the first window: an integer >= 0 is a number of steps, a number in (0, 1) a
+            fraction of the training.
 
     Cost: 1 + s/K gradients per step, about 1.2 to 1.5; 1 P of resident memory, 3 P during a refresh's second pass;
-    1 + s/K all-reduces of P under data parallelism. The mean gradient perturbs: psf and the norms that steer s must be
-    the same on every rank.
+    1 + s/K all-reduces of P under data parallelism. The mean gradient perturbs, because psf and the norms that set s
+    must be the same on every rank.
 
-    Differs: The norms that steer s are read one refresh late, so that no step waits for the device; the
-    release lets the rest of the first window pass without any SAM step after warm-up, here the first window
-    starts at once; histories start empty instead of with zeros; blocks use the population variance. Where the number
-    of norms is no multiple of the blocks, the release leaves out the remainder, the largest norms; here the first
-    blocks hold one norm more. For every beta a refreshed psf is reused in 6 steps; in the release rounding decides,
-    which gives 7 at beta = 0.3, 0.6 and 0.9, and none at beta = 1.
+    Differs: The norms that set s are read one refresh late, so that no step waits for the device. In the release the
+    rest of the first window after the warm-up has no SAM step; here the first window starts at once. Histories start
+    empty instead of with zeros. Blocks use the population variance. If the number of norms is no multiple of the
+    blocks, the release omits the remainder, the largest norms; here the first blocks have one norm more. For every beta
+    a refreshed psf is reused in 6 steps; in the release rounding decides, which gives 7 at beta = 0.3, 0.6 and 0.9, and
+    none at beta = 1.
 
     Invariants: ``g + psf = g_s`` at a refresh; window = 1 and a warm-up without end are SAM; beta = 0 reuses nothing,
     so that a step is either SAM's or the base optimizer's; each complete window has exactly ``floor(s)`` refreshes,
     at least 1 and at most ``floor(K * p_max)``.
 
-    Use: To have the training itself say how often the second gradient is worth its price. Not for trainings of a few
-    windows, in which s hardly moves, nor where steps must take equal time.
+    Use: To adapt the number of second gradients to the training. Not for trainings of a few windows, in which s hardly
+    changes, nor if steps must take equal time.
 
     Reference: Deng, Pang, Zhang, Wang: Effective Gradient Sample Size via Variation Estimation for
     Accelerating Sharpness-Aware Minimization. 2024, arXiv 2403.08821.
@@ -126,7 +126,7 @@ class VSAM(Method):
         return here.loss, vec.add(here.grad, engine.memory["psf"], self.beta**age)
 
     def _due(self, engine: Engine) -> bool:
-        """Whether this step refreshes psf; the same on every rank, because all it uses is."""
+        """Whether this step refreshes psf; equal on every rank, because it depends only on values that are."""
         memory = engine.memory
         if isinstance(self.warmup, float) and engine.progress < self.warmup:
             return True
@@ -148,17 +148,17 @@ class VSAM(Method):
 
     def _record(self, engine: Engine, psf: Vec, grad: Vec) -> None:
         trained = engine.trained
-        last = [i for i, t in enumerate(trained) if t][-self.last :]  # frozen tensors have no gradient to look at
+        last = [i for i, t in enumerate(trained) if t][-self.last :]  # frozen tensors have no gradient
         size = vec.norm([psf[i] for i in last])
-        known = engine.later("norms", torch.stack([size, vec.norm([grad[i] for i in last])]))
-        # An overflow under a loss scaler measures nothing; a zero gradient has no ratio.
-        if known is None or not all(map(math.isfinite, known)) or known[1] == 0:
+        norms = engine.later("norms", torch.stack([size, vec.norm([grad[i] for i in last])]))
+        # Norms that are not finite come from an overflow under a loss scaler; a zero gradient has no ratio.
+        if norms is None or not all(map(math.isfinite, norms)) or norms[1] == 0:
             return
         memory = engine.memory
-        sizes = [*memory["sizes"], known[0]][-self.window :]
+        sizes = [*memory["sizes"], norms[0]][-self.window :]
         memory.update(
             sizes=sizes,
-            ratios=[*memory["ratios"], known[0] / known[1]][-self.window :],
+            ratios=[*memory["ratios"], norms[0] / norms[1]][-self.window :],
             variances=[*memory["variances"], _spread(sizes, self.blocks)][-self.window :],
         )
 
@@ -168,10 +168,9 @@ class ARSAM(VSAM):
     """SAM's extra gradient, sampled adaptively, reused and mixed: a reconstruction on vSAM's rule.
 
     The paper splits the SAM gradient into the plain one and a projection of the second-order gradient, samples
-    the steps that refresh the latter, reuses it for several steps, and mixes it with the plain gradient. Its
-    exact trigger, window and coefficients could not be read, nor could its code be had. ARSAM comes from the
-    authors of vSAM, whose abstract has the same parts and the same claim of 40 %; therefore this class
-    follows vSAM's verified rule.
+    the steps that refresh the latter, reuses it for several steps, and mixes it with the plain gradient. Neither its
+    exact trigger, window and coefficients nor its code were available. ARSAM comes from the authors of vSAM, whose
+    abstract has the same parts and the same claim of 40 %; therefore this class follows vSAM's verified rule.
 
     Args:
         rho: See :class:`VSAM`, also for all other arguments.

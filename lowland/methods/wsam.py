@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class WSAM(Perturbing):
-    """The gradient of the loss plus a weight times that of the sharpness, the rise of the loss within the ball.
+    """The gradient of the loss plus a multiple of the gradient of the sharpness, the rise of the loss in the ball.
 
     ``d = (1 - a) * g + a * g_s`` with ``a = gamma / (1 - gamma)`` and ``g_s = g(w + rho * g/||g||)``
 
@@ -29,15 +29,15 @@ class WSAM(Perturbing):
     Cost: 2 gradients per step, one after the other; 2 P of memory during the second pass (saved weights and g); 2
     all-reduces of P under data parallelism, 1 with ``ascent_gradient="local"``.
 
-    Differs: This is the coupled form; the release's default is the decoupled one. That one steps with g and then moves
-    the weights by ``-lr * a * (g_s - g)`` past the optimizer; that is no single gradient, so clipping, scaling and
-    momentum could not be the optimizer's own, and it is left out. For SGD without momentum the two are the same. Under
-    data parallelism the release perturbs each rank by its own gradient: ``ascent_gradient="local"``.
+    Differs: This is the coupled form; the release's default is the decoupled form, which steps with g and then moves
+    the weights by ``-lr * a * (g_s - g)`` without the optimizer. lowland does not have it, because it is not one
+    gradient, so clipping, scaling and momentum could not be the optimizer's. For SGD without momentum the two forms
+    are equal. Under data parallelism the release perturbs each rank by its own gradient: ``ascent_gradient="local"``.
 
     Invariants: gamma = 0.5 is SAM; gamma = 0 and rho = 0 are the base optimizer.
 
-    Use: To weigh flatness against fit in one number. Not with gamma near 1 and a large radius: the step is then a
-    magnified difference of two gradients.
+    Use: To weight flatness against fit by one number. Not with gamma near 1 and a large radius, because the step is
+    then a magnified difference of two gradients.
 
     Reference: Yue, Jiang, Ye, Gao, Liu, Zhang: Sharpness-Aware Minimization Revisited: Weighted Sharpness as a
     Regularization Term. KDD 2023, arXiv 2305.15817.

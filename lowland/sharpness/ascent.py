@@ -36,13 +36,13 @@ def m_sharpness(
     weights, ``.grad``, statistics and modes bit for bit.
 
     Args:
-        model: The model, at the weights to be judged.
-        loss_fn: ``(model, batch) -> (B,) or Loss``; a mean, ``()``, where no batch has more than m examples.
-        batches: Batches to cut; each ends with a smaller micro-batch where m does not divide it. Micro-batches
-            are weighted by their size, or by what their ``Loss`` counts.
+        model: The model, with the weights to evaluate.
+        loss_fn: ``(model, batch) -> (B,) or Loss``; a mean, ``()``, only if no batch has more than m examples.
+        batches: Batches to cut; each ends with a smaller micro-batch if m does not divide it. Micro-batches
+            are weighted by their size, or by the count of their ``Loss``.
         rho: Radius of the ascent step, >= 0, in parameter norm.
         m: Examples in a micro-batch, >= 1. Sharpness grows as m falls, so compare only equal m and rho.
-        cut: How batches are cut, as for :class:`lowland.Engine`; by default tensors along dimension 0.
+        cut: The object that cuts batches, as for :class:`lowland.Engine`; by default tensors along dimension 0.
 
     Returns:
         The mean rise, shape ``()``, on the model's device.

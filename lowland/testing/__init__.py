@@ -1,14 +1,14 @@
-"""What every method and every task promises: ``check_method(MyMethod())`` and ``check_task(MyTask())``.
+"""Checks of methods and tasks: ``check_method(MyMethod())`` and ``check_task(MyTask())``.
 
-The checks are those that lowland's own tests run on its methods. They train a tiny network in double precision, in less
-than a second. For one test per check::
+lowland's own tests run the same checks on its methods. They train a tiny network in double precision, in less than a
+second. For one test per check::
 
     @pytest.mark.parametrize(("name", "check"), lowland.testing.method_checks(MyMethod()))
     def test_my_method(name, check):
         check()
 
-The checks of a task are in :mod:`lowland.lab.testing`. They are loaded when they are asked for, so that a method can be
-checked where the laboratory's packages are not installed.
+The checks of a task are in :mod:`lowland.lab.testing`. They are imported at their first use, so that a method can be
+checked without the packages of the laboratory.
 """
 
 from __future__ import annotations
@@ -40,27 +40,28 @@ def check_method(method: Method, *, optimizer: Callable[[nn.Module], Optimizer] 
     """Run all checks on a method.
 
     Args:
-        method: The method, complete; a training set has 20 examples, whose indices are the third entry of a batch.
-        optimizer: Makes the optimizer for a network; by default SGD with momentum or, where the method refuses that,
-            Adam with AMSGrad.
+        method: The method, with all fields set. The training set has 20 examples, whose positions are the third entry
+            of a batch.
+        optimizer: A function that makes the optimizer for a network; by default SGD with momentum, or Adam with AMSGrad
+            if the method refuses SGD.
 
     Raises:
-        AssertionError: It breaks a promise; the message names all that it breaks.
+        AssertionError: A check failed; the message lists all failed checks.
     """
-    broken = []
+    failed = []
     for name, check in method_checks(method, optimizer=optimizer):
         try:
             check()
         except Exception as error:
-            broken.append(f"{name}: {type(error).__name__}: {error}")
-    if broken:
-        raise AssertionError(f"{method.kind} breaks {len(broken)} promises:\n  " + "\n  ".join(broken))
+            failed.append(f"{name}: {type(error).__name__}: {error}")
+    if failed:
+        raise AssertionError(f"{method.kind} breaks {len(failed)} promises:\n  " + "\n  ".join(failed))
 
 
 def method_checks(
     method: Method, *, optimizer: Callable[[nn.Module], Optimizer] | None = None
 ) -> Iterator[tuple[str, Callable[[], None]]]:
-    """The checks of :func:`check_method` one by one, as pairs of a name and a function without arguments."""
+    """Yield the checks of :func:`check_method` as pairs of a name and a function without arguments."""
     trial = trial_of(method, optimizer)
     for check in CHECKS:
         yield check.__name__.removeprefix("check_"), partial(check, trial)

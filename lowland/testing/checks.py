@@ -1,4 +1,4 @@
-"""The promises of a method, one function each: what it raises says which promise is broken."""
+"""The checks of a method, one function each; the message of a failed check says what is wrong."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from lowland.engine import Engine
 from lowland.methods.base import Method
 from lowland.testing.networks import examples, losses, network, train
 
-STEPS = 10  # of the whole training, for methods that go by how much of it is done
+STEPS = 10  # the total_steps of a training, for methods that need progress
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A method with what it is tried on.
+    """A method with a network and an optimizer for its checks.
 
     Args:
         method: The method.
-        model: Makes a network, the same at every call, from the arguments of :class:`Network`.
-        optimizer: Makes its optimizer.
+        model: A function that makes the network, with equal weights at every call, from the arguments of
+            :class:`Network`.
+        optimizer: A function that makes the optimizer for a network.
     """
 
     method: Method
@@ -36,7 +37,7 @@ class Trial:
     optimizer: Callable[[nn.Module], Optimizer]
 
     def engine(self, loss_fn: Any = losses, model: nn.Module | None = None, **options: Any) -> Engine:
-        """A new engine of a new network; a method that goes by progress gets it from ``total_steps``."""
+        """Make an engine with a new network; a method that needs progress gets ``total_steps``."""
         if self.method.needs_progress:
             options.setdefault("total_steps", STEPS)
         net = self.model() if model is None else model
@@ -44,10 +45,10 @@ class Trial:
 
 
 def trial_of(method: Method, optimizer: Callable[[nn.Module], Optimizer] | None = None) -> Trial:
-    """What a method is tried on: the first network and optimizer that it does not refuse.
+    """Make a trial with the first network and optimizer that the method does not refuse.
 
     Raises:
-        AssertionError: It refuses all.
+        AssertionError: The method refuses all networks and optimizers.
     """
     bases = [optimizer] if optimizer is not None else [_sgd, _adam]
     refusals = []
@@ -90,7 +91,7 @@ def check_weights_are_restored(trial: Trial) -> None:
 
 
 def check_exceptions_leave_no_trace(trial: Trial) -> None:
-    """Whatever is raised in any pass, weights, ``.grad``, memory, step and random numbers are as before."""
+    """After an exception in any pass, weights, ``.grad``, memory, step and random numbers are as before."""
     for step in (0, 1, 3):
         for nth in count(1):
             engine = trial.engine(model=trial.model(norm=True))
@@ -105,9 +106,9 @@ def check_exceptions_leave_no_trace(trial: Trial) -> None:
 
 
 def _interrupted(engine: Engine, nth: int, error: type[BaseException]) -> None:
-    params, held = [p.detach().clone() for p in engine.params], [p.grad for p in engine.params]
+    params, grads = [p.detach().clone() for p in engine.params], [p.grad for p in engine.params]
     memory, rng, number = dict(engine.memory), engine.rng.getstate(), engine.step
-    values = [g.clone() for g in held if g is not None]
+    values = [g.clone() for g in grads if g is not None]
     hook = _Trip(nth, error)
     handle = engine.model.register_forward_hook(hook)
     try:
@@ -119,12 +120,12 @@ def _interrupted(engine: Engine, nth: int, error: type[BaseException]) -> None:
     finally:
         handle.remove()
     _promise(_same([p.detach() for p in engine.params], params), f"an exception in pass {nth} has moved weights")
-    _promise(all(p.grad is g for p, g in zip(engine.params, held, strict=True)), "an exception has replaced .grad")
-    _promise(_same([g for g in held if g is not None], values), "an exception has changed .grad")
+    _promise(all(p.grad is g for p, g in zip(engine.params, grads, strict=True)), "an exception has replaced .grad")
+    _promise(_same([g for g in grads if g is not None], values), "an exception has changed .grad")
     kept = engine.memory.keys() == memory.keys() and all(engine.memory[k] is memory[k] for k in memory)
     _promise(kept, f"an exception in pass {nth} has changed memory: change it after the last probe, or by replacing")
     _promise((engine.rng.getstate(), engine.step) == (rng, number), "an exception has drawn numbers or counted a step")
-    engine.backward(examples(91))  # and it goes on
+    engine.backward(examples(91))  # the engine can continue
 
 
 class _TripError(Exception):
@@ -166,7 +167,7 @@ def check_resume_is_exact(trial: Trial) -> None:
 
 
 def check_passes_equal_backward(trial: Trial) -> None:
-    """``engine.passes`` gives what ``backward`` gives, or is refused where a probe has a loss of its own."""
+    """``engine.passes`` computes the same as ``backward``, or is refused if a probe has its own loss."""
     one, other = (trial.engine(model=trial.model(norm=True)) for _ in range(2))
     for i in range(8):
         one.backward(examples(i))
@@ -185,7 +186,7 @@ def check_passes_equal_backward(trial: Trial) -> None:
 
 
 def check_accumulation_adds(trial: Trial) -> None:
-    """Two calls of ``backward`` leave the sum of what each leaves alone."""
+    """Two calls of ``backward`` add the gradients of both calls."""
     one, other = trial.engine(), trial.engine()
     for i in range(0, 8, 2):
         parts = []
@@ -219,7 +220,7 @@ def check_unused_and_frozen_stay(trial: Trial) -> None:
 
 
 def check_clipping_does_not_reach_memory(trial: Trial) -> None:
-    """What the caller does to ``.grad`` in place does not reach vectors in memory."""
+    """In-place changes of ``.grad`` by the caller do not change vectors in memory."""
     engine = trial.engine()
     for i in range(5):
         engine.backward(examples(i))
@@ -232,7 +233,7 @@ def check_clipping_does_not_reach_memory(trial: Trial) -> None:
 
 
 def check_method_is_a_value(trial: Trial) -> None:
-    """A method compares, hashes, prints its name, copies, and cannot be changed."""
+    """A method can be compared, hashed, printed and copied, and cannot be modified."""
     method = trial.method
     _promise(method == copy.deepcopy(method), "a copy is not equal: is it a frozen dataclass?")
     _promise(hash(method) == hash(copy.deepcopy(method)), "equal methods have different hashes")
@@ -245,7 +246,7 @@ def check_method_is_a_value(trial: Trial) -> None:
 
 
 def check_loaders_may_refill_buffers(trial: Trial) -> None:
-    """A batch whose memory is filled anew after the step changes nothing: what is kept is copied."""
+    """A loader may overwrite a batch after the step: a method that keeps the batch must copy it."""
     one, other = trial.engine(), trial.engine()
     buffer = tuple(t.clone() for t in examples(0))
     for i in range(5):
@@ -271,7 +272,7 @@ CHECKS: tuple[Callable[[Trial], None], ...] = (
 )
 
 
-# What checks share
+# Helpers
 
 
 def vectors_of(engine: Engine) -> dict[str, list[Tensor]]:
@@ -293,6 +294,6 @@ def _same(a: list[Tensor], b: list[Tensor]) -> bool:
     return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def _promise(held: bool, otherwise: str) -> None:
-    if not held:
-        raise AssertionError(otherwise)
+def _promise(kept: bool, message: str) -> None:
+    if not kept:
+        raise AssertionError(message)

@@ -1,4 +1,4 @@
-"""What methods are tried on: a small network with every kind of parameter that goes wrong, and its batches."""
+"""The small network of the checks, with all difficult kinds of parameters, and its batches."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ FEATURES, CLASSES, EXAMPLES = 5, 3, 20
 
 
 class Network(nn.Module):
-    """A small network with every kind of parameter that goes wrong.
+    """A small network with all difficult kinds of parameters.
 
     Args:
-        norm: A kind of normalization layer after the first one; True is BatchNorm, False none.
-        dropout: Its rate.
+        norm: The class of a normalization layer after the first layer; True is BatchNorm, False is none.
+        dropout: The dropout rate.
         odd: Add tied, frozen and unused parameters.
     """
 
@@ -48,14 +48,14 @@ class Network(nn.Module):
 
 
 def network(seed: int = 0, dtype: torch.dtype = torch.float64, **kinds: Any) -> Network:
-    """A :class:`Network` that is the same at every call."""
+    """Make a :class:`Network` with equal weights at every call."""
     with torch.random.fork_rng(devices=[]):  # without devices= torch initializes every GPU
         torch.default_generator.manual_seed(seed)
         return Network(**kinds).to(dtype)
 
 
 def examples(seed: int = 0, size: int = 8, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs, targets, and where the examples stand in a training set of ``EXAMPLES``."""
+    """A random batch: inputs, targets, and the positions of the examples in a training set of ``EXAMPLES``."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(size, FEATURES, generator=generator, dtype=dtype)
     targets = torch.randint(CLASSES, (size,), generator=generator)
@@ -68,7 +68,7 @@ def losses(model: nn.Module, batch: Any) -> Tensor:
 
 
 def train(engine: Engine, steps: int, start: int = 0, size: int = 8) -> None:
-    """Plain loop: step i uses batch i and a learning rate that changes."""
+    """Train in a plain loop: step i uses batch i and a decreasing learning rate."""
     dtype = engine.params[0].dtype
     for i in range(start, start + steps):
         for group in engine.optimizer.param_groups:

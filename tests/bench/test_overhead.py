@@ -58,7 +58,7 @@ def test_a_masked_gradient_is_of_a_share_of_the_tensors(share: float) -> None:
     generator = torch.Generator().manual_seed(0)
     batch = torch.randn(4, 16, generator=generator), torch.randint(10, (4,), generator=generator)
     model = overhead.ManySmall(depth=10)
-    engine = overhead.lowland.Engine(overhead.Masked(share=share), model, overhead._base(model), overhead.loss_fn)
+    engine = overhead.lowland.Engine(overhead.Masked(fraction=share), model, overhead._base(model), overhead.loss_fn)
     for _ in range(50):
         engine.backward(batch)
     # 50 draws of 20 tensors: three standard deviations are below 0.05

@@ -26,7 +26,7 @@ def test_all_methods_fit_the_terminal(width):
     assert max(map(len, lines)) <= width
     text = "\n".join(lines)
     assert "…" not in text
-    rows = lines[: next(i for i, line in enumerate(lines) if line.startswith("The cheapest first"))]
+    rows = lines[: next(i for i, line in enumerate(lines) if line.startswith("The cheapest methods come first"))]
     first = [line.split()[0] for line in rows if line.strip()]
     assert [word for word in first if word in METHODS] == list(by_cost())
     assert ("rho=0.05, k=5, alpha=0.7," in text) == (width >= 100)
@@ -38,7 +38,8 @@ def test_all_methods_fit_the_terminal(width):
 def test_narrow_terminals_have_names_and_gradients(width):
     lines = shown(width)
     assert max(map(len, lines)) <= width
-    text = "\n".join(lines[: next(i for i, line in enumerate(lines) if line.startswith("The cheapest first"))])
+    count = next(i for i, line in enumerate(lines) if line.startswith("The cheapest methods come first"))
+    text = "\n".join(lines[:count])
     assert "…" not in text
     assert [line.split()[0] for line in text.splitlines() if line.split()[:1] and line.split()[0] in METHODS] == list(
         by_cost()
@@ -83,10 +84,10 @@ def test_a_page_has_all_of_it(key, width):
         "Cost, by its rule:",
         "Invariants:",
         "When to use it, and when not:",
-        "What differs from the paper or its code:",
+        "Differences from the paper or its code:",
         "Reference:",
     ]
-    assert [h for h in headings if h in wanted] == [w for w in wanted if key != "plain" or "differs" not in w]
+    assert [h for h in headings if h in wanted] == [w for w in wanted if key != "plain" or "Differences" not in w]
 
 
 def test_a_page_in_detail():
@@ -134,4 +135,4 @@ def test_methods_of_one_s_own_are_listed_with_what_there_is(monkeypatch):
         assert "needy" in lines
         assert "no reference" in lines
     assert "The docstring of Bare has no section Cost, Invariants, Use, Reference." in "\n".join(shown(100, "bare"))
-    assert "Not counted" in "\n".join(shown(100, "needy"))
+    assert "Not measured" in "\n".join(shown(100, "needy"))

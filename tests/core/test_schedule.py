@@ -202,7 +202,7 @@ def test_who_needs_progress_says_so_and_is_refused_without_it():
     assert all(each.needs_progress for each in needing)
     content = [schedule.linear(0, 1, 5), schedule.constant(1), schedule.follow_lr(1, 0, lr_high=1), schedule.every(2)]
     assert not any(each.needs_progress for each in [*content, schedule.after(5), schedule.after(0.5, total=9)])
-    with pytest.raises(UsageError, match=r"progress must be given to what is a fraction.*total_steps=10_000"):
+    with pytest.raises(UsageError, match=r"progress must be given for a fraction.*total_steps=10_000"):
         schedule.linear(0.0, 0.1).at(0, 0.1)
-    with pytest.raises(UsageError, match="progress must be given to what is a fraction"):
+    with pytest.raises(UsageError, match="progress must be given for a fraction"):
         schedule.after(0.5).holds(3)

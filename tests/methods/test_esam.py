@@ -224,7 +224,7 @@ def test_one_example_s_nan_is_not_hidden(mask, value):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"beta": 0}, "beta must be > 0, but is 0; it is the share that is kept"),
+        ({"beta": 0}, "beta must be > 0, but is 0; it is the fraction that is kept"),
         ({"beta": 1.1}, r"beta must be in \[0, 1\], but is 1.1; 1 keeps all"),
         ({"gamma": 0.0}, "gamma must be > 0"),
         ({"gamma": -0.5}, r"gamma must be in \[0, 1\], but is -0.5"),

@@ -145,12 +145,12 @@ def test_unused_and_frozen_parameters_are_left_alone():
 @pytest.mark.parametrize(
     ("k", "message"),
     [
-        (0, "k must be an integer >= 1, but is 0; a count of examples; write a share of the batch as 0.5"),
+        (0, "k must be an integer >= 1, but is 0; a count of examples; write a fraction of the batch as 0.5"),
         (-2, "k must be an integer >= 1, but is -2"),
         (True, "k must be an integer >= 1, but is True"),
         ("half", "k must be an integer >= 1, but is 'half'"),
         (0.0, r"k must be > 0, but is 0.0"),
-        (1.5, r"k must be in \[0, 1\], but is 1.5; a share of the batch; write a count as an integer"),
+        (1.5, r"k must be in \[0, 1\], but is 1.5; a fraction of the batch; write a count as an integer"),
         (float("nan"), r"k must be in \[0, 1\], but is nan"),
     ],
 )

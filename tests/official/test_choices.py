@@ -65,15 +65,15 @@ def test_sl_sam_s_probabilities(name: str) -> None:
     method, steps = method_of(run), []
     drawn, probs = run.arrays["active"], run.arrays["probs"]
 
-    def moved(self, p, norms, active, chances):
+    def update(self, p, norms, active, chances):
         t = len(steps) + 1  # called from the second step on, with the norms of the step before
         assert active == drawn[t - 1].tolist()
         steps.append(t)
-        found = super(type(self), self)._moved(probs[t - 1].tolist(), norms, active, probs[t - 1].tolist())
+        found = super(type(self), self)._update(probs[t - 1].tolist(), norms, active, probs[t - 1].tolist())
         np.testing.assert_allclose(found, probs[t], **CLOSE)
         return found
 
-    Follower(run, altered(method, _moved=moved)).go()
+    Follower(run, altered(method, _update=update)).go()
     assert len(steps) == run.steps - 1
 
 

@@ -1,4 +1,4 @@
-"""What a step costs on two processes: data-parallel SAM, and SAMPa, whose two gradients are computed at once.
+"""Measures the cost of a step on two processes: data-parallel SAM, and SAMPa, which computes two gradients at once.
 
 All variants take turns, step by step:
 
@@ -36,7 +36,7 @@ from lowland.lab.models import build
 RANKS = 2
 WARMUP = 5  # rounds that do not count, after a change of bandwidth, too
 FEWEST = 5  # rounds that make a median
-BANDWIDTHS = (10000.0, 1000.0, 300.0, 100.0, 30.0)  # Mbit/s; the first is next to no limit
+BANDWIDTHS = (10000.0, 1000.0, 300.0, 100.0, 30.0)  # Mbit/s; the first hardly limits
 CLASSES = 10
 RATIOS = (
     ("sam", "plain"),
@@ -105,9 +105,9 @@ def measure(name: str, *, rounds: int = 60, tick: Tick | None = None) -> dict[st
     case = _chosen(name, rounds)
     with pair() as both:
         parameters = _set_up(both, case, apart=False)
-        taken = _rounds(both, rounds, tick)
+        answers = _rounds(both, rounds, tick)
     # The loopback device carries the traffic of both ranks.
-    return {"case": name, "parameters": parameters, **summary(taken, senders=RANKS)}
+    return {"case": name, "parameters": parameters, **summary(answers, senders=RANKS)}
 
 
 def measure_network(
@@ -150,10 +150,10 @@ def network_rounds(rounds: int, bandwidths: Sequence[float]) -> int:
 
 
 def checked(bandwidths: Sequence[float]) -> list[float]:
-    """Bandwidths from wide to narrow.
+    """Sort bandwidths from the largest to the smallest.
 
     Raises:
-        ArgumentError: There are none, one comes twice, or one is not positive.
+        ArgumentError: There are none, one is listed twice, or one is below 0.1.
     """
     for mbit in bandwidths:
         checks.at_least("bandwidths", mbit, 0.1, "give them in Mbit/s")
@@ -183,12 +183,12 @@ def _set_up(both: Pair, case: Case, *, apart: bool) -> int:
 def _rounds(both: Pair, rounds: int, tick: Tick | None) -> list[list[dict[str, Any]]]:
     """The answers of both ranks for each round that counts."""
     both.order(rounds=WARMUP + rounds)
-    taken = []
+    answers = []
     for _ in range(WARMUP + rounds):
-        taken.append(both.answers())
+        answers.append(both.answers())
         if tick is not None:
             tick()
-    return taken[WARMUP:]
+    return answers[WARMUP:]
 
 
 def _at(joined: Network, both: Pair, mbit: float, delay: float, rounds: int, tick: Tick | None) -> dict[str, Any]:
@@ -196,29 +196,29 @@ def _at(joined: Network, both: Pair, mbit: float, delay: float, rounds: int, tic
     return {"mbit": mbit, **summary(_rounds(both, rounds, tick), senders=1)}
 
 
-def summary(taken: Sequence[Sequence[dict[str, Any]]], *, senders: int) -> dict[str, Any]:
+def summary(answers: Sequence[Sequence[dict[str, Any]]], *, senders: int) -> dict[str, Any]:
     """Medians over rounds.
 
     Args:
-        taken: For each round the answers of all ranks; see :func:`lowland.bench.two_processes.worker.take_round`.
-        senders: How many ranks the network device that was watched serves.
+        answers: The answers of all ranks for each round; see :func:`lowland.bench.two_processes.worker.take_round`.
+        senders: The number of ranks that send through the measured network device.
 
     Returns:
-        ``rounds``; by variant ``median_ms``, ``bytes`` that a rank gives into exchanges of gradients in a step, and
-        ``wire_bytes`` that leave it in a step by the count of the network device, all protocols included (None where
-        nobody counts); ``ratios``; and for SAMPa ``exposed_ms``, for which the rank whose backward ended last still
-        waits for the exchange, with ``exposed_share``, its share of the step. What the other one waits for its partner
-        is not in it.
+        ``rounds``; by variant ``median_ms``, the ``bytes`` of gradients that a rank sends in a step, and
+        ``wire_bytes``, the bytes that the network device counts for a rank in a step, including all protocols (None
+        without a count); ``ratios``; and for SAMPa ``exposed_ms``, the time that the rank whose backward ends last
+        waits for the exchange, with ``exposed_share``, its fraction of the step. The time that the other rank waits for
+        this rank is not included.
     """
-    names = list(taken[0][0]["seconds"])
-    seconds = {name: [max(rank["seconds"].get(name, 0.0) for rank in ranks) for ranks in taken] for name in names}
-    waited = [min(rank["waited"]["sampa"] for rank in ranks) for ranks in taken]
-    wires = {name: [ranks[0]["wire"][name] for ranks in taken] for name in names}
+    names = list(answers[0][0]["seconds"])
+    seconds = {name: [max(rank["seconds"].get(name, 0.0) for rank in ranks) for ranks in answers] for name in names}
+    waited = [min(rank["waited"]["sampa"] for rank in ranks) for ranks in answers]
+    wires = {name: [ranks[0]["wire"][name] for ranks in answers] for name in names}
     return {
-        "rounds": len(taken),
+        "rounds": len(answers),
         "median_ms": {name: round(statistics.median(times) * 1e3, 3) for name, times in seconds.items()},
         "ratios": {f"{a} / {b}": _ratio(seconds[a], seconds[b]) for a, b in RATIOS if {a, b} <= seconds.keys()},
-        "bytes": {name: round(statistics.median(ranks[0]["bytes"][name] for ranks in taken)) for name in names},
+        "bytes": {name: round(statistics.median(ranks[0]["bytes"][name] for ranks in answers)) for name in names},
         "wire_bytes": {
             name: None if None in counts else round(statistics.median(counts) / senders)
             for name, counts in wires.items()
@@ -236,13 +236,13 @@ def crossings(summaries: Sequence[dict[str, Any]], one: str, other: str) -> dict
     """The bandwidths at which one variant is faster than another, and at which both are equally fast.
 
     Args:
-        summaries: Summaries with their ``mbit``, from wide to narrow.
-        one: A variant.
-        other: Another one.
+        summaries: Summaries with their ``mbit``, from the largest to the smallest bandwidth.
+        one: The name of a variant.
+        other: The name of another variant.
 
     Returns:
-        ``at``: the bandwidths measured at which it is faster; ``turns``: those between two of them at which both would
-        take the same time, if the logarithm of their ratio were linear in that of the bandwidth.
+        ``at``: the measured bandwidths at which the first variant is faster; ``turns``: the bandwidths at which both
+        are equally fast, by linear interpolation of the logarithm of their ratio over that of the bandwidth.
     """
     ratios = [(f["mbit"], f["ratios"][f"{one} / {other}"]) for f in summaries]
     turns = []

@@ -1,4 +1,4 @@
-"""The command ``lowland bench``, whose measurements are commands of their own."""
+"""The command ``lowland bench`` with one subcommand per measurement."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lowland.cli.bench.parallel import Parallel
 
 @dataclass(kw_only=True)
 class Bench:
-    """Measure what methods cost here; print ratios and write JSON."""
+    """Measure the costs of methods on this machine; print ratios and write JSON."""
 
     what: (
         Annotated[Overhead, tyro.conf.subcommand(Overhead.name)]

@@ -18,13 +18,13 @@ from lowland.core.errors import ArgumentError
 
 @dataclass(kw_only=True)
 class Comm(Measurement):
-    """Measure what ``bench parallel`` does between two network namespaces, at several bandwidths; draw a figure.
+    """Measure as ``bench parallel``, but between two network namespaces and at several bandwidths; draw a figure.
 
-    It needs Linux, root and iproute2. The figure lies beside the JSON file.
+    It needs Linux, root and iproute2. The figure is an SVG file with the name of the JSON file.
 
     Args:
-        bandwidths: In Mbit/s, each > 0; 10000 is next to no limit.
-        delay: Milliseconds that a packet is under way, >= 0; above 0 it takes the kernel's netem.
+        bandwidths: Bandwidths in Mbit/s, each > 0; 10000 hardly limits.
+        delay: Latency of a packet in milliseconds, >= 0; a value above 0 needs the kernel's netem.
     """
 
     name = "comm"

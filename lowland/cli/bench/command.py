@@ -1,4 +1,4 @@
-"""What all measurements of ``lowland bench`` share: cases, rounds, a progress bar, tables and a JSON file."""
+"""The base class of the measurements of ``lowland bench``: cases, rounds, a progress bar, tables and a JSON file."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Measurement(ABC):
     """One measurement, a case at a time.
 
     Args:
-        cases: What to measure on; left out, all cases there are.
+        cases: The cases to measure; by default all cases.
         rounds: Rounds that count, >= 5; every variant takes one step a round.
-        out: The JSON file; left out, bench-NAME.json, with the measurement's name.
+        out: The JSON file; by default bench-NAME.json, with the measurement's name.
 
     Attributes:
         name: The name on the command line.
@@ -42,11 +42,11 @@ class Measurement(ABC):
 
     @abstractmethod
     def total(self) -> int:
-        """How often :meth:`measure` calls ``tick`` for one case."""
+        """The number of calls of ``tick`` by :meth:`measure` for one case."""
 
     @abstractmethod
     def tables(self, result: dict[str, Any]) -> Iterable[RenderableType]:
-        """What the terminal shows of one case."""
+        """The tables and sentences that the terminal shows for one case."""
 
     @abstractmethod
     def machine(self) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Parallel(Measurement):
         rows = ratios(result)
         for name, value in result["bytes"].items():
             if value:
-                rows.add_row(f"a rank gives into exchanges in a step: {name}", f"{value / 1e6:.3f} MB")
+                rows.add_row(f"gradients that a rank sends in a step: {name}", f"{value / 1e6:.3f} MB")
         for name, value in result["wire_bytes"].items():
             if result["bytes"][name] and value is not None:
                 rows.add_row(f"leaves a rank's network device in a step: {name}", f"{value / 1e6:.3f} MB")

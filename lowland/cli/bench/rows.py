@@ -1,4 +1,4 @@
-"""Rows that the tables of several measurements share."""
+"""Table rows that several measurements use."""
 
 from __future__ import annotations
 
