@@ -25,6 +25,7 @@ from lowland.executors.kept import WEIGHT, Before, Kept, copied, size, version
 from lowland.executors.names import is_array
 from lowland.executors.places import Place, Weights, places_of
 from lowland.executors.registrations import Registrations
+from lowland.executors.uses import uses
 
 _VERSION = operator.attrgetter("_version")
 
@@ -41,10 +42,15 @@ class Buffers:
     Args:
         model: The model.
         loss_fn: The loss function, whose modules count, too.
+
+    Attributes:
+        trainable: Leaves that require a gradient and that model or loss function keep beside parameters.
     """
 
     def __init__(self, model: nn.Module, loss_fn: Callable[..., Any] | None) -> None:
-        self._model, self._loss_fn = model, loss_fn
+        self._model = model
+        self._loss_fn: Any = loss_fn
+        self._code: Any = None  # of the closure that the caller has passed last
         self._new = True  # no step has been completed yet: all tensors are copied
         self._written: set[int] = set()
         self._held: set[tuple[int, str]] = set()  # all that the model's modules held when the step began
@@ -58,7 +64,7 @@ class Buffers:
         self._versions: list[int] = []  # of these, when the step began
         self._late: set[tuple[int, str]] = set()  # places that must be copied, whatever their size
         self._modules: set[nn.Module] = set()  # the model's, which forward may give modules and buffers
-        self._trainable: list[Tensor] = []
+        self.trainable: list[Tensor] = []
         self._count = 0  # registrations until this step
         Registrations.watch()
 
@@ -68,20 +74,28 @@ class Buffers:
         return self._containers.generators
 
     @property
-    def trainable(self) -> list[Tensor]:
-        """Leaves that require a gradient and that model or loss function keep elsewhere than among parameters."""
-        return self._trainable
-
-    @property
     def written(self) -> list[str]:
         """The names of all tensors that a pass has written, running statistics left out."""
         names = [self._places[i].name for i in sorted(self._written) if not self._places[i].norm]
         return names + list(self._containers.written.values())
 
+    @property
+    def numbers(self) -> list[str]:
+        """The names of numbers that a pass has changed."""
+        return list(self._containers.names.written)
+
+    def called(self, closure: Callable[..., Any]) -> None:
+        """The caller computes the loss in a closure, whose modules and objects count, too, but not its batches."""
+        code = getattr(closure, "__code__", type(closure))
+        if code is not self._code:
+            found = uses(closure)
+            self._code, self._loss_fn = code, [*found.modules.values(), *found.holders]
+            self._containers.names.fresh = True
+
     def _find(self) -> list[Place]:
         self._modules, self._count = set(self._model.modules()), Registrations.count
         more = self._containers.find(self._model, self._loss_fn)
-        self._trainable = self._containers.trainable(more)
+        self.trainable = self._containers.trainable(more)
         return places_of(self._model, self._containers.modules, more)
 
     def begin(self, first: bool = True) -> None:
@@ -220,7 +234,7 @@ class Buffers:
             same = place.owner.get(place.key, ABSENT) is kept.tensor and not kept.rewritten
             if not same or (self._new and kept.differs):
                 self._written.add(i)
-        self._containers.look(before.rest)
+        self._containers.look(before.rest, self._places_written)
 
     @torch.no_grad()
     def _put(self, kept: Before) -> None:

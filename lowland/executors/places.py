@@ -81,7 +81,7 @@ def places_of(
         value = owner.get(key)
         counts = (isinstance(value, Tensor) and not isinstance(value, nn.Parameter)) or is_array(value)
         if counts and id(value) not in seen:
-            places.append(Place(owner, key, f"loss_fn: {name}"))
+            places.append(Place(owner, key, name))
             seen.add(id(value))
     return places
 

@@ -30,6 +30,7 @@ class Uses:
         objects: Names and dictionaries of objects that are no modules, and of modules of one's own.
         containers: ``(owner, key, container, name)`` of lists, deques, sets and dicts; the owner is None inside another
             one.
+        holders: Objects that are no modules, and have a dictionary.
         variables: ``(owner, key)`` of what a function, an object with slots or a class binds, of each together.
         generators: Sources of random numbers.
     """
@@ -40,6 +41,7 @@ class Uses:
         self.objects: list[tuple[str, dict[str, Any]]] = []
         self.containers: list[tuple[Any, str, Any, str]] = []
         self.variables: list[list[tuple[Any, str]]] = []
+        self.holders: list[Any] = []
         self.generators: list[Any] = []
         self._seen: set[int] = set()
 
@@ -113,6 +115,7 @@ class Uses:
         elif type(value).__module__ != "builtins":
             if isinstance(getattr(value, "__dict__", None), dict):
                 self.objects.append((name, vars(value)))
+                self.holders.append(value)
             attributes = _attributes(value)
             self._variables([(where, key, part) for key, part, where in attributes if isinstance(where, Slots)])
             for key, part, where in attributes:
