@@ -110,7 +110,8 @@ class Buffers:
             frozen = sum(p.owner[p.key].numel() for p in self._places if p.frozen)
             self._afford = frozen <= max(SMALL, sum(p.numel() for p in self._model.parameters() if p.requires_grad))
         else:
-            found = self._extend() if self._containers.names.fresh or Registrations.count != self._count else False
+            fresh = self._new or self._containers.names.fresh or Registrations.count != self._count
+            found = self._extend() if fresh else False
             if found or self._age <= YOUNG or self._moved():
                 self._sort()
         self._written |= {i for i, place in enumerate(self._places) if _where(place) in self._late}

@@ -25,6 +25,7 @@ class Holder(NamedTuple):
     key: str
     container: Any
     name: str
+    log: bool
 
 
 class Held(NamedTuple):
@@ -64,14 +65,14 @@ class Containers:
     def find(self, model: nn.Module, loss_fn: Callable[..., Any] | None) -> list[tuple[Any, str, str]]:
         """Look for all of them; what is returned are tensors in other places, ``(owner, key, name)``."""
         own, others = Uses(), uses(loss_fn)
-        for name, m in model.named_modules():
-            own.attributes(m, name)
+        named = list(model.named_modules())
         self._weights = Weights(model)
         inside = set(model.modules())
         for place, top in others.modules.items():
-            for name, m in top.named_modules():
-                if m not in inside:
-                    own.attributes(m, f"loss_fn: {place}.{name}".rstrip("."))
+            named += [(f"loss_fn: {place}.{n}".rstrip("."), m) for n, m in top.named_modules() if m not in inside]
+        for look in (own.attributes, own.surroundings):
+            for name, m in named:
+                look(m, name)
         known = {where(h.container, "") for h in self._holders}
         found = [Holder(*entry) for u in (own, others) for entry in u.containers]
         self._holders += [h for h in found if where(h.container, "") not in known and _tracked(h.container)]
@@ -159,7 +160,7 @@ class Containers:
         if type(other) is type(there) and other is not there and (holds(other) or holds(there)):
             h.owner[h.key] = there
             self.written[i] = h.name
-        if not _same(there, then.entries) and _counts(there, then.entries):
+        if not _same(there, then.entries) and _counts(there, then.entries, h.log):
             self.written[i] = h.name
             there.clear()
             (there.update if isinstance(there, dict | set) else there.extend)(then.entries)
@@ -169,12 +170,12 @@ def _values(container: Any) -> Sequence[Any]:
     return list(container.values()) if isinstance(container, dict) else list(container)
 
 
-def _counts(now: Any, then: Any) -> bool:
+def _counts(now: Any, then: Any, log: bool) -> bool:
     """Whether a container that has changed is state: it holds tensors, or numbers in places of their own.
 
-    A list that real numbers and arrays are appended to is taken for a log.
+    A list that real numbers and arrays are appended to is taken for a log; in hooks and classes so are all that grow.
     """
-    if holds(now, tensors=True) or holds(then, tensors=True):
+    if not log and (holds(now, tensors=True) or holds(then, tensors=True)):
         return True
     fixed = isinstance(now, dict) or len(now) == len(then) or (isinstance(now, deque) and now.maxlen is not None)
     return fixed and (holds(now) or holds(then))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,20 @@ def test_hooks_keep_state_too(method: Any, way: str) -> None:
     for _ in range(5):
         engine.backward(x)
     assert float(seen) == 5
+
+
+def test_a_hook_s_list_is_a_log_of_passes() -> None:
+    net, x, weights, queue = nn.Linear(3, 2), torch.randn(4, 3), [], deque(maxlen=9)
+
+    def note(m: nn.Module, inputs: Any) -> None:
+        weights.append(m.weight.detach().clone())
+        queue.append(inputs[0])
+
+    net.register_forward_pre_hook(note)
+    lowland.Engine(lowland.SAM(rho=0.5), net, sgd(net), square).backward(x)
+    assert len(weights) == 2
+    assert not torch.equal(*weights)
+    assert len(queue) == 1
 
 
 class Criterion(nn.Module):
