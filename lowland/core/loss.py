@@ -120,8 +120,14 @@ def terms(loss: Any, size: int | None) -> Terms:
 
 
 def one_for_all(losses: Tensor | None) -> bool:
-    """Whether losses by example are one number that was expanded, such as a mean."""
-    return losses is not None and len(losses) > 1 and losses.stride() == (0,)
+    """Whether losses by example are one number that was expanded or repeated, such as a mean."""
+    if losses is None or len(losses) < 2:
+        return False
+    made = losses.grad_fn
+    while made is not None and made.name() in ("CloneBackward0", "ViewBackward0", "MulBackward0", "DivBackward0"):
+        inside = [node for node, _ in made.next_functions if node is not None]
+        made = inside[0] if len(inside) == 1 else None
+    return losses.stride() == (0,) or (made is not None and made.name() in ("RepeatBackward0", "ExpandBackward0"))
 
 
 def divisor(total: Tensor, count: Tensor) -> Tensor:

@@ -150,15 +150,28 @@ class ClosureOptimizer(Optimizer):
             )
         earlier = [p.grad for p in self.engine.params]
         restore = state.restorer(self.engine)
+        self.engine.work.buffers.called(closure)
         try:
             first = self._run(closure, earlier)
-            self.base.step()
+            self._base_step()
         except BaseException:
             restore()
             for p, g in zip(self.engine.params, earlier, strict=True):
                 p.grad = g
             raise
         return first
+
+    def _base_step(self) -> None:
+        try:
+            self.base.step()
+        except Exception as error:
+            kind = type(self.base).__name__
+            error.add_note(
+                f"ClosureOptimizer has run the closure for every pass of the method, and then calls {kind}.step() "
+                f"without one; if {kind} needs a closure, call {kind}.step(closure) without ClosureOptimizer, with a "
+                "closure that zeroes the gradients, calls engine.backward(batch) and returns the loss"
+            )
+            raise
 
     def _check_idle(self) -> None:
         """Refuse a step without a closure unless all learning rates are 0; DCP takes such a step to make a state."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import random
 import warnings
@@ -127,8 +128,11 @@ def check_loss_fn(loss_fn: Any) -> None:
     remedy = "write: def loss_fn(model, batch): return cross_entropy(model(batch[0]), batch[1])"
     if not callable(loss_fn):
         raise ArgumentError(f"loss_fn must be a function (model, batch) -> loss, but is {loss_fn!r}; {remedy}")
-    name = getattr(loss_fn, "__name__", type(loss_fn).__name__)
-    kinds = (type(loss_fn).__module__ or "", getattr(loss_fn, "__module__", None) or "")
+    inside = loss_fn
+    while isinstance(inside, functools.partial) and not inside.args:
+        inside = inside.func
+    name = getattr(inside, "__name__", type(inside).__name__)
+    kinds = (type(inside).__module__ or "", getattr(inside, "__module__", None) or "")
     if isinstance(loss_fn, type) or any(k in ("torch.nn.modules.loss", "torch.nn.functional") for k in kinds):
         raise ArgumentError(
             f"loss_fn must be a function (model, batch) -> loss, but {name} does not take a model and a batch; {remedy}"

@@ -22,14 +22,16 @@ from lowland.core.probe import Probe
 from lowland.core.shards import ORDINARY
 from lowland.executors.containers import Containers
 from lowland.executors.keepers import ABSENT, where
-from lowland.executors.kept import WEIGHT, Before, Kept, copied, size, version
+from lowland.executors.kept import WEIGHT, Before, Kept, copied, size, unkept, version
 from lowland.executors.names import is_array
 from lowland.executors.places import Place, Weights, places_of
 from lowland.executors.registrations import Registrations
+from lowland.executors.uses import uses
 
 _VERSION = operator.attrgetter("_version")
 
 SMALL = 1 << 16  # entries up to which a tensor is always copied, because it may be written now and then
+YOUNG = 3  # steps in which the values of frozen parameters are compared
 LARGE = 1 << 24  # the same in the first step, for what the loss function uses, which may be a whole data set
 
 
@@ -42,10 +44,16 @@ class Buffers:
     Args:
         model: The model.
         loss_fn: The loss function, whose modules count, too.
+
+    Attributes:
+        trainable: Leaves that require a gradient and that model or loss function keep beside parameters.
     """
 
     def __init__(self, model: nn.Module, loss_fn: Callable[..., Any] | None) -> None:
-        self._model, self._loss_fn = model, loss_fn
+        self._model = model
+        self._loss_fn: Any = loss_fn
+        self._code: Any = None  # of the closure that the caller has passed last
+        self._age = 0  # steps since the first
         self._new = True  # no step has been completed yet: all tensors are copied
         self._written: set[int] = set()
         self._held: set[tuple[int, str]] = set()  # all that the model's modules held when the step began
@@ -59,7 +67,7 @@ class Buffers:
         self._versions: list[int] = []  # of these, when the step began
         self._late: set[tuple[int, str]] = set()  # places that must be copied, whatever their size
         self._modules: set[nn.Module] = set()  # the model's, which forward may give modules and buffers
-        self._trainable: list[Tensor] = []
+        self.trainable: list[Tensor] = []
         self._count = 0  # registrations until this step
         Registrations.watch()
 
@@ -69,20 +77,28 @@ class Buffers:
         return self._containers.generators
 
     @property
-    def trainable(self) -> list[Tensor]:
-        """Leaves that require a gradient and that model or loss function keep elsewhere than among parameters."""
-        return self._trainable
-
-    @property
     def written(self) -> list[str]:
         """The names of all tensors that a pass has written, running statistics left out."""
         names = [self._places[i].name for i in sorted(self._written) if not self._places[i].norm]
         return names + list(self._containers.written.values())
 
+    @property
+    def numbers(self) -> list[str]:
+        """The names of numbers that a pass has changed."""
+        return list(self._containers.names.written)
+
+    def called(self, closure: Callable[..., Any]) -> None:
+        """The caller computes the loss in a closure, whose modules and objects count, too, but not its batches."""
+        code = getattr(closure, "__code__", type(closure))
+        if code is not self._code:
+            found = uses(closure)
+            self._code, self._loss_fn = code, [*found.modules.values(), *found.holders]
+            self._containers.names.fresh = True
+
     def _find(self) -> list[Place]:
         self._modules, self._count = set(self._model.modules()), Registrations.count
         more = self._containers.find(self._model, self._loss_fn)
-        self._trainable = self._containers.trainable(more)
+        self.trainable = self._containers.trainable(more)
         return places_of(self._model, self._containers.modules, more)
 
     def begin(self, first: bool = True) -> None:
@@ -93,6 +109,7 @@ class Buffers:
                 Then places are searched here, and again after each pass.
         """
         Registrations.log.clear()
+        self._age = 0 if first else self._age + 1
         if first:
             self._late |= {_where(self._places[i]) for i in self._written}
             self._written = set()
@@ -101,8 +118,9 @@ class Buffers:
             frozen = sum(p.owner[p.key].numel() for p in self._places if p.frozen)
             self._afford = frozen <= max(SMALL, sum(p.numel() for p in self._model.parameters() if p.requires_grad))
         else:
-            found = self._extend() if self._containers.names.fresh or Registrations.count != self._count else False
-            if found or self._new or self._moved():
+            fresh = self._new or self._containers.names.fresh or Registrations.count != self._count
+            found = self._extend() if fresh else False
+            if found or self._age <= YOUNG or self._moved():
                 self._sort()
         self._written |= {i for i, place in enumerate(self._places) if _where(place) in self._late}
         self._watched = [place.owner[place.key] for place in self._quiet]
@@ -120,8 +138,9 @@ class Buffers:
     def _sort(self) -> None:
         """Put frozen parameters that nothing has written apart: looking at their versions is all that they cost."""
         self._late |= {_where(self._places[i]) for i in self._written} | {_where(place) for place in self._moved()}
-        known = [*self._places, *self._quiet]
-        self._places = [place for place in known if not place.frozen or _where(place) in self._late]
+        known = list({_where(place): place for place in [*self._places, *self._quiet]}.values())
+        young = self._age < YOUNG  # then they stay among the places, too, for what is written past versions
+        self._places = [place for place in known if young or not place.frozen or _where(place) in self._late]
         self._quiet = [place for place in known if place.frozen and _where(place) not in self._late]
         self._written = set()
 
@@ -135,7 +154,7 @@ class Buffers:
     def _late_refusal(self) -> None:
         moved = self._moved()
         if moved:
-            raise _unkept(moved[0].name)
+            raise unkept(moved[0].name)
 
     def _look(self, *lists: Before) -> None:
         """Add places that a pass has made; nothing was there before."""
@@ -213,22 +232,27 @@ class Buffers:
             if not isinstance(t, Tensor) and not is_array(t):
                 kept.append(Kept(t, 0, None))
                 continue
-            always = SMALL if not self._new else LARGE if place.name.startswith("loss_fn: ") else size(t)
+            fresh = self._fresh(place)
+            always = SMALL if not fresh else LARGE if place.name.startswith("loss_fn: ") else size(t)
             if t in self._weights:
                 kept.append(Kept(t, WEIGHT, None))
                 continue
-            if place.frozen and not (self._new and self._afford):
+            if place.frozen and not (fresh and self._afford):
                 always = -1
             wanted = i in self._written or size(t) <= always or place.norm
             kept.append(Kept(t, version(t), copied(t) if wanted else None))
         return kept
 
+    def _fresh(self, place: Place) -> bool:
+        """Whether values are compared: frozen parameters longer, as a teacher may begin equal to its student."""
+        return self._new or (place.frozen and self._age < YOUNG)
+
     def _note(self, before: Before) -> None:
         for i, (kept, place) in enumerate(zip(before, self._places, strict=True)):
             same = place.owner.get(place.key, ABSENT) is kept.tensor and not kept.rewritten
-            if not same or (self._new and kept.differs):
+            if not same or (self._fresh(place) and kept.differs):
                 self._written.add(i)
-        self._containers.look(before.rest)
+        self._containers.look(before.rest, self._places_written)
 
     @torch.no_grad()
     def _put(self, kept: Before) -> None:
@@ -252,7 +276,7 @@ class Buffers:
                 continue
             if not then.rewritten:
                 if copy is not None and type(tensor) in ORDINARY:
-                    if self._new and then.differs:
+                    if self._fresh(place) and then.differs:
                         self._written.add(i)
                     unseen.append((tensor.data, copy))  # .data: whoever holds a graph need not know
                 continue
@@ -266,7 +290,7 @@ class Buffers:
         gone = [place.name for place in lost] + self._containers.put(kept.rest, self._places_written)
         if gone:
             self._late.update(map(_where, lost))
-            raise _unkept(gone[0])
+            raise unkept(gone[0])
 
     def _put_array(self, i: int, then: Kept) -> None:
         """Arrays have no versions: those that may be written are compared."""
@@ -280,11 +304,3 @@ class Buffers:
 
 def _where(place: Place) -> tuple[int, str]:
     return where(place.owner, place.key)
-
-
-def _unkept(name: str) -> UsageError:
-    return UsageError(
-        f"a tensor that forward writes must be kept, but {name} was written for the first time after the first step, "
-        "or is a large frozen parameter, so its value before is gone; the step is taken back, and from now on it is "
-        "kept: call backward again"
-    )

@@ -25,6 +25,7 @@ class Holder(NamedTuple):
     key: str
     container: Any
     name: str
+    log: bool
 
 
 class Held(NamedTuple):
@@ -64,26 +65,27 @@ class Containers:
     def find(self, model: nn.Module, loss_fn: Callable[..., Any] | None) -> list[tuple[Any, str, str]]:
         """Look for all of them; what is returned are tensors in other places, ``(owner, key, name)``."""
         own, others = Uses(), uses(loss_fn)
-        for name, m in model.named_modules():
-            own.attributes(m, name)
+        named = list(model.named_modules())
         self._weights = Weights(model)
         inside = set(model.modules())
         for place, top in others.modules.items():
-            for name, m in top.named_modules():
-                if m not in inside:
-                    own.attributes(m, f"loss_fn: {place}.{name}".rstrip("."))
+            named += [(f"loss_fn: {place}.{n}".rstrip("."), m) for n, m in top.named_modules() if m not in inside]
+        for look in (own.attributes, own.surroundings):
+            for name, m in named:
+                look(m, name)
         known = {where(h.container, "") for h in self._holders}
         found = [Holder(*entry) for u in (own, others) for entry in u.containers]
         self._holders += [h for h in found if where(h.container, "") not in known and _tracked(h.container)]
         self.modules = {f"loss_fn: {place}": m for place, m in others.modules.items()} | own.modules
         modules = {id(vars(m)) for top in (model, *self.modules.values()) for m in top.modules()}
-        listed = {id(d): (d, name) for u in (own, others) for name, d in u.objects}
+        listed = {id(d): (name, d) for name, d in own.objects}
+        listed |= {id(d): (f"loss_fn: {name}", d) for name, d in others.objects if id(d) not in listed}
+        rest = [entry for i, entry in listed.items() if i not in modules]
         variables = [Variables(places) for u in (own, others) for places in u.variables]
-        rest = [d for i, (d, _) in listed.items() if i not in modules]
-        self.names.find([d for i, (d, _) in listed.items() if i in modules], rest, variables)
+        self.names.find([entry for i, entry in listed.items() if i in modules], rest, variables)
         self.generators = own.generators + others.generators
-        objects = [(d, key, f"{name}.{key}") for i, (d, name) in listed.items() if i not in modules for key in d]
-        return objects + own.tensors + others.tensors
+        objects = [(d, key, f"{name}.{key}") for name, d in rest for key in d]
+        return objects + own.tensors + [(owner, key, f"loss_fn: {name}") for owner, key, name in others.tensors]
 
     def trainable(self, more: Sequence[tuple[Any, str, str]]) -> list[Tensor]:
         """Leaves that require a gradient: in containers, in attributes, and in the places ``(owner, key, name)``."""
@@ -113,12 +115,12 @@ class Containers:
             held.append(Held(container, entries, kept))
         return Moment(held, self.names.now())
 
-    def look(self, before: Moment) -> None:
-        """Note what a pass that reports has written or made."""
+    def look(self, before: Moment, places: Callable[[], set[Where]]) -> None:
+        """Note what a pass that reports has written or made; the arguments are those of :meth:`put`."""
         for i, then in enumerate(before.held):
             if any(_version(t) != version for t, version, _ in then.tensors):
                 self._deep.add(i)
-        self.names.look(before.names)
+        self.names.look(before.names, lambda: self._written(places))
 
     @torch.no_grad()
     def put(self, moment: Moment, places: Callable[[], set[Where]] = set) -> list[str]:
@@ -144,13 +146,13 @@ class Containers:
                     self._deep.add(i)
                     self.written[i] = h.name
 
-        def written() -> set[Where]:
-            """Where passes write: tensors, and containers."""
-            holders = [self._holders[i] for i in self.written]
-            return places() | {where(h.owner, h.key) for h in holders if h.owner is not None}
-
-        self.names.put(moment.names, written)
+        self.names.put(moment.names, lambda: self._written(places))
         return lost
+
+    def _written(self, places: Callable[[], set[Where]]) -> set[Where]:
+        """Where passes write: tensors, and containers."""
+        holders = [self._holders[i] for i in self.written]
+        return places() | {where(h.owner, h.key) for h in holders if h.owner is not None}
 
     def _put_one(self, i: int, h: Holder, then: Held) -> None:
         """Bind a container where it was, in place of one that the pass has made, and give it its entries."""
@@ -158,7 +160,7 @@ class Containers:
         if type(other) is type(there) and other is not there and (holds(other) or holds(there)):
             h.owner[h.key] = there
             self.written[i] = h.name
-        if not _same(there, then.entries) and _counts(there, then.entries):
+        if not _same(there, then.entries) and _counts(there, then.entries, h.log):
             self.written[i] = h.name
             there.clear()
             (there.update if isinstance(there, dict | set) else there.extend)(then.entries)
@@ -168,12 +170,12 @@ def _values(container: Any) -> Sequence[Any]:
     return list(container.values()) if isinstance(container, dict) else list(container)
 
 
-def _counts(now: Any, then: Any) -> bool:
+def _counts(now: Any, then: Any, log: bool) -> bool:
     """Whether a container that has changed is state: it holds tensors, or numbers in places of their own.
 
-    A list that real numbers and arrays are appended to is taken for a log.
+    A list that real numbers and arrays are appended to is taken for a log; in hooks and classes so are all that grow.
     """
-    if holds(now, tensors=True) or holds(then, tensors=True):
+    if not log and (holds(now, tensors=True) or holds(then, tensors=True)):
         return True
     fixed = isinstance(now, dict) or len(now) == len(then) or (isinstance(now, deque) and now.maxlen is not None)
     return fixed and (holds(now) or holds(then))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 
 from lowland.core.errors import ParameterError, UsageError
 from lowland.core.shards import ORDINARY
@@ -139,6 +140,15 @@ def remembered(tensors: Sequence[Tensor]) -> list[Remembered]:
     return [(weakref.ref(t), t.grad, None if t.grad is None else t.grad.clone()) for t in leaves]
 
 
+def others(work: Work) -> list[Remembered]:
+    """The gradients that a backward must leave alone, of what is known beside the engine's parameters.
+
+    Where the caller computes the loss, nothing is known of it, so all parameters that there are count.
+    """
+    found = [t for ref, _, _ in work.step.gradients or () if isinstance(t := ref(), nn.Parameter)]
+    return remembered([*work.outsiders, *found]) if found or work.outsiders else []
+
+
 def check_others(before: Sequence[Remembered], loss_fn: Callable[..., Any] | None) -> None:
     """Refuse a backward that has given other tensors a gradient, as one that runs inside another may do unseen.
 
@@ -166,7 +176,7 @@ def _put_back(before: Sequence[Remembered]) -> None:
 def remember(work: Work) -> None:
     """Copy the gradients of all other trainable tensors, because a backward that the caller runs may add to them."""
     if work.step.gradients is None and checks_reach(work):
-        known = set(map(id, work.params))
+        known = set(map(id, work.params)) | (_gathered(work.model) if work.replicas.sharded else set())
         tensors: Sequence[Any] = gc.get_objects() if work.step.watched else work.outsiders
         work.step.gradients = remembered([t for t in tensors if issubclass(type(t), Tensor) and id(t) not in known])
 
@@ -182,7 +192,15 @@ def suspect_after(work: Work, loss: Tensor) -> None:
     try:
         suspect(work, loss, work.loss_fn)
         known = set(map(id, work.outsiders))
-        check_others([entry for entry in work.step.gradients or () if id(entry[0]()) in known], work.loss_fn)
+        hidden = any(isinstance(node, BackwardCFunction) for node in graph(loss))  # may run a backward inside
+        check_others(
+            [
+                (ref, grad, copy)
+                for ref, grad, copy in work.step.gradients or ()
+                if id(t := ref()) in known or (hidden and isinstance(t, nn.Parameter))
+            ],
+            work.loss_fn,
+        )
     except ParameterError:
         _put_back(work.step.gradients or ())
         raise

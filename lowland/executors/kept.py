@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lowland.core.errors import UsageError
 from lowland.core.shards import ORDINARY
 from lowland.executors.containers import Moment
 from lowland.executors.names import is_array
@@ -65,3 +66,12 @@ def copied(t: Any) -> Any:
 def version(t: Any) -> int:
     """How often torch has counted a tensor as written."""
     return t._version if isinstance(t, Tensor) and not t.is_inference() else 0
+
+
+def unkept(name: str) -> UsageError:
+    """The error for a tensor that was written before anyone had kept what was in it."""
+    return UsageError(
+        f"a tensor that forward writes must be kept, but {name} was written for the first time after the first step, "
+        "or is a large frozen parameter, so its value before is gone; the step is taken back, and from now on it is "
+        "kept: call backward again"
+    )

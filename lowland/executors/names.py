@@ -48,6 +48,7 @@ class Variables:
 
     def __init__(self, places: Sequence[tuple[Any, str]]) -> None:
         self.places = places
+        self.identity = frozenset(where(owner, key) for owner, key in places)  # the same whenever they are found
 
     def copy(self) -> dict[Any, Any]:
         """What they are bound to."""
@@ -83,11 +84,13 @@ class Bound(NamedTuple):
     """One owner of names.
 
     Attributes:
+        name: Of the owner, for messages.
         owner: The dictionary of a module or an object, or variables.
         whole: Whether all that is bound goes back, as in a module. Of other owners it goes back where tensors, arrays
             or real numbers are written beside it: whole numbers by themselves may well count passes.
     """
 
+    name: str
     owner: Any
     whole: bool
 
@@ -114,23 +117,33 @@ class Bindings(NamedTuple):
 
 
 class Names:
-    """All owners of names that a model and its loss function use."""
+    """All owners of names that a model and its loss function use.
+
+    Attributes:
+        bound: The owners.
+        fresh: Whether passes have made something that nobody has looked at yet.
+        written: The names of numbers that passes have changed.
+    """
 
     def __init__(self) -> None:
         self.bound: list[Bound] = []
         self._dicts: list[dict[str, Any]] = []  # the owners of the first of these
-        self.fresh = False  # whether passes have made something that nobody has looked at yet
-        self._alive: set[int] = set()  # owners in which state was written
+        self.fresh = False
+        self.written: dict[str, None] = {}
+        self._alive: set[Any] = set()  # owners in which state was written
         self._noted: set[tuple[int, Any]] = set()  # names that were looked at once
 
     def find(
-        self, modules: Iterable[dict[str, Any]], objects: Iterable[dict[str, Any]], variables: Iterable[Variables]
+        self,
+        modules: Iterable[tuple[str, dict[str, Any]]],
+        objects: Iterable[tuple[str, dict[str, Any]]],
+        variables: Iterable[Variables],
     ) -> None:
         """Take these owners in place of those known: dictionaries of modules and of objects, and variables."""
-        whole = {id(d): Bound(d, True) for d in modules}
-        rest = {id(d): Bound(d, False) for d in objects if id(d) not in whole}
+        whole = {id(d): Bound(name, d, True) for name, d in modules}
+        rest = {id(d): Bound(name, d, False) for name, d in objects if id(d) not in whole}
         dicts = [*whole.values(), *rest.values()]
-        self.bound, self.fresh = [*dicts, *(Bound(v, False) for v in variables)], False
+        self.bound, self.fresh = [*dicts, *(Bound("", v, False) for v in variables)], False
         self._dicts = [bound.owner for bound in dicts]
 
     def now(self) -> Bindings:
@@ -138,11 +151,13 @@ class Names:
         rest = [bound.owner.copy() for bound in self.bound[len(self._dicts) :]]
         return Bindings(self.bound, [*map(dict.copy, self._dicts), *rest], self._dicts)
 
-    def look(self, before: Bindings) -> None:
-        """Note whether a pass that reports has made something new."""
-        for (owner, _), then in before.changed():
-            changed, made = _changes(owner, then)
-            self._note(owner, [*changed, *made])
+    def look(self, before: Bindings, written: Callable[[], Collection[Where]]) -> None:
+        """Note what a pass that reports has changed or made new; the arguments are those of :meth:`put`."""
+        for bound, then in before.changed():
+            changed, made = _changes(bound.owner, then)
+            self._note(bound.owner, [*changed, *made])
+            if bound.whole or self._live(bound.owner, then, [*changed, *made], written):
+                self._count(bound, then, changed)
 
     def put(self, before: Bindings, written: Callable[[], Collection[Where]]) -> None:
         """Bind all names as they were.
@@ -151,11 +166,13 @@ class Names:
             before: What they were bound to.
             written: Gives the places of tensors that passes have written.
         """
-        for (owner, whole), then in before.changed():
+        for bound, then in before.changed():
+            _, owner, whole = bound
             changed, made = _changes(owner, then)
             if not (changed or made) or not (whole or self._live(owner, then, [*changed, *made], written)):
                 continue
             self._note(owner, [*changed, *made])
+            self._count(bound, then, changed)
             for key in changed:
                 owner[key] = then[key]
             for key in made:
@@ -165,16 +182,24 @@ class Names:
         self, owner: Any, then: dict[Any, Any], changed: list[Any], written: Callable[[], Collection[Where]]
     ) -> bool:
         """Whether an owner that is no module holds state: tensors, arrays or real numbers in it are written."""
-        if id(owner) in self._alive:
+        known = owner.identity if isinstance(owner, Variables) else id(owner)
+        if known in self._alive:
             return True
         alive = any(holds(owner.get(key)) or holds(then.get(key)) for key in changed)
         if not alive and isinstance(owner, Variables):
-            alive = not {where(place, key) for place, key in owner.places}.isdisjoint(written())
+            alive = not owner.identity.isdisjoint(written())
         elif not alive:
             alive = any(i == id(owner) for i, _ in written())
         if alive:
-            self._alive.add(id(owner))
+            self._alive.add(known)
         return alive
+
+    def _count(self, bound: Bound, then: dict[Any, Any], changed: list[Any]) -> None:
+        """Note the names of numbers that have changed."""
+        name, owner, _ = bound
+        for key in changed:
+            if _other_number(then[key], owner.get(key, ABSENT)):
+                self.written[f"{name}.{_key(owner, key)}".lstrip(".")] = None
 
     def _note(self, owner: Any, keys: list[Any]) -> None:
         """Look again at what a name is bound to that is neither a tensor nor a number, once for each name."""
@@ -193,3 +218,11 @@ def _changes(owner: Any, then: dict[Any, Any]) -> tuple[list[Any], list[Any]]:
     """The names that are bound to something else or gone, and those that are new."""
     changed = [k for k in then if k not in OWN and owner.get(k, ABSENT) is not then[k]]
     return changed, [k for k in owner if k not in then and k not in OWN]
+
+
+def _other_number(before: Any, now: Any) -> bool:
+    return isinstance(before, int | float) and isinstance(now, int | float) and before != now
+
+
+def _key(owner: Any, key: Any) -> str:
+    return owner.places[key][1] if isinstance(owner, Variables) else str(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from lowland.core import vec
+from lowland.core.batch import Parts
 from lowland.core.errors import ArgumentError, UsageError
 from lowland.core.probe import Probe
 from lowland.executors.modes import modules_of
@@ -64,10 +66,7 @@ def refresh_stats(
             m.momentum = None  # None computes the average over all batches instead of a moving average
         model.train()
         for batch in loader:
-            if forward is None:
-                model(_inputs(batch))
-            else:
-                forward(model, batch)
+            _run(model, batch, forward)
             is_empty = False
         if is_empty:
             raise ArgumentError("loader must give at least one batch, but gave none; pass batches of training inputs")
@@ -83,12 +82,42 @@ def refresh_stats(
             module.training = training
 
 
+def _run(model: nn.Module, batch: Any, forward: Callable[[nn.Module, Any], Any] | None) -> None:
+    """Run the model on a batch, or on each part of it."""
+    if isinstance(batch, Parts):
+        for part in batch:
+            _run(model, part, forward)
+    elif forward is not None:
+        forward(model, batch)
+    else:
+        inputs = _inputs(batch)
+        try:
+            model(inputs)
+        except Exception as error:
+            if not isinstance(inputs, Tensor):
+                error.add_note(
+                    f"refresh_stats called model(batch) with a {type(inputs).__name__}; say how the model runs on it: "
+                    "refresh_stats(model, loader, forward=lambda model, batch: …)"
+                )
+            raise
+
+
 def _check(model: Any, loader: Any, forward: Any) -> None:
     """Refuse arguments of the wrong kind."""
     if forward is not None and not callable(forward):
         raise ArgumentError(
             f"forward must be a function (model, batch), but is {forward!r}; write forward=lambda model, batch: …"
         )
+    if forward is not None:
+        try:
+            inspect.signature(forward).bind(None, None)
+        except TypeError as error:
+            raise ArgumentError(
+                f"forward must take (model, batch), but cannot be called so ({error}); write forward=lambda model, "
+                "batch: …"
+            ) from None
+        except ValueError:  # built in
+            pass
     if not isinstance(model, nn.Module):
         raise ArgumentError(
             f"model must be a torch.nn.Module, but is a {type(model).__name__}; pass the model itself, "

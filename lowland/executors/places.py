@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ class Place(NamedTuple):
         key: Under which key.
         name: For messages.
         norm: Whether it belongs to a layer with running statistics.
-        frozen: Whether it is a parameter that is not trained, so that it is seldom written and may be large.
+        frozen: Whether it is a parameter that the engine does not train, so that it is seldom written and may be large.
     """
 
     owner: Any
@@ -65,6 +65,7 @@ def places_of(
     named = list(model.named_modules())
     for place, m in modules.items():
         named += [(f"{place}.{name}".rstrip("."), part) for name, part in m.named_modules() if part not in own]
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
     whole = not any(hasattr(m, "_get_fsdp_state") for m in own)  # fully_shard exchanges parameters during a pass
     seen: set[int] = set()
     for name, m in named:
@@ -73,7 +74,7 @@ def places_of(
         for owner in (m._buffers, vars(m), m._parameters) if whole else (m._buffers, vars(m)):
             for key, value in list(owner.items()):
                 frozen = owner is m._parameters
-                if _counts(owner, m, key, value) and id(value) not in seen:
+                if _counts(owner, m, key, value, trained) and id(value) not in seen:
                     places.append(Place(owner, key, f"{name}.{key}".lstrip("."), isinstance(m, _NormBase), frozen))
                     if value is not None:
                         seen.add(id(value))
@@ -81,15 +82,15 @@ def places_of(
         value = owner.get(key)
         counts = (isinstance(value, Tensor) and not isinstance(value, nn.Parameter)) or is_array(value)
         if counts and id(value) not in seen:
-            places.append(Place(owner, key, f"loss_fn: {name}"))
+            places.append(Place(owner, key, name))
             seen.add(id(value))
     return places
 
 
-def _counts(owner: Any, m: nn.Module, key: str, value: Any) -> bool:
-    """Whether what a module keeps is a tensor that no optimizer trains, or may become one."""
-    if owner is m._parameters:
-        return type(value) in shards.ORDINARY and not value.requires_grad
+def _counts(owner: Any, m: nn.Module, key: str, value: Any, trained: Container[int]) -> bool:
+    """Whether what a module keeps is a tensor that the engine does not train, or may become one."""
+    if owner is m._parameters:  # a teacher beside the model may well require a gradient that it never gets
+        return type(value) in shards.ORDINARY and id(value) not in trained
     if value is None:
         return owner is m._buffers or key not in OWN
     return isinstance(value, Tensor) or (owner is not m._buffers and is_array(value))

@@ -12,7 +12,7 @@ from lowland.core import shards, vec
 from lowland.core.errors import UsageError
 from lowland.core.vec import Vec
 from lowland.executors.displacement import put_back
-from lowland.executors.guards import check_others, leaves, remembered
+from lowland.executors.guards import check_others, leaves, others
 
 if TYPE_CHECKING:
     from lowland.executors.base import Work
@@ -117,7 +117,7 @@ def run_backward(
         ParameterError: Other trainable tensors have got a gradient of it.
     """
     saved = vec.clone(work.params) if work.first and not displaced else None
-    before, others = Mark(work), remembered(work.outsiders)
+    before, beside = Mark(work), others(work)
     seen = leaves(loss) if chosen and work.reentrant is None else None
     try:
         loss.backward(inputs=inputs)  # type: ignore[no-untyped-call]
@@ -129,7 +129,7 @@ def run_backward(
             "what it has computed from weights (lru_cache, a cache of derived weights), which have moved since; "
             "compute it anew in every forward, or keep it in an attribute of the module, which lowland puts back"
         ) from error
-    check_others(others, work.loss_fn)
+    check_others(beside, work.loss_fn)
     if seen is not None:
         work.reentrant = any(p.grad is not None and id(p) not in seen for p in work.params)
     if changed := before.moved():

@@ -28,8 +28,9 @@ class Uses:
         modules: The modules.
         tensors: ``(owner, key, name)`` of tensors in variables, slots and classes.
         objects: Names and dictionaries of objects that are no modules, and of modules of one's own.
-        containers: ``(owner, key, container, name)`` of lists, deques, sets and dicts; the owner is None inside another
-            one.
+        containers: ``(owner, key, container, name, log)`` of lists, deques, sets and dicts; the owner is None inside
+            another one; a log is one of a model's hooks or classes, where what is appended is rather noted than kept.
+        holders: Objects that are no modules, and have a dictionary.
         variables: ``(owner, key)`` of what a function, an object with slots or a class binds, of each together.
         generators: Sources of random numbers.
     """
@@ -38,26 +39,33 @@ class Uses:
         self.modules: dict[str, nn.Module] = {}
         self.tensors: list[tuple[Any, str, str]] = []
         self.objects: list[tuple[str, dict[str, Any]]] = []
-        self.containers: list[tuple[Any, str, Any, str]] = []
+        self.containers: list[tuple[Any, str, Any, str, bool]] = []
+        self._log = False
         self.variables: list[list[tuple[Any, str]]] = []
+        self.holders: list[Any] = []
         self.generators: list[Any] = []
         self._seen: set[int] = set()
 
     def attributes(self, m: nn.Module, name: str) -> None:
-        """What a module keeps beside parameters, buffers and modules: in attributes, in its class, and in hooks."""
-        foreign = type(m).__module__.partition(".")[0] == "torch"
+        """What a module keeps in attributes, beside parameters, buffers and modules."""
+        foreign = _torch_s(m)
         if not foreign:
             self.objects.append((name, vars(m)))
         for key, value in list(vars(m).items()):
             if key in OWN or type(value) in (int, float, bool, str) or (foreign and not _attached(m, key, value)):
                 continue
             self.look(value, f"{name}.{key}".lstrip("."), DEPTH - 2, vars(m), key)
+
+    def surroundings(self, m: nn.Module, name: str) -> None:
+        """What a module's hooks and its class keep."""
+        self._log = True
         for hooks in (m._forward_pre_hooks, m._forward_hooks, m._backward_hooks):
             for hook in [*hooks.values()]:
                 self.look(hook, f"a hook of {name}", SHALLOW)
-        for kind in () if foreign else type(m).__mro__:
+        for kind in () if _torch_s(m) else type(m).__mro__:
             if not _installed(kind):
                 self.look(kind, name, SHALLOW)
+        self._log = False
 
     def look(self, value: Any, name: str, depth: int = 0, owner: Any = None, key: str = "") -> None:
         """Look at a value and, up to a depth, at what is in it."""
@@ -99,7 +107,7 @@ class Uses:
 
     def _entries(self, value: Any, name: str, depth: int, owner: Any, key: str) -> None:
         if not isinstance(value, tuple):
-            self.containers.append((owner, key, value, name))
+            self.containers.append((owner, key, value, name, self._log))
         for place, part in list(value.items() if isinstance(value, dict) else enumerate(value))[:NEAR]:
             self.look(part, f"{name}[{place!r}]", depth + 1, Fixed(part) if isinstance(value, tuple) else None)
 
@@ -113,6 +121,7 @@ class Uses:
         elif type(value).__module__ != "builtins":
             if isinstance(getattr(value, "__dict__", None), dict):
                 self.objects.append((name, vars(value)))
+                self.holders.append(value)
             attributes = _attributes(value)
             self._variables([(where, key, part) for key, part, where in attributes if isinstance(where, Slots)])
             for key, part, where in attributes:
@@ -141,6 +150,10 @@ def uses(function: Any) -> Uses:
     found = Uses()
     found.look(function, getattr(function, "__name__", type(function).__name__))
     return found
+
+
+def _torch_s(m: nn.Module) -> bool:
+    return type(m).__module__.partition(".")[0] == "torch"
 
 
 def _is_data(value: Any) -> bool:

@@ -207,3 +207,45 @@ def test_ddp_writes_once_and_ranks_agree():
 def test_a_probe_mesh_refuses_what_forward_writes_by_name():
     for answer in on_ranks(2, spectral_on_ranks, "probe"):
         assert "1.queue" in answer or "1.pointer" in answer
+
+
+class Numbered(nn.Module):
+    """Numbers of Python that every forward pass changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls, self.scale = nn.Linear(4, 3), 0, 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.scale *= 0.5
+        return self.layer(x) * self.scale
+
+
+def numbers_on_ranks(kind: str) -> object:
+    torch.set_default_dtype(torch.float64)
+    try:
+        torch.manual_seed(0)
+        model = Numbered()
+        method = SAM() if kind == "sam" else SAMPa()
+        mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("replicate" if kind == "replicate" else "probe",))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        engine = lowland.Engine(method, model, optimizer, lambda m, b: m(b).square().mean(1), mesh=mesh)
+        try:
+            for _ in range(4):
+                engine.backward(torch.ones(2, 4))
+        except UsageError as error:
+            return str(error)
+        return model.calls, model.scale
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["sam", "replicate"])
+def test_numbers_change_once_per_step_on_ranks_that_run_all_passes(kind):
+    assert on_ranks(2, numbers_on_ranks, kind) == [(4, 0.5**4)] * 2
+
+
+def test_numbers_that_would_go_apart_on_a_probe_mesh_are_refused():
+    for answer in on_ranks(2, numbers_on_ranks, "sampa"):
+        assert "the groups would drift apart, but writes calls, scale; use data parallelism" in answer

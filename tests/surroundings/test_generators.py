@@ -57,3 +57,26 @@ def test_a_generator_of_one_s_own_draws_once_per_step(method: Any, kind: str, wh
     other = KINDS[kind]()
     right = [draw(other) for _ in range(3)]
     assert drawn == [n for n in right for _ in range(2)]
+
+
+@each
+def test_a_generator_that_forward_makes_draws_once_per_step(method: Any) -> None:
+    drawn: list[float] = []
+
+    class Making(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.generator = nn.Linear(3, 2), None
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.generator is None:
+                self.generator = torch.Generator().manual_seed(0)
+            drawn.append(draw(self.generator))
+            return self.inner(x)
+
+    net, x = Making(), torch.randn(4, 3)
+    engine = lowland.Engine(method, net, sgd(net), square, rng="shared")
+    for _ in range(3):
+        engine.backward(x)
+    other = KINDS["torch"]()
+    assert drawn == [n for n in [draw(other) for _ in range(3)] for _ in range(2)]

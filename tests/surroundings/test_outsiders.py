@@ -100,6 +100,37 @@ def test_what_a_reentrant_checkpoint_hides_is_refused(method: Any, way: str) -> 
     assert net.weight.grad is None
 
 
+@pytest.mark.parametrize("door", ["passes", "adopt", "closure"])
+def test_what_a_reentrant_checkpoint_of_the_caller_hides_is_refused(door: str) -> None:
+    net, head, x = nn.Linear(3, 2), nn.Linear(2, 2), torch.randn(4, 3)
+    head.weight.grad = torch.full((2, 2), 7.0)
+    engine = lowland.Engine(lowland.SAM(), net, sgd(net))
+    optimizer = lowland.ClosureOptimizer(engine)
+
+    def loss() -> Tensor:
+        return checkpoint(head, net(x), use_reentrant=True).square().mean()
+
+    def whole() -> Tensor:
+        optimizer.zero_grad()
+        found = loss()
+        found.backward()
+        return found
+
+    def run() -> None:
+        if door == "closure":
+            optimizer.step(whole)
+            return
+        for p in engine.passes(x):
+            with p:
+                p.backward(loss()) if door == "passes" else p.adopt(whole())
+
+    with pytest.raises(ParameterError, match="every trainable tensor that the loss reaches must be the engine's"):
+        run()
+    close([head.weight.grad], [torch.full((2, 2), 7.0)], 0)
+    assert head.bias.grad is None
+    assert engine.step == 0
+
+
 class Foreign:
     def __init__(self) -> None:
         self.head, self.plain = nn.Linear(2, 2), torch.ones(2, requires_grad=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,17 @@ def test_an_expanded_mean_is_a_mean(method: Any) -> None:
 
     made = engine(method, loss, micro_batch=2)
     with pytest.raises(LossError, match=r"a mean, shape \(\), for a part; .* no mean that is expanded"):
+        made.backward((X.double(), torch.tensor([1.0, 1.0, 1.0, 0.0]).double()))
+
+
+@each
+def test_a_repeated_mean_is_a_mean(method: Any) -> None:
+    def loss(model: Any, b: Any) -> Tensor:
+        x, mask = b
+        return ((square(model, x) * mask).sum() / mask.sum()).repeat(len(mask)) / 1.5
+
+    made = engine(method, loss, micro_batch=2)
+    with pytest.raises(LossError, match=r"a mean, shape \(\), for a part"):
         made.backward((X.double(), torch.tensor([1.0, 1.0, 1.0, 0.0]).double()))
 
 
@@ -137,6 +149,50 @@ def test_a_model_that_is_converted_needs_a_new_engine(method: Any) -> None:
 def test_statistics_are_refreshed_on_tensors(model: Any, loader: Any, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         lowland.refresh_stats(model, loader)
+
+
+def test_statistics_are_refreshed_on_parts_and_explained_on_other_batches() -> None:
+    class Other:
+        pass
+
+    made, whole = (nn.Sequential(nn.BatchNorm1d(3)).double() for _ in range(2))
+    lowland.refresh_stats(made, [lowland.Parts([X[:2].double(), X[2:].double()])])
+    lowland.refresh_stats(whole, [X[:2].double(), X[2:].double()])
+    close(made.buffers(), whole.buffers(), 0)
+    with pytest.raises(AttributeError) as caught:
+        lowland.refresh_stats(made, [Other()])
+    assert "refresh_stats called model(batch) with a Other; say how the model runs on it" in caught.value.__notes__[0]
+    with pytest.raises(ArgumentError, match=r"forward must take \(model, batch\), but cannot be called so"):
+        lowland.refresh_stats(made, [X.double()], forward=lambda batch: batch)
+    close(made.buffers(), whole.buffers(), 0)
+
+
+def test_a_criterion_with_arguments_is_a_criterion() -> None:
+    for loss in (functools.partial(nn.functional.cross_entropy, reduction="none"), functools.partial(nn.MSELoss())):
+        with pytest.raises(ArgumentError, match="does not take a model and a batch; write: def loss_fn"):
+            engine(loss=loss)
+
+
+def test_a_base_that_raises_without_a_closure_is_explained() -> None:
+    class Needy(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            if closure is None:
+                raise RuntimeError("needs a closure")
+
+    net = nn.Linear(3, 2).double()
+    made = lowland.Engine(lowland.SAM(), net, Needy(net.parameters(), lr=0.1))
+    optimizer = lowland.ClosureOptimizer(made)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = square(net, X.double()).mean()
+        loss.backward()
+        return loss
+
+    with pytest.raises(RuntimeError, match="needs a closure") as caught:
+        optimizer.step(closure)
+    assert "if Needy needs a closure, call Needy.step(closure) without ClosureOptimizer" in caught.value.__notes__[0]
+    assert made.step == 0
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,59 @@ def test_hooks_keep_state_too(method: Any, way: str) -> None:
     for _ in range(5):
         engine.backward(x)
     assert float(seen) == 5
+
+
+def test_a_hook_s_list_is_a_log_of_passes() -> None:
+    net, x, weights, queue = nn.Linear(3, 2), torch.randn(4, 3), [], deque(maxlen=9)
+
+    def note(m: nn.Module, inputs: Any) -> None:
+        weights.append(m.weight.detach().clone())
+        queue.append(inputs[0])
+
+    net.register_forward_pre_hook(note)
+    lowland.Engine(lowland.SAM(rho=0.5), net, sgd(net), square).backward(x)
+    assert len(weights) == 2
+    assert not torch.equal(*weights)
+    assert len(queue) == 1
+
+
+class Criterion(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()))
+        self.count = 0
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        found = outputs.square().mean() * self.scale.clone()
+        self.scale.mul_(0.5)
+        self.count += 1
+        return found
+
+
+@pytest.mark.parametrize("start", [0, 3])
+@pytest.mark.parametrize("method", [lowland.SAM(rho=0.5), lowland.LookSAM(k=2), lowland.GSAM()], ids=lambda m: m.kind)
+def test_a_closure_s_criterion_changes_once_per_step(method: Any, start: int) -> None:
+    net, x, criterion = nn.Linear(3, 2), torch.randn(4, 3), Criterion()
+    optimizer = lowland.ClosureOptimizer(lowland.Engine(method, net, sgd(net)))
+
+    def step(own: Any, batch: Tensor) -> None:
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss: Tensor = own(net(batch))
+            loss.backward()
+            return loss
+
+        def plain() -> Tensor:
+            optimizer.zero_grad()
+            loss = net(batch).square().mean()
+            loss.backward()
+            return loss
+
+        optimizer.step(plain if own is None else closure)
+
+    for number in range(start + 5):
+        step(None if number < start else criterion, x)
+    assert (float(criterion.scale), criterion.count) == (0.5**5, 5)
 
 
 class Later(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -76,6 +77,34 @@ def test_sam_with_a_teacher_is_that_by_hand() -> None:
     expected = gradient([0.5 * t / length for t in g])
     trained(net, lowland.SAM(rho=0.5)).backward(x)
     close([p.grad for p in weights], expected)
+
+
+@pytest.mark.parametrize("way", ["in place", "exchanged data"])
+@pytest.mark.parametrize("trainable", [True, False])
+@each
+def test_a_teacher_beside_the_model_moves_once_per_step(method: Any, trainable: bool, way: str) -> None:
+    net, x = nn.Linear(3, 2), torch.randn(4, 3)
+    teacher = copy.deepcopy(net).requires_grad_(trainable)  # equal to its student, so it moves in the second step first
+
+    def loss(model: Any, batch: Any) -> Tensor:
+        with torch.no_grad():
+            for a, b in zip(teacher.parameters(), net.parameters(), strict=True):
+                if way == "in place":
+                    a.mul_(0.9).add_(b, alpha=0.1)
+                else:
+                    a.data = a.data * 0.9 + b.data * 0.1
+            target = teacher(batch)
+        return (model(batch) - target + 1).square().mean(1)
+
+    engine = lowland.Engine(method, net, sgd(net), loss)
+    for step in range(6):
+        pairs = zip(teacher.parameters(), net.parameters(), strict=True)
+        expected = [0.9 * a.detach() + 0.1 * b.detach() for a, b in pairs]
+        engine.backward(x)
+        if method.kind != "SAMPa" or step == 0:  # then SAMPa reports at displaced weights
+            close(teacher.parameters(), expected)
+        engine.optimizer.step()
+        engine.optimizer.zero_grad()
 
 
 def test_a_teacher_that_moves_late_or_is_too_large_is_refused_once() -> None:

@@ -152,10 +152,12 @@ class Mesh(Executor):
         def gather(reading: Reading, readings: list[Reading]) -> None:
             readings += self._gather(work, wave, reading, statistics)
 
-        if self.width > 1 and work.buffers.written:
+        # A probe asked alone runs in all groups, which change numbers alike.
+        written = work.buffers.written + (work.buffers.numbers if len(wave) > 1 else [])
+        if self.width > 1 and written:
             raise UsageError(
                 "on a probe mesh, forward must not write buffers beside running statistics, because the groups would "
-                f"drift apart, but writes {', '.join(work.buffers.written[:3])}; use data parallelism in place of mesh="
+                f"drift apart, but writes {', '.join(written[:3])}; use data parallelism in place of mesh="
             )
         try:
             # Probes of different sizes draw different amounts of random numbers, so each one has its own stream.
