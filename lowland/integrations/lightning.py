@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -255,6 +256,11 @@ def check_training(trainer: Any, module: Any) -> None:
             'elsewhere than in .grad; use strategy="ddp", or fully_shard in a loop with Engine.backward(batch)'
         )
     refusals.check_optimizer(trainer.optimizers[0])
+    if "dataloader_iter" in inspect.signature(module.training_step).parameters:
+        raise UsageError(
+            "training_step must take the batch, because every pass runs on the same one, but takes dataloader_iter; "
+            "write training_step(self, batch, batch_idx)"
+        )
     own = type(module).backward
     if own.__qualname__ != LightningModule.backward.__qualname__:
         raise UsageError(

@@ -94,11 +94,6 @@ class SharpnessMixin:
         self._held.clear()
         return super()._inner_training_loop(*args, **kwargs)  # type: ignore[misc]
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """The micro-batches of a step; those of a step that was not finished are dropped."""
-        self._held.clear()
-        return super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
-
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Hold a micro-batch; with the last one of an optimizer step, take the method's step on all of them.
 
@@ -107,14 +102,16 @@ class SharpnessMixin:
         """
         trainer: Any = self
         examples = checkpoints.plain(inputs)
-        self._held.append({"inputs": examples, "items": num_items_in_batch})
+        # The Trainer carries what an epoch ends with over to its next step, each divided as it was there.
+        count = trainer.current_gradient_accumulation_steps
+        self._held.append({"inputs": examples, "items": num_items_in_batch, "count": count})
         if not trainer.accelerator.gradient_state.sync_gradients:
             return torch.zeros((), device=trainer.args.device)
         engine = self._ready(model)
         rows = [engine.batches.known_size(piece["inputs"]) for piece in self._held]
         whole = None if None in rows else sum(rows)  # type: ignore[arg-type]
         # Numbers, not tensors, go with the examples, so that they are carried along where a method cuts these.
-        numbers = [{"count": len(rows), "rows": n, "step_rows": whole} for n in rows]
+        numbers = [{"rows": n, "step_rows": whole} for n in rows]
         parts = Parts([{**piece, **more} for piece, more in zip(self._held, numbers, strict=True)])
         self._held.clear()
         model.train()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -49,6 +49,16 @@ def classes(count: int = 128) -> Rows:
             for _ in range(count)
         ]
     )
+
+
+class Stream(IterableDataset[Batch]):
+    """Rows whose number the Trainer does not know, so that an epoch may end in the middle of a step."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.rows.rows)
 
 
 def texts(count: int = 128) -> Rows:
@@ -121,7 +131,7 @@ def trained(
     kind: str | None,
     out: Path | str,
     model: nn.Module,
-    data: Rows,
+    data: Any,
     k: int = 1,
     *,
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] = sgd,

@@ -32,6 +32,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec.*"),
     pytest.mark.filterwarnings("ignore:.*Checkpoint directory"),
     pytest.mark.filterwarnings("ignore:.*mid-epoch checkpoint"),
+    pytest.mark.filterwarnings("ignore:.*`dataloader_iter`"),
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
 ]
 KINDS = ["sam", "sampa", "looksam", "msam"]
@@ -169,6 +170,13 @@ def test_modules_that_do_it_themselves_are_refused() -> None:
 
     with pytest.raises(UsageError, match="move what it does to on_before_backward"):
         fitted("sam", Backward())
+
+    class Fetching(Module):
+        def training_step(self, dataloader_iter: Any) -> Any:
+            return super().training_step(next(dataloader_iter)[0], 0)
+
+    with pytest.raises(UsageError, match=r"write training_step\(self, batch, batch_idx\)"):
+        fitted("sam", Fetching())
 
     class Skipping(Module):
         def training_step(self, batch: Any, index: int) -> Any:

@@ -69,6 +69,8 @@ SAME: dict[str, dict[str, Any]] = {
     "bf16": {"make": lambda: Tiny(dtype=torch.float32), "k": 2, "bf16": True},
     "kwargs without normalization": {"make": Quirk, "k": 2},
     "texts": {"make": llama, "task": "texts", "k": 3},
+    "label smoothing": {"make": llama, "task": "texts", "k": 2, "label_smoothing_factor": 0.1},
+    "a stream that ends in a step": {"k": 3, "rows": 20, "stream": True},
     "ragged end": {"k": 3, "rows": 22, "max_steps": -1, "num_train_epochs": 2, "dataloader_drop_last": False},
 }
 
@@ -80,7 +82,8 @@ def test_without_a_perturbation_it_is_the_trainer_bit_for_bit(tmp_path: Path, ca
     if method == "zero":
         given["mixin"] = {"sharpness_options": {"rng": "shared"}}  # one dropout mask for both passes
     make, task, rows = given.pop("make"), given.pop("task"), given.pop("rows", 128)
-    data = classes(rows) if task == "classes" else texts(rows)
+    data: Any = classes(rows) if task == "classes" else texts(rows)
+    data = hf.Stream(data) if given.pop("stream", False) else data
     model, twin = twins(make)
     torch.manual_seed(5)
     ours = trained("plain" if method == "plain" else lowland.SAM(rho=0.0), tmp_path / "a", model, data, **given)
