@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from closures import BASES, Setup, assert_equal, batch, loss_fn
+from optimizers import takes_lr_of_one_entry
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
@@ -31,7 +32,9 @@ def _tensors(state):
     return [t for entry in state["state"].values() for t in entry.values() if isinstance(t, torch.Tensor)]
 
 
-@pytest.mark.parametrize("zero", [0, 0.0, -0.0, torch.tensor(0.0), torch.zeros(1)], ids=repr)
+@pytest.mark.parametrize(
+    "zero", [0, 0.0, -0.0, torch.tensor(0.0), *[torch.zeros(1)] * takes_lr_of_one_entry()], ids=repr
+)
 def test_learning_rates_of_zero_make_it_the_base_step(zero):
     setup = Setup(base=lambda params: torch.optim.AdamW([{"params": [p]} for p in params], lr=0.1, foreach=False))
     for p in setup.model.parameters():
