@@ -18,8 +18,9 @@ from lowland.core.vec import Vec
 from lowland.executors import modes
 from lowland.executors.buffers import Buffers
 from lowland.executors.data_parallel import Replicas
-from lowland.executors.guards import Ownership, dismiss, outsiders
+from lowland.executors.guards import dismiss, outsiders
 from lowland.executors.modes import SharedRNG
+from lowland.executors.ownership import Ownership
 from lowland.executors.step_record import StepRecord
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import operator
 import weakref
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -13,18 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
-from lowland.core.errors import ParameterError, UsageError
-from lowland.core.shards import ORDINARY
+from lowland.core.errors import ParameterError
 from lowland.core.vec import Vec
-from lowland.executors import modes
-from lowland.executors.uses import calls_compiled, modules_of
+from lowland.executors.uses import modules_of
 
 if TYPE_CHECKING:
     from lowland.core.probe import Probe
     from lowland.executors.base import Work
 
 _GRAD = operator.attrgetter("grad")
-_USES: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
 
 Suspect: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None]"  # a tensor, and a copy of its gradient before backward
 Remembered: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None, Tensor | None]"  # a tensor, its gradient, a copy
@@ -237,92 +233,3 @@ def inspect(work: Work, probe: Probe, loss: Tensor) -> None:
 def any_gradient(params: Vec) -> bool:
     """Whether any parameter has a gradient now."""
     return list(map(_GRAD, params)).count(None) < len(params)
-
-
-class Ownership:
-    """Whether gradients must be copied, because the next backward overwrites their memory.
-
-    ``torch.cuda.make_graphed_callables`` and CUDA graphs of ``torch.compile`` write gradients to static buffers.
-
-    Args:
-        model: The model.
-        device: The model's device.
-        loss_fn: The loss function.
-        views: Whether gradients are views of DDP's buckets, which are copied elsewhere.
-
-    Attributes:
-        needed: Whether gradients must be copied; known from the model, or once a gradient lay in memory that is held
-            elsewhere.
-    """
-
-    def __init__(
-        self, model: nn.Module, device: torch.device, loss_fn: Callable[..., Any] | None = None, *, views: bool = False
-    ) -> None:
-        self._model, self._loss_fn, self._views = model, loss_fn, views
-        self._graphs = hasattr(getattr(torch, device.type, None), "graph_pool_handle")  # torch.cuda, torch.xpu
-        self._last: list[tuple[weakref.ref[Tensor], int]] = []
-        self.needed, self._look = False, True
-        self.look()
-
-    def begin(self, *, look: bool) -> None:
-        """Begin a step.
-
-        Args:
-            look: Whether to look at the model, which may have been captured or compiled since, and in this step at who
-                else holds the memory of gradients. On devices with CUDA graphs every step looks at the latter.
-        """
-        self._look = look or self._graphs
-        if look:
-            self.look()
-
-    def look(self) -> None:
-        """Look at the model, which may have been captured or compiled since the last time."""
-        self.needed |= bool(modes.captured(self._model))
-        if self._graphs and not self.needed:
-            used = modules_of(self._loss_fn).values()
-            self.needed = any(map(modes.compiled, (self._model, *used))) or calls_compiled(self._model, self._loss_fn)
-
-    def own(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The gradients that backward has left, copied if ``needed``."""
-        if self._look and not self.needed and not self._views:
-            self.needed = _held_elsewhere(grads)
-        return [None if g is None else g.clone() for g in grads] if self.needed else list(grads)
-
-    def check(self, grads: Sequence[Tensor | None]) -> None:
-        """Check that the gradients do not lie in the memory of an earlier pass's gradients.
-
-        Raises:
-            UsageError: A gradient overwrote an earlier one that is still in use. From now on gradients are copied.
-        """
-        if self.needed:
-            self._last.clear()
-            return
-        strided = _strided(grads)
-        places = [g.untyped_storage().data_ptr() for g in strided]
-        alive = [entry for entry in self._last if entry[0]() is not None]
-        if {place for _, place in alive if place} & set(places):
-            self.needed = True
-            raise UsageError(
-                "gradients of different passes must lie in memory of their own, but backward has overwritten those of "
-                "an earlier pass, as CUDA graphs do; the step is taken back, and from now on gradients are copied: "
-                "call backward again"
-            )
-        self._last = alive + [(weakref.ref(g), place) for g, place in zip(strided, places, strict=True)]
-
-
-def _strided(grads: Sequence[Tensor | None]) -> list[Tensor]:
-    return [g for g in grads if g is not None and type(g) in ORDINARY and g.layout is torch.strided]
-
-
-def _held_elsewhere(grads: Sequence[Tensor | None]) -> bool:
-    """Whether somebody else holds the memory of a gradient, too, as a captured graph does, which will write it again.
-
-    Torch counts who holds a storage: a tensor of its own memory, and for the moment of this question Python.
-    """
-    if _USES is None:
-        return False
-    storages = [g.untyped_storage() for g in _strided(grads)]
-    if all(_USES(s._cdata) <= 2 for s in storages):
-        return False
-    holders = Counter(s._cdata for s in storages)  # gradients may share one storage among themselves
-    return any(_USES(key) > count + 1 for key, count in holders.items())

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowland.executors.guards import Ownership
+from lowland.executors.ownership import Ownership
 
 compiled = functools.partial(torch.compile, backend="eager")
 
