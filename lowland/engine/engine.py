@@ -134,6 +134,7 @@ class Engine(Answers):
         self.lagged, self.rng, self.step = Lagged(), doors.generator(seed), 0
         self.memory = plans.memory(method.kind, method.init([p.detach() for p in self.params]))
         watch.unshared(method.kind, self.memory, self.params, self.names)
+        self.foreign_plan = watch.is_foreign(method)
         self.vector_keys = state.vector_keys(self.memory, self.params)
         self.table_keys = [k for k, v in self.memory.items() if isinstance(v, Tensor)]
         self.under_way, self.ranks = False, list(dict.fromkeys([*groups.values(), *replicas.groups]))

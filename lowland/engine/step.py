@@ -58,7 +58,8 @@ def drive(engine: Engine, batch: Any) -> Drive:
         engine.executor.begin(batch)
         if engine.work.step.watched:
             keys = engine.vector_keys, engine.table_keys
-            watcher = watch.Watch(engine.method.kind, engine.work, engine.names, engine.memory, *keys)
+            kind, foreign = engine.method.kind, engine.foreign_plan
+            watcher = watch.Watch(kind, engine.work, engine.names, engine.memory, *keys, foreign=foreign)
         result, count, aux = yield from _run_plan(engine, engine.method.plan(engine, batch), batch, watcher)
         loss, grad = plans.result(engine.method.kind, result, engine.params, each=watcher is not None)
         if engine.executor.substitutes or not all(engine.work.step.reached):
@@ -149,8 +150,7 @@ def _continue(
 
     In steps without a watcher, only the plans of methods outside lowland are checked.
     """
-    foreign = not type(engine.method).__module__.startswith("lowland.methods.")
-    mark = Mark(engine.work, each=True) if foreign and watcher is None else None
+    mark = Mark(engine.work, each=True) if engine.foreign_plan and watcher is None else None
     if watcher is not None:
         watcher.resume()
     try:

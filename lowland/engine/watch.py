@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -13,8 +14,16 @@ from lowland.core.vec import Vec
 from lowland.executors.base import Work
 from lowland.executors.displacement import put_back
 from lowland.executors.still import Mark
+from lowland.methods.base import Method
 
 Place: TypeAlias = "tuple[int, int]"  # a storage, and the byte offset of a tensor in it
+
+
+def is_foreign(method: Method) -> bool:
+    """Whether a method, or a method inside it, is not one of lowland's."""
+    inside = (getattr(method, f.name) for f in fields(method))
+    own = type(method).__module__.startswith("lowland.methods.")
+    return not own or any(is_foreign(part) for part in inside if isinstance(part, Method))
 
 
 class Watch:
@@ -27,6 +36,8 @@ class Watch:
         memory: The method's memory at the start of the step.
         vectors: The keys of the vectors in memory.
         tables: The keys of the tensors in the method's first memory.
+        foreign: Whether the plan is not lowland's own. Then the first step saves the weights, which takes the memory of
+            one copy.
     """
 
     def __init__(
@@ -37,12 +48,14 @@ class Watch:
         memory: Mapping[str, Any],
         vectors: frozenset[str],
         tables: Sequence[str] = (),
+        *,
+        foreign: bool = True,
     ) -> None:
         self._kind, self._work, self._names, self._vectors, self._tables = kind, work, names, vectors, tables
         self._params = work.params
         self._before = {key: _SavedValue(value) for key, value in memory.items()}
         self._like = {key: _likes(value) for key, value in memory.items() if key in vectors}
-        self._saved = vec.clone(work.params) if work.first else None
+        self._saved = vec.clone(work.params) if work.first and foreign else None
         self._mark = Mark(work, each=True)
 
     def resume(self) -> None:
