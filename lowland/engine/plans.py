@@ -61,8 +61,8 @@ def result(kind: str, value: Any, params: Vec, *, each: bool = True) -> tuple[Te
 def unasked(kind: str) -> UsageError:
     """The error for a plan that has returned without asking for a reading."""
     return UsageError(
-        f"plan must ask for at least one reading, but that of {kind} returned without one, so that nothing depends on "
-        "the batch; write: here = yield Probe(batch)"
+        f"plan must ask for at least one reading, but that of {kind} returned without one, so its result cannot depend "
+        "on the batch; write: here = yield Probe(batch)"
     )
 
 
@@ -97,7 +97,7 @@ def memory(kind: str, value: Any) -> dict[str, Any]:
     if type(value) is not dict or not all(isinstance(key, str) for key in value):
         raise UsageError(
             f"init must return a dict from names to values, but that of {kind} returned {_shown(value)}; return {{}} "
-            "where nothing is kept"
+            "if the method has no memory"
         )
     return value
 
@@ -110,7 +110,7 @@ def same_keys(kind: str, before: Collection[str], after: Mapping[str, Any]) -> N
     """
     if type(after) is not dict:
         raise UsageError(
-            f"memory must stay a dict, but the plan of {kind} has put {_shown(after)} in its place; write "
+            f"memory must stay a dict, but the plan of {kind} has replaced it by {_shown(after)}; write "
             "engine.memory[name] = value"
         )
     if len(before) != len(after) or any(key not in before for key in after):
