@@ -162,7 +162,7 @@ class Buffers:
         if moved:
             raise unkept(moved[0].name)
 
-    def _look(self, *lists: Before) -> None:
+    def _add_created(self, *lists: Before) -> None:
         """Add places that a pass has created; their earlier value is ``ABSENT``."""
         known = {_where(place) for place in self._places} | self._attributes
         created = [p for p in self._find() if _where(p) not in known]
@@ -185,25 +185,25 @@ class Buffers:
             self._starts[id(probe.batch)] = current
             yield
             if self._new:
-                self._look(current)
+                self._add_created(current)
             self._note(current)
             return
         start = self._starts.get(id(probe.batch), self._start)
-        removed = Registrations.undo(start.given, self._modules)
+        removed = Registrations.undo(start.registered, self._modules)
         if start is not current:
             self._restore(start)
         before = [Kept(k.tensor, WEIGHT if k.version == WEIGHT else version(k.tensor), None) for k in start]
-        given = len(Registrations.log)
+        registered = len(Registrations.log)
         try:
             yield
         finally:
             if self._new:
-                self._look(current, start)
+                self._add_created(current, start)
                 before += [Kept(ABSENT, 0, None)] * (len(self._places) - len(before))
-            for i, (then, place) in enumerate(zip(before, self._places, strict=True)):
-                if place.owner.get(place.key, ABSENT) is not then.tensor or then.rewritten:
+            for i, (earlier, place) in enumerate(zip(before, self._places, strict=True)):
+                if place.owner.get(place.key, ABSENT) is not earlier.tensor or earlier.rewritten:
                     self._written.add(i)
-            Registrations.undo(given, self._modules)
+            Registrations.undo(registered, self._modules)
             Registrations.redo(removed)
             self._restore(current)
         self._refuse_moved()
@@ -232,7 +232,7 @@ class Buffers:
 
     def _values(self) -> Before:
         kept = Before()
-        kept.rest, kept.given = self._containers.now(self._new), len(Registrations.log)
+        kept.containers, kept.registered = self._containers.current(self._new), len(Registrations.log)
         for i, place in enumerate(self._places):
             t = place.owner.get(place.key, ABSENT)
             if not isinstance(t, Tensor) and not is_array(t):
@@ -258,14 +258,14 @@ class Buffers:
             same = place.owner.get(place.key, ABSENT) is kept.tensor and not kept.rewritten
             if not same or (self._fresh(place) and kept.differs):
                 self._written.add(i)
-        self._containers.look(before.rest, self._places_written)
+        self._containers.note(before.containers, self._places_written)
 
     @torch.no_grad()
     def _restore(self, kept: Before) -> None:
         unchanged: list[tuple[Tensor, Tensor]] = []
         lost: list[Place] = []
-        for i, (place, then) in enumerate(zip(self._places, kept, strict=True)):
-            tensor, _, copy = then
+        for i, (place, earlier) in enumerate(zip(self._places, kept, strict=True)):
+            tensor, _, copy = earlier
             if place.owner.get(place.key, ABSENT) is not tensor:
                 self._written.add(i)
                 if tensor is ABSENT:
@@ -273,16 +273,16 @@ class Buffers:
                 else:
                     place.owner[place.key] = tensor
             if is_array(tensor):
-                self._restore_array(i, then)
+                self._restore_array(i, earlier)
             if not isinstance(tensor, Tensor):
                 continue
             if copy is not None and tensor.shape != copy.shape:
                 self._written.add(i)
                 tensor.set_(copy.clone())
                 continue
-            if not then.rewritten:
+            if not earlier.rewritten:
                 if copy is not None and type(tensor) in ORDINARY:
-                    if self._fresh(place) and then.differs:
+                    if self._fresh(place) and earlier.differs:
                         self._written.add(i)
                     unchanged.append((tensor.data, copy))  # .data does not change the version, which saved graphs check
                 continue
@@ -293,16 +293,16 @@ class Buffers:
                 tensor.detach().copy_(copy)
         if unchanged:
             vec.copy_([t for t, _ in unchanged], [c for _, c in unchanged])
-        lost_names = [place.name for place in lost] + self._containers.put(kept.rest, self._places_written)
+        lost_names = [place.name for place in lost] + self._containers.restore(kept.containers, self._places_written)
         if lost_names:
             self._copied.update(map(_where, lost))
             raise unkept(lost_names[0])
 
-    def _restore_array(self, i: int, then: Kept) -> None:
+    def _restore_array(self, i: int, earlier: Kept) -> None:
         """Restore an array; arrays have no versions, so values are compared."""
-        if then.differs:
+        if earlier.differs:
             self._written.add(i)
-            then.tensor[...] = then.copy
+            earlier.tensor[...] = earlier.copy
 
     def _places_written(self) -> set[tuple[int, str]]:
         return {_where(self._places[i]) for i in self._written}

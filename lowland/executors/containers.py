@@ -36,7 +36,7 @@ class Holder(NamedTuple):
     log: bool
 
 
-class Held(NamedTuple):
+class Contents(NamedTuple):
     """A container at one moment: its entries, and each of their tensors and arrays with its version and a copy."""
 
     container: Any
@@ -47,7 +47,7 @@ class Held(NamedTuple):
 class Moment(NamedTuple):
     """The contents of containers and the values of names at one moment."""
 
-    held: list[Held]
+    contents: list[Contents]
     names: Bindings
 
 
@@ -110,9 +110,9 @@ class Containers:
         """Whether there are containers or names."""
         return bool(self._holders or self.names.bound)
 
-    def now(self, first: bool) -> Moment:
+    def current(self, first: bool) -> Moment:
         """The current contents; a container's tensors are copied if passes write them, and in the first step."""
-        held = []
+        contents = []
         for i, h in enumerate(self._holders):
             other = None if h.owner is None else h.owner.get(h.key)
             container: Any = other if type(other) is type(h.container) else h.container
@@ -124,18 +124,18 @@ class Containers:
                     continue
                 budget -= _size(t)
                 kept.append((t, _version(t), _copied(t) if budget >= 0 or is_array(t) else None))
-            held.append(Held(container, entries, kept))
-        return Moment(held, self.names.now())
+            contents.append(Contents(container, entries, kept))
+        return Moment(contents, self.names.current())
 
-    def look(self, before: Moment, places: Callable[[], set[Where]]) -> None:
-        """Note what a pass that reports has written or created; the arguments are those of :meth:`put`."""
-        for i, then in enumerate(before.held):
-            if any(_version(t) != version for t, version, _ in then.tensors):
+    def note(self, before: Moment, places: Callable[[], set[Where]]) -> None:
+        """Note what a pass that reports has written or created; the arguments are those of :meth:`restore`."""
+        for i, earlier in enumerate(before.contents):
+            if any(_version(t) != version for t, version, _ in earlier.tensors):
                 self._in_place.add(i)
-        self.names.look(before.names, lambda: self._written(places))
+        self.names.note(before.names, lambda: self._written(places))
 
     @torch.no_grad()
-    def put(self, moment: Moment, places: Callable[[], set[Where]] = set) -> list[str]:
+    def restore(self, moment: Moment, places: Callable[[], set[Where]] = set) -> list[str]:
         """Restore all contents and names.
 
         Args:
@@ -146,9 +146,9 @@ class Containers:
             The names of containers with a tensor that was written, but not copied.
         """
         lost = []
-        for i, (h, then) in enumerate(zip(self._holders, moment.held, strict=False)):
-            self._put_one(i, h, then)
-            for t, version, copy in then.tensors:
+        for i, (h, earlier) in enumerate(zip(self._holders, moment.contents, strict=False)):
+            self._restore_one(i, h, earlier)
+            for t, version, copy in earlier.tensors:
                 changed = _version(t) != version
                 if copy is None and changed:
                     self._in_place.add(i)
@@ -158,7 +158,7 @@ class Containers:
                     self._in_place.add(i)
                     self.written[i] = h.name
 
-        self.names.put(moment.names, lambda: self._written(places))
+        self.names.restore(moment.names, lambda: self._written(places))
         return lost
 
     def _written(self, places: Callable[[], set[Where]]) -> set[Where]:
@@ -166,32 +166,36 @@ class Containers:
         holders = [self._holders[i] for i in self.written]
         return places() | {where(h.owner, h.key) for h in holders if h.owner is not None}
 
-    def _put_one(self, i: int, h: Holder, then: Held) -> None:
+    def _restore_one(self, i: int, h: Holder, earlier: Contents) -> None:
         """Bind the original container again if the pass has bound another, and restore its entries."""
-        original, other = then.container, None if h.owner is None else h.owner.get(h.key)
+        original, other = earlier.container, None if h.owner is None else h.owner.get(h.key)
         if type(other) is type(original) and other is not original and (holds(other) or holds(original)):
             h.owner[h.key] = original
             self.written[i] = h.name
-        if not _same(original, then.entries) and _counts(original, then.entries, h.log):
+        if not _same(original, earlier.entries) and _counts(original, earlier.entries, h.log):
             self.written[i] = h.name
             original.clear()
-            (original.update if isinstance(original, dict | set) else original.extend)(then.entries)
+            (original.update if isinstance(original, dict | set) else original.extend)(earlier.entries)
 
 
 def _values(container: Any) -> Sequence[Any]:
     return list(container.values()) if isinstance(container, dict) else list(container)
 
 
-def _counts(now: Any, then: Any, log: bool) -> bool:
+def _counts(current: Any, earlier: Any, log: bool) -> bool:
     """Whether a container that has changed is state, and is restored.
 
     A container with tensors is state. A container of floats and arrays is state if its length is constant; a list that
     grows is taken for a log. If ``log`` is true, this rule also holds for containers with tensors.
     """
-    if not log and (holds(now, tensors=True) or holds(then, tensors=True)):
+    if not log and (holds(current, tensors=True) or holds(earlier, tensors=True)):
         return True
-    fixed = isinstance(now, dict) or len(now) == len(then) or (isinstance(now, deque) and now.maxlen is not None)
-    return fixed and (holds(now) or holds(then))
+    fixed = (
+        isinstance(current, dict)
+        or len(current) == len(earlier)
+        or (isinstance(current, deque) and current.maxlen is not None)
+    )
+    return fixed and (holds(current) or holds(earlier))
 
 
 def _tracked(container: Any) -> bool:

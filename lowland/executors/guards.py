@@ -234,5 +234,5 @@ def inspect(work: Work, probe: Probe, loss: Tensor) -> None:
 
 
 def any_gradient(params: Vec) -> bool:
-    """Whether any parameter has a gradient now."""
+    """Whether any parameter has a gradient."""
     return list(map(_GRAD, params)).count(None) < len(params)

@@ -50,12 +50,12 @@ class Before(list[Kept]):
     """The values of all places at one moment.
 
     Attributes:
-        rest: The contents of containers, and the values of names.
-        given: The length of ``Registrations.log`` then.
+        containers: The contents of containers, and the values of names.
+        registered: The length of ``Registrations.log`` then.
     """
 
-    rest: Moment
-    given: int
+    containers: Moment
+    registered: int
 
 
 def size(t: Any) -> int:

@@ -92,13 +92,13 @@ class Bound(NamedTuple):
     Attributes:
         name: The owner's name, for messages.
         owner: The dictionary of a module or an object, or variables.
-        whole: Whether all names are restored, as for a module. The names of another owner are restored only if passes
+        always: Whether all names are restored, as for a module. The names of another owner are restored only if passes
             also write a tensor, an array or a float of that owner, because single integers may count passes.
     """
 
     name: str
     owner: Any
-    whole: bool
+    always: bool
 
 
 class Bindings(NamedTuple):
@@ -119,9 +119,9 @@ class Bindings(NamedTuple):
 
         All dictionaries are compared in one pass, which takes a third of the time of a loop over them.
         """
-        then = self.copies[: len(self.dicts)]
-        now, before = (chain.from_iterable(map(dict.values, part)) for part in (self.dicts, then))
-        same = sum(map(len, self.dicts)) == sum(map(len, then)) and all(map(operator.is_, now, before))
+        earlier = self.copies[: len(self.dicts)]
+        current, before = (chain.from_iterable(map(dict.values, part)) for part in (self.dicts, earlier))
+        same = sum(map(len, self.dicts)) == sum(map(len, earlier)) and all(map(operator.is_, current, before))
         start = len(self.dicts) if same else 0
         for bound, copy in zip(self.bound[start:], self.copies[start:], strict=True):
             if not _same(bound.owner, copy):
@@ -152,52 +152,52 @@ class Names:
         variables: Iterable[Variables],
     ) -> None:
         """Replace the owners by these dictionaries of modules, dictionaries of objects, and variables."""
-        whole = {id(d): Bound(name, d, True) for name, d in modules}
-        others = {id(d): Bound(name, d, False) for name, d in objects if id(d) not in whole}
-        dicts = [*whole.values(), *others.values()]
+        always = {id(d): Bound(name, d, True) for name, d in modules}
+        others = {id(d): Bound(name, d, False) for name, d in objects if id(d) not in always}
+        dicts = [*always.values(), *others.values()]
         self.bound, self.fresh = [*dicts, *(Bound("", v, False) for v in variables)], False
         self._dicts = [bound.owner for bound in dicts]
 
-    def now(self) -> Bindings:
+    def current(self) -> Bindings:
         """The current values of all names."""
         others = [bound.owner.copy() for bound in self.bound[len(self._dicts) :]]
         return Bindings(self.bound, [*map(dict.copy, self._dicts), *others], self._dicts)
 
-    def look(self, before: Bindings, written: Callable[[], Collection[Where]]) -> None:
-        """Note the names that a pass that reports has changed or added; the arguments are those of :meth:`put`."""
-        for bound, then in before.changed():
-            changed, added = _changes(bound.owner, then)
+    def note(self, before: Bindings, written: Callable[[], Collection[Where]]) -> None:
+        """Note the names that a pass that reports has changed or added; the arguments are those of :meth:`restore`."""
+        for bound, earlier in before.changed():
+            changed, added = _changes(bound.owner, earlier)
             self._note(bound.owner, [*changed, *added])
-            if bound.whole or self._live(bound.owner, then, [*changed, *added], written):
-                self._count(bound, then, changed)
+            if bound.always or self._live(bound.owner, earlier, [*changed, *added], written):
+                self._count(bound, earlier, changed)
 
-    def put(self, before: Bindings, written: Callable[[], Collection[Where]]) -> None:
+    def restore(self, before: Bindings, written: Callable[[], Collection[Where]]) -> None:
         """Restore the values of all names.
 
         Args:
             before: The values to restore.
             written: Returns the places of the tensors that passes have written.
         """
-        for bound, then in before.changed():
-            _, owner, whole = bound
-            changed, added = _changes(owner, then)
-            if not (changed or added) or not (whole or self._live(owner, then, [*changed, *added], written)):
+        for bound, earlier in before.changed():
+            _, owner, always = bound
+            changed, added = _changes(owner, earlier)
+            if not (changed or added) or not (always or self._live(owner, earlier, [*changed, *added], written)):
                 continue
             self._note(owner, [*changed, *added])
-            self._count(bound, then, changed)
+            self._count(bound, earlier, changed)
             for key in changed:
-                owner[key] = then[key]
+                owner[key] = earlier[key]
             for key in added:
                 del owner[key]
 
     def _live(
-        self, owner: Any, then: dict[Any, Any], changed: list[Any], written: Callable[[], Collection[Where]]
+        self, owner: Any, earlier: dict[Any, Any], changed: list[Any], written: Callable[[], Collection[Where]]
     ) -> bool:
         """Whether an owner that is no module holds state: passes write a tensor, an array or a float of it."""
         owner_id = owner.identity if isinstance(owner, Variables) else id(owner)
         if owner_id in self._alive:
             return True
-        alive = any(holds(owner.get(key)) or holds(then.get(key)) for key in changed)
+        alive = any(holds(owner.get(key)) or holds(earlier.get(key)) for key in changed)
         if not alive and isinstance(owner, Variables):
             alive = not owner.identity.isdisjoint(written())
         elif not alive:
@@ -206,11 +206,11 @@ class Names:
             self._alive.add(owner_id)
         return alive
 
-    def _count(self, bound: Bound, then: dict[Any, Any], changed: list[Any]) -> None:
+    def _count(self, bound: Bound, earlier: dict[Any, Any], changed: list[Any]) -> None:
         """Note the names of the numbers that have changed."""
         name, owner, _ = bound
         for key in changed:
-            if _other_number(then[key], owner.get(key, ABSENT)):
+            if _other_number(earlier[key], owner.get(key, ABSENT)):
                 self.written[f"{name}.{_key(owner, key)}".lstrip(".")] = None
 
     def _note(self, owner: Any, keys: list[Any]) -> None:
@@ -222,18 +222,18 @@ class Names:
                 self.fresh = True
 
 
-def _same(owner: Any, then: dict[Any, Any]) -> bool:
-    return len(owner) == len(then) and all(map(operator.is_, owner.values(), then.values()))
+def _same(owner: Any, earlier: dict[Any, Any]) -> bool:
+    return len(owner) == len(earlier) and all(map(operator.is_, owner.values(), earlier.values()))
 
 
-def _changes(owner: Any, then: dict[Any, Any]) -> tuple[list[Any], list[Any]]:
+def _changes(owner: Any, earlier: dict[Any, Any]) -> tuple[list[Any], list[Any]]:
     """The names that have changed or are missing, and the names that are new."""
-    changed = [k for k in then if k not in OWN and owner.get(k, ABSENT) is not then[k]]
-    return changed, [k for k in owner if k not in then and k not in OWN]
+    changed = [k for k in earlier if k not in OWN and owner.get(k, ABSENT) is not earlier[k]]
+    return changed, [k for k in owner if k not in earlier and k not in OWN]
 
 
-def _other_number(before: Any, now: Any) -> bool:
-    return isinstance(before, int | float) and isinstance(now, int | float) and before != now
+def _other_number(before: Any, current: Any) -> bool:
+    return isinstance(before, int | float) and isinstance(current, int | float) and before != current
 
 
 def _key(owner: Any, key: Any) -> str:

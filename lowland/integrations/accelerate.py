@@ -172,7 +172,7 @@ def check_prepared(accelerator: Any, model: Any, optimizer: Any) -> None:
         if isinstance(module, nn.Module) and not getattr(module, "_is_accelerate_prepared", False):
             raise UsageError(
                 f"model must be what accelerator.prepare returned, but this {type(module).__name__} is not, so that "
-                f"nobody would average its gradients over ranks; {PREPARE}"
+                f"its gradients would not be averaged over ranks; {PREPARE}"
             )
     for one in optimizer if isinstance(optimizer, list | tuple) else [optimizer]:
         refusals.check_optimizer(one)

@@ -288,7 +288,7 @@ def fraction(trainer: Any) -> float:
 
 
 def in_parts(p: Pass) -> bool:
-    """Whether ``training_step`` gets less than a whole batch in a pass."""
+    """Whether ``training_step`` gets a part of the batch in a pass."""
     return bool(p.probe.cut) or isinstance(p.batch, Parts)
 
 

@@ -31,15 +31,15 @@ def check_examples(engine: Engine, step: Callable[[Any], Any], batch: Any) -> No
     devices = [d for d in {p.device for p in engine.params} if d.type == "cuda"]
     probe = Probe(batch, grad=False, stats=False)
     with evaluating(engine.model), torch.random.fork_rng(devices), Pass(engine.work, probe) as p:
-        whole, *parts = (_loss(step(part)) for part in (batch, *halves))
-        p.backward(whole)
-    together = torch.stack([loss.double() * n / sum(sizes) for n, loss in zip(sizes, parts, strict=True)]).sum()
+        full, *parts = (_loss(step(part)) for part in (batch, *halves))
+        p.backward(full)
+    mean = torch.stack([loss.double() * n / sum(sizes) for n, loss in zip(sizes, parts, strict=True)]).sum()
     # In low precision, two sums of equal numbers may differ by 1e-2; means over other items usually differ by more.
-    tolerance = 2e-2 if whole.dtype.itemsize < 4 or torch.is_autocast_enabled(whole.device.type) else 1e-3
-    if not torch.isclose(whole.double(), together, rtol=tolerance, atol=1e-6):
+    tolerance = 2e-2 if full.dtype.itemsize < 4 or torch.is_autocast_enabled(full.device.type) else 1e-3
+    if not torch.isclose(full.double(), mean, rtol=tolerance, atol=1e-6):
         raise LossError(
             "a batch that is cut must have a loss that is the mean over its examples, but on one batch it is "
-            f"{float(whole):.6g}, and over the batch's two halves {float(together):.6g}; use a method that does not "
+            f"{float(full):.6g}, and over the batch's two halves {float(mean):.6g}; use a method that does not "
             "cut, without micro_batch, or train with Engine.backward(batch) and lowland.Loss(total, count)"
         )
 
