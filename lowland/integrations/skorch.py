@@ -68,7 +68,7 @@ class SharpnessMixin:
         engine = Engine(self.sharpness, modules_of(net), net.optimizer_)
         if before is not None and before.method == engine.method and same(before, engine):
             engine.load_state_dict(before.state_dict())
-        self.engine_, self._checked_step = engine, -1
+        self.engine_, self._looked = engine, -1
         return self
 
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
@@ -104,8 +104,8 @@ class SharpnessMixin:
     def _check_once(self, batch: Any, fit_params: dict[str, Any]) -> Exception | None:
         """Check that a loss that is cut is a mean over examples, in steps 0, 1, 2, 4, 8, …; return the error."""
         step = self.engine_.step
-        if step & (step - 1) == 0 and self._checked_step != step:
-            self._checked_step = step
+        if step & (step - 1) == 0 and self._looked != step:
+            self._looked = step
             try:
                 check_examples(self.engine_, lambda part: self._loss(part, fit_params)[0], batch)
             except Exception as error:
