@@ -1,4 +1,4 @@
-"""Optimizers that step before a step of the engine is complete: inside backward, or between two passes."""
+"""Refuses optimizers that step before a step of the engine is complete: inside backward, or between two passes."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from lowland.core.errors import UsageError
 if TYPE_CHECKING:
     from lowland.engine import Engine
 
-_UNDER_WAY: list[Engine] = []
-_watching = False
+_ACTIVE: list[Engine] = []
+_registered = False
 
 
 def begin(engine: Engine) -> None:
-    """A step of the engine begins; until its end, optimizers must leave its parameters alone."""
-    global _watching
-    if not _watching:
-        _watching = True
+    """Begin a step of the engine; until its end, no optimizer may step the engine's parameters."""
+    global _registered
+    if not _registered:
+        _registered = True
         register_optimizer_step_pre_hook(_check)
-    _UNDER_WAY.append(engine)
+    _ACTIVE.append(engine)
 
 
 def end(engine: Engine) -> None:
-    """The step is over."""
-    _UNDER_WAY.remove(engine)
+    """End the step of the engine."""
+    _ACTIVE.remove(engine)
 
 
 @contextmanager
 def planning(engine: Engine) -> Iterator[None]:
-    """The plan computes: what it does to weights is for :class:`lowland.engine.watch.Watch` to see."""
+    """Allow optimizers to step while the plan computes; :class:`lowland.engine.watch.Watch` checks writes of plans."""
     end(engine)
     try:
         yield
@@ -43,17 +43,17 @@ def planning(engine: Engine) -> Iterator[None]:
 
 
 def _check(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    """Torch calls it before every step of any optimizer.
+    """Refuse a step of an optimizer inside a step of an engine; torch calls this hook before every optimizer step.
 
     Raises:
-        UsageError: It would move weights in the middle of an engine's step; it has not.
+        UsageError: The optimizer has parameters of an engine whose step is not complete. It has not stepped.
     """
-    for engine in _UNDER_WAY:
+    for engine in _ACTIVE:
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        found = [n for n, p in zip(engine.names, engine.params, strict=True) if id(p) in stepped]
-        if found:
+        blocked = [n for n, p in zip(engine.names, engine.params, strict=True) if id(p) in stepped]
+        if blocked:
             raise UsageError(
-                f"weights must stay where they are while backward runs, but {found[0]} would be stepped by a "
+                f"weights must stay where they are while backward runs, but {blocked[0]} would be stepped by a "
                 f"{type(optimizer).__name__} before the step of the engine is complete, as by an optimizer fused into "
                 "backward (register_post_accumulate_grad_hook) or called between passes; step the optimizer after "
                 "engine.backward(batch)"

@@ -1,4 +1,4 @@
-"""Dtypes and devices of parameters: which can be perturbed, and that they stay what they were."""
+"""Checks of the dtypes, devices and layouts of parameters: when an engine is made, and in every step."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ class Kinds:
     def __init__(self, names: Sequence[str], params: Vec) -> None:
         self._names = names
         self._dtypes, self._devices = list(map(_DTYPE, params)), list(map(_DEVICE, params))
-        self._different = set(self._dtypes)
+        self._dtype_set = set(self._dtypes)
 
     def check(self, params: Vec, each: bool) -> None:
-        """Refuse to go on if parameters were converted or moved since.
+        """Refuse parameters whose dtype or device has changed since the engine was made.
 
         Args:
-            params: The parameters now.
-            each: Look at every one; else at the set of dtypes, and at the first one's device.
+            params: The current parameters.
+            each: Compare every parameter; else only the set of dtypes, and the device of the first parameter.
 
         Raises:
-            ParameterError: They were.
+            ParameterError: A dtype or a device has changed.
         """
-        if set(map(_DTYPE, params)) != self._different or (each and list(map(_DTYPE, params)) != self._dtypes):
-            now = zip(self._names, map(_DTYPE, params), self._dtypes, strict=True)
+        if set(map(_DTYPE, params)) != self._dtype_set or (each and list(map(_DTYPE, params)) != self._dtypes):
+            dtypes = zip(self._names, map(_DTYPE, params), self._dtypes, strict=True)
             raise ParameterError(
                 "parameters must keep their dtype, which memory and optimizer have, but since the engine was made "
-                f"{some([n for n, a, b in now if a != b])} of another, as after model.float(); convert the model "
+                f"{some([n for n, a, b in dtypes if a != b])} of another, as after model.float(); convert the model "
                 "first, then make the Engine"
             )
         if params[0].device != self._devices[0] or (each and list(map(_DEVICE, params)) != self._devices):
-            there = zip(self._names, map(_DEVICE, params), self._devices, strict=True)
+            devices = zip(self._names, map(_DEVICE, params), self._devices, strict=True)
             raise ParameterError(
                 "parameters must stay on their device, where memory and optimizer are, but since the engine was made "
-                f"{some([n for n, a, b in there if a != b])} on another, as after model.cuda(); move the model "
+                f"{some([n for n, a, b in devices if a != b])} on another, as after model.cuda(); move the model "
                 "first, then make the optimizer and the Engine"
             )
 
@@ -64,7 +64,7 @@ def check_kinds(trainable: dict[str, Any], allow_low_precision: bool) -> None:
         allow_low_precision: Accept parameters kept in bf16 or fp16.
 
     Raises:
-        ParameterError: There are such parameters, or none at all.
+        ParameterError: A parameter cannot be perturbed, or the model has no trainable parameter.
     """
     if not trainable:
         raise ParameterError(
@@ -116,14 +116,14 @@ def check_kinds(trainable: dict[str, Any], allow_low_precision: bool) -> None:
 
 
 def check_size(name: str, shard: Any) -> None:
-    """Refuse a tensor that torch before 2.8 cannot copy on a GPU: its kernels for lists count entries in 32 bits.
+    """Refuse a parameter that is too large for torch before 2.8 on a GPU, whose list kernels count in 32 bits.
 
     Args:
         name: The name of the parameter.
         shard: The parameter, or its local shard.
 
     Raises:
-        ParameterError: It is one.
+        ParameterError: The parameter is too large.
     """
     if shard.device.type == "cuda" and shard.numel() >= 2**31 and torch.__version__ < "2.8":
         raise ParameterError(
@@ -133,6 +133,6 @@ def check_size(name: str, shard: Any) -> None:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first of some names with the verb, for a message: "a and b are"."""
+    """Up to three names with the verb, for a message: "a, b are"."""
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return f"{shown} {'is' if len(names) == 1 else 'are'}"

@@ -16,14 +16,17 @@ from lowland.methods.base import Method
 
 
 def result(kind: str, value: Any, params: Vec, *, each: bool = True) -> tuple[Tensor, Vec]:
-    """Check the value that a plan has returned, and return its loss and its gradient.
+    """Check the value that a plan has returned.
 
     Args:
         kind: The name of the method.
         value: The value.
         params: The parameters, one for each tensor of the gradient.
-        each: Also compare shape, dtype and device of every tensor, which costs a microsecond per tensor, so only some
-            steps do it.
+        each: Also compare the shape, dtype and device of every tensor. This costs a microsecond per tensor, so only
+            some steps ask for it.
+
+    Returns:
+        The loss, detached, shape ``()``, and the gradient, a list with one tensor per parameter.
 
     Raises:
         UsageError: The value is not a loss of shape ``()`` and one tensor per parameter, in its shape and dtype.
@@ -56,15 +59,15 @@ def result(kind: str, value: Any, params: Vec, *, each: bool = True) -> tuple[Te
 
 
 def unasked(kind: str) -> UsageError:
-    """The error for a plan that has returned without asking for anything."""
+    """The error for a plan that has returned without asking for a reading."""
     return UsageError(
-        f"plan must ask for at least one reading, but that of {kind} returned without one, so that nothing depends on "
-        "the batch; write: here = yield Probe(batch)"
+        f"plan must ask for at least one reading, but that of {kind} returned without one, so its result cannot depend "
+        "on the batch; write: here = yield Probe(batch)"
     )
 
 
 def explain(method: Method, memory: Mapping[str, Any], error: KeyError | FrozenInstanceError) -> None:
-    """Raise a sentence in place of an error that a plan's own code has met with its memory or its method.
+    """Raise an error with a remedy if a plan misuses its memory or its method; return for other errors.
 
     Raises:
         UsageError: The plan reads an entry that memory does not have, or sets a field of its method.
@@ -89,12 +92,12 @@ def memory(kind: str, value: Any) -> dict[str, Any]:
     """Check the memory that a method's ``init`` has returned, and return it.
 
     Raises:
-        UsageError: It is not a dict with strings as keys.
+        UsageError: The memory is not a dict with strings as keys.
     """
     if type(value) is not dict or not all(isinstance(key, str) for key in value):
         raise UsageError(
             f"init must return a dict from names to values, but that of {kind} returned {_shown(value)}; return {{}} "
-            "where nothing is kept"
+            "if the method has no memory"
         )
     return value
 
@@ -107,7 +110,7 @@ def same_keys(kind: str, before: Collection[str], after: Mapping[str, Any]) -> N
     """
     if type(after) is not dict:
         raise UsageError(
-            f"memory must stay a dict, but the plan of {kind} has put {_shown(after)} in its place; write "
+            f"memory must stay a dict, but the plan of {kind} has replaced it by {_shown(after)}; write "
             "engine.memory[name] = value"
         )
     if len(before) != len(after) or any(key not in before for key in after):
@@ -123,7 +126,7 @@ def chosen(kind: str, probe: Probe, params: Vec) -> None:
     """Refuse a probe whose ``wrt`` does not fit the parameters.
 
     Raises:
-        UsageError: It has another length.
+        UsageError: ``wrt`` has another length than the parameters.
     """
     if probe.wrt is not None and len(probe.wrt) != len(params):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Lists, deques, sets and dicts, and what names are bound to, which passes may change."""
+"""Restores the containers (lists, deques, sets, dicts) and the values of names that a pass changes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,20 @@ from lowland.executors.names import NEAR, Bindings, Names, Variables, Where, hol
 from lowland.executors.places import Weights
 from lowland.executors.uses import Uses, uses
 
-MOST = 4096  # entries of a container that is looked at
-BUDGET = 1 << 24  # numbers in all of them together
+MOST = 4096  # the most entries of a container that is restored
+BUDGET = 1 << 24  # the most numbers that are copied from the tensors of one container
 
 
 class Holder(NamedTuple):
-    """A container, and where it is kept; the owner is None where that is another container."""
+    """A container and its place.
+
+    Attributes:
+        owner: The dictionary, or the owner of names, that binds the container; None if another container holds it.
+        key: The container's name in the owner.
+        container: The container.
+        name: The name for messages.
+        log: Whether a hook or a class owns it, so that appended entries are taken for a log.
+    """
 
     owner: Any
     key: str
@@ -28,8 +36,8 @@ class Holder(NamedTuple):
     log: bool
 
 
-class Held(NamedTuple):
-    """A container and what was in it: its entries, and versions and copies of tensors and arrays among them."""
+class Contents(NamedTuple):
+    """A container at one moment: its entries, and each of their tensors and arrays with its version and a copy."""
 
     container: Any
     entries: Any
@@ -37,19 +45,19 @@ class Held(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """Containers and names at one moment."""
+    """The contents of containers and the values of names at one moment."""
 
-    held: list[Held]
+    contents: list[Contents]
     names: Bindings
 
 
 class Containers:
-    """What a model and its loss function keep beside tensors in attributes.
+    """The containers and names of a model and its loss function.
 
     Attributes:
-        names: What modules, objects, functions and classes bind.
-        modules: Those of the loss function, and those in containers of the model.
-        generators: Sources of random numbers of their own.
+        names: The names of modules, objects, functions and classes.
+        modules: The modules of the loss function, and the modules in containers of the model.
+        generators: Random number generators that the model or the loss function keeps.
         written: The names of containers that a pass has written.
     """
 
@@ -57,132 +65,141 @@ class Containers:
         self._holders: list[Holder] = []
         self.names = Names()
         self.generators: list[Any] = []
-        self._deep: set[int] = set()  # containers whose tensors are written in place
-        self._weights = Weights()  # which displacement moves and restores
+        self._in_place: set[int] = set()  # the indices of containers whose tensors passes write in place
+        self._weights = Weights()  # not copied, because the displacement restores them
         self.written: dict[int, str] = {}
         self.modules: dict[str, nn.Module] = {}
 
     def find(self, model: nn.Module, loss_fn: Callable[..., Any] | None) -> list[tuple[Any, str, str]]:
-        """Look for all of them; what is returned are tensors in other places, ``(owner, key, name)``."""
-        own, others = Uses(), uses(loss_fn)
+        """Search the model and the loss function for containers, names, modules and generators.
+
+        Returns:
+            ``(owner, key, name)`` of each tensor outside containers and modules.
+        """
+        of_model, of_loss = Uses(), uses(loss_fn)
         named = list(model.named_modules())
         self._weights = Weights(model)
-        inside = set(model.modules())
-        for place, top in others.modules.items():
-            named += [(f"loss_fn: {place}.{n}".rstrip("."), m) for n, m in top.named_modules() if m not in inside]
-        for look in (own.attributes, own.surroundings):
+        members = set(model.modules())
+        for path, top in of_loss.modules.items():
+            named += [(f"loss_fn: {path}.{n}".rstrip("."), m) for n, m in top.named_modules() if m not in members]
+        for look in (of_model.attributes, of_model.surroundings):
             for name, m in named:
                 look(m, name)
         known = {where(h.container, "") for h in self._holders}
-        found = [Holder(*entry) for u in (own, others) for entry in u.containers]
-        self._holders += [h for h in found if where(h.container, "") not in known and _tracked(h.container)]
-        self.modules = {f"loss_fn: {place}": m for place, m in others.modules.items()} | own.modules
+        new = [Holder(*entry) for u in (of_model, of_loss) for entry in u.containers]
+        self._holders += [h for h in new if where(h.container, "") not in known and _tracked(h.container)]
+        self.modules = {f"loss_fn: {path}": m for path, m in of_loss.modules.items()} | of_model.modules
         modules = {id(vars(m)) for top in (model, *self.modules.values()) for m in top.modules()}
-        listed = {id(d): (name, d) for name, d in own.objects}
-        listed |= {id(d): (f"loss_fn: {name}", d) for name, d in others.objects if id(d) not in listed}
-        rest = [entry for i, entry in listed.items() if i not in modules]
-        variables = [Variables(places) for u in (own, others) for places in u.variables]
-        self.names.find([entry for i, entry in listed.items() if i in modules], rest, variables)
-        self.generators = own.generators + others.generators
-        objects = [(d, key, f"{name}.{key}") for name, d in rest for key in d]
-        return objects + own.tensors + [(owner, key, f"loss_fn: {name}") for owner, key, name in others.tensors]
+        listed = {id(d): (name, d) for name, d in of_model.objects}
+        listed |= {id(d): (f"loss_fn: {name}", d) for name, d in of_loss.objects if id(d) not in listed}
+        no_modules = [entry for i, entry in listed.items() if i not in modules]
+        variables = [Variables(places) for u in (of_model, of_loss) for places in u.variables]
+        self.names.find([entry for i, entry in listed.items() if i in modules], no_modules, variables)
+        self.generators = of_model.generators + of_loss.generators
+        objects = [(d, key, f"{name}.{key}") for name, d in no_modules for key in d]
+        return objects + of_model.tensors + [(owner, key, f"loss_fn: {name}") for owner, key, name in of_loss.tensors]
 
     def trainable(self, more: Sequence[tuple[Any, str, str]]) -> list[Tensor]:
-        """Leaves that require a gradient: in containers, in attributes, and in the places ``(owner, key, name)``."""
+        """The leaf tensors that require a gradient, in containers, attributes and places ``(owner, key, name)``."""
         values = [owner.get(key) for owner, key, _ in more]
         values += [value for bound in self.names.bound for value in bound.owner.values()]
         values += [t for h in self._holders for t in _values(h.container)]
         return [t for t in values if isinstance(t, Tensor) and t.requires_grad and t.is_leaf]
 
     def __bool__(self) -> bool:
-        """Whether there is anything to keep."""
+        """Whether there are containers or names."""
         return bool(self._holders or self.names.bound)
 
-    def now(self, first: bool) -> Moment:
-        """What is there; copied are tensors that were written before and, in the first step, all."""
-        held = []
+    def current(self, first: bool) -> Moment:
+        """The current contents; a container's tensors are copied if passes write them, and in the first step."""
+        contents = []
         for i, h in enumerate(self._holders):
             other = None if h.owner is None else h.owner.get(h.key)
             container: Any = other if type(other) is type(h.container) else h.container
             entries: Any = container.copy()
-            inside = [t for t in _values(entries) if isinstance(t, Tensor) or is_array(t)]
-            left, kept = BUDGET if first or i in self._deep else -1, []
-            for t in inside[:NEAR]:
+            members = [t for t in _values(entries) if isinstance(t, Tensor) or is_array(t)]
+            budget, kept = BUDGET if first or i in self._in_place else -1, []
+            for t in members[:NEAR]:
                 if t in self._weights:
                     continue
-                left -= _size(t)
-                kept.append((t, _version(t), _copied(t) if left >= 0 or is_array(t) else None))
-            held.append(Held(container, entries, kept))
-        return Moment(held, self.names.now())
+                budget -= _size(t)
+                kept.append((t, _version(t), _copied(t) if budget >= 0 or is_array(t) else None))
+            contents.append(Contents(container, entries, kept))
+        return Moment(contents, self.names.current())
 
-    def look(self, before: Moment, places: Callable[[], set[Where]]) -> None:
-        """Note what a pass that reports has written or made; the arguments are those of :meth:`put`."""
-        for i, then in enumerate(before.held):
-            if any(_version(t) != version for t, version, _ in then.tensors):
-                self._deep.add(i)
-        self.names.look(before.names, lambda: self._written(places))
+    def note(self, before: Moment, places: Callable[[], set[Where]]) -> None:
+        """Note what a pass that reports has written or created; the arguments are those of :meth:`restore`."""
+        for i, earlier in enumerate(before.contents):
+            if any(_version(t) != version for t, version, _ in earlier.tensors):
+                self._in_place.add(i)
+        self.names.note(before.names, lambda: self._written(places))
 
     @torch.no_grad()
-    def put(self, moment: Moment, places: Callable[[], set[Where]] = set) -> list[str]:
-        """Put everything back.
+    def restore(self, moment: Moment, places: Callable[[], set[Where]] = set) -> list[str]:
+        """Restore all contents and names.
 
         Args:
-            moment: What was there.
-            places: Gives where tensors are kept that passes have written.
+            moment: The contents and names to restore.
+            places: Returns the places of the tensors that passes have written.
 
         Returns:
-            The names of containers with tensors whose values are gone.
+            The names of containers with a tensor that was written, but not copied.
         """
         lost = []
-        for i, (h, then) in enumerate(zip(self._holders, moment.held, strict=False)):
-            self._put_one(i, h, then)
-            for t, version, copy in then.tensors:
+        for i, (h, earlier) in enumerate(zip(self._holders, moment.contents, strict=False)):
+            self._restore_one(i, h, earlier)
+            for t, version, copy in earlier.tensors:
                 changed = _version(t) != version
                 if copy is None and changed:
-                    self._deep.add(i)
+                    self._in_place.add(i)
                     lost.append(h.name)
-                elif copy is not None and (changed or i in self._deep or not _equal(t, copy)):
+                elif copy is not None and (changed or i in self._in_place or not _equal(t, copy)):
                     _fill(t, copy)
-                    self._deep.add(i)
+                    self._in_place.add(i)
                     self.written[i] = h.name
 
-        self.names.put(moment.names, lambda: self._written(places))
+        self.names.restore(moment.names, lambda: self._written(places))
         return lost
 
     def _written(self, places: Callable[[], set[Where]]) -> set[Where]:
-        """Where passes write: tensors, and containers."""
+        """The places of the tensors and of the containers that passes have written."""
         holders = [self._holders[i] for i in self.written]
         return places() | {where(h.owner, h.key) for h in holders if h.owner is not None}
 
-    def _put_one(self, i: int, h: Holder, then: Held) -> None:
-        """Bind a container where it was, in place of one that the pass has made, and give it its entries."""
-        there, other = then.container, None if h.owner is None else h.owner.get(h.key)
-        if type(other) is type(there) and other is not there and (holds(other) or holds(there)):
-            h.owner[h.key] = there
+    def _restore_one(self, i: int, h: Holder, earlier: Contents) -> None:
+        """Bind the original container again if the pass has bound another, and restore its entries."""
+        original, other = earlier.container, None if h.owner is None else h.owner.get(h.key)
+        if type(other) is type(original) and other is not original and (holds(other) or holds(original)):
+            h.owner[h.key] = original
             self.written[i] = h.name
-        if not _same(there, then.entries) and _counts(there, then.entries, h.log):
+        if not _same(original, earlier.entries) and _counts(original, earlier.entries, h.log):
             self.written[i] = h.name
-            there.clear()
-            (there.update if isinstance(there, dict | set) else there.extend)(then.entries)
+            original.clear()
+            (original.update if isinstance(original, dict | set) else original.extend)(earlier.entries)
 
 
 def _values(container: Any) -> Sequence[Any]:
     return list(container.values()) if isinstance(container, dict) else list(container)
 
 
-def _counts(now: Any, then: Any, log: bool) -> bool:
-    """Whether a container that has changed is state: it holds tensors, or numbers in places of their own.
+def _counts(current: Any, earlier: Any, log: bool) -> bool:
+    """Whether a container that has changed is state, and is restored.
 
-    A list that real numbers and arrays are appended to is taken for a log; in hooks and classes so are all that grow.
+    A container with tensors is state. A container of floats and arrays is state if its length is constant; a list that
+    grows is taken for a log. If ``log`` is true, this rule also holds for containers with tensors.
     """
-    if not log and (holds(now, tensors=True) or holds(then, tensors=True)):
+    if not log and (holds(current, tensors=True) or holds(earlier, tensors=True)):
         return True
-    fixed = isinstance(now, dict) or len(now) == len(then) or (isinstance(now, deque) and now.maxlen is not None)
-    return fixed and (holds(now) or holds(then))
+    fixed = (
+        isinstance(current, dict)
+        or len(current) == len(earlier)
+        or (isinstance(current, deque) and current.maxlen is not None)
+    )
+    return fixed and (holds(current) or holds(earlier))
 
 
 def _tracked(container: Any) -> bool:
-    """Whether it holds tensors, arrays or real numbers, or nothing yet."""
+    """Whether a container is empty, or holds tensors, arrays or floats."""
     return len(container) <= MOST and (not container or holds(container))
 
 
@@ -207,7 +224,7 @@ def _equal(t: Any, copy: Any) -> bool:
 
 
 def _fill(t: Any, copy: Any) -> None:
-    """Put values back in place."""
+    """Write the values of a copy into the tensor or array."""
     if isinstance(t, Tensor):
         t.detach().copy_(copy)
     elif t.flags.writeable:

@@ -1,4 +1,4 @@
-"""Guards against wrong gradients: other tensors that accumulate gradients, and gradients that are overwritten."""
+"""Checks that passes change the gradients of the engine's parameters only."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def graph(loss: Tensor) -> list[Any]:
 
 
 def leaves(loss: Tensor) -> set[int]:
-    """The ids of the leaf tensors of a loss's graph. A backward that reaches others runs another backward inside."""
+    """The ids of the leaf tensors of a loss's graph. A backward that reaches others runs a nested backward."""
     return {id(node.variable) for node in graph(loss) if hasattr(node, "variable")}
 
 
@@ -52,13 +52,13 @@ def strangers(
 
     Args:
         loss: The loss, with its graph.
-        params: The engine's parameters, and tensors that replace them.
-        model: The model; the parameters that ``fully_shard`` gathers for it are allowed.
+        params: The engine's parameters, and the tensors that replace them during a pass.
+        model: The model, whose parameters gathered by ``fully_shard`` are allowed.
         loss_fn: The loss function, for names in messages.
 
     Returns:
-        The reached tensors that are no parameters. Tensors that the loss has made itself, such as inputs that require
-        a gradient, are freed with the graph; :func:`dismiss` refuses those that remain.
+        The reached tensors that are no parameters. Some of them are freed with the graph, such as inputs for which the
+        loss function sets ``requires_grad``; :func:`dismiss` refuses the others.
 
     Raises:
         ParameterError: The loss reaches a parameter outside the engine.
@@ -74,10 +74,10 @@ def strangers(
 
 
 def dismiss(suspects: Sequence[Suspect], loss_fn: Callable[..., Any] | None) -> None:
-    """Refuse tensors that a loss has reached and that still exist after its graph was freed; restore their ``.grad``.
+    """Refuse reached tensors that still exist after the graph was freed, and restore their ``.grad``.
 
     Raises:
-        ParameterError: There are such tensors.
+        ParameterError: Such a tensor exists.
     """
     if not any(ref() is not None for ref, _ in suspects):
         return
@@ -95,8 +95,8 @@ def _refusal(strangers: Sequence[Tensor], loss_fn: Callable[..., Any] | None) ->
         for place, m in modules_of(loss_fn).items()
         for name, p in m.named_parameters()
     }
-    listed = sorted(names.get(id(t), f"a tensor of shape {tuple(t.shape)}") for t in strangers)
-    shown = ", ".join(listed[:3])
+    names_shown = sorted(names.get(id(t), f"a tensor of shape {tuple(t.shape)}") for t in strangers)
+    shown = ", ".join(names_shown[:3])
     more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
     return ParameterError(
         f"every trainable tensor that the loss reaches must be the engine's, but {shown}{more} "
@@ -119,7 +119,7 @@ def _gathered(model: nn.Module) -> set[int]:
 
 
 def outsiders(work: Work) -> list[Tensor]:
-    """Trainable tensors that the model or the loss function uses besides the engine's; a later loss may reach them."""
+    """The trainable tensors outside the engine that model or loss function use, and that a later loss may reach."""
     known = set(map(id, work.model.parameters()))
     named = [p for m in modules_of(work.loss_fn).values() for p in m.parameters()] + work.buffers.trainable
     return [p for p in {id(p): p for p in named}.values() if id(p) not in known]
@@ -137,19 +137,22 @@ def remembered(tensors: Sequence[Tensor]) -> list[Remembered]:
 
 
 def others(work: Work) -> list[Remembered]:
-    """The gradients that a backward must leave alone, of what is known beside the engine's parameters.
+    """The gradients of the tensors outside the engine, which a backward must not change.
 
-    Where the caller computes the loss, nothing is known of it, so all parameters that there are count.
+    If the caller computes the loss, they include the gradients of all parameters of the process, because the loss
+    function is not known.
     """
-    found = [t for ref, _, _ in work.step.gradients or () if isinstance(t := ref(), nn.Parameter)]
-    return remembered([*work.outsiders, *found]) if found or work.outsiders else []
+    parameters = [t for ref, _, _ in work.step.gradients or () if isinstance(t := ref(), nn.Parameter)]
+    return remembered([*work.outsiders, *parameters]) if parameters or work.outsiders else []
 
 
 def check_others(before: Sequence[Remembered], loss_fn: Callable[..., Any] | None) -> None:
-    """Refuse a backward that has given other tensors a gradient, as one that runs inside another may do unseen.
+    """Refuse a backward that has changed the gradient of a tensor outside the engine.
+
+    A nested backward, as in reentrant checkpointing, may change a gradient that the loss's graph does not reach.
 
     Raises:
-        ParameterError: It has; their gradients go back.
+        ParameterError: A gradient has changed; all are restored.
     """
     changed = []
     for ref, grad, copy in before:
@@ -170,7 +173,7 @@ def _put_back(before: Sequence[Remembered]) -> None:
 
 
 def remember(work: Work) -> None:
-    """Copy the gradients of all other trainable tensors, because a backward that the caller runs may add to them."""
+    """Copy the gradients of all other trainable tensors, to which a backward of the caller may add."""
     if work.step.gradients is None and checks_reach(work):
         known = set(map(id, work.params)) | (_gathered(work.model) if work.replicas.sharded else set())
         tensors: Sequence[Any] = gc.get_objects() if work.step.watched else work.outsiders
@@ -188,7 +191,7 @@ def suspect_after(work: Work, loss: Tensor) -> None:
     try:
         suspect(work, loss, work.loss_fn)
         known = set(map(id, work.outsiders))
-        hidden = any(isinstance(node, BackwardCFunction) for node in graph(loss))  # may run a backward inside
+        hidden = any(isinstance(node, BackwardCFunction) for node in graph(loss))  # may run a nested backward
         check_others(
             [
                 (ref, grad, copy)
@@ -211,12 +214,12 @@ def suspect(work: Work, loss: Tensor, loss_fn: Callable[..., Any] | None) -> Non
     """
     suspects = strangers(loss, work.params, work.model, loss_fn)
     earlier = {id(t) for ref, _ in work.step.suspects if (t := ref()) is not None}
-    again = [t for ref, _ in suspects if (t := ref()) is not None and id(t) in earlier]
-    if again:
+    reached_twice = [t for ref, _ in suspects if (t := ref()) is not None and id(t) in earlier]
+    if reached_twice:
         for ref, grad in work.step.suspects:
-            if (t := ref()) is not None and any(t is other for other in again):
+            if (t := ref()) is not None and any(t is other for other in reached_twice):
                 t.grad = grad
-        raise _refusal(again, loss_fn)
+        raise _refusal(reached_twice, loss_fn)
     work.step.suspect(suspects)
 
 
@@ -231,5 +234,5 @@ def inspect(work: Work, probe: Probe, loss: Tensor) -> None:
 
 
 def any_gradient(params: Vec) -> bool:
-    """Whether any parameter has a gradient now."""
+    """Whether any parameter has a gradient."""
     return list(map(_GRAD, params)).count(None) < len(params)

@@ -1,18 +1,18 @@
-"""Owners of tensors that have no dictionary: variables of closures, slots, classes, and tuples."""
+"""A dictionary's interface for other owners of tensors: variables of closures, slots, classes and tuples."""
 
 from __future__ import annotations
 
 import types
 from typing import Any
 
-ABSENT = object()  # what is in a place that is not there yet
+ABSENT = object()  # the value of a name that is not bound
 
 
 class Owner:
     """Gives an object the interface of a dictionary.
 
     Args:
-        target: The object that keeps tensors. Two owners with the same target are the same place.
+        target: The object that holds tensors. Two owners with the same target are the same owner.
     """
 
     def __init__(self, target: Any) -> None:
@@ -79,9 +79,9 @@ class Fixed(Owner):
         """Do nothing, because the value cannot be assigned."""
 
     def __delitem__(self, key: str) -> None:
-        """Nor can it be taken away."""
+        """Do nothing, because the value cannot be deleted."""
 
 
 def where(owner: Any, key: str) -> tuple[int, str]:
-    """The identity of a place: the ids of two equal places are equal."""
+    """The identity of a place: the id of its owner, and its key."""
     return id(owner.target if isinstance(owner, Owner) else owner), key

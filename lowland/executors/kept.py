@@ -1,4 +1,4 @@
-"""What was in the places that a pass may write, at one moment."""
+"""The values, at one moment, of the tensors that a pass may write."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from lowland.core.shards import ORDINARY
 from lowland.executors.containers import Moment
 from lowland.executors.names import is_array
 
-WEIGHT = -1  # the version of a tensor that shares memory with a weight: its values go back with the weight
+WEIGHT = -1  # in place of the version of a tensor that shares memory with a weight, and is restored with the weight
 
 
 class Kept(NamedTuple):
-    """What was in a place: a tensor or an array, None or nothing, its version, and a copy if it may be written."""
+    """The value of one place.
+
+    Attributes:
+        tensor: The tensor or array, another value such as None, or ``ABSENT``.
+        version: The tensor's version then; 0 for other values.
+        copy: A copy of the values, if passes may write them; else None.
+    """
 
     tensor: Any
     version: int
@@ -24,12 +30,12 @@ class Kept(NamedTuple):
 
     @property
     def rewritten(self) -> bool:
-        """Whether the tensor was written since."""
+        """Whether the tensor's version has changed."""
         return self.version != WEIGHT and version(self.tensor) != self.version
 
     @property
     def differs(self) -> bool:
-        """Whether it has other values than its copy though its version is the same, as after writing ``.data``."""
+        """Whether the values differ from the copy. A write through ``.data`` changes values, but not the version."""
         t, copy = self.tensor, self.copy
         if copy is None:
             return False
@@ -41,10 +47,15 @@ class Kept(NamedTuple):
 
 
 class Before(list[Kept]):
-    """What was in all places at one moment, in containers, and what modules had been given in this step."""
+    """The values of all places at one moment.
 
-    rest: Moment
-    given: int
+    Attributes:
+        containers: The contents of containers, and the values of names.
+        registered: The length of ``Registrations.log`` then.
+    """
+
+    containers: Moment
+    registered: int
 
 
 def size(t: Any) -> int:
@@ -53,23 +64,23 @@ def size(t: Any) -> int:
 
 
 def copied(t: Any) -> Any:
-    """A copy of a tensor or an array; None where it cannot be written in place at all.
+    """A copy of a tensor or an array; None if it cannot be written in place.
 
-    That is an inference tensor, a read-only array, or a tensor of which an entry stands for several.
+    Inference tensors, read-only arrays and expanded tensors cannot be written in place.
     """
     if is_array(t):
         return t.copy() if t.flags.writeable else None
-    folded = t.layout is torch.strided and any(n > 1 and s == 0 for n, s in zip(t.shape, t.stride(), strict=True))
-    return None if t.is_inference() or folded else t.detach().clone()
+    expanded = t.layout is torch.strided and any(n > 1 and s == 0 for n, s in zip(t.shape, t.stride(), strict=True))
+    return None if t.is_inference() or expanded else t.detach().clone()
 
 
 def version(t: Any) -> int:
-    """How often torch has counted a tensor as written."""
+    """A tensor's version, which counts its writes; 0 for arrays and inference tensors, which have none."""
     return t._version if isinstance(t, Tensor) and not t.is_inference() else 0
 
 
 def unkept(name: str) -> UsageError:
-    """The error for a tensor that was written before anyone had kept what was in it."""
+    """The error for a tensor that was written before it was copied."""
     return UsageError(
         f"a tensor that forward writes must be kept, but {name} was written for the first time after the first step, "
         "or is a large frozen parameter, so its value before is gone; the step is taken back, and from now on it is "

@@ -1,4 +1,4 @@
-"""What modules, objects, functions and classes bind to their names, where a pass may bind something else."""
+"""Restores the names of modules, objects, functions and classes that a pass binds to other values."""
 
 from __future__ import annotations
 
@@ -12,20 +12,26 @@ from torch import Tensor, nn
 
 from lowland.executors.keepers import ABSENT, where
 
-OWN = frozenset(vars(nn.Module()))  # what every module has in its dictionary
-NEAR = 64  # entries that are looked at
+OWN = frozenset(vars(nn.Module()))  # the attributes that every module has
+NEAR = 64  # how many entries of a container or an object are searched
 
 Where: TypeAlias = "tuple[int, str]"
 
 
 def is_array(value: Any) -> bool:
-    """Whether it is a NumPy array of numbers; NumPy need not be there."""
+    """Whether a value is a NumPy array of numbers; NumPy need not be installed."""
     kind = type(value)
     return kind.__name__ == "ndarray" and kind.__module__ == "numpy" and value.dtype.kind in "biufc"
 
 
 def holds(value: Any, depth: int = 3, *, tensors: bool = False) -> bool:
-    """Whether a value is, or holds, what a forward pass computes: tensors, or also arrays and real numbers."""
+    """Whether a value is, or contains, a tensor, an array or a float.
+
+    Args:
+        value: The value.
+        depth: The depth of containers and objects that is searched.
+        tensors: Look for tensors only.
+    """
     if isinstance(value, Tensor):
         return True
     if isinstance(value, float) or is_array(value):
@@ -35,31 +41,31 @@ def holds(value: Any, depth: int = 3, *, tensors: bool = False) -> bool:
     if isinstance(value, tuple | list | deque | set | dict):
         parts = list(value.values() if isinstance(value, dict) else value)[:NEAR]
         return any(holds(part, depth - 1, tensors=tensors) for part in parts)
-    inside = getattr(value, "__dict__", None) if type(value).__module__ != "builtins" else None
-    return isinstance(inside, dict) and any(holds(part, depth - 1, tensors=tensors) for part in inside.values())
+    attributes = getattr(value, "__dict__", None) if type(value).__module__ != "builtins" else None
+    return isinstance(attributes, dict) and any(holds(part, depth - 1, tensors=tensors) for part in attributes.values())
 
 
 class Variables:
     """Variables of one function, slots of one object, or attributes of one class, as a dictionary by number.
 
     Args:
-        places: Where each is kept, and under which key.
+        places: The owner and the key of each variable.
     """
 
     def __init__(self, places: Sequence[tuple[Any, str]]) -> None:
         self.places = places
-        self.identity = frozenset(where(owner, key) for owner, key in places)  # the same whenever they are found
+        self.identity = frozenset(where(owner, key) for owner, key in places)  # the same after every search
 
     def copy(self) -> dict[Any, Any]:
-        """What they are bound to."""
+        """The current values, by number."""
         return dict(enumerate(self.values()))
 
     def values(self) -> list[Any]:
-        """The same without numbers."""
+        """The current values."""
         return [owner.get(key, ABSENT) for owner, key in self.places]
 
     def get(self, number: int, default: Any = None) -> Any:
-        """What one is bound to."""
+        """The current value of one variable."""
         owner, key = self.places[number]
         return owner.get(key, default)
 
@@ -84,32 +90,38 @@ class Bound(NamedTuple):
     """One owner of names.
 
     Attributes:
-        name: Of the owner, for messages.
+        name: The owner's name, for messages.
         owner: The dictionary of a module or an object, or variables.
-        whole: Whether all that is bound goes back, as in a module. Of other owners it goes back where tensors, arrays
-            or real numbers are written beside it: whole numbers by themselves may well count passes.
+        always: Whether all names are restored, as for a module. The names of another owner are restored only if passes
+            also write a tensor, an array or a float of that owner, because single integers may count passes.
     """
 
     name: str
     owner: Any
-    whole: bool
+    always: bool
 
 
 class Bindings(NamedTuple):
-    """What owners bound at one moment: first dictionaries, so many, and then variables."""
+    """The values of all names at one moment.
+
+    Attributes:
+        bound: The owners: first those with dictionaries, then variables.
+        copies: A copy of each owner's names and values.
+        dicts: The dictionaries of the first owners.
+    """
 
     bound: list[Bound]
     copies: list[dict[Any, Any]]
     dicts: list[dict[str, Any]]
 
     def changed(self) -> Iterator[tuple[Bound, dict[Any, Any]]]:
-        """The owners that bind something else now, and what they bound.
+        """The owners whose names have changed, each with its earlier values.
 
-        Hundreds of modules are compared at once, which costs a third of one after the other.
+        All dictionaries are compared in one pass, which takes a third of the time of a loop over them.
         """
-        then = self.copies[: len(self.dicts)]
-        now, before = (chain.from_iterable(map(dict.values, part)) for part in (self.dicts, then))
-        same = sum(map(len, self.dicts)) == sum(map(len, then)) and all(map(operator.is_, now, before))
+        earlier = self.copies[: len(self.dicts)]
+        current, before = (chain.from_iterable(map(dict.values, part)) for part in (self.dicts, earlier))
+        same = sum(map(len, self.dicts)) == sum(map(len, earlier)) and all(map(operator.is_, current, before))
         start = len(self.dicts) if same else 0
         for bound, copy in zip(self.bound[start:], self.copies[start:], strict=True):
             if not _same(bound.owner, copy):
@@ -121,17 +133,17 @@ class Names:
 
     Attributes:
         bound: The owners.
-        fresh: Whether passes have made something that nobody has looked at yet.
-        written: The names of numbers that passes have changed.
+        fresh: Whether passes have created objects that have not been searched yet.
+        written: The names of the numbers that passes have changed.
     """
 
     def __init__(self) -> None:
         self.bound: list[Bound] = []
-        self._dicts: list[dict[str, Any]] = []  # the owners of the first of these
+        self._dicts: list[dict[str, Any]] = []  # the dictionaries of the first owners
         self.fresh = False
         self.written: dict[str, None] = {}
-        self._alive: set[Any] = set()  # owners in which state was written
-        self._noted: set[tuple[int, Any]] = set()  # names that were looked at once
+        self._alive: set[Any] = set()  # the identities of owners with state that passes write
+        self._noted: set[tuple[int, Any]] = set()  # the names whose new values were searched once
 
     def find(
         self,
@@ -139,70 +151,70 @@ class Names:
         objects: Iterable[tuple[str, dict[str, Any]]],
         variables: Iterable[Variables],
     ) -> None:
-        """Take these owners in place of those known: dictionaries of modules and of objects, and variables."""
-        whole = {id(d): Bound(name, d, True) for name, d in modules}
-        rest = {id(d): Bound(name, d, False) for name, d in objects if id(d) not in whole}
-        dicts = [*whole.values(), *rest.values()]
+        """Replace the owners by these dictionaries of modules, dictionaries of objects, and variables."""
+        always = {id(d): Bound(name, d, True) for name, d in modules}
+        others = {id(d): Bound(name, d, False) for name, d in objects if id(d) not in always}
+        dicts = [*always.values(), *others.values()]
         self.bound, self.fresh = [*dicts, *(Bound("", v, False) for v in variables)], False
         self._dicts = [bound.owner for bound in dicts]
 
-    def now(self) -> Bindings:
-        """What all names are bound to."""
-        rest = [bound.owner.copy() for bound in self.bound[len(self._dicts) :]]
-        return Bindings(self.bound, [*map(dict.copy, self._dicts), *rest], self._dicts)
+    def current(self) -> Bindings:
+        """The current values of all names."""
+        others = [bound.owner.copy() for bound in self.bound[len(self._dicts) :]]
+        return Bindings(self.bound, [*map(dict.copy, self._dicts), *others], self._dicts)
 
-    def look(self, before: Bindings, written: Callable[[], Collection[Where]]) -> None:
-        """Note what a pass that reports has changed or made new; the arguments are those of :meth:`put`."""
-        for bound, then in before.changed():
-            changed, made = _changes(bound.owner, then)
-            self._note(bound.owner, [*changed, *made])
-            if bound.whole or self._live(bound.owner, then, [*changed, *made], written):
-                self._count(bound, then, changed)
+    def note(self, before: Bindings, written: Callable[[], Collection[Where]]) -> None:
+        """Note the names that a pass that reports has changed or added; the arguments are those of :meth:`restore`."""
+        for bound, earlier in before.changed():
+            changed, added = _changes(bound.owner, earlier)
+            self._note(bound.owner, [*changed, *added])
+            if bound.always or self._live(bound.owner, earlier, [*changed, *added], written):
+                self._count(bound, earlier, changed)
 
-    def put(self, before: Bindings, written: Callable[[], Collection[Where]]) -> None:
-        """Bind all names as they were.
+    def restore(self, before: Bindings, written: Callable[[], Collection[Where]]) -> None:
+        """Restore the values of all names.
 
         Args:
-            before: What they were bound to.
-            written: Gives the places of tensors that passes have written.
+            before: The values to restore.
+            written: Returns the places of the tensors that passes have written.
         """
-        for bound, then in before.changed():
-            _, owner, whole = bound
-            changed, made = _changes(owner, then)
-            if not (changed or made) or not (whole or self._live(owner, then, [*changed, *made], written)):
+        for bound, earlier in before.changed():
+            _, owner, always = bound
+            changed, added = _changes(owner, earlier)
+            if not (changed or added) or not (always or self._live(owner, earlier, [*changed, *added], written)):
                 continue
-            self._note(owner, [*changed, *made])
-            self._count(bound, then, changed)
+            self._note(owner, [*changed, *added])
+            self._count(bound, earlier, changed)
             for key in changed:
-                owner[key] = then[key]
-            for key in made:
+                owner[key] = earlier[key]
+            for key in added:
                 del owner[key]
 
     def _live(
-        self, owner: Any, then: dict[Any, Any], changed: list[Any], written: Callable[[], Collection[Where]]
+        self, owner: Any, earlier: dict[Any, Any], changed: list[Any], written: Callable[[], Collection[Where]]
     ) -> bool:
-        """Whether an owner that is no module holds state: tensors, arrays or real numbers in it are written."""
-        known = owner.identity if isinstance(owner, Variables) else id(owner)
-        if known in self._alive:
+        """Whether an owner that is no module holds state: passes write a tensor, an array or a float of it."""
+        owner_id = owner.identity if isinstance(owner, Variables) else id(owner)
+        if owner_id in self._alive:
             return True
-        alive = any(holds(owner.get(key)) or holds(then.get(key)) for key in changed)
+        alive = any(holds(owner.get(key)) or holds(earlier.get(key)) for key in changed)
         if not alive and isinstance(owner, Variables):
             alive = not owner.identity.isdisjoint(written())
         elif not alive:
             alive = any(i == id(owner) for i, _ in written())
         if alive:
-            self._alive.add(known)
+            self._alive.add(owner_id)
         return alive
 
-    def _count(self, bound: Bound, then: dict[Any, Any], changed: list[Any]) -> None:
-        """Note the names of numbers that have changed."""
+    def _count(self, bound: Bound, earlier: dict[Any, Any], changed: list[Any]) -> None:
+        """Note the names of the numbers that have changed."""
         name, owner, _ = bound
         for key in changed:
-            if _other_number(then[key], owner.get(key, ABSENT)):
+            if _other_number(earlier[key], owner.get(key, ABSENT)):
                 self.written[f"{name}.{_key(owner, key)}".lstrip(".")] = None
 
     def _note(self, owner: Any, keys: list[Any]) -> None:
-        """Look again at what a name is bound to that is neither a tensor nor a number, once for each name."""
+        """Ask for a new search if a name has a new value that is no number, string or None, once for each name."""
         for key in keys:
             value, place = owner.get(key), (id(owner), key)
             if place not in self._noted and not isinstance(value, int | float | str | None):
@@ -210,18 +222,18 @@ class Names:
                 self.fresh = True
 
 
-def _same(owner: Any, then: dict[Any, Any]) -> bool:
-    return len(owner) == len(then) and all(map(operator.is_, owner.values(), then.values()))
+def _same(owner: Any, earlier: dict[Any, Any]) -> bool:
+    return len(owner) == len(earlier) and all(map(operator.is_, owner.values(), earlier.values()))
 
 
-def _changes(owner: Any, then: dict[Any, Any]) -> tuple[list[Any], list[Any]]:
-    """The names that are bound to something else or gone, and those that are new."""
-    changed = [k for k in then if k not in OWN and owner.get(k, ABSENT) is not then[k]]
-    return changed, [k for k in owner if k not in then and k not in OWN]
+def _changes(owner: Any, earlier: dict[Any, Any]) -> tuple[list[Any], list[Any]]:
+    """The names that have changed or are missing, and the names that are new."""
+    changed = [k for k in earlier if k not in OWN and owner.get(k, ABSENT) is not earlier[k]]
+    return changed, [k for k in owner if k not in earlier and k not in OWN]
 
 
-def _other_number(before: Any, now: Any) -> bool:
-    return isinstance(before, int | float) and isinstance(now, int | float) and before != now
+def _other_number(before: Any, current: Any) -> bool:
+    return isinstance(before, int | float) and isinstance(current, int | float) and before != current
 
 
 def _key(owner: Any, key: Any) -> str:

@@ -1,4 +1,4 @@
-"""Whose memory gradients lie in: a CUDA graph writes its gradients into the same memory in every pass."""
+"""Copies gradients whose memory the next backward overwrites, as the memory of CUDA graphs."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Ownership:
         views: Whether gradients are views of DDP's buckets, which are copied elsewhere.
 
     Attributes:
-        needed: Whether gradients must be copied; known from the model, or once a gradient lay in memory that is held
-            elsewhere.
+        needed: Whether gradients must be copied. It becomes true if the model uses CUDA graphs, or after a gradient
+            whose memory is referenced elsewhere.
     """
 
     def __init__(
@@ -47,24 +47,24 @@ class Ownership:
         """Begin a step.
 
         Args:
-            look: Whether to look at the model, which may have been captured or compiled since, and in this step at who
-                else holds the memory of gradients. On devices with CUDA graphs every step looks at the latter.
+            look: Whether to inspect the model for CUDA graphs, and the gradients of this step for other references to
+                their memory. On devices with CUDA graphs, every step inspects the gradients.
         """
         self._look = look or self._graphs
         if look:
             self.look()
 
     def look(self) -> None:
-        """Look at the model, which may have been captured or compiled since the last time."""
+        """Inspect the model, which may have been captured or compiled since the last inspection."""
         self.needed |= bool(modes.captured(self._model))
         if self._graphs and not self.needed:
             used = modules_of(self._loss_fn).values()
             self.needed = any(map(modes.compiled, (self._model, *used))) or calls_compiled(self._model, self._loss_fn)
 
     def own(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The gradients that backward has left, copied if ``needed``."""
+        """The gradients that backward has computed, copied if ``needed``."""
         if self._look and not self.needed and not self._views:
-            self.needed = _held_elsewhere(grads)
+            self.needed = _referenced_elsewhere(grads)
         return [None if g is None else g.clone() for g in grads] if self.needed else list(grads)
 
     def check(self, grads: Sequence[Tensor | None]) -> None:
@@ -77,31 +77,31 @@ class Ownership:
             self._last.clear()
             return
         strided = _strided(grads)
-        places = [g.untyped_storage().data_ptr() for g in strided]
+        addresses = [g.untyped_storage().data_ptr() for g in strided]
         alive = [entry for entry in self._last if entry[0]() is not None]
-        if {place for _, place in alive if place} & set(places):
+        if {address for _, address in alive if address} & set(addresses):
             self.needed = True
             raise UsageError(
                 "gradients of different passes must lie in memory of their own, but backward has overwritten those of "
                 "an earlier pass, as CUDA graphs do; the step is taken back, and from now on gradients are copied: "
                 "call backward again"
             )
-        self._last = alive + [(weakref.ref(g), place) for g, place in zip(strided, places, strict=True)]
+        self._last = alive + [(weakref.ref(g), address) for g, address in zip(strided, addresses, strict=True)]
 
 
 def _strided(grads: Sequence[Tensor | None]) -> list[Tensor]:
     return [g for g in grads if g is not None and type(g) in ORDINARY and g.layout is torch.strided]
 
 
-def _held_elsewhere(grads: Sequence[Tensor | None]) -> bool:
-    """Whether somebody else holds the memory of a gradient, too, as a captured graph does, which will write it again.
+def _referenced_elsewhere(grads: Sequence[Tensor | None]) -> bool:
+    """Whether the memory of a gradient has other references, such as that of a CUDA graph, which will overwrite it.
 
-    Torch counts who holds a storage: a tensor of its own memory, and for the moment of this question Python.
+    Torch counts the references of a storage. The gradient has one, and the Python object in ``storages`` has one.
     """
     if _USES is None:
         return False
     storages = [g.untyped_storage() for g in _strided(grads)]
     if all(_USES(s._cdata) <= 2 for s in storages):
         return False
-    holders = Counter(s._cdata for s in storages)  # gradients may share one storage among themselves
+    holders = Counter(s._cdata for s in storages)  # several gradients may share one storage
     return any(_USES(key) > count + 1 for key, count in holders.items())

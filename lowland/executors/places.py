@@ -1,4 +1,4 @@
-"""Where tensors are kept that a pass may write: buffers, frozen parameters, and attributes."""
+"""Finds the tensors that a pass may write: buffers, frozen parameters, and tensors in attributes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from lowland.executors.norm_stats import obeys_flag
 
 
 class Place(NamedTuple):
-    """Where a tensor is kept: ``owner[key]``, a module's buffers, parameters or attributes.
+    """The place of a tensor: ``owner[key]``, where the owner holds a module's buffers, parameters or attributes.
 
     Attributes:
-        owner: What keeps it.
-        key: Under which key.
-        name: For messages.
-        norm: Whether it belongs to a layer with running statistics.
-        frozen: Whether it is a parameter that the engine does not train, so that it is seldom written and may be large.
+        owner: The dictionary, or another owner, that holds the tensor.
+        key: The tensor's key in the owner.
+        name: The name for messages.
+        norm: Whether the tensor belongs to a layer with running statistics.
+        frozen: Whether the tensor is a parameter that the engine does not train. Such parameters are seldom written,
+            and may be large.
     """
 
     owner: Any
@@ -33,7 +34,7 @@ class Place(NamedTuple):
 
 
 class Weights:
-    """The memory of a model's trainable parameters: other tensors in it, such as views, move and return with them."""
+    """The memory of a model's trainable parameters, to recognize tensors that share it, such as views."""
 
     def __init__(self, model: nn.Module | None = None) -> None:
         self._spans: dict[int, list[tuple[int, int]]] = {}
@@ -52,26 +53,27 @@ class Weights:
 def places_of(
     model: nn.Module, modules: Mapping[str, nn.Module], more: Sequence[tuple[Any, str, str]] = ()
 ) -> list[Place]:
-    """All places of a model, and of what its loss function or the model itself uses beside it.
+    """All places of a model, of other modules, and of further tensors.
 
     Args:
         model: The model.
-        modules: Other modules.
-        more: ``(owner, key, name)`` of tensors in other places.
+        modules: Modules outside the model that the loss function or the model uses, by name.
+        more: ``(owner, key, name)`` of the further tensors.
     """
     places: list[Place] = []
-    own = set(model.modules())
-    told = {m for m in own if obeys_flag(m)} - modes.captured(model)
+    in_model = set(model.modules())
+    frozen_norms = {m for m in in_model if obeys_flag(m)} - modes.captured(model)
     named = list(model.named_modules())
     for place, m in modules.items():
-        named += [(f"{place}.{name}".rstrip("."), part) for name, part in m.named_modules() if part not in own]
+        named += [(f"{place}.{name}".rstrip("."), inner) for name, inner in m.named_modules() if inner not in in_model]
     trained = {id(p) for p in model.parameters() if p.requires_grad}
-    whole = not any(hasattr(m, "_get_fsdp_state") for m in own)  # fully_shard exchanges parameters during a pass
+    # fully_shard replaces parameters during a pass, so they are no places under it.
+    with_parameters = not any(hasattr(m, "_get_fsdp_state") for m in in_model)
     seen: set[int] = set()
     for name, m in named:
-        if m in told:
+        if m in frozen_norms:
             continue
-        for owner in (m._buffers, vars(m), m._parameters) if whole else (m._buffers, vars(m)):
+        for owner in (m._buffers, vars(m), m._parameters) if with_parameters else (m._buffers, vars(m)):
             for key, value in list(owner.items()):
                 frozen = owner is m._parameters
                 if _counts(owner, m, key, value, trained) and id(value) not in seen:
@@ -88,8 +90,8 @@ def places_of(
 
 
 def _counts(owner: Any, m: nn.Module, key: str, value: Any, trained: Container[int]) -> bool:
-    """Whether what a module keeps is a tensor that the engine does not train, or may become one."""
-    if owner is m._parameters:  # a teacher beside the model may well require a gradient that it never gets
+    """Whether a module's value is a tensor that the engine does not train, or None, which may be replaced by one."""
+    if owner is m._parameters:  # a teacher may require a gradient and never get one
         return type(value) in shards.ORDINARY and id(value) not in trained
     if value is None:
         return owner is m._buffers or key not in OWN

@@ -1,4 +1,4 @@
-"""What modules are given while nobody looks: parameters, modules and buffers, told by torch when it happens."""
+"""Records the parameters, modules and buffers that are registered during a pass, by torch's registration hooks."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-Given: TypeAlias = "tuple[nn.Module, dict[str, Any], str]"  # a module, its dictionary, and the name
+Given: TypeAlias = "tuple[nn.Module, dict[str, Any], str]"  # a module, the dictionary that has grown, and the key
 
 
 class Registrations:
-    """Counts how often any module has been given a parameter, a module or a new buffer, while models are watched.
+    """Counts the registrations of parameters, modules and new buffers by all modules of the process.
 
     Attributes:
-        count: How often, since the process began.
-        log: What modules have been given since the last step began, new modules and buffers.
+        count: The number of registrations since the first call of :meth:`watch`.
+        log: The new modules and buffers that were registered since the last step began.
     """
 
     count = 0
@@ -29,7 +29,7 @@ class Registrations:
 
     @classmethod
     def watch(cls) -> None:
-        """Begin to count; torch calls the hooks for all modules."""
+        """Begin to count registrations, in all modules of the process."""
         if not cls._watching:
             cls._watching = True
             register_module_parameter_registration_hook(cls._note)
@@ -48,26 +48,26 @@ class Registrations:
 
     @classmethod
     def _buffer(cls, module: nn.Module, name: str, value: Any) -> None:
-        if name not in module._buffers:  # else a forward binds a buffer anew, which may well be every time
+        if name not in module._buffers:  # a forward may assign a known buffer in every pass
             cls.count += 1
             cls.log.append((module, module._buffers, name))
 
     @classmethod
     def undo(cls, start: int, modules: Collection[nn.Module]) -> list[tuple[Given, Any]]:
-        """Take away what these modules have been given since the log had ``start`` entries.
+        """Remove what these modules have registered since the log had ``start`` entries.
 
         Returns:
-            What was taken away, for :meth:`redo`.
+            The removed entries and their values, for :meth:`redo`.
         """
         if len(cls.log) == start:
             return []
-        taken = [((m, d, name), d.pop(name)) for m, d, name in cls.log[start:] if m in modules and name in d]
+        removed = [((m, d, name), d.pop(name)) for m, d, name in cls.log[start:] if m in modules and name in d]
         del cls.log[start:]
-        return taken
+        return removed
 
     @classmethod
-    def redo(cls, taken: list[tuple[Given, Any]]) -> None:
-        """Give back what was taken away."""
-        for (module, d, name), value in taken:
+    def redo(cls, removed: list[tuple[Given, Any]]) -> None:
+        """Register again what :meth:`undo` has removed."""
+        for (module, d, name), value in removed:
             d[name] = value
             cls.log.append((module, d, name))

@@ -1,4 +1,4 @@
-"""Weights that must stay where they are while forward and backward run."""
+"""Checks that forward and backward do not write weights."""
 
 from __future__ import annotations
 
@@ -18,53 +18,58 @@ if TYPE_CHECKING:
     from lowland.executors.base import Work
 
 _VERSION = operator.attrgetter("_version")
-FEW = 16  # parameters that stand for all others in most steps
-SMALL = 4096  # the most entries of a parameter whose norm is read in every step
-SECOND = "backward through the graph a second time"  # what torch says of a graph that an earlier backward has freed
+FEW = 16  # the number of parameters that most steps check, as a sample of all
+SMALL = 4096  # the most entries of a parameter whose norm every step compares
+SECOND = "backward through the graph a second time"  # from torch's error for a graph that was freed already
 
 
 class Mark:
-    """How often parameters have been written, and in some steps a norm of each.
+    """The versions of parameters at one moment, and in some steps their norms.
 
-    Torch does not count what is written through ``.data``, so that the norms tell. They are read on a CPU and, in steps
-    that are watched, where parameters have hooks: elsewhere the host would wait for the device. Where steps are not
-    watched, a few parameters stand for all, and the norm of a small one for all norms: what is fused into backward
-    moves all parameters. ``each`` asks for all versions.
+    A tensor's version counts its writes, except writes through ``.data``. Norms detect these.
+
+    - In watched steps 0, 1, 2, 4, 8, …, all norms are compared, on a CPU or if parameters have hooks.
+    - In other steps, the norm of one small parameter is compared, on a CPU only, because on other devices the host
+      would wait.
+    - In steps that are not watched, the versions of a sample of the parameters are compared. The sample suffices,
+      because an optimizer that is fused into backward writes all parameters.
 
     Args:
         work: The work of the engine.
-        each: Look at all parameters in every step.
+        each: Check the versions of all parameters, also in steps that are not watched.
     """
 
     def __init__(self, work: Work, *, each: bool = False) -> None:
         count = len(work.params)
-        some = not (each or work.step.watched or count <= FEW)
-        self._places = range(0, count, -(-count // FEW)) if some else range(count)
-        self._params = [work.params[i] for i in self._places] if some else work.params
+        sample = not (each or work.step.watched or count <= FEW)
+        self._indices = range(0, count, -(-count // FEW)) if sample else range(count)
+        self._params = [work.params[i] for i in self._indices] if sample else work.params
         self._versions = list(map(_VERSION, self._params))
-        whole = work.step.watched and work.step.number & (work.step.number - 1) == 0
-        self._read = [*self._places] if whole else [i for i in self._places if work.params[i].numel() <= SMALL][:1]
+        all_norms = work.step.watched and work.step.number & (work.step.number - 1) == 0
+        self._normed = (
+            [*self._indices] if all_norms else [i for i in self._indices if work.params[i].numel() <= SMALL][:1]
+        )
         self._all = work.params
         self._norms = (
-            self._sizes() if self._read and (_readable(work.params) if whole else _at_hand(work.params)) else None
+            self._sizes() if self._normed and (_readable(work.params) if all_norms else _on_host(work.params)) else None
         )
 
     def moved(self) -> list[int]:
-        """The places of the parameters that were written since."""
-        now = list(map(_VERSION, self._params))
-        if now != self._versions:
-            return [i for i, a, b in zip(self._places, now, self._versions, strict=True) if a != b]
+        """The indices of the parameters that were written since the mark was made."""
+        versions = list(map(_VERSION, self._params))
+        if versions != self._versions:
+            return [i for i, a, b in zip(self._indices, versions, self._versions, strict=True) if a != b]
         norms = None if self._norms is None else self._sizes()
         if norms is None or self._norms is None or torch.equal(norms, self._norms):
             return []
-        return [i for i, a, b in zip(self._read, norms, self._norms, strict=True) if not torch.equal(a, b)]
+        return [i for i, a, b in zip(self._normed, norms, self._norms, strict=True) if not torch.equal(a, b)]
 
     def _sizes(self) -> Tensor | None:
-        return _norms([self._all[i] for i in self._read])
+        return _norms([self._all[i] for i in self._normed])
 
 
-def _at_hand(params: Vec) -> bool:
-    """Whether values are on the host; fake tensors have none."""
+def _on_host(params: Vec) -> bool:
+    """Whether values are in the host's memory; fake tensors have no values."""
     return params[0].is_cpu and not hasattr(params[0], "fake_mode")
 
 
@@ -73,12 +78,12 @@ def _hooked(p: Tensor) -> bool:
 
 
 def _readable(params: Vec) -> bool:
-    """Whether values may be read: on a CPU, unless tensors are fake, and where hooks may move weights."""
-    return _at_hand(params) or any(map(_hooked, params))
+    """Whether norms are compared: on a CPU, or if a parameter has hooks, which may write weights."""
+    return _on_host(params) or any(map(_hooked, params))
 
 
 def _norms(params: Vec) -> Tensor | None:
-    """The sum of magnitudes of each parameter, the same whenever the parameter is; None for tensors of other kinds."""
+    """The sum of absolute values of each parameter, shape (n,), NaN as -1; None if a parameter is a tensor subclass."""
     if not shards.ordinary(params):
         return None
     with torch.no_grad():
@@ -87,10 +92,14 @@ def _norms(params: Vec) -> Tensor | None:
 
 
 def check_forward(work: Work, before: Mark | None) -> None:
-    """Refuse a displaced forward that reports and has written weights.
+    """Refuse a forward that has written weights in a displaced pass that reports.
+
+    Args:
+        work: The work of the engine.
+        before: The mark from before forward; None if the pass is not checked.
 
     Raises:
-        UsageError: It has.
+        UsageError: Forward has written weights.
     """
     if before is not None and (changed := before.moved()):
         raise UsageError(
@@ -103,22 +112,24 @@ def check_forward(work: Work, before: Mark | None) -> None:
 def run_backward(
     work: Work, loss: Tensor, inputs: list[Tensor] | None, *, displaced: bool, chosen: bool = False
 ) -> None:
-    """Run backward, and refuse one that moves weights, as an optimizer fused into it does.
+    """Run backward, and refuse a backward that writes weights, as an optimizer in a hook does.
 
     Args:
         work: The work of the engine.
-        loss: What to differentiate.
-        inputs: With respect to what; None is all.
-        displaced: Whether the weights are displaced, so that they are put back anyway.
-        chosen: Whether the pass is for some parameters only, so that it matters whether backward runs others inside.
+        loss: The loss, shape ``()``, with its graph.
+        inputs: The tensors whose gradients are computed; None for all leaves of the graph.
+        displaced: Whether the weights are displaced; their displacement then restores them in any case.
+        chosen: Whether the gradient of some parameters only is needed. Then the pass also notes whether backward runs
+            another backward inside, as reentrant checkpointing does.
 
     Raises:
-        UsageError: It has moved weights; in the first step they are put back. Or it has met the graph of another pass.
-        ParameterError: Other trainable tensors have got a gradient of it.
+        UsageError: Backward has written weights, or has used the graph of an earlier pass. In the first step, weights
+            are restored.
+        ParameterError: Backward has changed the gradient of another trainable tensor.
     """
     saved = vec.clone(work.params) if work.first and not displaced else None
-    before, beside = Mark(work), others(work)
-    seen = leaves(loss) if chosen and work.reentrant is None else None
+    before, gradients = Mark(work), others(work)
+    reachable = leaves(loss) if chosen and work.reentrant is None else None
     try:
         loss.backward(inputs=inputs)  # type: ignore[no-untyped-call]
     except RuntimeError as error:
@@ -129,9 +140,9 @@ def run_backward(
             "what it has computed from weights (lru_cache, a cache of derived weights), which have moved since; "
             "compute it anew in every forward, or keep it in an attribute of the module, which lowland puts back"
         ) from error
-    check_others(beside, work.loss_fn)
-    if seen is not None:
-        work.reentrant = any(p.grad is not None and id(p) not in seen for p in work.params)
+    check_others(gradients, work.loss_fn)
+    if reachable is not None:
+        work.reentrant = any(p.grad is not None and id(p) not in reachable for p in work.params)
     if changed := before.moved():
         if saved is not None:
             put_back(work.params, saved)
@@ -146,9 +157,9 @@ def _moved(work: Work, changed: list[int]) -> UsageError:
 
 
 class Caller:
-    """Weights while the caller runs forward and backward, whose hooks must leave them alone.
+    """Checks that hooks of parameters do not write weights while the caller runs forward and backward.
 
-    What moves without a hook on the parameter may be the forward's, such as ``Embedding(max_norm=…)``.
+    A parameter without hooks is not checked, because forward may write it, as ``Embedding(max_norm=…)`` does.
 
     Args:
         work: The work of the engine.
@@ -160,10 +171,10 @@ class Caller:
         self._saved = vec.clone(work.params) if self._mark is not None and work.first else None
 
     def check(self) -> None:
-        """Refuse weights that have moved.
+        """Refuse a write to a parameter that has hooks.
 
         Raises:
-            UsageError: A parameter with a hook has been written; in the first step all are put back.
+            UsageError: Such a parameter was written. In the first step, all weights are restored.
         """
         changed = [] if self._mark is None else [i for i in self._mark.moved() if _hooked(self._work.params[i])]
         if changed:

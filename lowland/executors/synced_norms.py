@@ -1,4 +1,4 @@
-"""Normalization by statistics of several ranks, which must then be at the same weights."""
+"""Checks of normalization layers that combine statistics over ranks: these ranks must have equal weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lowland.core.errors import ParameterError, UsageError
 
 
 class Synced(NamedTuple):
-    """A layer that several ranks compute together: its name, the layer, and the ranks."""
+    """A layer that combines statistics over ranks: its name, the layer, and the ranks."""
 
     name: str
     layer: nn.Module
@@ -20,36 +20,37 @@ class Synced(NamedTuple):
 
 
 def synced_norms(model: nn.Module) -> list[Synced]:
-    """The layers whose statistics come from several ranks: torch's, and those of others, which are known by name.
+    """The layers of a model that combine statistics over several ranks.
 
-    A layer that does not say which ranks counts as one of all ranks.
+    They are torch's SyncBatchNorm, and layers of other packages whose class names contain "sync" and "norm" or "bn".
+    Without a process group, a layer combines the statistics of all ranks.
     """
-    found = []
+    synced = []
     for name, m in model.named_modules():
-        if isinstance(m, nn.SyncBatchNorm) or _called_so(m):
+        if isinstance(m, nn.SyncBatchNorm) or _named_synced(m):
             groups = [getattr(m, key, None) for key in ("process_group", "group")]
-            # By name, because torch 2.6 does not take None for all ranks.
+            # WORLD, not None, because torch 2.6 does not accept None for all ranks.
             group = next((g for g in groups if isinstance(g, dist.ProcessGroup)), dist.group.WORLD)
-            found.append(Synced(name, m, dist.get_process_group_ranks(group)))
-    return [s for s in found if len(s.ranks) > 1]
+            synced.append(Synced(name, m, dist.get_process_group_ranks(group)))
+    return [s for s in synced if len(s.ranks) > 1]
 
 
-def _called_so(m: nn.Module) -> bool:
+def _named_synced(m: nn.Module) -> bool:
     kind = type(m).__name__.lower()
     return not m._modules and "sync" in kind and ("norm" in kind or "bn" in kind)
 
 
-def check_mesh(found: Sequence[Synced], groups: Sequence[dist.ProcessGroup]) -> None:
+def check_mesh(synced: Sequence[Synced], groups: Sequence[dist.ProcessGroup]) -> None:
     """Refuse layers that would mix the statistics of the groups of a probe mesh.
 
     Args:
-        found: What :func:`synced_norms` gave.
-        groups: The data-parallel groups, whose ranks are at the same weights.
+        synced: The layers, from :func:`synced_norms`.
+        groups: The data-parallel groups, whose ranks have equal weights.
 
     Raises:
-        ParameterError: One spans other ranks.
+        ParameterError: A layer's ranks are not those of a data-parallel group.
     """
-    for name, layer, ranks in found:
+    for name, layer, ranks in synced:
         if ranks not in map(dist.get_process_group_ranks, groups):
             kind = type(layer).__name__
             raise ParameterError(
@@ -59,17 +60,17 @@ def check_mesh(found: Sequence[Synced], groups: Sequence[dist.ProcessGroup]) -> 
             )
 
 
-def check_alone(found: Sequence[Synced], groups: Sequence[dist.ProcessGroup]) -> None:
+def check_alone(synced: Sequence[Synced], groups: Sequence[dist.ProcessGroup]) -> None:
     """Refuse layers through which the gradient of one rank would depend on the examples and weights of others.
 
     Args:
-        found: What :func:`synced_norms` gave.
-        groups: Groups whose ranks share one gradient all the same, as the ranks of a copy under ``fully_shard``.
+        synced: The layers, from :func:`synced_norms`.
+        groups: Groups whose ranks always share one gradient, such as the ranks of one copy under ``fully_shard``.
 
     Raises:
-        UsageError: There is one in training mode.
+        UsageError: Such a layer is in training mode.
     """
-    for name, layer, ranks in found:
+    for name, layer, ranks in synced:
         if layer.training and ranks not in map(dist.get_process_group_ranks, groups):
             raise UsageError(
                 f"{type(layer).__name__} must not span ranks whose gradients a method takes apart (mSAM, "

@@ -1,4 +1,4 @@
-"""What a function or a module uses: modules, tensors in variables and attributes, containers, and numbers."""
+"""Searches functions and modules for what they use: modules, tensors, containers, variables and generators."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from torch import Tensor, nn
 from lowland.executors.keepers import Cell, Fixed, Kind, Slots
 from lowland.executors.names import NEAR, OWN, holds, is_array
 
-DEPTH = 6  # of attributes and entries that are looked at
+DEPTH = 6  # how many levels of attributes and entries are searched
 _KINDS: Any = (nn.Module, functools.partial, types.MethodType, tuple, list, dict, deque, set, UserDict, UserList)
-SHALLOW = 3  # the depth at which a model's hooks and classes begin, of which there may be many
+SHALLOW = 3  # the level at which the search of hooks and classes starts: they are many, so fewer levels remain
 
 
 class Uses:
-    """What was found, under names for messages.
+    """The result of a search; each entry has a name for messages.
 
     Attributes:
         modules: The modules.
         tensors: ``(owner, key, name)`` of tensors in variables, slots and classes.
-        objects: Names and dictionaries of objects that are no modules, and of modules of one's own.
-        containers: ``(owner, key, container, name, log)`` of lists, deques, sets and dicts; the owner is None inside
-            another one; a log is one of a model's hooks or classes, where what is appended is rather noted than kept.
-        holders: Objects that are no modules, and have a dictionary.
-        variables: ``(owner, key)`` of what a function, an object with slots or a class binds, of each together.
-        generators: Sources of random numbers.
+        objects: The names and dictionaries of objects that are no modules, and of modules whose class is not torch's.
+        containers: ``(owner, key, container, name, log)`` of lists, deques, sets and dicts. The owner is None if
+            another container holds the container. ``log`` is true if a hook or a class of the model holds the
+            container; its appended entries are taken for a log, not for state.
+        holders: The objects that are no modules and have a dictionary.
+        variables: Lists of ``(owner, key)``, one list for each function, object with slots, and class.
+        generators: The random number generators.
     """
 
     def __init__(self) -> None:
@@ -47,39 +48,39 @@ class Uses:
         self._seen: set[int] = set()
 
     def attributes(self, m: nn.Module, name: str) -> None:
-        """What a module keeps in attributes, beside parameters, buffers and modules."""
-        foreign = _torch_s(m)
-        if not foreign:
+        """Search a module's attributes, except parameters, buffers and modules."""
+        of_torch = _of_torch(m)
+        if not of_torch:
             self.objects.append((name, vars(m)))
         for key, value in list(vars(m).items()):
-            if key in OWN or type(value) in (int, float, bool, str) or (foreign and not _attached(m, key, value)):
+            if key in OWN or type(value) in (int, float, bool, str) or (of_torch and not _attached(m, key, value)):
                 continue
             self.look(value, f"{name}.{key}".lstrip("."), DEPTH - 2, vars(m), key)
 
     def surroundings(self, m: nn.Module, name: str) -> None:
-        """What a module's hooks and its class keep."""
+        """Search a module's hooks and its class."""
         self._log = True
         for hooks in (m._forward_pre_hooks, m._forward_hooks, m._backward_hooks):
             for hook in [*hooks.values()]:
                 self.look(hook, f"a hook of {name}", SHALLOW)
-        for kind in () if _torch_s(m) else type(m).__mro__:
+        for kind in () if _of_torch(m) else type(m).__mro__:
             if not _installed(kind):
                 self.look(kind, name, SHALLOW)
         self._log = False
 
     def look(self, value: Any, name: str, depth: int = 0, owner: Any = None, key: str = "") -> None:
-        """Look at a value and, up to a depth, at what is in it."""
+        """Search a value and, up to ``DEPTH``, its attributes and entries."""
         if isinstance(value, Tensor) or is_array(value):
             if not isinstance(owner, dict | None) or depth == -1:
                 self.tensors.append((owner, key, name))
             return
-        if _draws(value):
+        if _is_generator(value):
             self.generators.append(value)
             return
         depth = max(depth, 0)
         if id(value) in self._seen or depth > DEPTH or len(self._seen) > 5000:
             return
-        if isinstance(value, types.ModuleType) or _foreign(value):
+        if isinstance(value, types.ModuleType) or _has_no_state(value):
             return
         self._seen.add(id(value))
         if isinstance(value, nn.Module):
@@ -96,7 +97,7 @@ class Uses:
             named = [*_names(value)]
             self._variables([(where, key, part) for key, part, where in named if not isinstance(where, Fixed)])
             for key, part, where in named:
-                # A dictionary of globals is looked at for the variables that are named, so its tensors count here.
+                # Only the named variables of a dictionary of globals are searched: depth -1 notes a tensor here.
                 self.look(part, key, -1 if isinstance(part, Tensor) or is_array(part) else depth + 1, where, key)
         elif isinstance(value, UserDict | UserList):
             self.look(value.data, name, depth, vars(value), "data")
@@ -130,69 +131,73 @@ class Uses:
                 self.look(kind, name, depth + 1)
 
     def _variables(self, places: list[tuple[Any, str, Any]]) -> None:
-        """Variables that are bound to data, if there is anything among them that forward may compute."""
+        """Note the variables with data, if a tensor, an array, a float or None is among them."""
         data = [(owner, key, part) for owner, key, part in places if _is_data(part)]
         if any(part is None or holds(part) for _, _, part in data):
             self.variables.append([(owner, key) for owner, key, _ in data])
 
 
 def modules_of(function: Any) -> dict[str, nn.Module]:
-    """The modules that a function uses, by where they were found."""
+    """The modules that a function uses, by name."""
     return uses(function).modules
 
 
 def uses(function: Any) -> Uses:
-    """What a function uses.
+    """Search a function.
 
-    Looked at are the function itself, what it is bound to or partially given, its closure, its defaults, the globals
-    that its code names, also in other modules of Python, and the attributes and methods of objects.
+    The search covers the function itself, the object of a bound method, the arguments of a ``functools.partial``,
+    closures, defaults, the attributes and methods of objects, and the global variables that the code names, also those
+    of other Python modules.
     """
-    found = Uses()
-    found.look(function, getattr(function, "__name__", type(function).__name__))
-    return found
+    result = Uses()
+    result.look(function, getattr(function, "__name__", type(function).__name__))
+    return result
 
 
-def _torch_s(m: nn.Module) -> bool:
+def _of_torch(m: nn.Module) -> bool:
     return type(m).__module__.partition(".")[0] == "torch"
 
 
 def _is_data(value: Any) -> bool:
-    """Whether a variable's value is data and no function, class, module or object with a call."""
+    """Whether a variable's value is data: no function, class, module or callable object."""
     return not (callable(value) or isinstance(value, types.ModuleType | classmethod | staticmethod | property))
 
 
 def _attached(m: nn.Module, key: str, value: Any) -> bool:
-    """Whether an attribute of one of torch's layers is somebody else's state; its wrappers have much of their own."""
+    """Whether an attribute of a layer of torch was attached by the user.
+
+    Attributes of torch's wrappers, which are no layers, are the wrapper's own.
+    """
     layer = type(m).__module__.startswith("torch.nn.modules.") and not key.startswith("_")
-    return layer and not isinstance(value, tuple | str) and not _foreign(value)
+    return layer and not isinstance(value, tuple | str) and not _has_no_state(value)
 
 
-def _draws(value: Any) -> bool:
-    """Whether it is a source of random numbers of its own: torch's, Python's or NumPy's."""
+def _is_generator(value: Any) -> bool:
+    """Whether a value is a random number generator of torch, Python or NumPy."""
     kind = type(value)
-    there = kind.__module__.startswith("numpy.random") and kind.__name__ in ("Generator", "RandomState")
-    return there or isinstance(value, torch.Generator | random.Random)
+    of_numpy = kind.__module__.startswith("numpy.random") and kind.__name__ in ("Generator", "RandomState")
+    return of_numpy or isinstance(value, torch.Generator | random.Random)
 
 
 def _installed(kind: type) -> bool:
-    """Whether a class is a package's, so that the variables beside it are no state of this training."""
-    there = str(getattr(sys.modules.get(kind.__module__), "__file__", ""))
-    return "site-packages" in there or "dist-packages" in there
+    """Whether a class belongs to an installed package, whose variables are no state of this training."""
+    path = str(getattr(sys.modules.get(kind.__module__), "__file__", ""))
+    return "site-packages" in path or "dist-packages" in path
 
 
 def calls_compiled(model: nn.Module, loss_fn: Any) -> bool:
-    """Whether the code of a model's classes, of its attributes or of a loss function names compiled functions."""
-    found = Uses()
-    found.look(loss_fn, "loss_fn")
-    modules = [part for m in (model, *found.modules.values()) for part in m.modules()]
+    """Whether the classes or attributes of a model, or the loss function, name a compiled function."""
+    result = Uses()
+    result.look(loss_fn, "loss_fn")
+    modules = [part for m in (model, *result.modules.values()) for part in m.modules()]
     for i, m in enumerate(modules):
-        found.attributes(m, f"{i}")
-        found.look(type(m), f"class {i}")
-    return any("_torchdynamo_orig_callable" in attributes for _, attributes in found.objects)
+        result.attributes(m, f"{i}")
+        result.look(type(m), f"class {i}")
+    return any("_torchdynamo_orig_callable" in attributes for _, attributes in result.objects)
 
 
-def _foreign(value: Any) -> bool:
-    """Whether its code is torch's or Python's, which keeps no state for a loss."""
+def _has_no_state(value: Any) -> bool:
+    """Whether a value's code is torch's, Python's, NumPy's or lowland's, and has no state of model or loss."""
     if isinstance(value, _KINDS):
         return False
     if isinstance(value, torch.optim.Optimizer | torch.utils.data.Dataset) or type(value).__module__[:8] == "lowland.":
@@ -202,11 +207,11 @@ def _foreign(value: Any) -> bool:
 
 
 def _attributes(value: Any) -> list[tuple[str, Any, Any]]:
-    """What an object holds, in its dictionary and its slots, and where."""
+    """The names, values and owners of an object's attributes, in its dictionary and its slots."""
     slots = [s for kind in type(value).__mro__ for s in _listed(vars(kind).get("__slots__", ()))]
-    held = [(key, part, vars(value)) for key, part in [*getattr(value, "__dict__", {}).items()][:NEAR]]
+    entries = [(key, part, vars(value)) for key, part in [*getattr(value, "__dict__", {}).items()][:NEAR]]
     named = [s for s in slots if s not in ("__dict__", "__weakref__") and hasattr(value, s)]
-    return held + [(s, getattr(value, s), Slots(value)) for s in named]
+    return entries + [(s, getattr(value, s), Slots(value)) for s in named]
 
 
 def _listed(slots: Any) -> tuple[str, ...]:
@@ -214,7 +219,7 @@ def _listed(slots: Any) -> tuple[str, ...]:
 
 
 def _names(function: types.FunctionType) -> Iterator[tuple[str, Any, Any]]:
-    """What a function refers to, and where: cells of its closure, defaults, and globals, also of functions inside."""
+    """The names, values and owners of a function's closure, defaults and globals, also of nested functions."""
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             yield name, cell.cell_contents, Cell(cell)

@@ -1,1 +1,1 @@
-"""The frameworks in which people train: one module for each, loaded by nobody but its users."""
+"""One module for each training framework; ``import lowland`` does not load them."""

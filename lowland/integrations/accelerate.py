@@ -1,4 +1,4 @@
-"""Accelerate: one perturbation for all micro-batches of an optimizer step, and a checkpoint for every rank."""
+"""Accelerate: one perturbation for all micro-batches of an optimizer step, and the engine's state in checkpoints."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ except (ImportError, RuntimeError) as error:
     raise MissingExtraError("accelerate", "accelerate") from error
 
 PREPARE = "write: model, optimizer, loader = accelerator.prepare(model, optimizer, loader)"
-DOORS = "_lowland_doors"  # the accelerator's attribute that lists them
+DOORS = "_lowland_doors"  # the accelerator's attribute with the list of its Sharpness objects
 
 
 class Sharpness:
-    """A method in a loop over an accelerator: ``backward(batch)`` stands where ``accelerator.backward(loss)`` stood.
+    """Trains by a method in a loop with an accelerator: ``backward(batch)`` replaces ``accelerator.backward(loss)``.
 
     ::
 
@@ -40,8 +40,8 @@ class Sharpness:
                 scheduler.step()
                 optimizer.zero_grad()
 
-    One optimizer step is one step of the method: its micro-batches are held, and run when the last one comes. Nobody
-    divides the loss by their number. The engine's state goes with ``accelerator.save_state`` and ``load_state``.
+    One optimizer step is one step of the method: its micro-batches are held, and all run at the last one. Do not divide
+    the loss by their number. ``accelerator.save_state`` and ``load_state`` save and load the engine's state, too.
 
     Args:
         accelerator: The accelerator.
@@ -49,9 +49,9 @@ class Sharpness:
         model: The model as ``accelerator.prepare`` has returned it, or several modules as a list, tuple or dict.
         optimizer: The optimizer as ``accelerator.prepare`` has returned it, or several as a list or tuple.
         loss_fn: ``(model, batch) -> loss``: one loss per example, ``(B,)``, or a :class:`lowland.Loss`. A mean, ``()``,
-            is for steps of one micro-batch, because what the mean of a part weighs is not known.
-        resume: "exact" refuses to resume a method that keeps something from a checkpoint without its state; "cold" lets
-            it start anew there.
+            is for steps of one micro-batch, because the weight of a part's mean is not known.
+        resume: How a method with state resumes from a checkpoint without its state: "exact" refuses it, "cold" starts
+            the method anew.
         **options: Further options of :class:`lowland.Engine`, such as ``micro_batch``, ``rng`` and ``total_steps``.
             The scaler is the accelerator's.
 
@@ -61,7 +61,7 @@ class Sharpness:
 
     Raises:
         ArgumentError: An argument breaks its rule.
-        UsageError: Model or optimizer were not prepared, or gradients are not in ``.grad`` with this accelerator.
+        UsageError: Model or optimizer were not prepared, or this accelerator's gradients are not in ``.grad``.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Sharpness:
         self.engine = Engine(method, model, optimizer, loss_fn, scaler=accelerator.scaler, **options)
         self.accelerator, self.resume = accelerator, resume
         self._held: list[Any] = []
-        self._number = _enter(self)
+        self._number = _register(self)
         self._hooks = [
             accelerator.register_save_state_pre_hook(self._save),
             accelerator.register_load_state_pre_hook(self._load),
@@ -100,7 +100,7 @@ class Sharpness:
         return self.engine.loss
 
     def backward(self, batch: Any) -> Tensor | None:
-        """Hold a micro-batch; with the last one of an optimizer step, fill ``.grad`` with the method's gradient.
+        """Hold a micro-batch; at the last one of an optimizer step, add the method's gradient to ``.grad``.
 
         Args:
             batch: The examples, as the loss function takes them.
@@ -110,16 +110,16 @@ class Sharpness:
 
         Raises:
             BatchError: The batch is empty or an iterator.
-            LossError: The loss function returns something unusable, or a mean though there are several micro-batches.
+            LossError: The loss function returns no usable loss, or a mean although there are several micro-batches.
         """
         if not self.accelerator.sync_gradients:
             self._held.append(self.engine.batches.copy(batch))  # a loader may refill the same buffers
             return None
-        held, self._held = [*self._held, batch], []
-        return self.engine.backward(held[0] if len(held) == 1 else Parts(held))
+        micro_batches, self._held = [*self._held, batch], []
+        return self.engine.backward(micro_batches[0] if len(micro_batches) == 1 else Parts(micro_batches))
 
     def discard(self) -> None:
-        """Forget the micro-batches that are held, as after a loop that was left in the middle of a step."""
+        """Discard the held micro-batches; call it if a loop ended in the middle of a step."""
         self._held = []
 
     def _save(self, models: Any, weights: Any, folder: str | os.PathLike[str]) -> None:
@@ -133,19 +133,21 @@ class Sharpness:
     def _load(self, models: Any, folder: str | os.PathLike[str]) -> None:
         self.discard()
         rank, option = self.accelerator.process_index, 'Sharpness(…, resume="cold")'
-        checkpoints.load(self.engine, folder, rank, resume=self.resume, option=option, told=False, number=self._number)
+        checkpoints.load(
+            self.engine, folder, rank, resume=self.resume, option=option, knows_progress=False, number=self._number
+        )
 
-    def _leave(self) -> None:
+    def _remove_hooks(self) -> None:
         for hook in self._hooks:
             hook.remove()
 
 
-def _enter(door: Sharpness) -> int:
-    """The door's number among those of its accelerator. One on the same optimizer takes an earlier one's place."""
+def _register(door: Sharpness) -> int:
+    """Number a Sharpness object on its accelerator; it replaces an earlier object with the same optimizers."""
     doors: list[Sharpness] = vars(door.accelerator).setdefault(DOORS, [])
     for number, other in enumerate(doors):
         if other.engine.optimizers == door.engine.optimizers:
-            other._leave()
+            other._remove_hooks()
             doors[number] = door
             return number
     doors.append(door)
@@ -153,11 +155,11 @@ def _enter(door: Sharpness) -> int:
 
 
 def check_prepared(accelerator: Any, model: Any, optimizer: Any) -> None:
-    """Refuse what the accelerator has not prepared, and accelerators without gradients in ``.grad``.
+    """Refuse models and optimizers that are not prepared, and accelerators whose gradients are not in ``.grad``.
 
     Raises:
-        ArgumentError: The accelerator is none.
-        UsageError: Model or optimizer were not prepared, or the kind of training is not supported.
+        ArgumentError: ``accelerator`` is no ``Accelerator``.
+        UsageError: Model or optimizer were not prepared, or the kind of distributed training is not supported.
     """
     if not isinstance(accelerator, Accelerator):
         raise ArgumentError(
@@ -170,7 +172,7 @@ def check_prepared(accelerator: Any, model: Any, optimizer: Any) -> None:
         if isinstance(module, nn.Module) and not getattr(module, "_is_accelerate_prepared", False):
             raise UsageError(
                 f"model must be what accelerator.prepare returned, but this {type(module).__name__} is not, so that "
-                f"nobody would average its gradients over ranks; {PREPARE}"
+                f"its gradients would not be averaged over ranks; {PREPARE}"
             )
     for one in optimizer if isinstance(optimizer, list | tuple) else [optimizer]:
         refusals.check_optimizer(one)

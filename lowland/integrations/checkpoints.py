@@ -1,4 +1,4 @@
-"""The engine's state beside a framework's checkpoint: one file for every rank."""
+"""Saves and loads the engine's state in the folder of a framework's checkpoint, one file for each rank."""
 
 from __future__ import annotations
 
@@ -20,19 +20,24 @@ RESUME = ("exact", "cold")
 
 
 def check_resume(name: str, value: Any) -> None:
-    """Refuse what is neither "exact" nor "cold"."""
+    """Refuse a value other than "exact" and "cold".
+
+    Args:
+        name: The name of the argument.
+        value: Its value.
+    """
     checks.one_of(name, value, RESUME)
 
 
 def path_of(folder: str | os.PathLike[str], rank: int, number: int = 0) -> Path:
-    """The file of one rank in a checkpoint's folder, for the engine of this number."""
+    """The file of one rank and one engine in a checkpoint's folder; ``number`` counts the engines of an accelerator."""
     return Path(folder) / (f"lowland_{rank}.pt" if number == 0 else f"lowland{number}_{rank}.pt")
 
 
 def save(engine: Engine, folder: str | os.PathLike[str], rank: int, number: int = 0) -> None:
-    """Write the state of this rank's engine; the file gets its name when all of it is written."""
+    """Write the state of this rank's engine to a temporary file, and rename the file when it is complete."""
     path = path_of(folder, rank, number)
-    path.parent.mkdir(parents=True, exist_ok=True)  # on every rank: another one may be first
+    path.parent.mkdir(parents=True, exist_ok=True)  # on every rank, because any rank may be the first
     unfinished = path.with_suffix(".tmp")
     torch.save(engine.state_dict(), unfinished)
     os.replace(unfinished, path)
@@ -45,41 +50,41 @@ def load(
     *,
     resume: str,
     option: str,
-    told: bool,
+    knows_progress: bool,
     number: int = 0,
 ) -> None:
-    """Let an engine go on where a checkpoint was taken.
+    """Load an engine's state from a checkpoint.
 
-    A state that is the same on all ranks is read from the first rank's file where this rank has none, as on more ranks
-    than before. One that belongs to a rank is refused there.
+    A rank without a file, as after a resume on more ranks, reads the first rank's file. The engine refuses that state
+    if it differs between ranks.
 
     Args:
         engine: The engine.
         folder: The checkpoint's folder.
         rank: This rank's number.
-        resume: "cold" lets a method start anew where the checkpoint has no state of it.
-        option: How the caller says so.
-        told: Whether the framework tells the engine how much of the training is done.
-        number: Of the engine, where there are several.
+        resume: "exact" refuses a checkpoint without the method's state; "cold" starts the method anew.
+        option: The caller's code for "cold", for messages.
+        knows_progress: Whether the framework sets the completed fraction of the training.
+        number: The engine's number, if there are several.
 
     Raises:
-        StateError: The checkpoint has no state though the method keeps something, or has another one.
+        StateError: The checkpoint has no state of a method that has state, or the state of another method.
     """
     own, first = path_of(folder, rank, number), path_of(folder, 0, number)
     path = own if own.exists() else first
     if not path.exists():
-        check_missing(engine, str(folder), resume=resume, option=option, told=told)
+        check_missing(engine, str(folder), resume=resume, option=option, knows_progress=knows_progress)
         return
     engine.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
 
 
-def check_missing(engine: Engine, where: str, *, resume: str, option: str, told: bool) -> None:
-    """Refuse a checkpoint without the engine's state, where a cold start would be another trajectory.
+def check_missing(engine: Engine, where: str, *, resume: str, option: str, knows_progress: bool) -> None:
+    """Refuse a checkpoint without the engine's state if a cold start would change the trajectory.
 
     Raises:
-        StateError: The method keeps something from step to step, or counts steps.
+        StateError: The method has memory or counts steps.
     """
-    if resume == "cold" or not keeps(engine, told=told):
+    if resume == "cold" or not keeps(engine, knows_progress=knows_progress):
         return
     raise StateError(
         f"the checkpoint must hold the state of {engine.method.kind}, which keeps something from step to step or "
@@ -88,19 +93,20 @@ def check_missing(engine: Engine, where: str, *, resume: str, option: str, told:
     )
 
 
-def keeps(engine: Engine, *, told: bool) -> bool:
-    """Whether a resume without the engine's state would be another trajectory.
+def keeps(engine: Engine, *, knows_progress: bool) -> bool:
+    """Whether a resume without the engine's state would change the trajectory.
 
     Args:
         engine: The engine.
-        told: Whether the framework tells it how much of the training is done, so that it need not count.
+        knows_progress: Whether the framework sets the completed fraction of the training, so that schedules by it do
+            not count steps.
     """
     counting = [part for part in parts_of(engine.method) if isinstance(part, Schedule | When | Late)]
-    return bool(engine.memory) or any(not (told and part.needs_progress) for part in counting)
+    return bool(engine.memory) or any(not (knows_progress and part.needs_progress) for part in counting)
 
 
 def plain(batch: Any) -> Any:
-    """A batch whose mappings are dicts, such as a tokenizer's ``BatchEncoding``, so that it can be cut and saved."""
+    """A batch with its mappings, such as a tokenizer's ``BatchEncoding``, as dicts, which can be cut and saved."""
     if isinstance(batch, Mapping):
         return {key: plain(value) for key, value in batch.items()}
     return batch

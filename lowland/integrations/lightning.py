@@ -1,4 +1,4 @@
-"""Lightning: a callback that makes automatic optimization sharpness-aware, and leaves the LightningModule as it is."""
+"""Lightning: a callback that trains by a method; the LightningModule does not change."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ try:
     from lightning.pytorch import Callback, LightningModule
 except (ImportError, RuntimeError):
     try:
-        from pytorch_lightning import Callback, LightningModule  # the same, under its other name
+        from pytorch_lightning import Callback, LightningModule  # the other name of the same package
     except (ImportError, RuntimeError) as error:
         raise MissingExtraError("lightning", "lightning") from error
 
@@ -35,26 +35,26 @@ STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
 
 
 class Sharpness(Callback):  # type: ignore[misc]
-    """A method for a LightningModule, which stays as it is.
+    """Trains a LightningModule by a method; the module does not change.
 
     ::
 
         trainer = Trainer(callbacks=[Sharpness(lowland.SAM(rho=0.05))], max_epochs=10)
         trainer.fit(module, loader)
 
-    ``training_step`` runs once for every pass of the method. What it logs, its metrics and what it returns are those of
-    the pass that reports; hooks, clipping, the optimizer's step and schedules come once a step, as ever.
+    ``training_step`` runs once for every pass of the method. Logged values, metrics and the returned value are those of
+    the pass that reports. Hooks, clipping, the optimizer's step and schedules run once a step.
 
     Args:
         method: The method, such as ``SAM(rho=0.05)``. Methods that choose examples by their losses are refused.
-        resume: "exact" refuses to resume a method that keeps something from a checkpoint without its state; "cold" lets
-            it start anew there.
+        resume: How a method with state resumes from a checkpoint without its state: "exact" refuses it, "cold" starts
+            the method anew.
         **options: Options of :class:`lowland.Engine`: ``rng``, ``seed``, ``cut``, ``micro_batch`` and
             ``allow_low_precision``.
 
     Attributes:
-        engine: The engine of the training under way or done last; None before the first.
-        reporting: False while a pass runs whose loss and metrics are not the step's; also ``lowland.displaced()``.
+        engine: The engine of the current or last training; None before the first one.
+        reporting: False during a pass that does not report; see also ``lowland.displaced()``.
 
     Raises:
         ArgumentError: An argument breaks its rule.
@@ -75,13 +75,13 @@ class Sharpness(Callback):  # type: ignore[misc]
         self.engine: Engine | None = None
         self.reporting = True
         self._grads: list[Tensor | None] = []
-        self._states: list[Any] | None = None  # of all ranks, from a checkpoint
+        self._states: list[Any] | None = None  # the states of all ranks, from a checkpoint
         self._resumed = False
 
     # The training
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Make the engine, and take the place of the strategy's ``training_step`` and ``backward``."""
+        """Make the engine, and replace the strategy's ``training_step`` and ``backward``."""
         check_training(trainer, pl_module)
         strategy = trainer.strategy
         scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -91,60 +91,62 @@ class Sharpness(Callback):  # type: ignore[misc]
             engine.load_state_dict(self._states[min(rank, len(self._states) - 1)])
         elif self._resumed:
             option = 'Sharpness(…, resume="cold")'
-            checkpoints.check_missing(engine, "that of ckpt_path", resume=self.resume, option=option, told=True)
+            checkpoints.check_missing(
+                engine, "that of ckpt_path", resume=self.resume, option=option, knows_progress=True
+            )
         self.engine, self._states, self._resumed = engine, None, False
-        self._logging, self._looked = Logging(pl_module), -1
+        self._logging, self._checked_step = Logging(pl_module), -1
         step = strategy.training_step
 
         def training_step(*args: Any, **kwargs: Any) -> Any:
             return self._run(trainer, pl_module, step, *args, **kwargs)
 
         def backward(loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            return self._fill(trainer, pl_module, loss)
+            return self._add_gradient(trainer, pl_module, loss)
 
         strategy.training_step, strategy.backward = training_step, backward
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Give the strategy its own functions back."""
+        """Restore the strategy's own functions."""
         for name in ("training_step", "backward"):
             vars(trainer.strategy).pop(name, None)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Give the strategy its own functions back."""
+        """Restore the strategy's own functions."""
         self.on_train_end(trainer, pl_module)
 
     def _run(self, trainer: Any, module: Any, step: Any, batch: Any, *rest: Any) -> Any:
-        """All passes, where Lightning runs ``training_step``; the gradient is kept until it runs backward."""
+        """Run all passes in place of ``training_step``, and keep the gradient until Lightning runs backward."""
         engine = self.engine
         assert engine is not None
         self._check_accumulation(trainer, engine)
         if self.method.needs_progress:
             engine.progress = fraction(trainer)
-        held, result = [param.grad for param in engine.params], None
+        before_step, result = [param.grad for param in engine.params], None
         for param in engine.params:
-            param.grad = None  # that of the step before: Lightning zeroes after training_step
-        whole = batch if self.most is None else Parts(engine.batches.split(batch, self.most))
+            param.grad = None  # from the step before, because Lightning zeroes after training_step
+        examples = batch if self.most is None else Parts(engine.batches.split(batch, self.most))
         try:
             with synchronized(engine.work.replicas.ddps):
-                for p in engine.passes(whole):
+                for p in engine.passes(examples):
                     wrong = self._check_once(p, step, batch, rest)
-                    with p, self._telling(p.reports):
+                    with p, self._reporting(p.reports):
                         if wrong is not None:
-                            raise wrong  # in the pass, which then takes the step back
-                        found = self._pass(p, step, rest)
-                        result = found if p.reports else result
+                            raise wrong  # in the pass, which then reverts the step
+                        returned = self._pass(p, step, rest)
+                        result = returned if p.reports else result
             self._logging.send()
             self._grads = [param.grad for param in engine.params]
         finally:
             self._logging.forget()
-            for param, grad in zip(engine.params, held, strict=True):
+            for param, grad in zip(engine.params, before_step, strict=True):
                 param.grad = grad
         assert engine.loss is not None
         loss = engine.loss.clone()
         return {**result, "loss": loss} if isinstance(result, Mapping) else loss
 
     def _pass(self, p: Pass, step: Any, rest: tuple[Any, ...]) -> Any:
-        """One pass: ``training_step`` on its batch, or on each part of that; returns what the last one returned."""
+        """Run ``training_step`` on a pass's batch, or on each of its parts; return the last returned value."""
         assert self.engine is not None
         result, several = None, in_parts(p)
         for part in p.parts():
@@ -162,20 +164,20 @@ class Sharpness(Callback):  # type: ignore[misc]
         return detached(result)
 
     def _check_once(self, p: Pass, step: Any, batch: Any, rest: tuple[Any, ...]) -> Exception | None:
-        """Look whether a loss that is cut is a mean over examples, once in steps 0, 1, 2, 4, 8 and so on."""
+        """Check that a loss that is cut is a mean over examples, in steps 0, 1, 2, 4, 8, …; return the error."""
         engine = self.engine
         assert engine is not None
-        if in_parts(p) and engine.step & (engine.step - 1) == 0 and self._looked != engine.step:
-            self._looked = engine.step
+        if in_parts(p) and engine.step & (engine.step - 1) == 0 and self._checked_step != engine.step:
+            self._checked_step = engine.step
             try:
-                with self._telling(False):
+                with self._reporting(False):
                     check_examples(engine, lambda part: step(part, *rest), batch)
             except Exception as error:
                 return error
         return None
 
-    def _fill(self, trainer: Any, module: Any, loss: Tensor) -> Tensor:
-        """Where Lightning runs backward: add the step's gradient to ``.grad``, with the hooks around it."""
+    def _add_gradient(self, trainer: Any, module: Any, loss: Tensor) -> Tensor:
+        """Add the step's gradient to ``.grad`` in place of backward, between the plugin's hooks."""
         assert self.engine is not None
         plugin = trainer.precision_plugin
         loss = plugin.pre_backward(loss, module)
@@ -187,8 +189,8 @@ class Sharpness(Callback):  # type: ignore[misc]
         return plugin.post_backward(loss, module)  # type: ignore[no-any-return]
 
     @contextmanager
-    def _telling(self, reports: bool) -> Iterator[None]:
-        """A pass that does not report logs nothing."""
+    def _reporting(self, reports: bool) -> Iterator[None]:
+        """Set ``reporting`` in this context, and log nothing if the pass does not report."""
         before, self.reporting = self.reporting, reports
         try:
             with self._logging.muted(not reports):
@@ -198,7 +200,7 @@ class Sharpness(Callback):  # type: ignore[misc]
 
     def _check_accumulation(self, trainer: Any, engine: Engine) -> None:
         count = trainer.accumulate_grad_batches
-        if count > 1 and checkpoints.keeps(engine, told=True):
+        if count > 1 and checkpoints.keeps(engine, knows_progress=True):
             raise UsageError(
                 f"accumulate_grad_batches must be 1 for {engine.method.kind}, which keeps something from step to step "
                 f"or counts steps, but is {count}, and Lightning would take {count} steps of the method for one of the "
@@ -209,7 +211,7 @@ class Sharpness(Callback):  # type: ignore[misc]
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """The engines of all ranks, because the first rank writes for all; Lightning calls this on every rank."""
+        """The states of all ranks' engines, because only the first rank writes; Lightning calls this on every rank."""
         if self.engine is None:
             return {}
         mine = self.engine.state_dict()
@@ -220,23 +222,23 @@ class Sharpness(Callback):  # type: ignore[misc]
         return {"engines": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint, when the training starts.
+        """Keep the states of a checkpoint until the training starts.
 
         Args:
-            state_dict: What :meth:`state_dict` gave.
+            state_dict: The value of :meth:`state_dict`.
         """
         self._states = state_dict.get("engines")
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Note that the training resumes, whether or not the checkpoint has a state of this callback."""
+        """Note that the training resumes, also from a checkpoint without a state of this callback."""
         self._resumed = True
 
 
 def check_training(trainer: Any, module: Any) -> None:
-    """Refuse what the callback cannot take the place of.
+    """Refuse trainings that the callback does not support.
 
     Raises:
-        UsageError: The training is of such a kind.
+        UsageError: The training is not supported.
     """
     if not module.automatic_optimization:
         raise UsageError(
@@ -270,10 +272,10 @@ def check_training(trainer: Any, module: Any) -> None:
 
 
 def fraction(trainer: Any) -> float:
-    """How much of the training is done, in [0, 1].
+    """The completed fraction of the training, in [0, 1].
 
     Raises:
-        UsageError: Lightning does not know its length.
+        UsageError: The length of the training is infinite.
     """
     steps: float = trainer.estimated_stepping_batches
     if not math.isfinite(steps):
@@ -286,12 +288,12 @@ def fraction(trainer: Any) -> float:
 
 
 def in_parts(p: Pass) -> bool:
-    """Whether ``training_step`` gets less than a whole batch in a pass."""
+    """Whether ``training_step`` gets a part of the batch in a pass."""
     return bool(p.probe.cut) or isinstance(p.batch, Parts)
 
 
 def detached(result: Any) -> Any:
-    """What ``training_step`` returned, without the graph of its loss."""
+    """The value of ``training_step`` with detached tensors if it is a mapping; else None."""
     if isinstance(result, Mapping):
         return {k: v.detach() if isinstance(v, Tensor) else v for k, v in result.items()}
     return None

@@ -1,4 +1,4 @@
-"""What a LightningModule logs while its training step runs several times for one step."""
+"""Logs the values of a LightningModule once per step, although its training step runs once per pass."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lowland.integrations.temporary import standing_in
 
 
 class Logging:
-    """Takes the place of ``log`` and ``log_dict`` while a pass runs.
+    """Replaces ``log`` and ``log_dict`` during a pass.
 
-    A pass that does not report logs nothing. Where the pass that reports runs in parts, what these log under one name
-    is logged once, as the mean over the examples.
+    A pass that does not report logs nothing. If the pass that reports runs in parts, the values that the parts log
+    under one name are logged once, as their mean over the examples.
 
     Args:
-        module: The LightningModule; those inside it log, too.
+        module: The LightningModule; modules inside it may log, too.
     """
 
     def __init__(self, module: Any) -> None:
@@ -27,20 +27,20 @@ class Logging:
 
     @contextmanager
     def muted(self, mute: bool) -> Iterator[None]:
-        """Nothing is logged inside, if so asked."""
+        """Log nothing in this context if ``mute`` is true."""
 
-        def quiet(*args: Any, **kwargs: Any) -> None:
+        def ignore(*args: Any, **kwargs: Any) -> None:
             """Log nothing."""
 
         with ExitStack() as stack:
             for module in self.modules if mute else ():
-                stack.enter_context(standing_in(module, "log", quiet))
-                stack.enter_context(standing_in(module, "log_dict", quiet))
+                stack.enter_context(standing_in(module, "log", ignore))
+                stack.enter_context(standing_in(module, "log_dict", ignore))
             yield
 
     @contextmanager
     def of(self, rows: int | None) -> Iterator[None]:
-        """Gather what a part of so many examples logs; None for a whole batch, which logs as ever."""
+        """Gather the values that a part of ``rows`` examples logs; if ``rows`` is None, a whole batch logs directly."""
         with ExitStack() as stack:
             for number, module in enumerate(self.modules if rows is not None else ()):
                 if "log" in vars(module):
@@ -53,7 +53,7 @@ class Logging:
 
     def _gathering(self, number: int, rows: int) -> tuple[Any, Any]:
         def log(name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-            """Add a value up, or keep the last of what is no number, such as a metric."""
+            """Add a value to its sum; of objects that are no numbers, such as metrics, keep the last."""
             before = self._sums.get((number, name))
             if isinstance(value, Tensor | float | int):
                 value = (value.detach() if isinstance(value, Tensor) else float(value)) * rows
@@ -64,18 +64,18 @@ class Logging:
             self._sums[number, name] = total, count, args, kwargs
 
         def log_dict(values: Any, *args: Any, **kwargs: Any) -> None:
-            """Add each value up."""
+            """Add each value to its sum."""
             for name, value in values.items():
                 log(name, value, *args, **kwargs)
 
         return log, log_dict
 
     def send(self) -> None:
-        """Log the means of what was gathered."""
+        """Log the means of the gathered values."""
         for (number, name), (total, count, args, kwargs) in self._sums.items():
             self.modules[number].log(name, total / count if count else total, *args, **kwargs)
         self.forget()
 
     def forget(self) -> None:
-        """Drop what was gathered."""
+        """Discard the gathered values."""
         self._sums = {}

@@ -1,4 +1,4 @@
-"""Whether a loss that is cut is the mean over its examples."""
+"""Checks that the loss of a batch that is cut is the mean over its examples."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from lowland.integrations.temporary import evaluating
 
 
 def check_examples(engine: Engine, step: Callable[[Any], Any], batch: Any) -> None:
-    """Compare a batch's loss with the mean over its two halves, in a pass of its own that leaves no trace.
+    """Compare a batch's loss with the mean over its two halves, in a separate pass that restores all state.
 
     Args:
         engine: The engine, whose model is evaluated, without dropout.
-        step: Gives the loss of a batch, or a dict with it under the key "loss".
+        step: Returns the loss of a batch, or a dict with the loss under the key "loss".
         batch: A batch that the engine can cut.
 
     Raises:
-        LossError: They differ, so that the loss of a part weighs something else than its number of examples.
+        LossError: The two differ, so the weight of a part is not its number of examples.
     """
     halves = engine.batches.chunk(batch, 2)
     sizes = [engine.batches.size(half) for half in halves]
     devices = [d for d in {p.device for p in engine.params} if d.type == "cuda"]
-    look = Probe(batch, grad=False, stats=False)
-    with evaluating(engine.model), torch.random.fork_rng(devices), Pass(engine.work, look) as p:
-        whole, *parts = (_loss(step(part)) for part in (batch, *halves))
-        p.backward(whole)
-    together = torch.stack([loss.double() * n / sum(sizes) for n, loss in zip(sizes, parts, strict=True)]).sum()
-    # In low precision two sums of the same numbers part by 1e-2; a mean over anything but examples, usually by more.
-    near = 2e-2 if whole.dtype.itemsize < 4 or torch.is_autocast_enabled(whole.device.type) else 1e-3
-    if not torch.isclose(whole.double(), together, rtol=near, atol=1e-6):
+    probe = Probe(batch, grad=False, stats=False)
+    with evaluating(engine.model), torch.random.fork_rng(devices), Pass(engine.work, probe) as p:
+        full, *parts = (_loss(step(part)) for part in (batch, *halves))
+        p.backward(full)
+    mean = torch.stack([loss.double() * n / sum(sizes) for n, loss in zip(sizes, parts, strict=True)]).sum()
+    # In low precision, two sums of equal numbers may differ by 1e-2; means over other items usually differ by more.
+    tolerance = 2e-2 if full.dtype.itemsize < 4 or torch.is_autocast_enabled(full.device.type) else 1e-3
+    if not torch.isclose(full.double(), mean, rtol=tolerance, atol=1e-6):
         raise LossError(
             "a batch that is cut must have a loss that is the mean over its examples, but on one batch it is "
-            f"{float(whole):.6g}, and over the batch's two halves {float(together):.6g}; use a method that does not "
+            f"{float(full):.6g}, and over the batch's two halves {float(mean):.6g}; use a method that does not "
             "cut, without micro_batch, or train with Engine.backward(batch) and lowland.Loss(total, count)"
         )
 

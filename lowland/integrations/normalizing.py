@@ -1,4 +1,4 @@
-"""How a Trainer's loss is normalized, which decides what a part of a micro-batch weighs."""
+"""Measures how a Trainer normalizes its loss, which decides the weight of a part of a micro-batch."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ REMEDY = (
 
 
 class Normalization:
-    """Measures once whether a Trainer's loss is a sum over a fixed number of items, or a mean over the examples.
+    """Measures once whether a Trainer's loss is a sum divided by the step's items, or a mean over the examples.
 
-    Of a part of a micro-batch, a sum over all items of the step is that part's share as it is; a mean over the part
-    must be multiplied by the part's share of the micro-batch.
+    The losses of the parts of a micro-batch must add up. A sum divided by the step's items adds up as it is. A mean
+    over a part is multiplied by the part's fraction of the micro-batch.
 
     Args:
-        trainer: A Trainer whose loss is that of ``transformers.Trainer.compute_loss``.
-        compute_loss: That function.
+        trainer: A Trainer that uses ``transformers.Trainer.compute_loss``.
+        compute_loss: This function.
     """
 
     def __init__(self, trainer: Any, compute_loss: Callable[..., Any]) -> None:
@@ -33,7 +33,7 @@ class Normalization:
         self._sum: bool | None = None  # None: not known yet
 
     def fraction(self, model: nn.Module, piece: dict[str, Any], rows: int) -> float:
-        """What the loss of a part of a micro-batch is multiplied by, so that the parts' losses add up.
+        """The factor of the loss of a part of a micro-batch, so that the parts' losses add up.
 
         Args:
             model: The model, possibly wrapped.
@@ -41,8 +41,8 @@ class Normalization:
             rows: The number of rows of the part.
 
         Raises:
-            UsageError: The Trainer computes a loss of its own, whose rows may belong together.
-            LossError: The loss is neither of the two.
+            UsageError: A subclass computes the loss, whose rows may belong together.
+            LossError: The loss is neither such a sum nor such a mean.
         """
         self._check_known()
         if self._sum is None:
@@ -58,7 +58,7 @@ class Normalization:
         return rows / float(piece["rows"])
 
     def _check_known(self) -> None:
-        """Refuse a loss of the user's or of a trainer whose rows come in pairs, such as DPOTrainer."""
+        """Refuse the loss of another class, whose rows may belong together, such as the pairs of DPOTrainer."""
         kinds = type(self.trainer).__mro__
         owner = next(k for k in kinds if "compute_loss" in vars(k))
         if owner.__name__ not in ("Trainer", "SFTTrainer"):
@@ -68,7 +68,7 @@ class Normalization:
             )
 
     def _measure(self, model: nn.Module, piece: dict[str, Any]) -> bool | None:
-        """Whether twice the number of items halves the loss; None where the loss is zero, which says nothing."""
+        """Whether twice the number of items halves the loss; None if the loss is zero, which decides nothing."""
         items = piece["items"]
         if items is None:
             return False

@@ -1,4 +1,4 @@
-"""What no integration can do right, refused with the remedy."""
+"""Refuses the set-ups that no integration supports."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lowland.methods.bisam import BiSAM
 from lowland.methods.esam import ESAM
 from lowland.methods.k_sam import KSAM
 
-BY_EXAMPLE = (AUSAM, BiSAM, ESAM, KSAM)  # methods that need a loss for every example, or another loss
+BY_EXAMPLE = (AUSAM, BiSAM, ESAM, KSAM)  # methods that need a loss per example, or another loss function
 REPLICATED = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_HPU", "MULTI_MLU", "MULTI_MUSA")
 
 
 def parts_of(method: Method) -> Iterator[Any]:
-    """The method, and all methods, schedules and conditions among its fields, also of methods inside."""
+    """The method, and all methods, schedules and conditions in its fields and in the fields of inner methods."""
     yield method
     for value in vars(method).values():
         if isinstance(value, Method):
@@ -31,14 +31,14 @@ def parts_of(method: Method) -> Iterator[Any]:
 
 
 def check_mean(method: Method, where: str) -> None:
-    """Refuse what is no method, and a method that needs more than the mean loss.
+    """Refuse a method that needs more than the mean loss.
 
     Args:
         method: The method.
-        where: The framework's part that computes the loss.
+        where: The function or class of the framework that computes the loss, for messages.
 
     Raises:
-        ArgumentError: The method is no method, or chooses examples by their losses.
+        ArgumentError: ``method`` is no method, or needs a loss per example or another loss function.
     """
     check_method(method)
     for part in parts_of(method):
@@ -54,7 +54,7 @@ def check_optimizer(optimizer: Any) -> None:
     """Refuse a :class:`~lowland.ClosureOptimizer`, in any wrapper.
 
     Raises:
-        UsageError: It is one.
+        UsageError: The optimizer is a ``ClosureOptimizer``.
     """
     inside = lookahead.unwrap(optimizer)
     if isinstance(inside, ClosureOptimizer):
@@ -65,10 +65,10 @@ def check_optimizer(optimizer: Any) -> None:
 
 
 def check_accelerator(accelerator: Any) -> None:
-    """Refuse an accelerator whose gradients are not in ``.grad``, or are averaged by nobody the engine knows.
+    """Refuse an accelerator whose gradients are not in ``.grad``, or are averaged in a way unknown to the engine.
 
     Raises:
-        UsageError: It is of such a kind.
+        UsageError: The accelerator is not supported.
     """
     kind = getattr(accelerator.distributed_type, "name", str(accelerator.distributed_type))
     remedy = "train with DistributedDataParallel, or with FSDP version 2"

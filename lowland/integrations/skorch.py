@@ -1,4 +1,4 @@
-"""skorch: nets for scikit-learn whose training step is a method's."""
+"""skorch: nets for scikit-learn that train by a method."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ except (ImportError, RuntimeError) as error:
 
 
 class SharpnessMixin:
-    """Makes a skorch net sharpness-aware; it stands before the net among the bases.
+    """Makes a skorch net train by a method; it is the first base class, before the net.
 
     ::
 
@@ -31,14 +31,14 @@ class SharpnessMixin:
         net = Net(Module, sharpness=lowland.SAM(rho=0.05), max_epochs=10)
         GridSearchCV(net, {"sharpness": [lowland.Plain(), lowland.SAM(rho=0.05), lowland.SAM(rho=0.1)]})
 
-    Callbacks such as gradient clipping, schedules, history and scoring stay skorch's own. The engine's state goes with
-    a pickled net, and beside the optimizer's by ``save_params(f_engine=…)`` or ``Checkpoint(f_engine=…)``.
+    Callbacks such as gradient clipping, schedules, history and scoring are skorch's own. A pickled net contains the
+    engine's state. ``save_params(f_engine=…)`` and ``Checkpoint(f_engine=…)`` save it beside the optimizer's state.
 
     Args:
         *args: As the net's.
         sharpness: The method, such as ``SAM(rho=0.05)``. Methods that choose examples by their losses are refused.
-        sharpness_resume: "exact" refuses to load the optimizer of a method that keeps something without the engine;
-            "cold" lets the method start anew.
+        sharpness_resume: How a method with state resumes if the optimizer is loaded without the engine: "exact" refuses
+            it, "cold" starts the method anew.
         **kwargs: As the net's.
 
     Attributes:
@@ -52,12 +52,12 @@ class SharpnessMixin:
         super().__init__(*args, **kwargs)
 
     def initialize_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Make the optimizer, and the engine on it; a method goes on where its module is the same.
+        """Make the optimizer and the engine; the method keeps its state if method and parameters are the same.
 
         Raises:
-            ArgumentError: The method is none, or needs more than a mean loss.
-            UsageError: There are several optimizers, or one that calls its closure several times; the net trains over
-                an accelerator.
+            ArgumentError: ``sharpness`` is no method, or needs more than a mean loss.
+            UsageError: The net has several optimizers, an optimizer that calls its closure several times, or an
+                accelerator.
         """
         super().initialize_optimizer(*args, **kwargs)  # type: ignore[misc]
         refusals.check_mean(self.sharpness, "get_loss")
@@ -72,25 +72,27 @@ class SharpnessMixin:
         return self
 
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        """The method's step on a batch.
+        """Run the method's step on a batch.
 
         Returns:
-            "loss", the method's loss, detached, shape ``()``, and "y_pred", what the pass that reports predicts.
+            "loss", the method's loss, detached, shape ``()``, and "y_pred", the predictions of the pass that reports.
         """
-        engine, said = self.engine_, list[Any]()
+        engine, predictions = self.engine_, list[Any]()
         self._set_training(True)  # type: ignore[attr-defined]
         for p in engine.passes(batch):
             wrong = self._check_once(batch, fit_params) if p.probe.cut else None
             with p:
                 if wrong is not None:
-                    raise wrong  # in the pass, which then takes the step back
+                    raise wrong  # in the pass, which then reverts the step
                 loss, predicted = self._loss(p.batch, fit_params)
                 rows = engine.batches.size(p.batch) if p.probe.cut else 1
                 p.backward(Loss(loss * rows, rows) if p.probe.cut else loss)
                 if p.reports:
-                    said.append(pytree.tree_map(torch.detach, predicted))
+                    predictions.append(pytree.tree_map(torch.detach, predicted))
                 del loss, predicted
-        y_pred = said[0] if len(said) == 1 else pytree.tree_map(lambda *each: torch.cat(each), *said)
+        y_pred = (
+            predictions[0] if len(predictions) == 1 else pytree.tree_map(lambda *each: torch.cat(each), *predictions)
+        )
         return {"loss": engine.loss, "y_pred": y_pred}
 
     def _loss(self, batch: Any, fit_params: dict[str, Any]) -> tuple[Tensor, Any]:
@@ -100,7 +102,7 @@ class SharpnessMixin:
         return net.get_loss(predicted, targets, X=inputs, training=True), predicted
 
     def _check_once(self, batch: Any, fit_params: dict[str, Any]) -> Exception | None:
-        """Look whether a loss that is cut is a mean over examples, once in steps 0, 1, 2, 4, 8 and so on."""
+        """Check that a loss that is cut is a mean over examples, in steps 0, 1, 2, 4, 8, …; return the error."""
         step = self.engine_.step
         if step & (step - 1) == 0 and self._looked != step:
             self._looked = step
@@ -119,10 +121,10 @@ class SharpnessMixin:
         checkpoint: Any = None,
         **kwargs: Any,
     ) -> None:
-        """As the net's; with ``f_engine`` the method goes on, too.
+        """As the net's; ``f_engine`` loads the method's state, too.
 
         Raises:
-            StateError: The optimizer's state is loaded without the engine's, though the method keeps something.
+            StateError: The optimizer's state is loaded without the engine's, although the method has state.
         """
         net: Any = self
         if checkpoint is not None and not net.initialized_:
@@ -133,7 +135,7 @@ class SharpnessMixin:
         super().load_params(f_params, f_optimizer, f_criterion, f_history, checkpoint, **kwargs)  # type: ignore[misc]
 
     def _check_resume(self) -> None:
-        if self.sharpness_resume == "cold" or not checkpoints.keeps(self.engine_, told=False):
+        if self.sharpness_resume == "cold" or not checkpoints.keeps(self.engine_, knows_progress=False):
             return
         raise StateError(
             f"the state of {self.engine_.method.kind} must be loaded with the optimizer's, because it keeps something "
@@ -142,7 +144,7 @@ class SharpnessMixin:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """With the engine's state in the place of the engine, which belongs to this process's tensors."""
+        """The net's state with the engine's state in place of the engine, which refers to this process's tensors."""
         state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]
         engine = state.pop("engine_", None)
         return state if engine is None else {**state, "_engine_state": engine.state_dict()}
@@ -158,13 +160,13 @@ class SharpnessMixin:
 
 def modules_of(net: Any) -> Any:
     """The net's module, or all modules and criteria that have parameters, under their names."""
-    found = {name: getattr(net, f"{name}_") for name in [*net._modules, *net._criteria]}
-    trained = {name: m for name, m in found.items() if isinstance(m, nn.Module) and any(True for _ in m.parameters())}
+    members = {name: getattr(net, f"{name}_") for name in [*net._modules, *net._criteria]}
+    trained = {name: m for name, m in members.items() if isinstance(m, nn.Module) and any(True for _ in m.parameters())}
     return next(iter(trained.values())) if len(trained) == 1 else trained
 
 
 def same(before: Engine, engine: Engine) -> bool:
-    """Whether two engines train the very same parameters."""
+    """Whether two engines train identical parameters."""
     return len(before.params) == len(engine.params) and all(
         a is b for a, b in zip(before.params, engine.params, strict=True)
     )
@@ -174,7 +176,7 @@ def check_net(net: Any) -> None:
     """Refuse a net whose step is not one call of ``train_step_single`` and one of the optimizer.
 
     Raises:
-        UsageError: It is such a net.
+        UsageError: The net is not supported.
     """
     if any(kind.__name__ == "AccelerateMixin" for kind in type(net).__mro__):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""What is otherwise for a while: a function of an object, the mode of a model, whether DDP averages."""
+"""Contexts with temporary changes: an object's function, a model's mode, DDP's averaging."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 @contextmanager
 def standing_in(owner: Any, name: str, function: Any) -> Iterator[None]:
-    """Let ``owner.name`` be another function; afterwards the object has what it had, whatever is raised inside."""
-    held = vars(owner).get(name)
+    """Replace ``owner.name`` by another function in this context; restore it at the end, also after an exception."""
+    original = vars(owner).get(name)
     object.__setattr__(owner, name, function)
     try:
         yield
     finally:
-        if held is None:
+        if original is None:
             object.__delattr__(owner, name)
         else:
-            object.__setattr__(owner, name, held)
+            object.__setattr__(owner, name, original)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model without dropout and without new statistics; afterwards every module is as it was."""
+    """Put the model into evaluation mode in this context; restore every module's mode at the end."""
     modes = {m: m.training for m in model.modules()}
     model.eval()
     try:
@@ -38,13 +38,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def synchronized(ddps: Iterable[DistributedDataParallel]) -> Iterator[None]:
-    """Let wrappers average, also inside their ``no_sync``, which would keep an engine from averaging."""
+    """Let DDP average in this context, also inside ``no_sync``, where the engine would refuse a step."""
     wrappers = list(ddps)
-    before = [ddp.require_backward_grad_sync for ddp in wrappers]
+    settings = [ddp.require_backward_grad_sync for ddp in wrappers]
     try:
         for ddp in wrappers:
             ddp.require_backward_grad_sync = True
         yield
     finally:
-        for ddp, sync in zip(wrappers, before, strict=True):
+        for ddp, sync in zip(wrappers, settings, strict=True):
             ddp.require_backward_grad_sync = sync

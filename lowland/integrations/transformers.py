@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer, and what is made from it, such as trl's: one perturbation for each optimizer step."""
+"""Hugging Face's Trainer and its subclasses, such as trl's: one perturbation for each optimizer step."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ except (ImportError, RuntimeError) as error:  # transformers itself raises Runti
     raise MissingExtraError("transformers", "transformers") from error
 
 OPTIONS = ("rng", "seed", "allow_low_precision")
-COUNTED = ("_metrics", "_total_train_tokens")  # what trl's trainers count in compute_loss
+COUNTED = ("_metrics", "_total_train_tokens")  # the counters that trl's trainers update in compute_loss
 
 Kind = TypeVar("Kind", bound=type)
 
 
 class SharpnessMixin:
-    """Makes a Trainer sharpness-aware; it stands before the Trainer among the bases.
+    """Makes a Trainer train by a method; it is the first base class, before the Trainer.
 
     ::
 
@@ -40,25 +40,25 @@ class SharpnessMixin:
 
         trainer = MyTrainer(model, args, train_dataset=data, sharpness=lowland.SAM(rho=0.05))
 
-    One optimizer step is one step of the method: all its micro-batches, ``gradient_accumulation_steps`` of them, share
-    one perturbation. Loss, clipping, schedules, logging, checkpoints and mixed precision stay the Trainer's own. Every
-    call of ``train()`` begins the method anew, unless it resumes. ``args.max_steps`` or the epochs are the whole
-    training for methods and schedules that go by its fraction.
+    One optimizer step is one step of the method: its ``gradient_accumulation_steps`` micro-batches share one
+    perturbation. Loss, clipping, schedules, logging, checkpoints and mixed precision are the Trainer's own. Every call
+    of ``train()`` starts the method anew, unless it resumes. Methods and schedules that depend on the completed
+    fraction of the training take its length from ``args.max_steps`` or the number of epochs.
 
     Args:
         *args: As the Trainer's.
         sharpness: The method, such as ``SAM(rho=0.05)``. Methods that choose examples by their losses are refused.
         sharpness_options: Options of :class:`lowland.Engine`: ``rng``, ``seed`` and ``allow_low_precision``.
-        sharpness_resume: "exact" refuses to resume a method that keeps something from a checkpoint without its state;
-            "cold" lets it start anew there.
+        sharpness_resume: How a method with state resumes from a checkpoint without its state: "exact" refuses it,
+            "cold" starts the method anew.
         **kwargs: As the Trainer's.
 
     Attributes:
-        engine: The engine of the training under way or done last; None before the first step.
+        engine: The engine of the current or last training; None before the first step.
 
     Raises:
         ArgumentError: An argument breaks its rule.
-        UsageError: The Trainer is set up in a way whose gradients are not in ``.grad``, or would be averaged unseen.
+        UsageError: The Trainer's gradients are not in ``.grad``, or are averaged in a way unknown to the engine.
     """
 
     engine: Engine | None = None
@@ -89,43 +89,43 @@ class SharpnessMixin:
     # The training
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """A training begins: nothing of an earlier one, such as micro-batches held when it failed, enters it."""
+        """Begin a training without the state of an earlier one, such as micro-batches that were held when it failed."""
         self.engine, self._checkpoint = None, None
         self._held.clear()
         return super()._inner_training_loop(*args, **kwargs)  # type: ignore[misc]
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """Hold a micro-batch; with the last one of an optimizer step, take the method's step on all of them.
+        """Hold a micro-batch; at the last one of an optimizer step, run the method's step on all of them.
 
         Returns:
             The method's loss, detached, shape ``()``; zero for micro-batches that are held.
         """
         trainer: Any = self
         examples = checkpoints.plain(inputs)
-        # The Trainer carries what an epoch ends with over to its next step, each divided as it was there.
+        # A step may begin in one epoch and end in the next; each micro-batch keeps the divisor of its epoch.
         count = trainer.current_gradient_accumulation_steps
         self._held.append({"inputs": examples, "items": num_items_in_batch, "count": count})
         if not trainer.accelerator.gradient_state.sync_gradients:
             return torch.zeros((), device=trainer.args.device)
-        engine = self._ready(model)
+        engine = self._engine_for(model)
         rows = [engine.batches.known_size(piece["inputs"]) for piece in self._held]
-        whole = None if None in rows else sum(rows)  # type: ignore[arg-type]
-        # Numbers, not tensors, go with the examples, so that they are carried along where a method cuts these.
-        numbers = [{"rows": n, "step_rows": whole} for n in rows]
+        step_rows = None if None in rows else sum(rows)  # type: ignore[arg-type]
+        # These are numbers, not tensors, so that a method that cuts the examples copies them to every part.
+        numbers = [{"rows": n, "step_rows": step_rows} for n in rows]
         parts = Parts([{**piece, **more} for piece, more in zip(self._held, numbers, strict=True)])
         self._held.clear()
         model.train()
         if callable(getattr(trainer.optimizer, "train", None)):
-            trainer.optimizer.train()  # a schedule-free optimizer moves the weights here, which no pass may see
+            trainer.optimizer.train()  # a schedule-free optimizer moves the weights here, not inside a pass
         for p in engine.passes(parts):
-            with p, self._counting(p.reports):
+            with p, self._counters_restored(p.reports):
                 for piece in p.parts():
                     self._run(p, model, piece)
         assert engine.loss is not None
         return engine.loss
 
     def _run(self, p: Pass, model: Any, piece: dict[str, Any]) -> None:
-        """The Trainer's own step on one micro-batch, whose backward is the engine's."""
+        """Run the Trainer's own step on one micro-batch, with the engine's backward."""
         trainer: Any = self
         calls = 0
 
@@ -137,10 +137,10 @@ class SharpnessMixin:
                     "training_step must call accelerator.backward once for a micro-batch, but calls it again; add the "
                     "losses up and call it once"
                 )
-            self._take(p, model, piece, loss)
+            self._method_backward(p, model, piece, loss)
 
         before = trainer.current_gradient_accumulation_steps
-        trainer.current_gradient_accumulation_steps = piece["count"]  # a batch that is kept has a number of its own
+        trainer.current_gradient_accumulation_steps = piece["count"]  # a batch from an earlier step may have another
         try:
             with standing_in(trainer.accelerator, "backward", backward):
                 super().training_step(model, dict(piece["inputs"]), piece["items"])  # type: ignore[misc]
@@ -152,8 +152,8 @@ class SharpnessMixin:
                 "write self.accelerator.backward(loss) instead of loss.backward()"
             )
 
-    def _take(self, p: Pass, model: Any, piece: dict[str, Any], loss: Tensor) -> None:
-        """Run backward on a loss as the Trainer has normalized it: one micro-batch's share of the step's loss."""
+    def _method_backward(self, p: Pass, model: Any, piece: dict[str, Any], loss: Tensor) -> None:
+        """Run backward on a micro-batch's loss, which the Trainer has normalized to its share of the step's loss."""
         if not p.probe.cut:
             p.backward(loss, share=1.0, part=piece)  # the shares add up to the step's loss
             return
@@ -164,8 +164,8 @@ class SharpnessMixin:
         p.backward(Loss(loss, rows / piece["step_rows"]), part=piece)
 
     @contextlib.contextmanager
-    def _counting(self, reports: bool) -> Iterator[None]:
-        """What trl's trainers count in compute_loss is counted once: a pass that does not report leaves no trace."""
+    def _counters_restored(self, reports: bool) -> Iterator[None]:
+        """Restore the counters of trl's trainers after a pass that does not report; they count every step once."""
         names = [] if reports else [name for name in COUNTED if hasattr(self, name)]
         before = {name: copy.deepcopy(getattr(self, name)) for name in names}
         try:
@@ -174,8 +174,8 @@ class SharpnessMixin:
             for name, value in before.items():
                 setattr(self, name, value)
 
-    def _ready(self, model: Any) -> Engine:
-        """The engine on this model and optimizer; another model, as ``model_init`` makes, gets one of its own."""
+    def _engine_for(self, model: Any) -> Engine:
+        """The engine of this model and optimizer; a new model, as from ``model_init``, gets a new engine."""
         trainer: Any = self
         optimizer = lookahead.unwrap(trainer.optimizer)
         engine = self.engine
@@ -186,7 +186,9 @@ class SharpnessMixin:
             if self._checkpoint is not None:
                 option = f'{type(self).__name__}(…, sharpness_resume="cold")'
                 rank = trainer.args.process_index
-                checkpoints.load(engine, self._checkpoint, rank, resume=self.sharpness_resume, option=option, told=True)
+                checkpoints.load(
+                    engine, self._checkpoint, rank, resume=self.sharpness_resume, option=option, knows_progress=True
+                )
             self.engine, self._checkpoint = engine, None
             self._normalization = Normalization(self, Trainer.compute_loss)
         if self.sharpness.needs_progress:
@@ -208,10 +210,10 @@ class SharpnessMixin:
 
 
 def check_trainer(trainer: Any) -> None:
-    """Refuse a Trainer whose step this module cannot take.
+    """Refuse Trainers that this module does not support.
 
     Raises:
-        UsageError: It is set up so.
+        UsageError: The Trainer is not supported.
     """
     if trainer.args.n_gpu > 1:
         raise UsageError(
@@ -239,16 +241,16 @@ class SharpnessTrainer(SharpnessMixin, Trainer):  # type: ignore[misc]
 
 
 def sharpened(trainer_class: Kind) -> Kind:
-    """A Trainer's class, such as trl's SFTTrainer, with :class:`SharpnessMixin`.
+    """Add :class:`SharpnessMixin` to a Trainer's class, such as trl's SFTTrainer.
 
     Args:
-        trainer_class: ``transformers.Trainer`` or a class made from it.
+        trainer_class: ``transformers.Trainer`` or a subclass.
 
     Returns:
         A subclass that takes ``sharpness``, ``sharpness_options`` and ``sharpness_resume``, too.
 
     Raises:
-        ArgumentError: It is no such class, or has the mixin already.
+        ArgumentError: ``trainer_class`` is no such class, or has the mixin already.
     """
     if not isinstance(trainer_class, type) or not issubclass(trainer_class, Trainer):
         raise ArgumentError(

@@ -1,9 +1,8 @@
-"""A fingerprint of code that is not lowland's own: what a class, function or object does, as a hash.
+"""A fingerprint of the user's code: a hash of a class, a function or an object.
 
-Two runs with the same fingerprint were made by the same code. It covers the file that a class or function was written
-in, the files of the user's own that this file imports, and the values that the code takes from around it: closures,
-defaults, arguments of ``functools.partial``, and numbers and text in global variables. Installed packages are not
-covered, their versions tell.
+Two runs with the same fingerprint were made by the same code. The fingerprint covers the source file, the user's own
+files that it imports, and the values that the code uses: closures, defaults, arguments of ``functools.partial``, and
+numbers and text in global variables. It does not cover installed packages, which have versions.
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ _CONSTANTS = (torch.dtype, torch.device, torch.Size, range, slice, Path)
 
 
 def of(value: Any, what: str) -> str | None:
-    """The fingerprint of a class, a function, or an object; None for lowland's own, which its version tells.
+    """The fingerprint of a class, a function or an object; None for lowland's own code, which has a version.
 
     Args:
-        value: A class, a function, a ``functools.partial``, or an object. Of an object it covers the class, and what
-            attributes hold beside numbers and text, which are in the object's own text.
+        value: A class, a function, a ``functools.partial`` or an object. The fingerprint of an object covers its class
+            and its attributes, except numbers and text, which are in the object's own text.
         what: The noun for messages: task, model or method.
 
     Raises:
-        ArgumentError: Code of it was written at a prompt, so that there is no source to compare.
+        ArgumentError: The code has no source, because it was written at a prompt.
     """
     seen = _Seen()
     try:
@@ -55,16 +54,16 @@ def of(value: Any, what: str) -> str | None:
 
 
 class _Seen:
-    """What a walk through code has come across."""
+    """Collects the source files and the values that code uses."""
 
     def __init__(self) -> None:
-        self.files: dict[str, str] = {}  # by module
+        self.files: dict[str, str] = {}  # hashes of files, by module
         self.values: list[str] = []
-        self._visited: dict[int, Any] = {}  # by id, with the object, so that the id stays its own
+        self._visited: dict[int, Any] = {}  # objects by id; the reference keeps the id from being reused
         self._open: set[int] = set()  # the ids of the objects whose attributes are being read
 
     def code(self, value: Any) -> None:
-        """Add what a class, function or object was written in, and what it takes from around it."""
+        """Add the source files of a class, function or object, and the values that it uses."""
         if id(value) in self._visited:
             return
         self._visited[id(value)] = value
@@ -79,7 +78,7 @@ class _Seen:
         elif isinstance(value, type | types.FunctionType):
             self._file(value)
             for function in _functions(value):
-                self._around(function)
+                self._surroundings(function)
             for base in value.__bases__ if isinstance(value, type) else ():
                 if own(base.__module__):
                     self.code(base)
@@ -87,23 +86,23 @@ class _Seen:
             self.code(type(value))
             for name, attribute in _attributes(value):
                 if dataclasses.is_dataclass(attribute) and not isinstance(attribute, type):
-                    self.code(attribute)  # its fields are in the text of this object, if they are plain
+                    self.code(attribute)  # plain fields are in the text of this object
                 elif not _plain(attribute):
                     self.values.append(f"{name}={self.text(attribute)}")
 
     def text(self, value: Any) -> str:
-        """A value as text that tells it from others: tensors and modules by their content, functions by their code."""
+        """A text that identifies a value: tensors and modules by their content, functions by their name and code."""
         if isinstance(value, SCALARS + _CONSTANTS):
             return repr(value)
         if isinstance(value, torch.Tensor):
             return f"{value.dtype}{tuple(value.shape)}{_bytes(value)}"
         if isinstance(value, nn.Module):
-            self._known(type(value))
+            self._users_own(type(value))
             return f"{value!r}{self.text(dict(value.state_dict()))}"
         if isinstance(value, Enum):
             return str(value)
         if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType | functools.partial):
-            self._known(value)
+            self._users_own(value)
             return str(getattr(value, "__qualname__", "partial"))
         if isinstance(value, Mapping):
             return f"{{{', '.join(f'{self.text(k)}: {self.text(v)}' for k, v in value.items())}}}"
@@ -111,7 +110,7 @@ class _Seen:
             parts = [self.text(v) for v in value]
             parts = sorted(parts) if isinstance(value, set | frozenset) else parts
             return f"{type(value).__name__}({', '.join(parts)})"
-        if hasattr(value, "__array__") and hasattr(value, "tobytes"):  # NumPy's, whose repr leaves entries out
+        if hasattr(value, "__array__") and hasattr(value, "tobytes"):  # a NumPy array, whose repr omits entries
             entries = self.text(value.tolist()) if value.dtype.hasobject else hashed(value.tobytes())
             return f"{value.dtype}{value.shape}{entries}"
         if dataclasses.is_dataclass(value) or getattr(type(value), "__repr__", None) is object.__repr__:
@@ -119,23 +118,23 @@ class _Seen:
         return repr(value)
 
     def _object(self, value: Any) -> str:
-        """An object by its class and attributes; one that is met inside itself is named only."""
+        """The class and the attributes of an object as text; only the class if the object contains itself."""
         if id(value) in self._open:
             return type(value).__qualname__
-        self._known(type(value))
+        self._users_own(type(value))
         self._open.add(id(value))
         try:
             return f"{type(value).__qualname__}({', '.join(f'{k}={self.text(v)}' for k, v in _attributes(value))})"
         finally:
             self._open.remove(id(value))
 
-    def _known(self, value: Any) -> None:
-        """Add the code of a function or class that is the user's own."""
+    def _users_own(self, value: Any) -> None:
+        """Add the code of a function or class if it is the user's own."""
         if isinstance(value, functools.partial) or own(getattr(value, "__module__", None)):
             self.code(value)
 
     def _file(self, value: Any) -> None:
-        """Add the file that a class or function was written in, and those that the file imports."""
+        """Add the source file of a class or function, and the files that it imports."""
         module, loaded = value.__module__, vars(sys.modules.get(value.__module__, types)).get(LOADED)
         try:
             file = Path(inspect.getsourcefile(value) or "")
@@ -150,24 +149,25 @@ class _Seen:
         else:
             self.files[f"{module}:{value.__qualname__}"] = hashed(_source(value))
 
-    def _around(self, function: types.FunctionType) -> None:
-        """Add what a function holds beside its code, and what it takes from global variables."""
+    def _surroundings(self, function: types.FunctionType) -> None:
+        """Add the values of a function's closure, its defaults and its global variables."""
         for cell in function.__closure__ or ():
             try:
                 self.values.append(self.text(cell.cell_contents))
-            except ValueError:  # nothing is in it yet
+            except ValueError:  # not bound yet
                 continue
         defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
         self.values += [repr(v) for v in defaults if _plain(v)]
         for name, value in _globals(function):
             if isinstance(value, type | types.FunctionType | functools.partial):
-                self._known(value)
-            elif _plain(value, inside=True) and not isinstance(value, Path | torch.device):  # where, not what
+                self._users_own(value)
+            # Paths and devices are locations, which may differ between runs of the same code.
+            elif _plain(value, inside=True) and not isinstance(value, Path | torch.device):
                 self.values.append(f"{name}={self.text(value)}")
 
 
 def _plain(value: Any, *, inside: bool = False) -> bool:
-    """Whether a value is a number or text; with ``inside``, also one that holds nothing else."""
+    """Whether a value is a number or text, or a tuple of these; with ``inside``, also a container of these."""
     if isinstance(value, SCALARS + _CONSTANTS):
         return True
     if isinstance(value, tuple) or (inside and isinstance(value, list | set | frozenset)):
@@ -180,7 +180,7 @@ def _plain(value: Any, *, inside: bool = False) -> bool:
 
 
 def _attributes(value: Any) -> list[tuple[str, Any]]:
-    """The fields of a dataclass that its constructor takes, or the attributes of another object."""
+    """The names and values of a dataclass's constructor fields, or of another object's attributes."""
     if dataclasses.is_dataclass(value):
         return [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value) if f.init]
     slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
@@ -193,16 +193,16 @@ def _functions(value: Any) -> Iterator[types.FunctionType]:
         yield value
         return
     for entry in vars(value).values():
-        inside = (getattr(entry, name, None) for name in ("__func__", "fget", "func"))  # of a decorator
+        inside = (getattr(entry, name, None) for name in ("__func__", "fget", "func"))  # wrapped by a decorator
         inner = next((each for each in inside if each is not None), entry)
         if isinstance(inner, types.FunctionType) and inner.__module__ == value.__module__:
             yield inner
 
 
 def _globals(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """What a function reads from global variables, by name: of ``args.width`` the width, not all of ``args``.
+    """The names and values of the global variables that a function reads; for ``args.width`` only the width.
 
-    Variables that the function also writes, such as counters, are left out.
+    Variables that the function also writes, such as counters, are excluded.
     """
     reads, written = _names(function.__code__)
     for name, attribute in sorted(reads):
@@ -217,10 +217,10 @@ def _globals(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 def _names(code: types.CodeType) -> tuple[set[tuple[str, str]], set[str]]:
-    """The global variables that code reads, each with the attribute that is read of it or "", and those it writes."""
+    """The global variables that code reads, each with the attribute that it reads or "", and those that it writes."""
     reads, writes = set[tuple[str, str]](), set[str]()
     steps = list(dis.get_instructions(code))
-    for step, following in pairwise(steps):  # the last one returns
+    for step, following in pairwise(steps):  # the last instruction returns
         if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             reads.add((step.argval, following.argval if following.opname in ("LOAD_ATTR", "LOAD_METHOD") else ""))
         elif step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
@@ -239,7 +239,7 @@ def _bytes(tensor: torch.Tensor) -> str:
 
 
 def _source(value: Any) -> bytes:
-    """The source of a cell of a notebook; of a function that has none, its compiled code."""
+    """The source of a class or function, as in a notebook's cell; a function without source gives its compiled code."""
     try:
         return inspect.getsource(value).encode()
     except (OSError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""The files that code is written in: those of the user's own that a file imports, and a hash of each."""
+"""The user's own source files that a file imports, and their hashes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 
 from lowland.core.outside import hashed
 
-_read: dict[str, tuple[Any, str]] = {}  # by module: its spec, which a reload replaces, and a hash of its file
+_read: dict[str, tuple[Any, str]] = {}  # by module: its spec, which a reload replaces, and its file's hash
 
 
 def of_module(name: str, file: Path) -> str:
-    """A hash of a module's file: of the code that runs, where the module was loaded since it was last edited."""
+    """A hash of a module's file; for a loaded module it is computed once, so that later edits do not change it."""
     spec = getattr(sys.modules.get(name), "__spec__", None)
     if spec is None:
         return hashed(file.read_bytes())
@@ -34,7 +34,7 @@ def _installed(file: str) -> bool:
 
 
 def own(module: str | None) -> bool:
-    """Whether a module is the user's own: neither lowland's, nor Python's, nor of an installed package."""
+    """Whether a module is the user's own: not of lowland, of Python, or of an installed package."""
     if not module or module.split(".")[0] in ("lowland", "builtins"):
         return False
     file = getattr(sys.modules.get(module), "__file__", None)
@@ -42,19 +42,22 @@ def own(module: str | None) -> bool:
 
 
 def imports(module: str, file: Path) -> Iterator[tuple[str, Path]]:
-    """The modules of the user's own, or of the same package, that a file imports, and those that they import."""
-    top, found, waiting = module.split(".")[0], {module}, [(module, file)]
-    while waiting:
-        name, place = waiting.pop()
-        for other in _named(name, place):
-            if other not in found and (there := _place(other, top)) is not None:
-                found.add(other)
-                waiting.append((other, there))
-                yield other, there
+    """The modules, and their files, that a file imports directly or indirectly.
+
+    Only the user's own modules and the modules of the same package are included.
+    """
+    top, known, queue = module.split(".")[0], {module}, [(module, file)]
+    while queue:
+        name, path = queue.pop()
+        for other in _named(name, path):
+            if other not in known and (source_file := _place(other, top)) is not None:
+                known.add(other)
+                queue.append((other, source_file))
+                yield other, source_file
 
 
 def _named(module: str, file: Path) -> Iterator[str]:
-    """The modules that the import statements of a file name, with the packages that they are in."""
+    """The modules in the import statements of a file, and the packages that contain them."""
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     for level, base, names in _statements(file.read_bytes()):
         parents = package.split(".")[: len(package.split(".")) - level + 1] if level else []
@@ -65,10 +68,10 @@ def _named(module: str, file: Path) -> Iterator[str]:
 
 @functools.lru_cache(maxsize=1024)
 def _statements(source: bytes) -> list[tuple[int, str, list[str]]]:
-    """The import statements of some source: how many packages up, from where, and which names."""
+    """The import statements of a source: the level of a relative import, the module, and the imported names."""
     try:
         nodes = [*ast.walk(ast.parse(source))]
-    except SyntaxError:  # a file that is named, but never imported
+    except SyntaxError:  # such a file is never imported
         return []
     plain = [(0, "", [alias.name for alias in node.names]) for node in nodes if isinstance(node, ast.Import)]
     origin = [node for node in nodes if isinstance(node, ast.ImportFrom)]
@@ -76,7 +79,7 @@ def _statements(source: bytes) -> list[tuple[int, str, list[str]]]:
 
 
 def _place(module: str, own: str) -> Path | None:
-    """The file of a module that is the user's own or in the package ``own``; None for all others."""
+    """The file of a module that is the user's own or in the package ``own``; None for other modules."""
     top, *rest = module.split(".")
     if top in ("lowland", "torch") or top in sys.stdlib_module_names:
         return None
