@@ -20,6 +20,7 @@ from lowland.engine.answers import Answers
 from lowland.engine.parameters import Parameters
 from lowland.engine.progress import Progress
 from lowland.engine.step import drive
+from lowland.engine.watch import is_foreign
 from lowland.executors.base import Executor, Work
 from lowland.executors.counted import Cost, Counted
 from lowland.executors.data_parallel import Replicas
@@ -131,10 +132,9 @@ class Engine(Answers):
             replicas.check_static()
         options = {"scaler": scaler, "micro_batch": micro_batch, "rng": rng, "replicas": replicas}
         self.work = Work(model, self.params, loss_fn=loss_fn, batches=self.batches, **options)
-        self.lagged, self.rng, self.step = Lagged(), doors.generator(seed), 0
+        self.lagged, self.rng, self.step, self.foreign_plan = Lagged(), doors.generator(seed), 0, is_foreign(method)
         self.memory = plans.memory(method.kind, method.init([p.detach() for p in self.params]))
         watch.unshared(method.kind, self.memory, self.params, self.names)
-        self.foreign_plan = watch.is_foreign(method)
         self.vector_keys = state.vector_keys(self.memory, self.params)
         self.table_keys = [k for k, v in self.memory.items() if isinstance(v, Tensor)]
         self.under_way, self.ranks = False, list(dict.fromkeys([*groups.values(), *replicas.groups]))

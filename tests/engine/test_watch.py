@@ -16,6 +16,7 @@ import lowland
 from lowland.core import vec
 from lowland.core.errors import ArgumentError, UsageError
 from lowland.core.probe import Probe
+from lowland.lab.training.memory import LiveTensors
 from lowland.methods.base import Method
 
 
@@ -234,3 +235,21 @@ def test_fields_without_the_decorator_are_refused() -> None:
                 ArgumentError, match=r"Bare has the field alpha, .*@dataclass\(frozen=True, kw_only=True\)"
             ):
                 kind(**fields)
+
+
+class Inside(lowland.Plain):
+    """A method of one's own."""
+
+
+@pytest.mark.parametrize(
+    ("made", "more"),
+    [(lowland.Plain(), 0), (lowland.Late(start=1), 0), (Inside(), 1), (lowland.Late(start=1, inner=Inside()), 1)],
+    ids=["lowland's", "around lowland's", "one's own", "around one's own"],
+)
+def test_only_plans_of_one_s_own_cost_a_copy_of_the_weights_in_the_first_step(made: Method, more: int) -> None:
+    with LiveTensors() as meter:
+        model = torch.nn.Linear(100, 100, bias=False)
+        engine = lowland.Engine(made, model, sgd(model), lambda m, x: m(x).square().mean(1))
+        engine.backward(torch.ones(1, 100))
+    copies = meter.peak / (4 * 100 * 100)
+    assert 3 + more <= copies < 3.5 + more  # the weights, a copy for a backward that moves them, the gradient
