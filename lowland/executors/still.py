@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _VERSION = operator.attrgetter("_version")
 FEW = 16  # the number of parameters that most steps check, as a sample of all
-SMALL = 4096  # the most entries of a parameter whose bytes are compared in every step
+SMALL = 4096  # the most entries of a parameter whose norm every step compares
 SECOND = "backward through the graph a second time"  # from torch's error for a graph that was freed already
 
 
@@ -29,8 +29,8 @@ class Mark:
     A tensor's version counts its writes, except writes through ``.data``. Norms detect these.
 
     - In watched steps 0, 1, 2, 4, 8, …, all norms are compared, on a CPU or if parameters have hooks.
-    - In other steps, the bytes of one small parameter are compared, on a CPU only, because on other devices the host
-      would wait. This takes a tenth of the time of a norm.
+    - In other steps, the norm of one small parameter is compared, on a CPU only, because on other devices the host
+      would wait.
     - In steps that are not watched, the versions of a sample of the parameters are compared. The sample suffices,
       because an optimizer that is fused into backward writes all parameters.
 
@@ -46,25 +46,26 @@ class Mark:
         self._params = [work.params[i] for i in self._indices] if sample else work.params
         self._versions = list(map(_VERSION, self._params))
         all_norms = work.step.watched and work.step.number & (work.step.number - 1) == 0
+        self._normed = (
+            [*self._indices] if all_norms else [i for i in self._indices if work.params[i].numel() <= SMALL][:1]
+        )
         self._all = work.params
-        self._norms = _norms(work.params) if all_norms and _readable(work.params) else None
-        self._small: int | None = None
-        if not all_norms and _on_host(work.params):
-            self._small = next((i for i in self._indices if work.params[i].numel() <= SMALL), None)
-        self._bytes = None if self._small is None else _bytes(work.params[self._small], copy=True)
+        self._norms = (
+            self._sizes() if self._normed and (_readable(work.params) if all_norms else _on_host(work.params)) else None
+        )
 
     def moved(self) -> list[int]:
         """The indices of the parameters that were written since the mark was made."""
         versions = list(map(_VERSION, self._params))
         if versions != self._versions:
             return [i for i, a, b in zip(self._indices, versions, self._versions, strict=True) if a != b]
-        if self._small is not None and self._bytes is not None:
-            current = _bytes(self._all[self._small])
-            return [] if current is not None and torch.equal(current, self._bytes) else [self._small]
-        norms = None if self._norms is None else _norms(self._all)
+        norms = None if self._norms is None else self._sizes()
         if norms is None or self._norms is None or torch.equal(norms, self._norms):
             return []
-        return [i for i, (a, b) in enumerate(zip(norms, self._norms, strict=True)) if not torch.equal(a, b)]
+        return [i for i, a, b in zip(self._normed, norms, self._norms, strict=True) if not torch.equal(a, b)]
+
+    def _sizes(self) -> Tensor | None:
+        return _norms([self._all[i] for i in self._normed])
 
 
 def _on_host(params: Vec) -> bool:
@@ -79,14 +80,6 @@ def _hooked(p: Tensor) -> bool:
 def _readable(params: Vec) -> bool:
     """Whether norms are compared: on a CPU, or if a parameter has hooks, which may write weights."""
     return _on_host(params) or any(map(_hooked, params))
-
-
-def _bytes(p: Tensor, *, copy: bool = False) -> Tensor | None:
-    """The bytes of a tensor's values, shape (n,), or a copy of them; None for a tensor subclass."""
-    if not shards.ordinary([p]):
-        return None
-    values = p.detach().reshape(-1).view(torch.uint8)
-    return values.clone() if copy else values
 
 
 def _norms(params: Vec) -> Tensor | None:
