@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeAlias
@@ -123,11 +124,24 @@ def one_for_all(losses: Tensor | None) -> bool:
     """Whether losses by example are one number that was expanded or repeated, such as a mean."""
     if losses is None or len(losses) < 2:
         return False
+    if losses.stride() == (0,):
+        return True
     made = losses.grad_fn
     while made is not None and made.name() in ("CloneBackward0", "ViewBackward0", "MulBackward0", "DivBackward0"):
         inside = [node for node, _ in made.next_functions if node is not None]
-        made = inside[0] if len(inside) == 1 else None
-    return losses.stride() == (0,) or (made is not None and made.name() in ("RepeatBackward0", "ExpandBackward0"))
+        made = inside[0] if len(inside) == 1 and not _by_example(made) else None
+    return made is not None and made.name() in ("RepeatBackward0", "ExpandBackward0") and _of_one_number(made)
+
+
+def _by_example(node: Any) -> bool:
+    """Whether a product or quotient has a factor of several entries, such as weights by example."""
+    factors = (getattr(node, name, None) for name in ("_saved_other", "_saved_self"))
+    return any(isinstance(factor, Tensor) and factor.numel() > 1 for factor in factors)
+
+
+def _of_one_number(node: Any) -> bool:
+    """Whether what was expanded or repeated has one entry."""
+    return math.prod(getattr(node, "_saved_self_sym_sizes", ())) == 1
 
 
 def divisor(total: Tensor, count: Tensor) -> Tensor:
@@ -143,7 +157,7 @@ def copied(aux: Any) -> Any:
 def _mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
     """The value with all its tensors changed, also those in fields of dataclasses."""
 
-    def of(leaf: Any) -> Any:
+    def changed(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
             return change(leaf)
         if not is_dataclass(leaf) or isinstance(leaf, type):
@@ -154,7 +168,7 @@ def _mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
                 object.__setattr__(result, f.name, _mapped(change, getattr(leaf, f.name)))
         return result
 
-    return pytree.tree_map(of, value)
+    return pytree.tree_map(changed, value)
 
 
 def _shown(value: Any) -> str:

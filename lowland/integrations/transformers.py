@@ -130,6 +130,7 @@ class SharpnessMixin:
         calls = 0
 
         def backward(loss: Tensor, **_: Any) -> None:
+            """Stand in for ``accelerator.backward``: give the loss to the engine, once."""
             nonlocal calls
             calls += 1
             if calls > 1:

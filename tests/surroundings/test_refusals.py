@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import lowland
 from lowland.core.errors import ArgumentError, BatchError, LossError, ParameterError, StateError, UsageError
+from lowland.core.loss import one_for_all
 
 METHODS = [lowland.SAM(), lowland.SAMPa(), lowland.LookSAM(k=2), lowland.MicroSAM(m=2)]
 each = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.kind)
@@ -212,3 +213,25 @@ def test_doors_say_what_they_want() -> None:
     for parts in (3, "ab", X):
         with pytest.raises(BatchError, match=f"was given a {type(parts).__name__}"):
             lowland.Parts(parts)
+
+
+MEAN = torch.ones((), requires_grad=True)
+WEIGHTS = torch.arange(1.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("losses", "one"),
+    [
+        (lambda: MEAN.expand(4), True),
+        (lambda: MEAN.repeat(4) * 2, True),
+        (lambda: MEAN.repeat(4) / torch.tensor(2.0), True),
+        (lambda: MEAN.expand(4).clone(), True),
+        (lambda: MEAN.expand(4) * WEIGHTS, False),
+        (lambda: WEIGHTS * MEAN.repeat(4), False),
+        (lambda: MEAN.repeat(4) / WEIGHTS, False),
+        (lambda: (MEAN * WEIGHTS[:2]).repeat(2), False),
+        (lambda: (MEAN * WEIGHTS).expand(1, 4).clone().view(4), False),
+    ],
+)
+def test_one_number_for_all_examples_is_told_from_losses_by_example(losses: Any, one: bool) -> None:
+    assert one_for_all(losses()) == one
