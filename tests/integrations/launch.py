@@ -27,6 +27,15 @@ def two_processes(program: str, out: Path) -> dict[str, list[Any]]:
     return {name: [rank[name] for rank in ranks] for name in ranks[0]}
 
 
+def follow(ranks: list[Any], bound: float) -> None:
+    """Assert that every rank has followed its trajectory up to ``bound``, and that all have the same weights."""
+    for rank in ranks:
+        assert isinstance(rank, list), rank
+        distance, equal = rank
+        assert distance < bound
+        assert equal, "ranks are equal bit for bit"
+
+
 def run(cases: dict[str, Callable[[Path], Any]]) -> None:
     """The program's part: run the cases, each in a folder of its own that all ranks share."""
     import torch

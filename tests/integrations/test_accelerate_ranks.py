@@ -9,30 +9,18 @@ import pytest
 
 pytest.importorskip("accelerate", exc_type=ImportError)
 
-from integrations.launch import two_processes
+from integrations.launch import follow
 from integrations.loops import Loop, net
 from integrations.two_processes_accelerate import CASES
 from lowland.core.errors import StateError
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("ranks")
-
-
-@pytest.fixture(scope="module")
-def found(folder: Path) -> dict[str, Any]:
-    return two_processes("two_processes_accelerate.py", folder)
+PROGRAM = "two_processes_accelerate.py"
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if "k=" in c or c == "clip"])
 def test_two_processes_follow_the_trajectory(found: dict[str, Any], case: str) -> None:
-    for rank in found[case]:
-        assert isinstance(rank, list), rank
-        assert rank[0] < 1e-10
-        assert rank[1], "ranks are equal bit for bit"
+    follow(found[case], 1e-10)
 
 
 @pytest.mark.parametrize("kind", ["sam", "sampa", "looksam", "msam"])

@@ -11,30 +11,18 @@ pytest.importorskip("transformers", exc_type=ImportError)
 pytest.importorskip("accelerate", exc_type=ImportError)
 
 from integrations.hf import Tiny, classes, trained
-from integrations.launch import two_processes
+from integrations.launch import follow
 from integrations.two_processes_hf import CASES, STEPS
 from lowland.core.errors import StateError
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("ranks")
-
-
-@pytest.fixture(scope="module")
-def found(folder: Path) -> dict[str, Any]:
-    return two_processes("two_processes_hf.py", folder)
+PROGRAM = "two_processes_hf.py"
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if "k=" in c or c == "clip"])
 def test_two_processes_follow_the_trajectory(found: dict[str, Any], case: str) -> None:
     bound = 1e-6 if "texts" in case else 1e-10  # a causal model's loss is computed in float32
-    for rank in found[case]:
-        assert isinstance(rank, list), rank
-        assert rank[0] < bound
-        assert rank[1], "ranks are equal bit for bit"
+    follow(found[case], bound)
 
 
 def test_without_a_perturbation_it_is_the_trainer_bit_for_bit(found: dict[str, Any]) -> None:
