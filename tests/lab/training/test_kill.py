@@ -13,8 +13,8 @@ import pytest
 
 from lowland.cli.main import main
 
-KILLS = 10
-ARGS = ["train", "--task", "digits", "--method", "sampa", "--epochs", "12", "--threads", "1", "--checkpoint-every", "5"]
+KILLS = 10  # in a training of 880 steps, of which they let about 240 pass where nothing else runs
+ARGS = ["train", "--task", "digits", "--method", "sampa", "--epochs", "40", "--threads", "1", "--checkpoint-every", "5"]
 
 
 def start(folder: Path) -> multiprocessing.process.BaseProcess:
