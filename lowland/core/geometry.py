@@ -45,6 +45,10 @@ class Geometry(ABC):
             The displacement, one tensor per parameter; zero where ``grad`` is zero.
         """
 
+    def ascent_(self, params: Vec, grad: Vec, radii: Radii) -> Vec:
+        """:meth:`ascent` for a caller who does not need ``grad`` afterwards; its memory may hold the displacement."""
+        return self.ascent(params, grad, radii)
+
 
 @dataclass(frozen=True, kw_only=True)
 class L2(Geometry):
@@ -56,6 +60,13 @@ class L2(Geometry):
         if not perturbed:
             return vec.zeros(grad)
         return _stretch(grad, vec.inverse(vec.norm(perturbed)), radii)
+
+    def ascent_(self, params: Vec, grad: Vec, radii: Radii) -> Vec:
+        """See :meth:`Geometry.ascent_`."""
+        if isinstance(radii, list) or type(self).ascent is not L2.ascent:
+            return self.ascent(params, grad, radii)
+        vec.scale_(grad, vec.inverse(vec.norm(grad)) * radii)
+        return grad
 
 
 @dataclass(frozen=True, kw_only=True)

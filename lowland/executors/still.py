@@ -45,27 +45,26 @@ class Mark:
         self._indices = range(0, count, -(-count // FEW)) if sample else range(count)
         self._params = [work.params[i] for i in self._indices] if sample else work.params
         self._versions = list(map(_VERSION, self._params))
-        all_norms = work.step.watched and work.step.number & (work.step.number - 1) == 0
-        self._normed = (
-            [*self._indices] if all_norms else [i for i in self._indices if work.params[i].numel() <= SMALL][:1]
-        )
-        self._all = work.params
-        self._norms = (
-            self._sizes() if self._normed and (_readable(work.params) if all_norms else _on_host(work.params)) else None
-        )
+        self._one: Tensor | None = None  # the small parameter whose norm is compared
+        self._all: Vec | None = None  # the parameters whose norms are compared, in some watched steps
+        if work.step.watched and work.step.number & (work.step.number - 1) == 0:
+            self._all = work.params if _readable(work.params) else None
+        elif _on_host(work.params):
+            self._one = next((p for p in self._params if p.numel() <= SMALL and type(p) in shards.ORDINARY), None)
+        self._norm = None if self._one is None else _norm(self._one)
+        self._norms = None if self._all is None else _norms(self._all)
 
     def moved(self) -> list[int]:
         """The indices of the parameters that were written since the mark was made."""
         versions = list(map(_VERSION, self._params))
         if versions != self._versions:
             return [i for i, a, b in zip(self._indices, versions, self._versions, strict=True) if a != b]
-        norms = None if self._norms is None else self._sizes()
+        if self._one is not None and self._norm != _norm(self._one):
+            return [next(i for i, p in zip(self._indices, self._params, strict=True) if p is self._one)]
+        norms = None if self._all is None else _norms(self._all)
         if norms is None or self._norms is None or torch.equal(norms, self._norms):
             return []
-        return [i for i, a, b in zip(self._normed, norms, self._norms, strict=True) if not torch.equal(a, b)]
-
-    def _sizes(self) -> Tensor | None:
-        return _norms([self._all[i] for i in self._normed])
+        return [i for i, (a, b) in enumerate(zip(norms, self._norms, strict=True)) if not torch.equal(a, b)]
 
 
 def _on_host(params: Vec) -> bool:
@@ -80,6 +79,12 @@ def _hooked(p: Tensor) -> bool:
 def _readable(params: Vec) -> bool:
     """Whether norms are compared: on a CPU, or if a parameter has hooks, which may write weights."""
     return _on_host(params) or any(map(_hooked, params))
+
+
+def _norm(p: Tensor) -> float | None:
+    """The sum of absolute values of one parameter; None if it is NaN. A list of one costs four times as much."""
+    size: float = torch.linalg.vector_norm(p.detach(), 1).item()
+    return size if size == size else None
 
 
 def _norms(params: Vec) -> Tensor | None:

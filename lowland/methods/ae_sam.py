@@ -96,7 +96,7 @@ class AESAM(Method):
         z = self._deviation(engine.memory, None if norm is None else norm[0])
         if not z >= self._threshold(progress):
             return here.loss, here.grad
-        loss, up = here.loss, Probe(batch, at=self.ascent(engine, here.grad))
+        loss, up = here.loss, Probe(batch, at=self.ascent_(engine, here.grad))
         del here
         there = yield up
         return loss, there.grad

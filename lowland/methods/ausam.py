@@ -115,7 +115,7 @@ class AUSAM(Perturbing):
             drawn, index = engine.batches.take(batch, chosen), index[chosen]
         here = yield self.probe(drawn)
         loss, before = here.loss, self.per_example(here)
-        up = self.probe(drawn, at=self.ascent(engine, here.grad))
+        up = self.probe(drawn, at=self.ascent_(engine, here.grad))
         del here
         there = yield up
         self._score(engine.memory, index, (self.per_example(there) - before).abs())

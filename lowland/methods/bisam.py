@@ -87,7 +87,7 @@ class BiSAM(Perturbing):
         """See :meth:`lowland.methods.base.Method.plan`."""
         loss_fn = engine.bound(self.surrogate) or self._built_in(engine.loss_fn)
         here = yield self.probe(batch, loss_fn=loss_fn)
-        up = self.probe(batch, at=self.ascent(engine, here.grad))
+        up = self.probe(batch, at=self.ascent_(engine, here.grad))
         del here
         there = yield up
         return there.loss, there.grad

@@ -64,7 +64,7 @@ class KSAM(Perturbing):
         count = batches.part(self.k, size) if isinstance(self.k, float) else min(self.k, size)
         hard = batch if count == size else engine.batches.take(batch, torch.topk(losses, count).indices)
         here = yield self.probe(hard, stats=False)
-        up = self.probe(hard, at=self.ascent(engine, here.grad))
+        up = self.probe(hard, at=self.ascent_(engine, here.grad))
         del here
         there = yield up
         return look.loss, there.grad

@@ -48,7 +48,7 @@ class SAM(Perturbing):
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.methods.base.Method.plan`."""
         here = yield self.probe(batch)
-        loss, up = here.loss, self.probe(batch, at=self.ascent(engine, here.grad))
-        del here  # frees the first gradient before the second pass, so that only the saved weights need memory
+        loss, up = here.loss, self.probe(batch, at=self.ascent_(engine, here.grad))
+        del here  # the first gradient is now the displacement, which is freed before the second pass
         there = yield up
         return loss, there.grad

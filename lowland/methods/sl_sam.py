@@ -92,7 +92,7 @@ class SLSAM(Method):
         if norms is not None and before is not None and all(map(math.isfinite, norms)):
             memory["p"] = self._update(p, norms, **before)
         memory["drawn"] = {"active": active, "chances": p}
-        loss, up = here.loss, Probe(batch, at=self.ascent(engine, here.grad), wrt=active)
+        loss, up = here.loss, Probe(batch, at=self.ascent_(engine, here.grad), wrt=active)
         del here
         there = yield up
         return loss, there.grad

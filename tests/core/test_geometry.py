@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -128,6 +130,32 @@ def test_arguments_are_left_alone(geometry):
         e.detach().fill_(9.0)
     assert all(torch.equal(a, b) for a, b in zip(grad, before, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(params, old, strict=True))
+
+
+@every_geometry
+@pytest.mark.parametrize("radii", [0.3, 0.0, [0.1, 0.2, 0.0], [0.0, 0.0, 0.0]], ids=str)
+def test_in_place_it_is_the_same_displacement_bit_for_bit(geometry, radii):
+    params, grad = problem()
+    wanted, old = geometry.ascent(params, grad, radii), [p.clone() for p in params]
+    assert all(map(torch.equal, geometry.ascent_(params, grad, radii), wanted))
+    assert all(map(torch.equal, params, old))
+
+
+def test_l2_in_place_needs_no_memory():
+    params, grad = problem()
+    e = L2().ascent_(params, grad, 0.3)
+    assert all(a is b for a, b in zip(e, grad, strict=True))
+
+
+def test_a_geometry_of_one_s_own_is_asked_in_place_too():
+    @dataclass(frozen=True, kw_only=True)
+    class Opposite(L2):
+        def ascent(self, params, grad, radii):
+            return vec.scale(super().ascent(params, grad, radii), -1.0)
+
+    params, grad = problem()
+    wanted = Opposite().ascent(params, grad, 0.3)
+    assert all(map(torch.equal, Opposite().ascent_(params, grad, 0.3), wanted))
 
 
 @every_geometry

@@ -11,7 +11,7 @@ from reference.cases import some
 from reference.drive import Run, trajectory
 from reference.model import Quadratic, parabola
 
-from lowland import SAM
+from lowland import SAM, vec
 
 
 @pytest.mark.parametrize("rho", [0.05, 1.0])
@@ -31,3 +31,16 @@ def test_a2_on_a_parabola_it_ends_in_a_two_cycle(eta, rho):
     path = [w[0][0] for w in trajectory(run, [problem.batch(0, noise=0.0)] * 150, [eta] * 150)]
     np.testing.assert_allclose(np.abs(path[-4:]), eta * rho / (1 - eta), rtol=1e-9)
     assert path[-1] * path[-2] < 0
+
+
+def test_an_ascent_of_one_s_own_is_used():
+    class Backwards(SAM):
+        def ascent(self, engine, grad):
+            return vec.scale(super().ascent(engine, grad), -1.0)
+
+    problem = Quadratic.random(2)
+    run = Run(problem, problem.weights(1), Backwards(rho=0.05))
+    batch = some(1, problem)[0]
+    g = problem.gradient(run.w, batch)[0]
+    run.step(batch, 0.1)
+    np.testing.assert_allclose(run.grad[0] - g, -0.05 * problem.A @ g / np.linalg.norm(g), rtol=1e-9)
