@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import lowland
-from lowland.core.errors import ParameterError
+from lowland.core import vec
+from lowland.core.errors import ParameterError, UsageError
 from lowland.executors import Batched
 from lowland.lab.training.memory import LiveTensors
 from lowland.sharpness import m_sharpness
@@ -240,6 +242,37 @@ def test_momentum_is_read_in_fp32() -> None:
     assert {t.dtype for t in engine.momentum()} == {torch.float32}
     trained(engine, range(2), torch.bfloat16)
     assert {t.dtype for t in engine.momentum()} == {torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean(lowland.Method):
+    """A method of one's own whose memory begins in the parameters' dtype."""
+
+    lost: bool = False
+
+    def init(self, params: list[Tensor]) -> dict[str, Any]:
+        return {"mean": [torch.zeros_like(p) for p in params]}
+
+    def plan(self, engine: Any, batch: Any) -> Any:
+        here = yield lowland.Probe(batch)
+        engine.memory["mean"] = vec.lerp(engine.memory["mean"], here.grad, 0.5)
+        return here.loss, [
+            g.to(p.dtype) for g, p in zip(here.grad, engine.params, strict=True)
+        ] if self.lost else here.grad
+
+
+def test_memory_of_a_method_of_one_s_own_is_fp32_too() -> None:
+    model = net(dtype=torch.bfloat16)
+    engine = lowland.Engine(Mean(), model, sgd(model), loss_fn)
+    trained(engine, range(2), torch.bfloat16)
+    assert {t.dtype for t in engine.memory["mean"]} == {torch.float32}
+
+
+def test_a_result_in_bf16_is_refused() -> None:
+    model = net(dtype=torch.bfloat16)
+    engine = lowland.Engine(Mean(lost=True), model, sgd(model), loss_fn)
+    with pytest.raises(UsageError, match=r"returned a torch.bfloat16 tensor .* which needs a torch.float32 tensor"):
+        engine.backward(inputs(0, torch.bfloat16))
 
 
 # Models of several dtypes, other executors, several ranks
