@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 # Headings are matched by name, because a first line may also begin with a word and a colon.
-_HEADING = re.compile(r"^(Args|Cost|Differs|Invariants|Use|Reference):(?=$| )", re.MULTILINE)
+_HEADING = re.compile(r"^(Args|Cost|Differs|Invariants|Use|Avoid|Reference):(?=$| )", re.MULTILINE)
 _FIELD = re.compile(r"^    (\w+): ", re.MULTILINE)
 _ROLE = re.compile(r":\w+:`~?([^`]*)`")
 

@@ -36,7 +36,8 @@ PAGE = 100  # the largest width of a page
 SECTIONS = {
     "Cost": "Cost, by its rule",
     "Invariants": "Invariants",
-    "Use": "When to use it, and when not",
+    "Use": "When to use it",
+    "Avoid": "When not to use it",
     "Differs": "Differences from the paper or its code",
     "Reference": "Reference",
 }
