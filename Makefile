@@ -45,7 +45,7 @@ $(INTEGRATIONS)/.installed: pyproject.toml constraints.txt constraints-integrati
 	touch $@
 
 docs: setup
-	$(BIN)/mkdocs build --strict
+	OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Another interpreter than that of .venv: make dist TRY=python3.12
 TRY ?= $(BIN)/python

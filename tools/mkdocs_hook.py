@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -43,7 +42,6 @@ def _filled(nav: Any) -> Any:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     for path, text in chain(repository.pages(), method_pages.pages(), api_pages.pages(), _style()):
         files.append(File.generated(config, path, content=text))
     return files

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import lowland
+from lowland import lab
 from lowland.methods import METHODS
 
 
@@ -15,8 +16,7 @@ class Page(NamedTuple):
     Args:
         title: Its title.
         intro: A sentence in Markdown.
-        names: Full names, as users import them.
-        deep: Whether the members of modules are listed, too.
+        names: Full names, as users import them; a module stands for all that it has.
     """
 
     title: str
@@ -60,18 +60,12 @@ PAGES = {
     ),
     "lab": Page(
         "Laboratory",
-        "Tasks, trainings and comparisons in Python; `pip install 'lowland[lab]'`. [A task of your own](../own_task.md) "
+        "Tasks and comparisons in Python; `pip install 'lowland[lab]'`. [A task of your own](../own_task.md) "
         "shows how.",
-        (
-            *_of("lowland.lab.task", "Task", "Dataset"),
-            *_of("lowland.lab.metric", "Metric"),
-            *_of("lowland.lab.recipe", "Recipe"),
-            *_of("lowland.lab.config", "RunConfig"),
-            *_of("lowland.lab.budget", "Budget"),
-            *_of("lowland.lab.studies.door", "compare", "Comparison", "run_study"),
-            *_of("lowland.lab.studies.study", "Study"),
-            *_of("lowland.lab.training.run", "train"),
-            "lowland.lab.names.make",
+        _of(
+            "lowland.lab",
+            *("Task", "Dataset", "Metric", "Recipe", "RunConfig", "Budget"),
+            *("compare", "Comparison", "train", "load", "Study", "run_study"),
         ),
     ),
     "testing": Page(
@@ -100,9 +94,10 @@ ELSEWHERE = {"LowlandError", "StableSAM", *(kind.__name__ for kind in METHODS.va
 
 
 def missing() -> set[str]:
-    """What ``lowland`` exports and no page of the reference has."""
-    told = {name.removeprefix("lowland.") for page in PAGES.values() for name in page.names}
-    return set(lowland.__all__) - ELSEWHERE - told
+    """What ``lowland`` and ``lowland.lab`` export and no page of the reference has."""
+    told = {name for page in PAGES.values() for name in page.names}
+    exported = {*_of("lowland", *lowland.__all__), *_of("lowland.lab", *lab.__all__)}
+    return exported - told - set(_of("lowland", *ELSEWHERE))
 
 
 def pages() -> Iterator[tuple[str, str]]:

@@ -40,7 +40,7 @@ def _inline(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"(?<=\w)\*", r"\*", text).replace("<", "&lt;")
+    return re.sub(r"(?<=\w)\*(?=\w)", r"\*", text).replace("<", "&lt;")
 
 
 def _code(match: re.Match[str]) -> str:

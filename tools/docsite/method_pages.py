@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from docsite import quotes
 from docsite.figures import steps_figure
 from docsite.markup import inline
-from docsite.trace import STEPS, steps_of
+from docsite.trace import steps_of
 from lowland.cli.docstrings import Docstring, parse
 from lowland.cli.methods import defaults, gradients, paper
-from lowland.lab.training.costs import REQUIRED, measure, specimen
+from lowland.lab.training.costs import REQUIRED, STEPS, measure, specimen
 from lowland.methods import METHODS
 from lowland.methods.base import Perturbing
 
@@ -89,7 +89,8 @@ def _cost(key: str, told: Docstring) -> Iterator[str]:
 
 def _call(key: str) -> str:
     """The method as Python makes it, with the fields that have no default."""
-    fields = ", ".join(f"{name}={value!r}" for name, value in REQUIRED.get(key, {}).items())
+    written = {"examples": "len(dataset)"}
+    fields = ", ".join(f"{name}={written.get(name, value)}" for name, value in REQUIRED.get(key, {}).items())
     return f"lowland.{METHODS[key].__name__}({fields})"
 
 

@@ -66,17 +66,23 @@ def length(step: Step) -> float:
 
 
 @cache
+def trace(key: str) -> list[Step]:
+    """All steps of a method in the tiny training that measures its cost."""
+    traced = Traced()
+    run_specimen(specimen(key), STEPS, executor=traced)
+    return traced.steps
+
+
 def steps_of(key: str) -> tuple[int, list[Step]]:
-    """Ten consecutive steps of a method in the tiny training that measures its cost.
+    """Ten consecutive steps of that training.
 
     They have as many different costs as any ten steps have; among those, their cost is closest to the average.
 
     Returns:
         The number of the first step, counted from 1, and the steps.
     """
-    traced = Traced()
-    run_specimen(specimen(key), STEPS, executor=traced)
-    prices = [sum(p.length for together in step for p in together) for step in traced.steps]
+    steps = trace(key)
+    prices = [sum(p.length for together in step for p in together) for step in steps]
     average = sum(prices) / len(prices) * SHOWN
 
     def unlike(first: int) -> tuple[int, float]:
@@ -84,4 +90,4 @@ def steps_of(key: str) -> tuple[int, list[Step]]:
         return -len({round(price, 6) for price in shown}), round(abs(sum(shown) - average), 6)
 
     first = min(range(STEPS - SHOWN + 1), key=unlike)
-    return first + 1, traced.steps[first : first + SHOWN]
+    return first + 1, steps[first : first + SHOWN]
