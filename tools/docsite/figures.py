@@ -11,12 +11,12 @@ from matplotlib.patches import Rectangle
 from docsite.trace import SHOWN, Pass, length, steps_of
 from lowland.cli.methods import by_cost
 from lowland.lab.training.costs import Costs
-from lowland.report.drawing import COLORS, GREY, INK, LINE, MUTED, PAPER, STYLE, canvas, label_axes, svg
+from lowland.report.drawing import COLORS, GREY, LINE, MUTED, PAPER, STYLE, canvas, label_axes, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-AT_WEIGHTS, DISPLACED, ASCENT = COLORS[0], COLORS[1], GREY
+AT_WEIGHTS, DISPLACED, FORWARD = COLORS[0], COLORS[1], GREY
 LONGEST = 2 * SHOWN  # the common axis of all methods: ten steps of SAM
 HEIGHT = 0.34  # of a row, in inches
 
@@ -44,12 +44,12 @@ def steps_figure(key: str) -> str:
                 start += max(one.length for one in together)
             axes.axvline(start, color=MUTED, lw=0.8, ymin=0, ymax=1, zorder=1)
         label_axes(axes, "time, in gradients of the full batch", "")
-        return _sized(svg(figure))
+        return _framed(svg(figure), f"The passes of {len(steps)} steps of {key}")
 
 
 def _draw(axes: Axes, one: Pass, start: float, row: int) -> None:
     """A pass as a box: filled as far as it differentiates the tensors; grey if it is a forward pass."""
-    color = ASCENT if not one.tensors else DISPLACED if one.displaced else AT_WEIGHTS
+    color = FORWARD if not one.tensors else DISPLACED if one.displaced else AT_WEIGHTS
     low, high, gap = -row - 0.9, 0.8, 0.035
     place, width = start + gap, one.length - 2 * gap
     axes.add_patch(Rectangle((place, low), width, high * (one.tensors or 1.0), facecolor=color, lw=0, zorder=3))
@@ -73,10 +73,9 @@ def costs_figure() -> str:
             one.tick_params(axis="y", length=0)
             one.spines["left"].set_visible(False)
         memory.tick_params(axis="y", labelleft=False)
-        axes.yaxis.label.set_color(INK)
         label_axes(axes, "gradients per step", "")
         label_axes(memory, "memory beyond plain training, in multiples of the parameters", "")
-        return _sized(svg(figure))
+        return _framed(svg(figure), "Gradients per step and memory of all methods")
 
 
 def _draw_costs(axes: Axes, memory: Axes, y: float, cost: Costs) -> None:
@@ -89,7 +88,7 @@ def _draw_costs(axes: Axes, memory: Axes, y: float, cost: Costs) -> None:
             panel.plot(part, y, marker, mfc=PAPER, mec=AT_WEIGHTS, mew=1.6, ms=6, zorder=4)
 
 
-def _sized(text: str) -> str:
+def _framed(text: str, label: str) -> str:
     """The drawing on one line, as Markdown needs it, inside an element that scrolls where the page is narrow."""
     line = re.sub(r">\s+<", "><", text).replace("\n", " ")
-    return f'<div class="figure">{line}</div>'
+    return f'<div class="figure" role="img" aria-label="{label}">{line}</div>'
