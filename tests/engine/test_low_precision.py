@@ -103,6 +103,21 @@ def test_rounding_to_the_nearest_value_would_lose_it() -> None:
     assert float(lost @ full / (full @ full)) < 0.02
 
 
+def test_autocast_keeps_the_displacement_of_fp32_weights_on_average() -> None:
+    """docs/surroundings.md: fp32 weights lie anywhere between two values of bf16, so rounding keeps e on average."""
+    shares, lengths = [], []
+    for seed in range(5):
+        torch.manual_seed(seed)
+        model, x = nn.Linear(256, 256), torch.randn(8, 256)
+        pairs = zip(model.parameters(), wanted(model, x, 1e-3), strict=True)
+        pairs = [((w.detach() + e).bfloat16().double() - w.detach().bfloat16().double(), e) for w, e in pairs]
+        seen, full = (torch.cat([t.flatten() for t in v]) for v in zip(*pairs, strict=True))
+        shares.append(float(seen @ full / (full @ full)))
+        lengths.append(float(seen.norm() / full.norm()))
+    assert sum(shares) / 5 == pytest.approx(1, abs=0.02)
+    assert sum(lengths) / 5 == pytest.approx(5.7, rel=0.05)
+
+
 @every_dtype
 def test_sam_by_hand(dtype: torch.dtype) -> None:
     """Each weight moves to a neighbour of w + e, and the gradient is torch's own there, bit for bit."""
