@@ -6,7 +6,7 @@ JOBS ?= 2
 STAMP := $(VENV)/.installed
 INTEGRATIONS := .venv-integrations
 
-.PHONY: setup demo test check ci integrations docs clean
+.PHONY: setup demo test check ci test-integrations docs clean
 
 setup: $(STAMP)
 
@@ -35,8 +35,10 @@ ci: setup
 	$(BIN)/coverage report --skip-covered --sort=cover
 
 # Training frameworks have an environment of their own: nothing else needs them, and they pin much.
-integrations: $(INTEGRATIONS)/.installed
-	OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/python -m pytest -q --durations=10 tests/integrations
+test-integrations: $(INTEGRATIONS)/.installed
+	$(INTEGRATIONS)/bin/python -m pip check
+	OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder \
+		--durations=10 tests/integrations
 
 $(INTEGRATIONS)/.installed: pyproject.toml constraints.txt constraints-integrations.txt
 	test -x $(INTEGRATIONS)/bin/python || $(PYTHON) -m venv $(INTEGRATIONS)
