@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from lowland.core import vec
+from lowland.core import shards, vec
 from lowland.core.batch import Parts
 from lowland.core.errors import StateError
 from lowland.core.vec import Vec
@@ -77,7 +77,7 @@ def save(engine: Engine) -> dict[str, Any]:
         "parameters": _shapes(engine),
         "step": engine.step,
         "share": engine.work.replicas.ranks_and_sizes,
-        "vectors": {k: dict(zip(engine.names, v, strict=True)) for k, v in vectors.items()},
+        "vectors": {k: dict(zip(engine.names, map(_savable, v), strict=True)) for k, v in vectors.items()},
         "values": {k: _loadable(k, _plain(v)) for k, v in engine.memory.items() if k not in vectors},
         "rng": engine.rng.getstate(),
         "lagged": engine.lagged.state_dict(),
@@ -130,6 +130,11 @@ def load(engine: Engine, state_dict: dict[str, Any], strict: bool = True) -> Non
     engine.lagged.load_state_dict(lagged)
     engine.executor.cost = cost
     engine.step = step
+
+
+def _savable(t: Tensor) -> Tensor:
+    """Copy a shard that begins inside a larger storage, as gradients of ``fully_shard`` do: torch.save refuses it."""
+    return t.clone() if shards.is_sharded(t) and t.storage_offset() else t
 
 
 def _plain(value: Any) -> Any:
