@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -129,3 +130,32 @@ def resumed(key: str, folder: str) -> float:
 def test_vectors_of_shards_go_to_a_file_and_back(key: str, tmp_path: Path) -> None:
     """SAMPa keeps gradients as fully_shard gives them, views of one storage, which torch.save refuses."""
     assert on_ranks(2, resumed, key, str(tmp_path)) == [0.0, 0.0]
+
+
+def loaded_from(folder: str, count: int) -> str:
+    """What is said on this many ranks to the state that the first of two ranks has written."""
+    path = Path(folder) / "0.pt"
+    model = net()
+    if dist.is_initialized():
+        fully_shard(model)
+    engine = lowland.Engine(lowland.LookSAM(), model, sgd(model), loss_fn)
+    if count == 2:
+        engine.backward(batch(dist.get_rank()))
+        if dist.get_rank() == 0:
+            torch.save(engine.state_dict(), path)
+        return "saved"
+    try:
+        engine.load_state_dict(torch.load(path, weights_only=True))
+    except StateError as error:
+        return str(error)
+    return "loaded"
+
+
+def test_shards_are_loaded_on_as_many_ranks(tmp_path: Path) -> None:
+    """Otherwise a rank took another's shard for its own."""
+    on_ranks(2, loaded_from, str(tmp_path), 2)
+    parameter = r"^vector 'g_v' of \S+ must .* which is "
+    saved = r"but is \(Shard\(dim=0\),\) on a mesh of \(2,\); resume on as many ranks, or save a sharded checkpoint"
+    for said in on_ranks(3, loaded_from, str(tmp_path), 3):
+        assert re.search(parameter + r"\(Shard\(dim=0\),\) on a mesh of \(3,\), " + saved, said), said
+    assert re.search(parameter + "not sharded, " + saved, loaded_from(str(tmp_path), 1))
