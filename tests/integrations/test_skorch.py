@@ -175,6 +175,38 @@ def test_a_new_optimizer_on_the_same_module_keeps_the_method_s_memory() -> None:
     assert made.engine_.optimizer is made.optimizer_
 
 
+def test_statistics_of_batch_norm_are_updated_once() -> None:
+    class Normed(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 3)).double()
+
+    made = net("sam")
+    made.module = Normed
+    made.fit(*data())
+    assert int(made.module_.layers[1].num_batches_tracked) == EPOCHS * ROWS // BATCH
+
+
+def test_what_fails_inside_a_step_leaves_no_trace() -> None:
+    class Failing(Net):
+        calls, fails = 0, True
+
+        def get_loss(self, *args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            if self.fails and self.calls == 2:
+                raise RuntimeError("out of memory")
+            return super().get_loss(*args, **kwargs)
+
+    made = net("sam", Failing).initialize()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        made.partial_fit(*data())
+    assert apart(made.module_, Module()) == 0
+    assert made.engine_.step == 0
+    made.fails = False
+    made.partial_fit(*data())
+    assert apart(made.module_, by_hand("sam")[0]) < 1e-10
+
+
 def test_a_loss_that_cannot_be_cut_is_refused() -> None:
     class Weighted(nn.CrossEntropyLoss):
         def __init__(self) -> None:
