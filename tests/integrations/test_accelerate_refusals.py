@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-pytest.importorskip("accelerate", exc_type=ImportError)
+pytest.importorskip("accelerate", exc_type=(ImportError, RuntimeError))
 
 import lowland
 from integrations.loops import fresh, losses, net
@@ -72,14 +70,3 @@ def test_fsdp_must_be_of_version_2() -> None:
             continue
         with pytest.raises(UsageError, match="set fsdp_version: 2"):
             refusals.check_accelerator(accelerator)
-
-
-def test_without_accelerate_the_error_says_what_to_install() -> None:
-    program = (
-        "import sys; sys.modules['accelerate'] = None\n"
-        "from lowland.core.errors import MissingExtraError\n"
-        "try:\n    import lowland.integrations.accelerate\n"
-        "except MissingExtraError as error:\n    print(error)"
-    )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "accelerate is not installed; run: pip install 'lowland[accelerate]'"

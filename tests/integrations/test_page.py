@@ -22,7 +22,7 @@ def ran(title: str, names: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.filterwarnings("ignore")
 def test_transformers(tmp_path: Path) -> None:
-    pytest.importorskip("transformers", exc_type=ImportError)
+    pytest.importorskip("transformers", exc_type=(ImportError, RuntimeError))
     from integrations import hf
     from integrations.trajectories import apart
 
@@ -35,7 +35,7 @@ def test_transformers(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_trl(tmp_path: Path) -> None:
-    pytest.importorskip("trl", exc_type=ImportError)
+    pytest.importorskip("trl", exc_type=(ImportError, RuntimeError))
     from datasets import Dataset
     from trl import SFTConfig
 
@@ -49,7 +49,7 @@ def test_trl(tmp_path: Path) -> None:
 
 
 def test_accelerate() -> None:
-    pytest.importorskip("accelerate", exc_type=ImportError)
+    pytest.importorskip("accelerate", exc_type=(ImportError, RuntimeError))
     import torch
 
     from integrations import loops
@@ -68,7 +68,7 @@ def test_accelerate() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("lightning", exc_type=ImportError)
+    pytest.importorskip("lightning", exc_type=(ImportError, RuntimeError))
     from integrations import pl
     from integrations.loops import net
     from integrations.trajectories import apart
@@ -81,7 +81,7 @@ def test_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_skorch() -> None:
-    pytest.importorskip("skorch", exc_type=ImportError)
+    pytest.importorskip("skorch", exc_type=(ImportError, RuntimeError))
     from integrations import test_skorch as nets
 
     x, y = nets.data()
@@ -92,7 +92,7 @@ def test_skorch() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_peft(tmp_path: Path) -> None:
-    pytest.importorskip("peft", exc_type=ImportError)
+    pytest.importorskip("peft", exc_type=(ImportError, RuntimeError))
     from integrations import hf
 
     names = ran("peft", {"model": hf.llama(), "args": hf.arguments(tmp_path), "train_dataset": hf.texts()})
@@ -103,7 +103,7 @@ def test_peft(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_fabric() -> None:
-    pytest.importorskip("lightning", exc_type=ImportError)
+    pytest.importorskip("lightning", exc_type=(ImportError, RuntimeError))
     from integrations import pl
     from integrations.loops import net
     from integrations.trajectories import apart, sgd

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("transformers", exc_type=ImportError)
-pytest.importorskip("accelerate", exc_type=ImportError)
+pytest.importorskip("transformers", exc_type=(ImportError, RuntimeError))
+pytest.importorskip("accelerate", exc_type=(ImportError, RuntimeError))
 
 import torch
 from transformers import Trainer

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("trl", exc_type=ImportError)
-pytest.importorskip("peft", exc_type=ImportError)
+pytest.importorskip("trl", exc_type=(ImportError, RuntimeError))
+pytest.importorskip("peft", exc_type=(ImportError, RuntimeError))
 
 import torch
 from datasets import Dataset

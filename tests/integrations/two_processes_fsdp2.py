@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("transformers", exc_type=ImportError)
-pytest.importorskip("accelerate", exc_type=ImportError)
+pytest.importorskip("transformers", exc_type=(ImportError, RuntimeError))
+pytest.importorskip("accelerate", exc_type=(ImportError, RuntimeError))
 
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import PartialState
