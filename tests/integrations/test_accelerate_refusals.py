@@ -61,6 +61,13 @@ def test_set_ups_whose_gradients_are_elsewhere(monkeypatch: pytest.MonkeyPatch, 
         Sharpness(accelerator, lowland.SAM(), model, optimizer, losses)
 
 
+def test_processes_that_the_accelerator_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU and without cpu=True, accelerate trains two models apart under torchrun, without a word."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match=r"all 2 processes, but knows one.*write Accelerator\(cpu=True\)"):
+        made()
+
+
 def test_fsdp_must_be_of_version_2() -> None:
     for version, right in ((1, False), (2, True)):
         plugin = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=version))
