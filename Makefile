@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 STAMP := $(VENV)/.installed
 INTEGRATIONS := .venv-integrations
+TORCHVISION := .torchvision
 
 .PHONY: setup demo test check ci test-integrations docs clean
 
@@ -35,10 +36,12 @@ ci: setup
 	$(BIN)/coverage report --skip-covered --sort=cover
 
 # Training frameworks have an environment of their own: nothing else needs them, and they pin much.
-test-integrations: $(INTEGRATIONS)/.installed
+test-integrations: $(INTEGRATIONS)/.installed $(TORCHVISION)/.installed
 	$(INTEGRATIONS)/bin/python -m pip check
 	OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder \
 		--durations=10 tests/integrations
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/$(TORCHVISION) $(INTEGRATIONS)/bin/python -m pytest -q -rs \
+		$(addprefix tests/integrations/,test_timm.py test_fastai.py test_page.py::test_timm test_page.py::test_fastai)
 
 $(INTEGRATIONS)/.installed: pyproject.toml constraints.txt constraints-integrations.txt
 	test -x $(INTEGRATIONS)/bin/python || $(PYTHON) -m venv $(INTEGRATIONS)
@@ -46,8 +49,16 @@ $(INTEGRATIONS)/.installed: pyproject.toml constraints.txt constraints-integrati
 		-c constraints-integrations.txt -e '.[integrations]'
 	touch $@
 
+# timm and fastai need torchvision, which needs another torch, and breaks other frameworks where it does not load. So
+# they have a folder that only their own tests see. Without them these tests are skipped.
+$(TORCHVISION)/.installed: requirements-torchvision.txt constraints.txt | $(INTEGRATIONS)/.installed
+	rm -rf $(TORCHVISION) && mkdir $(TORCHVISION)
+	$(INTEGRATIONS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(TORCHVISION) \
+		-c constraints.txt -r requirements-torchvision.txt || echo "no torchvision: tests of timm and fastai are skipped"
+	touch $@
+
 docs: setup
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) $(INTEGRATIONS) build dist site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(INTEGRATIONS) $(TORCHVISION) build dist site .pytest_cache .mypy_cache .ruff_cache

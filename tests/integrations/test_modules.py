@@ -18,6 +18,7 @@ FRAMEWORKS = {
     "accelerate": {"accelerate"},
     "lightning": {"lightning", "pytorch_lightning"},
     "skorch": {"skorch"},
+    "fastai": {"fastai"},
 }
 
 

@@ -114,12 +114,39 @@ def test_fabric() -> None:
     assert apart(model, net()) > 0
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_timm() -> None:
+    pytest.importorskip("integrations.torchvision_operators")
+    pytest.importorskip("timm")
+    from integrations import test_timm as models
+    from integrations.trajectories import apart
+
+    model = models.vit()
+    names = ran("timm", {"model": model, "loader": models.loader()})
+    assert names["engine"].step == models.BATCHES
+    assert apart(model, models.vit()) > 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fastai() -> None:
+    pytest.importorskip("integrations.torchvision_operators")
+    pytest.importorskip("fastai.callback.all")
+    from integrations import test_fastai as learners
+    from integrations.trajectories import apart
+
+    model = learners.net()
+    given = {"model": model, "dls": learners.learner(learners.net()).dls, "loss_func": learners.CrossEntropyLossFlat()}
+    assert ran("fastai", given)["learn"].sharpness.engine.step == 2 * learners.ROWS // learners.BATCH
+    assert apart(model, learners.net()) > 0
+
+
 def test_every_block_is_run_here() -> None:
     assert {f"test_{title.replace(' ', '_')}" for title in BLOCKS} <= set(globals())
 
 
 def test_the_versions_are_those_that_are_installed() -> None:
-    constraints = (ROOT / "constraints-integrations.txt").read_text(encoding="utf-8")
+    files = ("constraints-integrations.txt", "requirements-torchvision.txt")
+    constraints = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in files)
     said = re.findall(r"(\w+) (\d+\.\d+\.\d+)", PAGE)
     assert said
     for name, version in said:
