@@ -140,8 +140,51 @@ def test_fastai() -> None:
     assert apart(model, learners.net()) > 0
 
 
+def test_averages() -> None:
+    import torch
+    from torch import nn
+
+    def model() -> Any:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 3)).double()
+
+    after: list[Any] = []  # the weights after every step
+
+    class Noting(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            super().step()
+            after.append([p.detach().clone() for group in self.param_groups for p in group["params"]])
+
+    g = torch.Generator().manual_seed(5)
+    loader = [(torch.randn(8, 6, generator=g).double(), torch.randint(0, 3, (8,), generator=g)) for _ in range(6)]
+    trained = model()
+    names = ran("averages", {"model": trained, "optimizer": Noting(trained.parameters(), lr=0.1), "loader": loader})
+    average = names["average"].module
+    expected = after[0]
+    for weights in after[1:]:
+        expected = [0.99 * a + 0.01 * w for a, w in zip(expected, weights, strict=True)]
+    for mine, theirs in zip(average.parameters(), expected, strict=True):
+        assert torch.allclose(mine, theirs, rtol=0, atol=1e-12)
+    means = torch.stack([average[0](inputs).mean(0) for inputs, _ in loader]).mean(0)
+    assert torch.allclose(average[1].running_mean, means, rtol=0, atol=1e-12)
+    assert not average.training
+    assert int(trained[1].num_batches_tracked) == len(loader)
+
+
+@pytest.mark.slow
+def test_fsdp2(tmp_path: Path) -> None:
+    """The three blocks about shards, on two processes: a trajectory by hand, and a resume."""
+    from integrations.launch import two_processes
+
+    found = two_processes("two_processes_page.py", tmp_path)
+    for rank in found["trajectory"]:
+        assert isinstance(rank, float), rank
+        assert rank < 1e-10
+    assert found["resume"] == [0.0, 0.0]
+
+
 def test_every_block_is_run_here() -> None:
-    assert {f"test_{title.replace(' ', '_')}" for title in BLOCKS} <= set(globals())
+    assert {f"test_{title.split()[0]}" for title in BLOCKS} <= set(globals())
 
 
 def test_the_versions_are_those_that_are_installed() -> None:
