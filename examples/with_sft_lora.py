@@ -38,7 +38,7 @@ def main(steps: int = 60) -> None:
             per_device_train_batch_size=8,
             gradient_accumulation_steps=2,
             learning_rate=1e-2,
-            logging_steps=10,
+            bf16=False,
             report_to="none",
             save_strategy="no",
         )
