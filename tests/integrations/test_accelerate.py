@@ -206,6 +206,31 @@ def test_micro_batches_that_are_held(tmp_path: Path) -> None:
     assert not loop.sharp._held
 
 
+def test_a_loop_that_ends_in_the_middle_of_a_step_goes_on_as_the_plain_loop() -> None:
+    """accelerate goes on with its count, so the micro-batch that is held belongs to the next loop's first step."""
+    found = []
+    for sharp in (True, False):
+        accelerator, model = fresh(2), net()
+        loader = torch.utils.data.DataLoader(data(40), batch_size=8)
+        model, optimizer, loader = accelerator.prepare(model, sgd(model), loader)
+        door = Sharpness(accelerator, METHODS["plain"], model, optimizer, losses)
+        for stops in (3, 5):
+            for i, batch in enumerate(loader):
+                if i == stops:
+                    break
+                with accelerator.accumulate(model):
+                    if sharp:
+                        door.backward(batch)
+                    else:
+                        accelerator.backward(cross_entropy(model(batch[0]), batch[1]))
+                    optimizer.step()
+                    optimizer.zero_grad()
+        assert not door._held
+        assert door.engine.step == (4 if sharp else 0)
+        found.append(model)
+    assert apart(*found) == 0
+
+
 def test_a_mean_of_several_micro_batches_is_refused() -> None:
     def mean(model: Any, batch: Any) -> Any:
         return losses(model, batch).mean()
