@@ -28,6 +28,10 @@ except (ImportError, RuntimeError) as error:  # transformers itself raises Runti
 OPTIONS = ("rng", "seed", "allow_low_precision")
 COUNTED = ("_metrics", "_total_train_tokens")  # the counters that trl's trainers update in compute_loss
 
+SAME_EXAMPLES = (
+    "every pass of a step would see others, so prepare them in the data set, the collator or a callback between steps"
+)
+
 Kind = TypeVar("Kind", bound=type)
 
 
@@ -118,10 +122,11 @@ class SharpnessMixin:
         model.train()
         if callable(getattr(trainer.optimizer, "train", None)):
             trainer.optimizer.train()  # a schedule-free optimizer moves the weights here, not inside a pass
-        for p in engine.passes(parts):
-            with p, self._counters_restored(p.reports):
-                for piece in p.parts():
-                    self._run(p, model, piece)
+        with generation_refused(trainer.accelerator.unwrap_model(model)):
+            for p in engine.passes(parts):
+                with p, self._counters_restored(p.reports):
+                    for piece in p.parts():
+                        self._run(p, model, piece)
         self._normalization.micro_batches = ()
         assert engine.loss is not None
         return engine.loss
@@ -238,12 +243,21 @@ def check_trainer(trainer: Any) -> None:
         )
     if trainer.optimizer is not None:
         refusals.check_optimizer(trainer.optimizer)
-    own = type(trainer)._prepare_inputs
-    if own is not Trainer._prepare_inputs:
-        raise UsageError(
-            f"the Trainer must only move examples in _prepare_inputs, but {own.__qualname__} makes them there, so "
-            "every pass would see others; prepare them in the data set or the collator"
-        )
+    own = refusals.generating(type(trainer), Trainer)
+    if own is not None:
+        raise UsageError(f"the Trainer must only run the examples that it gets, but {own} makes some; {SAME_EXAMPLES}")
+
+
+@contextlib.contextmanager
+def generation_refused(model: Any) -> Iterator[None]:
+    """Refuse calls of the model's ``generate`` in this context."""
+
+    def generate(*_: Any, **__: Any) -> None:
+        """Stand in for the model's own."""
+        raise UsageError(f"a step must only run the examples that it gets, but calls generate; {SAME_EXAMPLES}")
+
+    with standing_in(model, "generate", generate) if hasattr(model, "generate") else contextlib.nullcontext():
+        yield
 
 
 class SharpnessTrainer(SharpnessMixin, Trainer):  # type: ignore[misc]

@@ -18,7 +18,7 @@ PROGRAM = "two_processes_fsdp2.py"
 @pytest.mark.parametrize("case", [c for c in CASES if "resume" not in c])
 def test_shards_follow_the_trajectory(found: dict[str, Any], case: str) -> None:
     """mSAM's parts are those of all ranks together, because no rank has a gradient of its own."""
-    bound = 1e-6 if "texts" in case else 1e-10  # a causal model's loss is computed in float32
+    bound = 1e-7 if "texts" in case else 1e-10  # a causal model's loss is computed in float32
     for rank in found[case]:
         assert isinstance(rank, list), rank
         distance, sharded = rank

@@ -16,7 +16,7 @@ from transformers import Trainer
 
 import lowland
 from integrations import hf
-from integrations.hf import Tiny, by_hand, classes, texts, trained, twins
+from integrations.hf import Tiny, by_hand, classes, llama, texts, trained, twins
 from integrations.trajectories import apart
 from lowland.core.errors import ArgumentError, LossError, UsageError
 from lowland.integrations import refusals
@@ -158,12 +158,34 @@ def test_models_that_were_sharded_when_they_were_loaded_are_refused(tmp_path: Pa
             check_trainer(SimpleNamespace(args=args, accelerator=accelerator, optimizer=None, model=model))
 
 
+def test_trainers_that_generate_examples_are_refused(tmp_path: Path) -> None:
+    """As GKDTrainer and OnlineDPOTrainer do in training_step: the second pass would see what displaced weights make."""
+
+    class Generating(SharpnessTrainer):
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+            inputs["input_ids"] = model.generate(inputs["input_ids"])
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    with pytest.raises(UsageError, match=r"but Generating\.training_step makes some; every pass of a step would see"):
+        made(tmp_path, Generating, sharpness=lowland.SAM())
+
+    class Hidden(SharpnessTrainer):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            model.generate(inputs["input_ids"], max_new_tokens=2, do_sample=True)
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    model = llama()
+    with pytest.raises(UsageError, match="but calls generate; every pass of a step would see others"):
+        trained("sam", tmp_path, model, texts(), of=Hidden)
+    assert "generate" not in vars(model)
+
+
 def test_trainers_that_do_otherwise_than_the_trainer(tmp_path: Path) -> None:
     class Generating(SharpnessTrainer):
         def _prepare_inputs(self, inputs: Any) -> Any:
             return super()._prepare_inputs(inputs)
 
-    with pytest.raises(UsageError, match="prepare them in the data set or the collator"):
+    with pytest.raises(UsageError, match=r"Generating\._prepare_inputs makes some; .* prepare them in the data set"):
         made(tmp_path, Generating, sharpness=lowland.SAM())
 
     class Twice(Trainer):  # type: ignore[misc]

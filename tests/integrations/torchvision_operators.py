@@ -7,9 +7,9 @@ and fastai in a folder of their own, which only the tests of timm and fastai hav
 
 from __future__ import annotations
 
-import importlib
 import sys
 
+import pytest
 import torch
 
 OPERATORS = (
@@ -23,11 +23,11 @@ OPERATORS = (
 library: torch.library.Library | None = None
 
 try:
-    importlib.import_module("torchvision")
+    pytest.importorskip("torchvision")
 except RuntimeError:  # operator torchvision::nms does not exist
     for module in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
         del sys.modules[module]
     library = torch.library.Library("torchvision", "DEF")
     for operator in OPERATORS:
         library.define(operator)
-    importlib.import_module("torchvision")
+    pytest.importorskip("torchvision")
