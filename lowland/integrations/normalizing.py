@@ -108,7 +108,7 @@ class Normalization:
             LossError: The two differ, so the losses of parts do not add up.
         """
         step = self.engine.step
-        piece = next((p for p in self.micro_batches if p["rows"] > 1), None)
+        piece = next((p for p in self.micro_batches if (p["rows"] or 0) > 1), None)
         if step & (step - 1) or step == self._checked_step or piece is None:
             return
         self._checked_step = step
