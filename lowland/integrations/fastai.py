@@ -13,7 +13,7 @@ from lowland.core.errors import ArgumentError, MissingExtraError, UsageError
 from lowland.core.loss import Loss
 from lowland.engine import Engine, lookahead
 from lowland.executors import Pass
-from lowland.integrations import refusals
+from lowland.integrations import checkpoints, refusals
 from lowland.integrations.means import check_examples
 from lowland.integrations.temporary import standing_in
 from lowland.methods.base import Method
@@ -50,36 +50,43 @@ class Sharpness(Callback):  # type: ignore[misc]
     Args:
         method: The method, such as ``SAM(rho=0.05)``. Methods that choose examples by their losses are refused.
         micro_batch: The largest number of examples in a forward pass; None for the whole batch.
+        resume: How a method with state begins if the optimizer has a state already, as after ``learn.load``: "exact"
+            refuses this without :meth:`load_state_dict`, "cold" starts the method anew.
         **options: Options of :class:`lowland.Engine`: ``rng``, ``seed``, ``cut`` and ``allow_low_precision``.
 
     Attributes:
         engine: The engine. It keeps the method's state from ``fit`` to ``fit`` if model, optimizer and trainable
-            parameters are the same. ``learn.save`` does not save it: save ``engine.state_dict()`` beside the model.
+            parameters are the same. ``learn.save`` does not save it: save ``engine.state_dict()`` beside the model, and
+            give it to :meth:`load_state_dict`.
 
     Raises:
         ArgumentError: An argument breaks its rule.
     """
 
     order, run_valid = 1000, False  # after the callbacks that change the batch
-    _stateattrs = ("engine", "_kept")  # fastai does not pickle these
+    _stateattrs = ("engine", "_kept", "_saved")  # fastai does not pickle these
 
-    def __init__(self, method: Method, *, micro_batch: int | None = None, **options: Any) -> None:
+    def __init__(
+        self, method: Method, *, micro_batch: int | None = None, resume: str = "exact", **options: Any
+    ) -> None:
         super().__init__()
         self._init_state()
         refusals.check_mean(method, "the Learner")
+        checkpoints.check_resume("resume", resume)
         wrong = [name for name in options if name not in OPTIONS]
         if wrong:
             raise ArgumentError(
                 f"options must be some of micro_batch, {', '.join(OPTIONS)}, but has {wrong[0]}; the Learner decides "
                 "the rest"
             )
-        self.method, self.most, self.options = method, micro_batch, options
+        self.method, self.most, self.resume, self.options = method, micro_batch, resume, options
 
     def _init_state(self) -> None:
         """Begin without an engine; fastai calls this for an object from a pickle, too."""
         super()._init_state()
         self.engine: Engine | None = None
         self._kept: dict[str, Any] | None = None
+        self._saved: dict[str, Any] | None = None
         self._checked_step, self._entered = -1, False
 
     def before_fit(self) -> None:
@@ -91,9 +98,24 @@ class Sharpness(Callback):  # type: ignore[misc]
         engine, before = Engine(self.method, learn.model, learn.opt, scaler=scaler, **self.options), self.engine
         if before is not None and before.optimizer is engine.optimizer and same(before.params, engine.params):
             engine.load_state_dict(before.state_dict())
-        self.engine, self._checked_step = engine, -1
+        elif self._saved is not None:
+            engine.load_state_dict(self._saved)
+        elif before is None and engine.optimizer.state:
+            option = 'Sharpness(…, resume="cold")'
+            checkpoints.check_missing(
+                engine, "the Learner's optimizer", resume=self.resume, option=option, knows_progress=True
+            )
+        self.engine, self._checked_step, self._saved = engine, -1, None
         searching = any(kind.__name__ == "LRFinder" for cb in learn.cbs for kind in type(cb).__mro__)
         self._kept = engine.state_dict() if searching else None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep an engine's state for the next ``fit``; call it after ``learn.load``.
+
+        Args:
+            state_dict: The value of ``engine.state_dict()``.
+        """
+        self.engine, self._saved = None, state_dict
 
     def after_fit(self) -> None:
         """After a search for a learning rate, restore the method's state, as fastai restores model and optimizer."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,76 +17,20 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixUp
 from fastai.callback.schedule import LRFinder
 from fastai.callback.training import GradientAccumulation, GradientClip
-from fastai.data.core import DataLoaders
-from fastai.data.load import DataLoader
-from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import Adam, OptimWrapper
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 import lowland
+from integrations.learners import BATCH, BOUND, EPOCHS, LR, ROWS, by_hand, data, fitted, learner, net
 from integrations.methods import METHODS
-from integrations.trajectories import CUTS, Trajectory, apart
-from lowland.core.errors import ArgumentError, LossError, UsageError
+from integrations.trajectories import apart
+from lowland.core.errors import ArgumentError, LossError, StateError, UsageError
 from lowland.integrations.fastai import Sharpness
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 KINDS = ["sam", "sampa", "looksam", "msam"]
-ROWS, BATCH, EPOCHS, LR = 64, 8, 2, 0.05
-# fastai keeps its losses in float32, so the model is in float32, too.
-BOUND = 2e-6
-
-
-def data() -> tuple[torch.Tensor, torch.Tensor]:
-    g = torch.Generator().manual_seed(5)
-    return torch.randn(ROWS, 6, generator=g), torch.randint(0, 3, (ROWS,), generator=g)
-
-
-def net(*more: nn.Module) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), *more, nn.Linear(16, 3))
-
-
-SGD = partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=0.9))
-
-
-def learner(model: nn.Module, *cbs: Any, opt: Any = SGD, loss: Any = None) -> Learner:
-    rows = list(zip(*data(), strict=True))
-    dls = DataLoaders(DataLoader(rows, bs=BATCH, num_workers=0), DataLoader(rows, bs=BATCH, num_workers=0))
-    learn = Learner(dls, model, loss_func=loss or CrossEntropyLossFlat(), opt_func=opt, lr=LR, cbs=list(cbs), wd=0.0)
-    return learn.remove_cbs([cb for cb in learn.cbs if type(cb).__name__ == "ProgressCallback"])
-
-
-def fitted(kind: Any, model: nn.Module, *cbs: Any, epochs: int = EPOCHS, **options: Any) -> Learner:
-    opt, loss = options.pop("opt", SGD), options.pop("loss", None)
-    method = METHODS.get(kind, kind) if isinstance(kind, str) else kind
-    learn = learner(model, Sharpness(method, **options), *cbs, opt=opt, loss=loss)
-    with learn.no_logging():
-        learn.fit(epochs)
-    return learn
-
-
-def by_hand(kind: str, model: nn.Module, clip: float = 0.0, epochs: int = EPOCHS) -> list[float]:
-    x, y = data()
-    base = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9)
-
-    def loss(m: nn.Module, batch: Any) -> torch.Tensor:
-        return cross_entropy(m(batch[0]), batch[1])
-
-    def cut(batch: Any) -> Any:
-        runs = torch.tensor_split(torch.arange(len(batch[0])), CUTS)
-        return [((batch[0][run], batch[1][run]), len(run) / len(batch[0])) for run in runs]
-
-    hand, losses = Trajectory(kind, model, base, loss, cut), []
-    for _ in range(epochs):
-        for start in range(0, ROWS, BATCH):
-            base.zero_grad()
-            losses.append(float(hand.backward((x[start : start + BATCH], y[start : start + BATCH]))))
-            if clip:
-                nn.utils.clip_grad_norm_(model.parameters(), clip)
-            base.step()
-    return losses
 
 
 class Noting(Callback):
@@ -153,7 +97,38 @@ def test_a_second_fit_goes_on_and_another_set_of_parameters_begins_anew() -> Non
     assert learn.sharpness.engine.step == 8
 
 
-def test_a_search_for_a_learning_rate_leaves_no_trace(tmp_path: Any) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resume_goes_on_bit_for_bit(tmp_path: Path, kind: str) -> None:
+    """S9: without the engine's state LookSAM and SAMPa would start anew; learn.load alone is refused."""
+    whole = fitted(kind, net(), epochs=1)
+    whole.path = tmp_path
+    whole.save("half")
+    torch.save(whole.sharpness.engine.state_dict(), tmp_path / "engine.pt")
+    with whole.no_logging():
+        whole.fit(1)
+
+    def loaded(**options: Any) -> Any:
+        learn = learner(net(), Sharpness(METHODS[kind], **options))
+        learn.path = tmp_path
+        learn.create_opt()
+        return learn.load("half")
+
+    resumed = loaded()
+    resumed.sharpness.load_state_dict(torch.load(tmp_path / "engine.pt", weights_only=True))
+    with resumed.no_logging():
+        resumed.fit(1)
+    assert apart(whole.model, resumed.model) == 0
+    assert resumed.sharpness.engine.step == 16
+    if kind in ("sampa", "looksam"):
+        with pytest.raises(StateError, match=r"the Learner's optimizer has none.*: Sharpness\(…, resume=\"cold\"\)"):
+            loaded().fit(1)
+        cold = loaded(resume="cold")
+        with cold.no_logging():
+            cold.fit(1)
+        assert (apart(whole.model, cold.model) > 1e-4) == (kind == "sampa")  # LookSAM stops before a SAM step
+
+
+def test_a_search_for_a_learning_rate_leaves_no_trace(tmp_path: Path) -> None:
     model, twin = net(), net()
     learn = fitted("looksam", model, epochs=1)
     learn.path = tmp_path

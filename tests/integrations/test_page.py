@@ -131,7 +131,7 @@ def test_timm() -> None:
 def test_fastai() -> None:
     pytest.importorskip("integrations.torchvision_operators")
     pytest.importorskip("fastai.callback.all")
-    from integrations import test_fastai as learners
+    from integrations import learners
     from integrations.trajectories import apart
 
     model = learners.net()
