@@ -167,6 +167,12 @@ def check_prepared(accelerator: Any, model: Any, optimizer: Any) -> None:
             "that prepares model and optimizer"
         )
     refusals.check_accelerator(accelerator)
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1 and accelerator.num_processes == 1:
+        raise UsageError(
+            f"accelerator must know all {count} processes, but knows one, so that each process would train a model of "
+            "its own; on a CPU, write Accelerator(cpu=True)"
+        )
     modules = model.values() if isinstance(model, Mapping) else model if isinstance(model, list | tuple) else [model]
     for module in modules:
         if isinstance(module, nn.Module) and not getattr(module, "_is_accelerate_prepared", False):

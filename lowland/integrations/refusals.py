@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -88,3 +89,19 @@ def check_accelerator(accelerator: Any) -> None:
                 f"parallelism_config must divide the batch alone, but {name}_size is {getattr(config, f'{name}_size')};"
                 f" leave it at 1 and {remedy}"
             )
+
+
+def generating(kind: type, base: type) -> str | None:
+    """The function of a Trainer that makes examples, by its name; None if all passes of a step see the same examples.
+
+    Args:
+        kind: The class of the Trainer.
+        base: The class whose own functions make none.
+    """
+    for owner in kind.__mro__[: kind.__mro__.index(base)]:
+        if "_prepare_inputs" in vars(owner):
+            return f"{owner.__name__}._prepare_inputs"
+        step = inspect.unwrap(vars(owner).get("training_step", len))
+        if any("generate" in name for name in getattr(getattr(step, "__code__", None), "co_names", ())):
+            return f"{owner.__name__}.training_step"
+    return None
