@@ -57,8 +57,9 @@ def all_optimizers(optimizer: Any) -> list[Optimizer]:
     """
     entries = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
     for entry in entries:
-        count = getattr(getattr(entry, "gradient_state", None), "num_steps", 1)
-        if type(entry).__name__ == "AcceleratedOptimizer" and count > 1:
+        accelerated = type(entry).__name__ == "AcceleratedOptimizer"
+        count = getattr(getattr(entry, "gradient_state", None), "num_steps", 1) if accelerated else 1
+        if count > 1:
             raise UsageError(
                 f"optimizer must step after every engine.backward, but accelerate's steps after {count} micro-batches, "
                 f"so that an undivided loss would give a gradient {count} times too long; use "
