@@ -234,6 +234,8 @@ def test_refusals() -> None:
         Sharpness(lowland.SAM(), scaler=None)
     with pytest.raises(UsageError, match=r"fastai's Optimizer; write Learner\(…, opt_func=partial\(OptimWrapper"):
         fitted("sam", net(), opt=Adam)
+    with pytest.raises(UsageError, match=r"must have one Sharpness, but has several.*lowland\.Switch"):
+        fitted("sam", net(), Sharpness(METHODS["looksam"]))
     with pytest.raises(UsageError, match=r"without GradientAccumulation.*Sharpness\(method, micro_batch=…\)"):
         fitted("sam", net(), GradientAccumulation(16))
     with pytest.raises(UsageError, match="without MixUp for SAMPa"):
