@@ -24,7 +24,7 @@ from integrations import hf
 from integrations.hf import by_hand, llama, texts, trained, twins
 from integrations.methods import METHODS
 from integrations.trajectories import Trajectory, apart, sgd
-from lowland.core.errors import UsageError
+from lowland.core.errors import ParameterError, UsageError
 from lowland.integrations import refusals
 from lowland.integrations.transformers import sharpened
 
@@ -145,6 +145,13 @@ def test_fp32_adapters_on_a_bf16_base_follow_the_trajectory(tmp_path: Path, kind
         base.step()
     assert apart(model, twin) < 1e-6
     assert apart(model, make()) > 1e-4
+
+
+def test_adapters_in_bf16_are_refused(tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(llama().to(torch.bfloat16), config, autocast_adapter_dtype=False)
+    with pytest.raises(ParameterError, match=r"parameters must be fp32 or fp64, but .*lora_A.* is torch.bfloat16"):
+        trained("sam", tmp_path, model, texts())
 
 
 def test_gradient_checkpointing(tmp_path: Path) -> None:
