@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lowland.core.batch import Parts
 from lowland.core.errors import ArgumentError, MissingExtraError, UsageError
 from lowland.core.loss import LossFn
-from lowland.engine import Engine
+from lowland.engine import Engine, lookahead
 from lowland.integrations import checkpoints, refusals
 from lowland.methods.base import Method
 
@@ -85,7 +85,8 @@ class Sharpness:
             raise ArgumentError(
                 "loss_fn must be a function (model, batch) -> loss, but is None; Sharpness runs the model by itself"
             )
-        self.engine = Engine(method, model, optimizer, loss_fn, scaler=accelerator.scaler, **options)
+        bases = [lookahead.unwrap(one) for one in (optimizer if isinstance(optimizer, list | tuple) else [optimizer])]
+        self.engine = Engine(method, model, bases, loss_fn, scaler=accelerator.scaler, **options)
         self.accelerator, self.resume = accelerator, resume
         self._held: list[Any] = []
         self._number = _register(self)

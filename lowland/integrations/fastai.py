@@ -222,6 +222,11 @@ def check_learner(learn: Any, method: Method, most: int | None) -> None:
             "Learner(…, opt_func=partial(OptimWrapper, opt=torch.optim.AdamW))"
         )
     refusals.check_optimizer(lookahead.unwrap(learn.opt))
+    if sum(isinstance(cb, Sharpness) for cb in learn.cbs) > 1:
+        raise UsageError(
+            "the Learner must have one Sharpness, but has several, of which all but one would be passed over; combine "
+            "methods in one, such as lowland.Late or lowland.Switch"
+        )
     for cb in learn.cbs:
         names = [kind.__name__ for kind in type(cb).__mro__]
         for name, why in REFUSED.items():

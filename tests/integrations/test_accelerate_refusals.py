@@ -61,6 +61,15 @@ def test_set_ups_whose_gradients_are_elsewhere(monkeypatch: pytest.MonkeyPatch, 
         Sharpness(accelerator, lowland.SAM(), model, optimizer, losses)
 
 
+def test_an_engine_of_one_s_own_inside_accumulate_is_refused() -> None:
+    """S3: the gradient of k micro-batches was k times too long."""
+    accelerator, model = fresh(2), net()
+    model, optimizer = accelerator.prepare(model, sgd(model))
+    with pytest.raises(UsageError, match=r"after 2 micro-batches.*use lowland\.integrations\.accelerate\.Sharpness"):
+        lowland.Engine(lowland.SAM(), model, optimizer, losses)
+    assert Sharpness(accelerator, lowland.SAM(), model, optimizer, losses).engine.optimizer is optimizer.optimizer
+
+
 def test_processes_that_the_accelerator_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU and without cpu=True, accelerate trains two models apart under torchrun, without a word."""
     monkeypatch.setenv("WORLD_SIZE", "2")

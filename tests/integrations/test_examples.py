@@ -23,15 +23,15 @@ NEEDED = {
 }
 
 
-def output(name: str, folder: Path, processes: int = 1) -> str:
-    """What an example prints; skips the test where a framework is missing."""
+def output(name: str, folder: Path, processes: int = 1, script: Path | None = None) -> str:
+    """What an example prints; skips the test where a framework is missing. `script` is run in its place."""
     for module in NEEDED[name]:
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"could not import {module!r}")
     hidden = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(ROOT / "examples" / f"{name}.py")]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(script or ROOT / "examples" / f"{name}.py")]
     ran = subprocess.run(
         command,
         cwd=folder,
@@ -82,3 +82,17 @@ def test_lightning_on_one_process_and_on_two(tmp_path: Path) -> None:
     for processes in (1, 2):
         (accuracy,) = told(r"SAM, 160 steps, test accuracy (\S+)", output("with_lightning", tmp_path, processes))
         assert accuracy > 0.95
+
+
+def test_lightning_launches_its_second_process_itself(tmp_path: Path) -> None:
+    """Without torchrun, devices=2 starts the script once more."""
+    script, folder = tmp_path / "launching.py", tmp_path / "folder"
+    folder.mkdir()
+    text = (ROOT / "examples" / "with_lightning.py").read_text(encoding="utf-8")
+    changed = text.replace('int(os.environ.get("WORLD_SIZE", "1"))', "2").replace(
+        "devices=", 'accelerator="cpu", devices='
+    )
+    assert changed.count("PROCESSES = 2") == 1
+    script.write_text(changed, encoding="utf-8")
+    (accuracy,) = told(r"SAM, 160 steps, test accuracy (\S+)", output("with_lightning", folder, script=script))
+    assert accuracy > 0.95

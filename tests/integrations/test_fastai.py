@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ pytest.importorskip("fastai.callback.all", exc_type=(ImportError, RuntimeError))
 import torch
 from fastai.callback.core import Callback, CancelBatchException
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.mixup import MixUp
+from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.schedule import LRFinder
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.losses import CrossEntropyLossFlat
@@ -27,7 +28,7 @@ from integrations.learners import BATCH, BOUND, EPOCHS, LR, ROWS, by_hand, data,
 from integrations.methods import METHODS
 from integrations.trajectories import apart
 from lowland.core.errors import ArgumentError, LossError, StateError, UsageError
-from lowland.integrations.fastai import Sharpness
+from lowland.integrations.fastai import REFUSED, Sharpness
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 KINDS = ["sam", "sampa", "looksam", "msam"]
@@ -234,19 +235,21 @@ def test_refusals() -> None:
         Sharpness(lowland.SAM(), scaler=None)
     with pytest.raises(UsageError, match=r"fastai's Optimizer; write Learner\(…, opt_func=partial\(OptimWrapper"):
         fitted("sam", net(), opt=Adam)
+    with pytest.raises(UsageError, match=r"must have one Sharpness, but has several.*lowland\.Switch"):
+        fitted("sam", net(), Sharpness(METHODS["looksam"]))
     with pytest.raises(UsageError, match=r"without GradientAccumulation.*Sharpness\(method, micro_batch=…\)"):
         fitted("sam", net(), GradientAccumulation(16))
-    with pytest.raises(UsageError, match="without MixUp for SAMPa"):
-        fitted("sampa", net(), MixUp())
+    for mixing in (MixUp, CutMix):
+        with pytest.raises(UsageError, match=f"without {mixing.__name__} for SAMPa"):
+            fitted("sampa", net(), mixing())
     with pytest.raises(UsageError, match=r"without MixUp for SAM, .*take SAM without micro_batch"):
         fitted("sam", net(), MixUp(), micro_batch=4)
     assert fitted("sam", net(), MixUp()).sharpness.engine.step == 16
 
-    class DistributedTrainer(Callback):
-        pass
-
-    with pytest.raises(UsageError, match=r"without DistributedTrainer.*lowland\.integrations\.accelerate"):
-        fitted("sam", net(), DistributedTrainer())
+    for name, remedy in REFUSED.items():
+        stand_in = type(name, (Callback,), {})()
+        with pytest.raises(UsageError, match=re.escape(f"must be without {name}, which {remedy}")):
+            fitted("sam", net(), stand_in)
     model = net()
     closing = lowland.ClosureOptimizer(lowland.Engine(lowland.SAM(), model, torch.optim.SGD(model.parameters(), lr=LR)))
     with pytest.raises(UsageError, match="pass the SGD inside it"):

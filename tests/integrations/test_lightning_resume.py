@@ -21,7 +21,8 @@ from integrations.methods import METHODS
 from integrations.pl import Module, by_hand, fitted, loader, trainer
 from integrations.trajectories import apart, sgd
 from lowland.core.errors import ArgumentError, LossError, ParameterError, StateError, UsageError
-from lowland.integrations.lightning import Sharpness, check_training
+from lowland.integrations import refusals
+from lowland.integrations.lightning import Sharpness
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -155,6 +156,12 @@ def test_modules_that_do_it_themselves_are_refused() -> None:
     with pytest.raises(UsageError, match=r"call engine\.backward\(batch\) in training_step"):
         fitted("sam", manual)
 
+    class Other(Sharpness):
+        """Of another name, so that Lightning itself does not complain."""
+
+    with pytest.raises(UsageError, match=r"must have one Sharpness, but have several.*lowland\.Switch"):
+        fitted("sam", Module(), Other(METHODS["looksam"]))
+
     class Two(Module):
         def configure_optimizers(self) -> Any:
             return [sgd(self.net[0]), sgd(self.net[3])]
@@ -191,9 +198,9 @@ def test_strategies_that_are_refused(kind: str) -> None:
     strategy = type(kind, (), {})()
     module = SimpleNamespace(automatic_optimization=True)
     with pytest.raises(UsageError, match=f'but is {kind}.*use strategy="ddp"'):
-        check_training(SimpleNamespace(optimizers=[sgd(net())], strategy=strategy), module)
+        refusals.check_lightning(SimpleNamespace(optimizers=[sgd(net())], strategy=strategy), module, Sharpness)
     with pytest.raises(UsageError, match="but gives 2; train with manual optimization"):
-        check_training(SimpleNamespace(optimizers=[1, 2], strategy=strategy), module)
+        refusals.check_lightning(SimpleNamespace(optimizers=[1, 2], strategy=strategy), module, Sharpness)
 
 
 def test_a_closure_optimizer_is_refused_with_and_without_a_scaler() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,33 @@ def test_periods_and_schedules_count_optimizer_steps(tmp_path: Path) -> None:
     assert seen == [0, 5]
 
 
+@pytest.mark.parametrize("rho", [0.0, 0.2])
+def test_a_radius_by_parameter_group(tmp_path: Path, rho: float) -> None:
+    """The embedding's own radius; 0 excludes it."""
+
+    def grouped(model: Any) -> torch.optim.Optimizer:
+        own = list(model.embed.parameters())
+        rest = [p for name, p in model.named_parameters() if not name.startswith("embed")]
+        return torch.optim.SGD([{"params": own, "rho": rho}, {"params": rest}], lr=0.05, momentum=0.9)
+
+    model, twin = twins(Tiny)
+    trained("sam", tmp_path, model, DATA["classes"], optimizer=grouped)
+    base = grouped(twin)
+    for (batch,) in hf.micro_batches(DATA["classes"], hf.STEPS):
+        found = torch.autograd.grad(twin(**batch).loss, list(twin.parameters()))
+        radii = [rho if name.startswith("embed") else 0.05 for name, _ in twin.named_parameters()]
+        norm = torch.sqrt(sum((g * g).sum() for g, r in zip(found, radii, strict=True) if r))
+        before = copy.deepcopy(twin.state_dict())
+        with torch.no_grad():
+            for p, g, r in zip(twin.parameters(), found, radii, strict=True):
+                p.add_(r * g / norm)
+        base.zero_grad()
+        twin(**batch).loss.backward()
+        twin.load_state_dict(before)
+        base.step()
+    assert apart(model, twin) < DOUBLE
+
+
 def test_a_method_that_goes_by_progress_knows_the_whole_training(tmp_path: Path) -> None:
     method = lowland.Late(start=0.5, inner=lowland.SAM())
     trainer = trained(method, tmp_path, Tiny(), DATA["classes"], 2)
@@ -256,29 +284,3 @@ def test_statistics_of_batch_norm_are_updated_once_for_a_micro_batch(tmp_path: P
     model = Normed()
     trained("sam", tmp_path, model, DATA["classes"], 2)
     assert int(model.norm.num_batches_tracked) == 2 * hf.STEPS
-
-
-def test_a_scaler_changes_nothing_and_skips_what_overflows(tmp_path: Path) -> None:
-    class Overflowing(SharpnessTrainer):
-        at = -1
-
-        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            loss = super().compute_loss(model, inputs, *args, **kwargs)
-            return loss * float("inf") if self.state.global_step == self.at else loss
-
-        def create_accelerator_and_postprocess(self) -> None:
-            super().create_accelerator_and_postprocess()
-            if self.scaled:
-                self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1000)
-
-    models = []
-    for scaled in (False, True):
-        Overflowing.scaled = scaled  # type: ignore[attr-defined]
-        models.append(Tiny(dtype=torch.float32))
-        trained("looksam", tmp_path, models[-1], DATA["classes"], 2, of=Overflowing)
-    assert apart(*models) == 0  # the scale is a power of two
-    Overflowing.at = 3
-    trainer = trained("looksam", tmp_path, Tiny(dtype=torch.float32), DATA["classes"], 2, of=Overflowing)
-    assert all(p.isfinite().all() for p in trainer.model.parameters())
-    assert all(v.isfinite().all() for v in trainer.engine.memory["g_v"])
-    assert trainer.accelerator.scaler.get_scale() == 512.0

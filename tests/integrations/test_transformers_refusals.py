@@ -71,10 +71,11 @@ def test_set_ups_whose_gradients_are_elsewhere(args: dict[str, Any], kind: str, 
         check_trainer(SimpleNamespace(args=given, accelerator=accelerator, optimizer=None))
 
 
-def test_model_parallel_set_ups_are_refused() -> None:
-    config = SimpleNamespace(tp_enabled=True, tp_size=2)
+@pytest.mark.parametrize("kind", ["tp", "cp", "sp"])
+def test_model_parallel_set_ups_are_refused(kind: str) -> None:
+    config = SimpleNamespace(**{f"{kind}_enabled": True, f"{kind}_size": 2})
     accelerator = SimpleNamespace(distributed_type=SimpleNamespace(name="NO"), parallelism_config=config)
-    with pytest.raises(UsageError, match="tp_size is 2; leave it at 1"):
+    with pytest.raises(UsageError, match=f"{kind}_size is 2; leave it at 1"):
         refusals.check_accelerator(accelerator)
 
 

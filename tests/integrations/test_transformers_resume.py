@@ -153,3 +153,29 @@ def test_a_closure_optimizer_is_refused_with_and_without_the_mixin(tmp_path: Pat
         Trainer(model=model, **given).train()
     with pytest.raises(UsageError, match="pass the SGD inside it"):
         SharpnessTrainer(model=model, sharpness=lowland.SAM(), **given)
+
+
+def test_a_scaler_changes_nothing_and_skips_what_overflows(tmp_path: Path) -> None:
+    class Overflowing(SharpnessTrainer):
+        at = -1
+
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+            return loss * float("inf") if self.state.global_step == self.at else loss
+
+        def create_accelerator_and_postprocess(self) -> None:
+            super().create_accelerator_and_postprocess()
+            if self.scaled:
+                self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1000)
+
+    models = []
+    for scaled in (False, True):
+        Overflowing.scaled = scaled  # type: ignore[attr-defined]
+        models.append(Tiny(dtype=torch.float32))
+        trained("looksam", tmp_path, models[-1], CLASSES, 2, of=Overflowing)
+    assert apart(*models) == 0  # the scale is a power of two
+    Overflowing.at = 3
+    trainer = trained("looksam", tmp_path, Tiny(dtype=torch.float32), CLASSES, 2, of=Overflowing)
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+    assert all(v.isfinite().all() for v in trainer.engine.memory["g_v"])
+    assert trainer.accelerator.scaler.get_scale() == 512.0

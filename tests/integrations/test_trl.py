@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Trainer
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 import lowland
@@ -24,6 +25,7 @@ from integrations.hf import by_hand, llama, texts, trained, twins
 from integrations.methods import METHODS
 from integrations.trajectories import Trajectory, apart, sgd
 from lowland.core.errors import UsageError
+from lowland.integrations import refusals
 from lowland.integrations.transformers import sharpened
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -124,7 +126,7 @@ def test_adapters_in_bf16(tmp_path: Path, kind: str) -> None:
     """As after ``model.to(torch.bfloat16)``: the base stays, the adapters move, and vectors are fp32."""
     torch.manual_seed(0)
     config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
-    model = get_peft_model(llama(), config).to(torch.bfloat16)
+    model = get_peft_model(llama().to(torch.bfloat16), config, autocast_adapter_dtype=False)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     trainer = trained(kind, tmp_path, model, texts(), 2)
     assert trainer.engine.step == hf.STEPS
@@ -198,3 +200,17 @@ def test_dpo_s_pairs_are_never_cut(tmp_path: Path) -> None:
     dpo(lowland.SAM(rho=0.05), tmp_path / "c", twin, 2)
     assert apart(model, twin) < 1e-6
     assert dpo(lowland.MicroSAM(rho=0.05, m=2), tmp_path / "d", llama(), 2).engine.step == hf.STEPS
+
+
+@pytest.mark.parametrize(
+    ("module", "kind", "function"),
+    [
+        ("trl", "GRPOTrainer", "GRPOTrainer._prepare_inputs"),
+        ("trl.experimental.gkd", "GKDTrainer", "GKDTrainer.training_step"),
+        ("trl.experimental.online_dpo", "OnlineDPOTrainer", "OnlineDPOTrainer.training_step"),
+        *(("trl", kind, None) for kind in ("SFTTrainer", "DPOTrainer", "KTOTrainer", "RewardTrainer")),
+    ],
+)
+def test_which_trainers_generate_examples_in_a_step(module: str, kind: str, function: str | None) -> None:
+    found = getattr(importlib.import_module(module), kind)
+    assert refusals.generating(sharpened(found), Trainer) == function
