@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -12,6 +13,16 @@ import torch
 def _reproducible() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collected() -> None:
+    """Set aside the objects that no test of the file makes: thousands of tests, and the modules that are loaded.
+
+    Every collection would visit them, and so would lowland's search for parameters outside an engine.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=["memory", "messages"])
