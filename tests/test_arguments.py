@@ -42,7 +42,7 @@ def good(model, batch):
         ({"mesh": 2}, "mesh must be a torch DeviceMesh"),
         ({"executor": "local"}, "executor must be an Executor"),
         ({"executor": lowland.executors.Local}, "executor must be an Executor"),
-        ({"allow_low_precision": 1}, "allow_low_precision must be True or False"),
+        ({"allow_unaveraged": 1}, "allow_unaveraged must be True or False"),
         ({"micro_batch": True}, "micro_batch must be an integer"),
         ({"method": SAM}, r"is the class; pass a value such as SAM\(\)"),
         ({"method": "sam"}, "method must be a Method"),

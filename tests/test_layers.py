@@ -163,6 +163,7 @@ def test_collectives_and_foreach_have_their_place() -> None:
 
 # What changes in place that no parameter shares memory with.
 OWN = {
+    "lowland.core.geometry": {"vec.scale_"},  # a gradient that the caller of ascent_ gives away
     "lowland.methods.looksam": {"vec.add_"},  # a reading's gradient, which is the plan's own
     "lowland.engine.lookahead": {"vec.add_", "vec.scale_"},  # a displacement that it has just made
     "lowland.executors.batched": {"vec.copy_", "vec.div_"},  # gradients that it has just made, and by the loss scale

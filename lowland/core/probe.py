@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
@@ -52,6 +53,7 @@ class Probe:
     wrt: Sequence[bool] | None = None
     cut: bool | None = None
     other: bool = field(default=False, init=False)  # whether the batch is another one than the step's, cut or kept
+    noise: int | None = field(default=None, init=False)  # the seed of stochastic rounding, for bf16 and fp16 parameters
 
     def __post_init__(self) -> None:
         # `stats` is set here, because the executor empties `at` later.
@@ -88,6 +90,11 @@ class Probe:
         object.__setattr__(self, "other", self.batch is not batch)
         if self.cut is None:
             object.__setattr__(self, "cut", self.other and not any(self.batch is value for value in kept))
+
+    def draw(self, rng: Random) -> None:
+        """Draw the seed with which displaced weights in bf16 or fp16 are rounded; the same on all ranks."""
+        if self.at is not None:
+            object.__setattr__(self, "noise", rng.getrandbits(32))
 
     def discard_at(self) -> None:
         """Drop the displacement to free its memory, because another rank answers this probe."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lowland.core import shards
+from lowland.core.precision import of_vectors
 from lowland.core.shards import like as _like
 from lowland.core.shards import local as _local
 
@@ -36,8 +37,8 @@ def wide(device: torch.device) -> torch.dtype:
 
 
 def zeros(like: Vec) -> Vec:
-    """Zeros in the shapes of ``like``."""
-    return _like(like, [torch.zeros_like(t) for t in _local(like)])
+    """Zeros in the shapes of ``like``; fp32 for tensors in bf16 or fp16."""
+    return _like(like, [torch.zeros_like(t, dtype=of_vectors(t.dtype)) for t in _local(like)])
 
 
 def clone(v: Vec) -> Vec:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from lowland.core import checks
 from lowland.core.errors import ArgumentError, ParameterError, UsageError
 from lowland.engine import lookahead
-from lowland.executors.base import Executor
+from lowland.executors.base import Executor, Work
 from lowland.methods.base import Method
 
 if TYPE_CHECKING:
@@ -188,6 +188,19 @@ def check_options(scaler: Any, executor: Any, micro_batch: Any, rng: Any, flags:
     if micro_batch is not None:
         checks.integer("micro_batch", micro_batch, 1, "None sets no limit")
     checks.one_of("rng", rng, ("free", "shared"))
+
+
+def check_exchanged(work: Work, groups: Mapping[str, Any]) -> None:
+    """Refuse gradients that ranks of a mesh would exchange in bf16 or fp16 after they were divided by a loss scale.
+
+    Raises:
+        ParameterError: The parameters are in bf16 or fp16, and there are a probe mesh and a scaler.
+    """
+    if work.low and work.scaler is not None and "probe" in groups:
+        raise ParameterError(
+            "parameters in bf16 or fp16 must have no scaler on a probe mesh, because gradients are exchanged in their "
+            "precision, in which divided ones are rounded; leave the scaler out, or keep fp32 weights under autocast"
+        )
 
 
 def check_flag(name: str, value: Any) -> None:

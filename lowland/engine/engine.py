@@ -66,7 +66,6 @@ class Engine(Answers):
         seed: The seed of the method's random choices.
         allow_unaveraged: Accept several ranks over which no gradients are averaged, for independent trainings or for
             a caller who averages.
-        allow_low_precision: Accept bf16 or fp16 parameters, in which rounding removes most of a perturbation.
         total_steps: The number of calls of :meth:`backward` in the training, >= 1, for ``progress``.
 
     Attributes:
@@ -107,20 +106,18 @@ class Engine(Answers):
         cut: Cutter | None = None,
         rng: str = "free",
         seed: int = 0,
-        allow_low_precision: bool = False,
         allow_unaveraged: bool = False,
         total_steps: int | None = None,
     ) -> None:
         doors.check_method(method)
         doors.check_loss_fn(loss_fn)
-        flags = {"allow_low_precision": allow_low_precision, "allow_unaveraged": allow_unaveraged}
-        doors.check_options(scaler, executor, micro_batch, rng, flags)
+        doors.check_options(scaler, executor, micro_batch, rng, {"allow_unaveraged": allow_unaveraged})
         self.bound = partial(doors.bound, model=model)  # methods with their own loss functions use it, too
         model, loss_fn = doors.one_module(model), self.bound(loss_fn)
         self.method, self.model, self.loss_fn = method, model, loss_fn
         self.training = Progress(total_steps, method.kind if method.needs_progress else None)
         self.optimizers = doors.all_optimizers(optimizer)
-        self.parameters = Parameters(model, self.optimizers, allow_low_precision=allow_low_precision)
+        self.parameters = Parameters(model, self.optimizers)
         self.params, self.names = self.parameters.vec, self.parameters.names
         groups = along(mesh) if mesh is not None else {"probe": executor.group} if isinstance(executor, Mesh) else {}
         executor = Mesh(groups["probe"], executor) if "probe" in groups and mesh is not None else executor
@@ -132,6 +129,7 @@ class Engine(Answers):
             replicas.check_static()
         options = {"scaler": scaler, "micro_batch": micro_batch, "rng": rng, "replicas": replicas}
         self.work = Work(model, self.params, loss_fn=loss_fn, batches=self.batches, **options)
+        doors.check_exchanged(self.work, groups)
         self.lagged, self.rng, self.step, self.foreign_plan = Lagged(), doors.generator(seed), 0, is_foreign(method)
         self.memory = plans.memory(method.kind, method.init([p.detach() for p in self.params]))
         watch.unshared(method.kind, self.memory, self.params, self.names)

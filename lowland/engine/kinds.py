@@ -15,6 +15,7 @@ from lowland.core.shards import is_sharded
 from lowland.core.vec import Vec
 
 _DTYPE, _DEVICE = operator.attrgetter("dtype"), operator.attrgetter("device")
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MANY = 256  # the most parameters whose dtypes every step reads
 TURNS = 16  # the number of steps after which all dtypes of a larger model were read
 
@@ -60,12 +61,11 @@ class Kinds:
             )
 
 
-def check_kinds(trainable: dict[str, Any], allow_low_precision: bool) -> None:
+def check_kinds(trainable: dict[str, Any]) -> None:
     """Refuse parameters that cannot be perturbed reliably.
 
     Args:
         trainable: The trainable parameters by name.
-        allow_low_precision: Accept parameters kept in bf16 or fp16.
 
     Raises:
         ParameterError: A parameter cannot be perturbed, or the model has no trainable parameter.
@@ -95,10 +95,10 @@ def check_kinds(trainable: dict[str, Any], allow_low_precision: bool) -> None:
                 f"parameters must be real floating-point tensors, but {name} is {p.dtype}; "
                 "split complex weights into real and imaginary parts"
             )
-        if p.dtype in (torch.bfloat16, torch.float16) and not allow_low_precision:
+        if p.dtype not in DTYPES:
             raise ParameterError(
-                f"parameters must be fp32 or fp64, but {name} is {p.dtype}: rho * g / ||g|| is below its "
-                "resolution; keep fp32 weights under torch.autocast, or pass allow_low_precision=True"
+                f"parameters must be fp64, fp32, bf16 or fp16, but {name} is {p.dtype}; keep them in one of these and "
+                "convert where forward computes"
             )
         if is_sharded(p) and not all(place.is_shard() or place.is_replicate() for place in p.placements):
             raise ParameterError(

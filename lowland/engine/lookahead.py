@@ -17,6 +17,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from lowland.core import vec
 from lowland.core.errors import ParameterError, UsageError
+from lowland.core.precision import widened
 from lowland.core.vec import Vec
 
 # Wrappers that forward calls to an inner optimizer, and the attribute of that optimizer. They are recognized by name,
@@ -96,7 +97,7 @@ def each(
         if index:
             result = compute(optimizer, [params[i] for i in index], [grad[i] for i in index])
             steps.update(zip(index, result, strict=True))
-    return [steps[i] if i in steps else torch.zeros_like(p) for i, p in enumerate(params)]
+    return [steps[i] if i in steps else vec.zeros([p])[0] for i, p in enumerate(params)]
 
 
 def closed(optimizer: Optimizer) -> bool:
@@ -112,9 +113,10 @@ def displacement(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
     for group, index in _by_group(optimizer, params):
         p, g = [params[i] for i in index], [grad[i] for i in index]
         with torch.no_grad():
-            steps = FORMS[type(optimizer)](group, [optimizer.state.get(t, {}) for t in p], p, g, type(optimizer))
+            states = [_widened(optimizer.state.get(t, {})) for t in p]
+            steps = FORMS[type(optimizer)](group, states, widened(p), g, type(optimizer))
         moves.update(zip(index, steps, strict=True))
-    return [moves[i] if i in moves else torch.zeros_like(p) for i, p in enumerate(params)]
+    return [moves[i] if i in moves else vec.zeros([p])[0] for i, p in enumerate(params)]
 
 
 def raw(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
@@ -123,7 +125,7 @@ def raw(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
     for group, index in _by_group(optimizer, params):
         sign = 1.0 if group.get("maximize") else -1.0
         moves.update(zip(index, vec.scale([grad[i] for i in index], sign * _lr(group)), strict=True))
-    return [moves[i] if i in moves else torch.zeros_like(p) for i, p in enumerate(params)]
+    return [moves[i] if i in moves else vec.zeros([p])[0] for i, p in enumerate(params)]
 
 
 def momentum(optimizer: Optimizer, params: Vec) -> Vec:
@@ -144,7 +146,8 @@ def momentum(optimizer: Optimizer, params: Vec) -> Vec:
             "momentum must be > 0 for a method that reads it, but is 0 in the SGD at hand; give SGD(momentum=0.9)"
         )
     buffers = [optimizer.state.get(p, {}).get(key) for p in params]
-    return [torch.zeros_like(p) if b is None else b.clone() for p, b in zip(params, buffers, strict=True)]
+    buffers = [vec.zeros([p])[0] if b is None else b.clone() for p, b in zip(params, buffers, strict=True)]
+    return widened(buffers)
 
 
 def dry_run(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
@@ -162,7 +165,7 @@ def dry_run(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
     try:
         twin, copies = _twin(optimizer, params)
         for p, g in zip(copies, grad, strict=True):
-            p.grad = g.clone()
+            p.grad = g.to(p.dtype, copy=True)
         step = type(twin).step
         # The unwrapped step, because global step hooks must not see this step.
         getattr(step, "__wrapped__", step)(twin) if getattr(step, "hooked", False) else twin.step()
@@ -171,7 +174,7 @@ def dry_run(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
             f"lookahead needs a copy of the optimizer to step without a closure, but {name} fails ({error}); "
             'use SAMPa(lookahead="raw") or SGD, Adam or AdamW'
         ) from error
-    return vec.sub([p.detach() for p in copies], [p.detach() for p in params])
+    return vec.sub(widened([p.detach() for p in copies]), widened([p.detach() for p in params]))
 
 
 def _twin(optimizer: Optimizer, params: Vec) -> tuple[Optimizer, list[Any]]:
@@ -238,6 +241,11 @@ def _adam(group: dict[str, Any], states: list[dict[str, Any]], params: Vec, grad
 
 
 FORMS: dict[type, Callable[..., Vec]] = {SGD: _sgd, Adam: _adam, AdamW: _adam}
+
+
+def _widened(state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state with fp32 copies of tensors in bf16 or fp16."""
+    return {k: widened([v])[0] if isinstance(v, Tensor) else v for k, v in state.items()}
 
 
 def _lr(group: dict[str, Any]) -> float | Tensor:

@@ -27,7 +27,6 @@ class Parameters:
     Args:
         model: The model.
         optimizers: The optimizers that step its parameters.
-        allow_low_precision: Accept bf16 and fp16 parameters.
 
     Attributes:
         names: The names of the parameters, without the prefixes of wrappers.
@@ -39,13 +38,13 @@ class Parameters:
         ParameterError: Model and optimizers disagree, or the parameters cannot be perturbed reliably.
     """
 
-    def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer], *, allow_low_precision: bool = False) -> None:
+    def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
         named = dict(model.named_parameters())
         trainable = {n: p for n, p in named.items() if p.requires_grad}
         self.frozen = [p for p in named.values() if not p.requires_grad]
         self.names = short_names(model, list(trainable))  # so that a checkpoint is independent of wrappers
         self.vec: list[Tensor] = list(trainable.values())
-        check_kinds(trainable, allow_low_precision)
+        check_kinds(trainable)
         _check_owned(named, trainable, optimizers)
         place = {id(p): k for k, (_, group) in enumerate(_groups(optimizers)) for p in group["params"]}
         self.group = [place[id(p)] for p in self.vec]

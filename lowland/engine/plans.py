@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lowland.core.errors import UsageError
+from lowland.core.precision import of_vectors
 from lowland.core.probe import Probe
 from lowland.core.vec import Vec
 from lowland.methods.base import Method
@@ -49,7 +50,7 @@ def result(kind: str, value: Any, params: Vec, *, each: bool = True) -> tuple[Te
             f"{_shown(grad)}; return a vector such as here.grad"
         )
     for i, (g, p) in enumerate(zip(grad, params, strict=True) if each else ()):
-        fits = isinstance(g, Tensor) and g.shape == p.shape and g.dtype == p.dtype and g.device == p.device
+        fits = isinstance(g, Tensor) and g.shape == p.shape and g.dtype == of_vectors(p.dtype) and g.device == p.device
         if not fits or g.layout is not torch.strided:
             raise UsageError(
                 f"plan must return tensors like the parameters, but that of {kind} returned {_shown(g)} for parameter "

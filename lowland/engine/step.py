@@ -6,12 +6,13 @@ import operator
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import FrozenInstanceError
+from random import Random
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from lowland.core import vec
+from lowland.core import precision, vec
 from lowland.core.errors import BatchError, UsageError
 from lowland.core.probe import Plan, Probe, Reading, conversation
 from lowland.core.vec import Vec
@@ -62,6 +63,7 @@ def drive(engine: Engine, batch: Any) -> Drive:
             watcher = watch.Watch(kind, engine.work, engine.names, engine.memory, *keys, foreign=foreign)
         result, count, aux = yield from _run_plan(engine, engine.method.plan(engine, batch), batch, watcher)
         loss, grad = plans.result(engine.method.kind, result, engine.params, each=watcher is not None)
+        del result
         if engine.executor.substitutes or not all(engine.work.step.reached):
             engine.parameters.check_unreached(engine.work.replicas.fsdp)
         plans.same_keys(engine.method.kind, before[0], engine.memory)
@@ -117,6 +119,7 @@ def _run_plan(
         outputs of the passes that report.
     """
     in_memory, aux, count = list(engine.memory.values()), [], None
+    noise = _noise(engine) if engine.work.low else None
     readings: tuple[Reading, ...] | None = None
     probes: tuple[Probe, ...] | None = None
     with closing(conversation(plan)) as running:
@@ -126,6 +129,8 @@ def _run_plan(
                 for probe in probes:
                     plans.chosen(engine.method.kind, probe, engine.params)
                     probe.compare(batch, in_memory)
+                    if noise is not None:
+                        probe.draw(noise)
                 readings = yield probes
                 assert readings is not None
                 for probe, reading in zip(probes, readings, strict=True):
@@ -138,6 +143,16 @@ def _run_plan(
             if probes is None:
                 raise plans.unasked(engine.method.kind) from None
             return done.value, count, aux
+
+
+def _noise(engine: Engine) -> Random:
+    """The generator of this step's seeds for stochastic rounding: the same on all ranks and after a resume.
+
+    The method's own generator is not advanced, so that its choices do not depend on the dtype of the parameters.
+    """
+    here = Random()
+    here.setstate(engine.rng.getstate())
+    return Random(here.getrandbits(64) << 32 | engine.step)
 
 
 def _continue(
@@ -189,6 +204,9 @@ def _fill(engine: Engine, earlier: list[Tensor | None] | None, grad: Vec, before
         # After an overflow all gradients are NaN, so that the scaler skips the step.
         grad = vec.scale(grad, torch.where(finite, scale, torch.full_like(scale, float("nan"))))
         state.keep_where_finite(engine, finite, before)
+    if engine.work.low:
+        grad = [*grad] if engine.memory else grad  # the list itself may be in memory; else its entries are freed
+        precision.narrow_(grad, engine.params)
     # The caller clips and unscales .grad in place, which must not change a vector in memory.
     if engine.memory:
         in_memory = watch.ids(engine.memory)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from lowland.core import shards, vec
 from lowland.core.errors import UsageError
+from lowland.core.precision import of_vectors
 from lowland.core.vec import Vec
 from lowland.executors.base import Work
 from lowland.executors.displacement import put_back
@@ -101,7 +103,11 @@ class Watch:
                     f"a vector in memory must keep its shapes and dtypes, but the plan of {self._kind} has put "
                     f"{_kinds(memory[key])} into {key!r}; replace it by one tensor per parameter"
                 )
-            if key not in self._vectors and len(self._params) > 1 and _likes(memory[key]) == _likes(self._params):
+            if (
+                key not in self._vectors
+                and len(self._params) > 1
+                and _likes(memory[key]) == _likes(self._params, of_vectors)
+            ):
                 raise UsageError(
                     f"a vector in memory must be one from the start, but the plan of {self._kind} has put one into "
                     f"{key!r}, which init made otherwise, so an overflow would stay in it; let init return "
@@ -247,10 +253,11 @@ def _version(value: Any) -> int | None:
     return value._version if isinstance(value, Tensor) and not value.is_inference() else None
 
 
-def _likes(value: Any) -> list[Any]:
+def _likes(value: Any, of: Callable[[torch.dtype], torch.dtype] | None = None) -> list[Any]:
+    """Shape and dtype of every tensor; of parameters, with ``of``, those of their vectors."""
     if not isinstance(value, list | tuple):
         return []
-    return [(t.shape, t.dtype) if isinstance(t, Tensor) else None for t in value]
+    return [(t.shape, of(t.dtype) if of else t.dtype) if isinstance(t, Tensor) else None for t in value]
 
 
 def _kinds(value: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowland.core import precision
 from lowland.core.batch import Batches
 from lowland.core.errors import UsageError
 from lowland.core.loss import LossFn
@@ -62,6 +63,7 @@ class Work:
         self.model = model
         self.params = params
         self.device = params[0].device
+        self.low = precision.is_low(params)
         self.loss_fn = loss_fn
         self.scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.micro_batch = micro_batch

@@ -13,14 +13,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from lowland.core import batch as batches
-from lowland.core import checks, vec
+from lowland.core import checks, precision, vec
 from lowland.core.errors import LossError, LowlandError, UsageError
 from lowland.core.probe import Probe, Reading
 from lowland.core.vec import Vec
 from lowland.executors import modes
 from lowland.executors.base import Executor, Work
+from lowland.executors.displacement import check_displacement, move
 from lowland.executors.guards import strangers
-from lowland.executors.local import Local, Pass, check_displacement
+from lowland.executors.local import Local, Pass
 from lowland.executors.stacked import Places, StackedLoss, tracks
 
 # Texts in torch's messages for functions that vmap cannot run; other errors also occur without vmap.
@@ -170,7 +171,7 @@ def _displaced(params: Vec, probes: tuple[Probe, ...], each: bool) -> Vec:
         if probe.at is not None:
             at = probe.take_at()
             check_displacement(params, at, each=each)
-            torch._foreach_add_([s[i] for s in stacked], at)
+            move([s[i] for s in stacked], at, probe.noise)
             at.clear()
     return [s.requires_grad_() for s in stacked]
 
@@ -229,7 +230,8 @@ def _apart(work: Work, vectors: Vec, count: int) -> list[Vec]:
     scale = work.scale()
     if scale is not None:
         work.step.check(vec.finite(vectors))
-    grads = [[torch.empty_like(p) for p in work.params] for _ in range(count)]
+    dtypes = [precision.of_vectors(p.dtype) for p in work.params]
+    grads = [[torch.empty_like(p, dtype=d) for p, d in zip(work.params, dtypes, strict=True)] for _ in range(count)]
     for i, grad in enumerate(grads):
         vec.copy_(grad, [g[i] for g in vectors])
         if scale is not None:

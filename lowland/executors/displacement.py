@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 from torch.nn.utils import parametrize
 
-from lowland.core import vec
+from lowland.core import precision, shards, vec
 from lowland.core.errors import UsageError
 from lowland.core.vec import Vec
 
@@ -31,12 +32,44 @@ def check_displacement(params: Vec, at: Vec, *, each: bool = False) -> None:
             "a Probe is asked once, so yield a new Probe"
         )
     for i, (p, t) in enumerate(zip(params, at, strict=True) if each else ()):
-        if t.shape != p.shape or t.dtype != p.dtype:
+        dtype = precision.of_vectors(p.dtype)
+        if t.shape != p.shape or t.dtype != dtype:
             raise UsageError(
                 f"a displacement must have tensors like the parameters, but that for parameter {i} has shape "
-                f"{tuple(t.shape)} and {t.dtype}, and the parameter {tuple(p.shape)} and {p.dtype}; compute it with "
+                f"{tuple(t.shape)} and {t.dtype}, and must have {tuple(p.shape)} and {dtype}; compute it with "
                 "lowland.vec, which keeps shapes"
             )
+
+
+@torch.no_grad()
+def move(params: Vec, at: Vec, noise: int | None = None) -> None:
+    """Add a displacement to weights in place.
+
+    Args:
+        params: The weights. Those in bf16 or fp16 are rounded stochastically, because their resolution is coarser than
+            the displacement; :mod:`lowland.core.precision` says how.
+        at: The displacement.
+        noise: The seed of the rounding; ranks that hold other shards draw other numbers.
+
+    Raises:
+        UsageError: There is no seed, but weights in bf16 or fp16.
+    """
+    if not precision.is_low(params):
+        vec.add_(params, at)
+        return
+    if noise is None:
+        raise UsageError(
+            "weights in bf16 or fp16 are displaced by an engine only, which draws the numbers of stochastic rounding; "
+            "convert the model first: model.float()"
+        )
+    if not shards.ordinary(params):
+        noise += dist.get_rank()
+    generator = torch.Generator(params[0].device).manual_seed(noise)
+    for p, e in zip(shards.local(params), shards.local(at), strict=True):
+        if p.dtype in precision.DROPPED:
+            p.copy_(precision.rounded(p.to(torch.float32).add_(e), p.dtype, generator))
+        else:
+            p.add_(e)
 
 
 @torch.no_grad()
@@ -46,7 +79,7 @@ def put_back(params: Vec, saved: Vec) -> None:
 
 
 @contextmanager
-def displaced(params: Vec, at: Vec, *, each: bool = False) -> Iterator[None]:
+def displaced(params: Vec, at: Vec, *, each: bool = False, noise: int | None = None) -> Iterator[None]:
     """Add ``at`` to the weights, and restore the weights bit for bit from a copy at the end, also after an exception.
 
     Subtracting ``at`` again would leave rounding errors, which differ between ranks with different displacements.
@@ -55,12 +88,13 @@ def displaced(params: Vec, at: Vec, *, each: bool = False) -> Iterator[None]:
         params: The parameters.
         at: The displacement; the list is emptied after the weights have moved, so that its memory is freed.
         each: Compare shapes and dtypes of all tensors before; see :func:`check_displacement`.
+        noise: See :func:`move`.
     """
     check_displacement(params, at, each=each)
     with torch.no_grad():
         saved = vec.clone(params)
         try:
-            vec.add_(params, at)
+            move(params, at, noise)
             at.clear()
             torch.clear_autocast_cache()
             with torch.enable_grad():

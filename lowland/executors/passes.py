@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from lowland.core import vec
+from lowland.core import precision, vec
 from lowland.core.errors import LossError, ParameterError, UsageError
 from lowland.core.loss import Loss, Terms, copied, divisor, one_for_all, terms
 from lowland.core.probe import Probe, Reading
@@ -75,7 +75,7 @@ class Pass:
             self._displaced = probe.at is not None
             stack.callback(forget_derived)
             if probe.at is not None:
-                stack.enter_context(displaced(work.params, probe.take_at(), each=work.step.watched))
+                stack.enter_context(displaced(work.params, probe.take_at(), each=work.step.watched, noise=probe.noise))
             if work.replicas.groups:
                 stack.enter_context(work.replicas.passing(probe.sync, probe.wrt is None))
             forget_derived()
@@ -307,6 +307,8 @@ class Pass:
             self._reached = [g is not None for g in grads]
             gradient = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, work.params, strict=True)]
         work.step.reach(self._reached)
+        if work.low:
+            precision.widen_(gradient)
         scale = work.scale()
         if scale is not None:
             work.step.check(vec.finite(gradient))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lowland.core import shards, vec
+from lowland.core import precision, shards, vec
 from lowland.core.errors import UsageError
 from lowland.core.vec import Vec
 from lowland.executors.displacement import put_back
@@ -17,7 +17,7 @@ from lowland.executors.guards import check_others, leaves, others
 if TYPE_CHECKING:
     from lowland.executors.base import Work
 
-_VERSION = operator.attrgetter("_version")
+_VERSION, _DTYPE = operator.attrgetter("_version"), operator.attrgetter("dtype")
 FEW = 16  # the number of parameters that most steps check, as a sample of all
 SMALL = 4096  # the most entries of a parameter whose norm every step compares
 SECOND = "backward through the graph a second time"  # from torch's error for a graph that was freed already
@@ -59,7 +59,7 @@ class Mark:
         versions = list(map(_VERSION, self._params))
         if versions != self._versions:
             return [i for i, a, b in zip(self._indices, versions, self._versions, strict=True) if a != b]
-        if self._one is not None and self._norm != _norm(self._one):
+        if self._one is not None and _differ(self._norm, _norm(self._one)):
             return [next(i for i, p in zip(self._indices, self._params, strict=True) if p is self._one)]
         norms = None if self._all is None else _norms(self._all)
         if norms is None or self._norms is None or torch.equal(norms, self._norms):
@@ -81,10 +81,15 @@ def _readable(params: Vec) -> bool:
     return _on_host(params) or any(map(_hooked, params))
 
 
-def _norm(p: Tensor) -> float | None:
-    """The sum of absolute values of one parameter; None if it is NaN. A list of one costs four times as much."""
-    size: float = torch.linalg.vector_norm(p.detach(), 1).item()
-    return size if size == size else None
+def _norm(p: Tensor) -> Tensor:
+    """The sum of absolute values of one parameter, shape (). A list of one costs four times as much."""
+    norm: Tensor = torch.linalg.vector_norm(p.detach(), 1, dtype=precision.of_vectors(p.dtype))
+    return norm
+
+
+def _differ(a: Tensor | None, b: Tensor) -> bool:
+    """Whether two norms differ; NaN is equal to NaN."""
+    return a is not None and not torch.equal(a, b) and not torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
 
 
 def _norms(params: Vec) -> Tensor | None:
@@ -93,7 +98,8 @@ def _norms(params: Vec) -> Tensor | None:
         return None
     with torch.no_grad():
         dtype = vec.wide(params[0].device)
-        return torch.stack([n.to(dtype) for n in torch._foreach_norm(params, 1)]).nan_to_num(-1.0)
+        options = {"dtype": torch.float32} if set(map(_DTYPE, params)) <= set(precision.DROPPED) else {}
+        return torch.stack([n.to(dtype) for n in torch._foreach_norm(params, 1, **options)]).nan_to_num(-1.0)
 
 
 def check_forward(work: Work, before: Mark | None) -> None:

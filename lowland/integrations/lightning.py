@@ -30,7 +30,7 @@ except (ImportError, RuntimeError):
     except (ImportError, RuntimeError) as error:
         raise MissingExtraError("lightning", "lightning") from error
 
-OPTIONS = ("rng", "seed", "cut", "micro_batch", "allow_low_precision")
+OPTIONS = ("rng", "seed", "cut", "micro_batch")
 STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
 
 
@@ -49,8 +49,7 @@ class Sharpness(Callback):  # type: ignore[misc]
         method: The method, such as ``SAM(rho=0.05)``. Methods that choose examples by their losses are refused.
         resume: How a method with state resumes from a checkpoint without its state: "exact" refuses it, "cold" starts
             the method anew.
-        **options: Options of :class:`lowland.Engine`: ``rng``, ``seed``, ``cut``, ``micro_batch`` and
-            ``allow_low_precision``.
+        **options: Options of :class:`lowland.Engine`: ``rng``, ``seed``, ``cut`` and ``micro_batch``.
 
     Attributes:
         engine: The engine of the current or last training; None before the first one.

@@ -25,7 +25,7 @@ try:
 except (ImportError, RuntimeError) as error:  # transformers itself raises RuntimeError where its imports fail
     raise MissingExtraError("transformers", "transformers") from error
 
-OPTIONS = ("rng", "seed", "allow_low_precision")
+OPTIONS = ("rng", "seed")
 COUNTED = ("_metrics", "_total_train_tokens")  # the counters that trl's trainers update in compute_loss
 
 Kind = TypeVar("Kind", bound=type)
@@ -48,7 +48,7 @@ class SharpnessMixin:
     Args:
         *args: As the Trainer's.
         sharpness: The method, such as ``SAM(rho=0.05)``. Methods that choose examples by their losses are refused.
-        sharpness_options: Options of :class:`lowland.Engine`: ``rng``, ``seed`` and ``allow_low_precision``.
+        sharpness_options: Options of :class:`lowland.Engine`: ``rng`` and ``seed``.
         sharpness_resume: How a method with state resumes from a checkpoint without its state: "exact" refuses it,
             "cold" starts the method anew.
         **kwargs: As the Trainer's.

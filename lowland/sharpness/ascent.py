@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowland.core import checks
+from lowland.core import checks, precision
 from lowland.core.batch import Batches
 from lowland.core.cutting import Cutter
-from lowland.core.errors import ArgumentError
+from lowland.core.errors import ArgumentError, ParameterError
 from lowland.core.geometry import L2
 from lowland.core.loss import LossFn
 from lowland.core.probe import Probe
@@ -55,6 +55,11 @@ def m_sharpness(
     checks.at_least("rho", rho, 0, "0.05 is usual")
     checks.integer("m", m, 1, "128 is usual")
     params: Vec = [p for p in model.parameters() if p.requires_grad]
+    if precision.is_low(params):
+        raise ParameterError(
+            "parameters must be fp32 or fp64 for a sharpness, but some are in bf16 or fp16, in which a displacement is "
+            "rounded; measure a copy: copy.deepcopy(model).float()"
+        )
     splitter = Batches(cut)
     work = Work(model, params, loss_fn=loss_fn, batches=splitter, scaler=None, micro_batch=None, rng="free")
     executor, geometry = Local(), L2()

@@ -225,19 +225,10 @@ def test_frozen_foreign_parameters_do_no_harm():
     Engine(SAM(), model, sgd([*model.parameters(), *other.parameters()]))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_is_refused_unless_wanted(dtype):
-    model = network(dtype=dtype)
-    optimizer = sgd(model.parameters())
-    message = rf"must be fp32 or fp64, but 0.weight is {dtype}.*torch.autocast, or pass allow_low_precision=True"
-    refused(model, optimizer, message)
-    Engine(SAM(), model, optimizer, allow_low_precision=True)
-
-
-def test_one_low_precision_tensor_is_enough():
+def test_eight_bits_are_refused():
     model = network()
-    model[2].to(torch.bfloat16)
-    refused(model, sgd(model.parameters()), "2.weight is torch.bfloat16")
+    model.extra = nn.Parameter(torch.ones(2).to(torch.float8_e4m3fn))
+    refused(model, sgd(model.parameters()), "fp64, fp32, bf16 or fp16, but extra is torch.float8_e4m3fn; keep")
 
 
 def test_complex_parameters_are_refused():

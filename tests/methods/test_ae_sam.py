@@ -180,7 +180,7 @@ def test_an_overflow_under_a_scaler_measures_nothing_and_low_precision_measures_
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
     method = AESAM(total=20, rho=0.0)
-    engine = Engine(method, model, optimizer, lambda m, b: m(b).mean(), scaler=scaler, allow_low_precision=True)
+    engine = Engine(method, model, optimizer, lambda m, b: m(b).mean(), scaler=scaler)
     x = torch.tensor([[300.0, 400.0, 0.0, 0.0]], dtype=dtype)
     for factor in (1.0, 1.0, math.inf, 1.0):
         engine.backward(x * factor)

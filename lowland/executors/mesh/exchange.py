@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lowland.core import shards
+from lowland.core import precision, shards
 from lowland.core.vec import Vec
 from lowland.executors.mesh import collectives
 
@@ -94,7 +94,7 @@ class Exchange(ABC):
             with torch.no_grad():
                 for b in self.buckets():
                     torch._foreach_copy_([parts[i] for i in b.index], b.rows[rank])
-            vectors.append(shards.like(grads, parts))
+            vectors.append(shards.like(grads, precision.widened(parts)))
         self.taken += 1
         return vectors
 
