@@ -177,8 +177,7 @@ def remember(work: Work) -> None:
     if work.step.gradients is None and checks_reach(work):
         known = set(map(id, work.params)) | (_gathered(work.model) if work.replicas.sharded else set())
         tensors: Sequence[Any] = gc.get_objects() if work.step.watched else work.outsiders
-        kinds = {kind for kind in set(map(type, tensors)) if issubclass(kind, Tensor)}  # there are far more objects
-        work.step.gradients = remembered([t for t in tensors if type(t) in kinds and id(t) not in known])
+        work.step.gradients = remembered([t for t in tensors if issubclass(type(t), Tensor) and id(t) not in known])
 
 
 def suspect_after(work: Work, loss: Tensor) -> None:
