@@ -73,7 +73,7 @@ class _Seeded:
         self.items = data
 
     def __getitems__(self, pairs: list[tuple[int, int]]) -> list[Any]:
-        """The items of a batch, as a DataLoader asks for them. The states are saved once a batch, because that is slow."""
+        """The items of a batch, as a DataLoader asks for them. Saving the states is slow, so it is done once."""
         numpy = sys.modules.get("numpy")
         before = torch.get_rng_state(), random.getstate(), numpy and numpy.random.get_state()
         try:
