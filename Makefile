@@ -6,7 +6,7 @@ JOBS ?= 2
 STAMP := $(VENV)/.installed
 INTEGRATIONS := .venv-integrations
 
-.PHONY: setup demo test check ci integrations docs clean
+.PHONY: setup demo test check ci integrations docs dist clean
 
 setup: $(STAMP)
 
@@ -45,7 +45,15 @@ $(INTEGRATIONS)/.installed: pyproject.toml constraints.txt constraints-integrati
 	touch $@
 
 docs: setup
-	$(BIN)/mkdocs build --strict
+	OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Another interpreter than that of .venv: make dist TRY=python3.12
+TRY ?= $(BIN)/python
+
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python tools/try_dist.py dist --python $(TRY)
 
 clean:
 	rm -rf $(VENV) $(INTEGRATIONS) build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -74,7 +74,7 @@ KEYS = [
     *("friendly-sam", "stable-sam", "adasam", "asam", "sam-on", "gsam", "wsam", "momentum-sam", "bisam", "ae-sam"),
     *("rst", "async-sam", "late"),
 ]
-SECTIONS = ["Args:", "Cost:", "Differs:", "Invariants:", "Use:", "Reference:"]
+SECTIONS = ["Args:", "Cost:", "Differs:", "Invariants:", "Use:", "Avoid:", "Reference:"]
 
 
 def documented() -> Iterator[tuple[str, Any]]:

@@ -50,7 +50,7 @@ LAB: dict[str, list[str]] = {
     "testing": ["nouns", "data", "models", "training"],
 }
 Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
-SOURCES = sorted(p for d in ("lowland", "tests", "examples", "benchmarks") for p in (ROOT / d).rglob("*.py"))
+SOURCES = sorted(p for d in ("lowland", "tests", "examples", "benchmarks", "tools") for p in (ROOT / d).rglob("*.py"))
 
 
 def folder(module: str) -> str:

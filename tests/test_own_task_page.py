@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from lowland.cli.main import main
 from lowland.lab import Recipe, names
@@ -83,8 +82,3 @@ def test_its_commands_work(place: Path, command: str, capsys: pytest.CaptureFixt
     assert main(arguments) == 0
     shown = capsys.readouterr().out
     assert ("500 for train, 100 for test" if arguments[0] == "tasks" else "page: ") in shown
-
-
-def test_it_is_in_the_navigation() -> None:
-    settings = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    assert {"A task of your own": "own_task.md"} in settings["nav"]

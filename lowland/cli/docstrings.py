@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 # Headings are matched by name, because a first line may also begin with a word and a colon.
-_HEADING = re.compile(r"^(Args|Cost|Differs|Invariants|Use|Reference):(?=$| )", re.MULTILINE)
+_HEADING = re.compile(r"^(Args|Cost|Differs|Invariants|Use|Avoid|Reference):(?=$| )", re.MULTILINE)
 _FIELD = re.compile(r"^    (\w+): ", re.MULTILINE)
 _ROLE = re.compile(r":\w+:`~?([^`]*)`")
 
 
 @dataclass(frozen=True)
 class Docstring:
-    """A docstring in Google style, without markup.
+    """A docstring in Google style.
 
     Args:
         title: The first paragraph, on one line.
@@ -29,24 +30,29 @@ class Docstring:
     sections: dict[str, str]
 
 
-def parse(kind: type) -> Docstring:
+def parse(kind: type, text: Callable[[str], str] | None = None) -> Docstring:
     """Parse a class's docstring; an argument without a description takes that of a base class.
+
+    Args:
+        kind: The class.
+        text: Converts text outside literal blocks; by default it removes markup and line breaks.
 
     Example:
         >>> from lowland.methods import METHODS
         >>> parse(METHODS["gsam"]).sections["Invariants"].split(";")[0]
         'alpha = 0 is SAM'
     """
+    text = text or _plain
     head, sections = _split(kind)
     title, *rule = re.split(r"\n\s*\n", head.strip("\n"))
     fields: dict[str, str] = {}
     for base in kind.__mro__:
         parts = _FIELD.split(_split(base)[1].get("Args", ""))
-        for name, text in zip(parts[1::2], parts[2::2], strict=True):
-            if not text.startswith("See :class:"):
-                fields.setdefault(name, _plain(text))
-    plain_sections = {name: _plain(text) for name, text in sections.items() if name != "Args"}
-    return Docstring(_plain(title), tuple(_paragraphs(rule)), fields, plain_sections)
+        for name, meaning in zip(parts[1::2], parts[2::2], strict=True):
+            if not meaning.startswith("See :class:"):
+                fields.setdefault(name, text(meaning))
+    others = {name: text(section) for name, section in sections.items() if name != "Args"}
+    return Docstring(text(title), tuple(_paragraphs(rule, text)), fields, others)
 
 
 def _split(kind: type) -> tuple[str, dict[str, str]]:
@@ -55,14 +61,14 @@ def _split(kind: type) -> tuple[str, dict[str, str]]:
     return head, dict(zip(parts[::2], parts[1::2], strict=True))
 
 
-def _paragraphs(texts: list[str]) -> list[str]:
+def _paragraphs(parts: list[str], text: Callable[[str], str]) -> list[str]:
     """The paragraphs, each on one line; literal blocks keep their lines, and the ``::`` before them is removed."""
     paragraphs: list[str] = []
-    for text in texts:
-        if text.startswith("    "):
-            paragraphs.append(text)
-        elif text.strip() != "::":
-            paragraphs.append(re.sub("::$", ":", _plain(text)))
+    for part in parts:
+        if part.startswith("    "):
+            paragraphs.append(part)
+        elif part.strip() != "::":
+            paragraphs.append(re.sub("::$", ":", text(part)))
     return paragraphs
 
 

@@ -59,9 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(argv: Sequence[str]) -> int:
-    for package, module in PACKAGES.items():
-        if importlib.util.find_spec(module) is None:
-            raise MissingExtraError(package, "lab")
+    missing = [package for package, module in PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if missing and argv in (["--help"], ["-h"]):
+        print(f"{DESCRIPTION}\n\nThe commands need more packages: pip install 'lowland[lab]'")
+        return 0
+    if missing:
+        raise MissingExtraError(missing[0], "lab")
     import tyro
     from rich.console import Console
 

@@ -36,7 +36,8 @@ PAGE = 100  # the largest width of a page
 SECTIONS = {
     "Cost": "Cost, by its rule",
     "Invariants": "Invariants",
-    "Use": "When to use it, and when not",
+    "Use": "When to use it",
+    "Avoid": "When not to use it",
     "Differs": "Differences from the paper or its code",
     "Reference": "Reference",
 }
@@ -170,7 +171,7 @@ def paper(kind: type[Method]) -> str:
     return ", ".join([f"{who} {year.group() if year else ''}".strip(), *([arxiv.group()] if arxiv else [])])
 
 
-def _defaults(kind: type[Method]) -> dict[str, str]:
+def defaults(kind: type[Method]) -> dict[str, str]:
     """The defaults of a method's fields, spelled as in a method's text."""
     names: dict[Any, str] = {made(): name for name, made in GEOMETRIES.items()}
     given = {f.name: f.default for f in dataclasses.fields(kind) if f.init}
@@ -180,13 +181,13 @@ def _defaults(kind: type[Method]) -> dict[str, str]:
 def _fields(kind: type[Method]) -> str:
     """The fields on one line, without the usual geometry and the usual ascent gradient."""
     usual = {("geometry", "l2"), ("ascent_gradient", "mean")}
-    named = {name: value for name, value in _defaults(kind).items() if (name, value) not in usual}
+    named = {name: value for name, value in defaults(kind).items() if (name, value) not in usual}
     return ", ".join(f"{name}={value}" for name, value in named.items())
 
 
 def _explained(kind: type[Method], docstring: Docstring, width: int) -> Iterator[Text]:
     """The fields of a method with their defaults and explanations."""
-    names = {name: f"{name} = {value}" for name, value in _defaults(kind).items()}
+    names = {name: f"{name} = {value}" for name, value in defaults(kind).items()}
     indent = 4 + max(map(len, names.values()), default=0) + 2
     for name, text in names.items():
         first, *rest = textwrap.wrap(docstring.fields.get(name, "not explained"), width - indent)

@@ -54,7 +54,7 @@ def result(kind: str, value: Any, params: Vec, *, each: bool = True) -> tuple[Te
         if not fits or g.layout is not torch.strided:
             raise UsageError(
                 f"plan must return tensors like the parameters, but that of {kind} returned {_shown(g)} for parameter "
-                f"{i}, which is {_shown(p)}; compute with lowland.vec, which keeps shapes"
+                f"{i}, which needs {_shown(p, of_vectors(p.dtype))}; compute with lowland.vec, which keeps shapes"
             )
     return loss.detach(), grad if isinstance(grad, list) else list(grad)
 
@@ -140,7 +140,7 @@ def _size(value: Any) -> str:
     return f"{len(value)} entries" if hasattr(value, "__len__") and not isinstance(value, Tensor) else "one value"
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Any, dtype: torch.dtype | None = None) -> str:
     if isinstance(value, Tensor):
-        return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
+        return f"a {dtype or value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
     return f"a {type(value).__name__} of {_size(value)}"

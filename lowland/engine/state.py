@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from lowland.core import vec
 from lowland.core.batch import Parts
 from lowland.core.errors import StateError
-from lowland.core.precision import of_vectors
+from lowland.core.precision import of_vectors, widened
 from lowland.core.vec import Vec
 from lowland.executors.counted import Cost
 
@@ -240,7 +240,7 @@ def _vector(engine: Engine, saved: dict[str, Tensor], initial: Vec | None) -> Ve
     return [
         saved[n].detach().to(p.device, of_vectors(p.dtype), copy=True).view_as(p)
         if initial is None or n in saved
-        else initial[i]
+        else widened([initial[i]])[0]
         for i, (n, p) in enumerate(zip(engine.names, engine.params, strict=True))
     ]
 

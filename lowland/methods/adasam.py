@@ -38,8 +38,10 @@ class AdaSAM(SAM):
 
     Invariants: rho = 0 is the base optimizer; on SGD it is SAM; Adam and AdamW without amsgrad are refused.
 
-    Use: For models that are usually trained with Adam, such as transformers. On models that are usually trained with
-    SGD it mostly shows the difference between Adam and SGD.
+    Use: For models that are usually trained with Adam, such as transformers.
+
+    Avoid: For models that are usually trained with SGD, on which it mostly shows the difference between Adam and
+    SGD.
 
     Reference: Sun, Shen, Chen, Ding, Tao: AdaSAM: Boosting Sharpness-Aware Minimization with Adaptive Learning Rate
     and Momentum for Training Deep Neural Networks. 2023, arXiv 2303.00565.

@@ -49,8 +49,10 @@ class AESAM(Method):
 
     Invariants: c = -inf is SAM, c = inf the base optimizer; the choices are the same on every rank and after a resume.
 
-    Use: To compute SAM's second gradient only in steps with a large gradient. Not if something else determines the
-    gradient's norm, such as a loss whose scale drifts.
+    Use: To compute SAM's second gradient only in steps with a large gradient.
+
+    Avoid: If something else determines the gradient's norm, such as a loss whose scale drifts. If the host must not
+    wait for the device, which the default lag=0 makes it do.
 
     Reference: Jiang, Yang, Zhang, Kwok: An Adaptive Policy to Employ Sharpness-Aware Minimization. ICLR 2023,
     arXiv 2304.14647.

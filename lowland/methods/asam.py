@@ -29,7 +29,9 @@ class ASAM(SAM):
 
     Invariants: With one constant T it is SAM at another radius; rho = 0 is the base optimizer.
 
-    Use: If layers differ much in scale, as in networks with normalization. Not as a cheaper SAM: it costs the same.
+    Use: If layers differ much in scale, as in networks with normalization.
+
+    Avoid: As a cheaper SAM: it costs the same. With SAM's radius: it needs about ten times as much.
 
     Reference: Kwon, Kim, Park, Choi: ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of
     Deep Neural Networks. ICML 2021, arXiv 2102.11600.

@@ -42,9 +42,10 @@ class AsyncSAM(Method):
 
     Invariants: share = 1 with tau = 0 is SAM; the first step is the base optimizer's; rho = 0 is the base optimizer.
 
-    Use: With a second device that is weaker than the first. On one device it costs 1 + share times plain training. Not
-    if successive gradients have little in common, because the displacement is then random. ``backward`` returns the
-    loss at the displaced weights.
+    Use: With a second device that is weaker than the first. ``backward`` returns the loss at the displaced weights.
+
+    Avoid: On one device, where it costs 1 + share times plain training. If successive gradients have little in
+    common, because the displacement is then random.
 
     Reference: Jo, Lim, Lee: Asynchronous Sharpness-Aware Minimization For Fast and Accurate Deep Learning. 2025,
     arXiv 2503.11147.

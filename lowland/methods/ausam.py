@@ -59,8 +59,10 @@ class AUSAM(Perturbing):
     Invariants: alpha = 1 is SAM; on a batch of identical examples it is SAM; each drawing step adds floor(alpha * |B|)
     to the counts.
 
-    Use: To halve SAM's cost if half a batch still keeps the device busy. Not for a training of one epoch, nor with a
-    loss function that cannot return one loss per example.
+    Use: To halve SAM's cost if half a batch still keeps the device busy.
+
+    Avoid: In a training of one epoch, which draws no example by its score. With a loss function that cannot return
+    one loss per example, or batches without the positions of their examples.
 
     Reference: Deng, Pang, Zhang, Guo: Asymptotic Unbiased Sample Sampling to Speed Up Sharpness-Aware Minimization.
     AAAI 2025, arXiv 2406.08001.

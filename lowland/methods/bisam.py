@@ -52,8 +52,10 @@ class BiSAM(Perturbing):
 
     Invariants: With the training loss as surrogate it is SAM; rho = 0 is the base optimizer.
 
-    Use: Classification. Not for other tasks without your own surrogate, nor with ``passes`` or a closure, because the
-    ascent has another loss than the caller's. ``backward`` returns the loss at the displaced weights.
+    Use: For classification. ``backward`` returns the loss at the displaced weights.
+
+    Avoid: For other tasks without your own surrogate. With ``passes`` or a closure, because the ascent has another
+    loss than the caller's.
 
     Reference: Xie, Latorre, Antonakopoulos, Pethick, Cevher: Improving SAM Requires Rethinking its Optimization
     Formulation. ICML 2024, arXiv 2407.12993.

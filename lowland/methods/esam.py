@@ -51,8 +51,10 @@ class ESAM(Perturbing):
 
     Invariants: beta = gamma = 1 is SAM; with gamma < 1 exactly floor(gamma * |B|) examples are descended on.
 
-    Use: For large models whose backward pass dominates. An independent comparison found it slower than its claim and
-    less accurate than Momentum-SAM and LookSAM (arXiv 2401.12033, table 1). Not with a loss that returns a mean.
+    Use: For large models whose backward pass dominates.
+
+    Avoid: Because of its published speed alone: an independent comparison found it slower than its claim, and less
+    accurate than Momentum-SAM and LookSAM (arXiv 2401.12033, table 1). With a loss function that returns a mean.
 
     Reference: Du, Yan, Feng, Zhou, Zhen, Goh, Tan: Efficient Sharpness-aware Minimization for Improved Training of
     Neural Networks. ICLR 2022, arXiv 2110.03141.

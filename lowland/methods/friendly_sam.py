@@ -44,8 +44,9 @@ class FriendlySAM(Method):
 
     Invariants: sigma = 0 is SAM; the first step is a SAM step; rho = 0 is the base optimizer.
 
-    Use: With small batches, whose gradients differ. Not with full batches, because g is then the mean and u is rounding
-    noise.
+    Use: With small batches, whose gradients differ.
+
+    Avoid: With full batches, because g is then the mean and u is rounding noise.
 
     Reference: Li, Zhou, He, Cheng, Huang: Friendly Sharpness-Aware Minimization. CVPR 2024, arXiv 2403.12350.
     """

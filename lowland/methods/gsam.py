@@ -36,8 +36,10 @@ class GSAM(Perturbing):
 
     Invariants: alpha = 0 is SAM; d - g_s is orthogonal to g_s; rho = 0 is the base optimizer.
 
-    Use: Instead of SAM, at the same cost. Not with a large alpha on noisy gradients, because the orthogonal part that
-    it subtracts is then mostly noise.
+    Use: Instead of SAM, at the same cost.
+
+    Avoid: With a large alpha on noisy gradients, because the orthogonal part that it subtracts is then mostly
+    noise.
 
     Reference: Zhuang, Gong, Yuan, Cui, Adam, Dvornek, Tatikonda, Duncan, Liu: Surrogate Gap Minimization Improves
     Sharpness-Aware Training. ICLR 2022, arXiv 2203.08065.

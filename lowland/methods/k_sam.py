@@ -37,8 +37,10 @@ class KSAM(Perturbing):
 
     Invariants: k = |B| is SAM, and so is a batch of identical examples; BatchNorm sees the full batch once.
 
-    Use: With large batches of which most examples are learned. Not with label noise: the largest losses then belong to
-    wrong labels, and training uses hardly any others.
+    Use: With large batches of which most examples are learned.
+
+    Avoid: With label noise: the largest losses then belong to wrong labels, and training uses hardly any others.
+    With a loss function that returns a mean.
 
     Reference: Ni, Chiang, Geiping, Goldblum, Wilson, Goldstein: K-SAM: Sharpness-Aware Minimization at the Speed of
     SGD. 2022, arXiv 2210.12864.

@@ -40,8 +40,10 @@ class Late(Wrapper):
     its own steps: ``Late(inner=LookSAM())`` starts with a SAM step. Fractions in the inner method are fractions of the
     whole training, not of the last part.
 
-    Use: To get most of SAM's flatness for little more than the cost of plain training. Not if the early phase matters,
-    for example with much label noise, which plain training has memorized before the start.
+    Use: To get most of SAM's flatness for little more than the cost of plain training.
+
+    Avoid: If the early phase matters, for example with much label noise, which plain training has memorized before
+    the start.
 
     Reference: Zhou, Wang, Mao, Li, Yan: Sharpness-Aware Minimization Efficiently Selects Flatter Minima Late in
     Training. ICLR 2025, arXiv 2410.10373.

@@ -45,9 +45,10 @@ class LookSAM(Method):
     Invariants: k = 1 is SAM; alpha = 0 is SAM every k steps and the base optimizer in between; g_v is orthogonal to g;
     in between, ``||d - g|| = alpha * ||g||``; T steps take T + ceil(T/k) gradients.
 
-    Use: If SAM helps but costs too much: k = 5 costs 1.2 gradients per step. Not with the default alpha on small
-    convolutional networks, for which 0.1 was best and values above 0.3 gained nothing (arXiv 2401.12033, appendix
-    A.14).
+    Use: If SAM helps but costs too much: k = 5 costs 1.2 gradients per step.
+
+    Avoid: With the default alpha on small convolutional networks, for which 0.1 was best and values above 0.3
+    gained nothing (arXiv 2401.12033, appendix A.14).
 
     Reference: Liu, Mai, Chen, Hsieh, You: Towards Efficient and Scalable Sharpness-Aware Minimization.
     CVPR 2022, arXiv 2203.02714.

@@ -37,9 +37,11 @@ class MicroSAM(Method):
     matter; on m identical micro-batches it is SAM on one of them; a model that is linear in its weights, with a linear
     loss, has nothing to perturb.
 
-    Use: Where the batch is large: activations take the memory of one micro-batch, and under data parallelism one
-    all-reduce is enough. Not on small batches, where short passes leave the device idle, nor to compare with SAM on a
-    model with BatchNorm, which sees other batches then.
+    Use: With large batches: activations take the memory of one micro-batch, and under data parallelism one
+    all-reduce is enough.
+
+    Avoid: With small batches, whose short passes leave the device idle. In a comparison with SAM on a model with
+    BatchNorm, which then sees other batches.
 
     Reference: Behdin, Song, Gupta, Keerthi, Acharya, Ocejo, Dexter, Khanna, Durfee, Mazumder: mSAM:
     Micro-Batch-Averaged Sharpness-Aware Minimization. 2023, arXiv 2302.09693.

@@ -27,8 +27,9 @@ class Plain(Method):
     Invariants: ``.grad`` equals that of ``loss.backward()``; SAM and its variants on the full batch are this method at
     rho = 0.
 
-    Use: As the baseline of every comparison, with as many gradients as the other methods. Not needed otherwise, because
-    ``loss.backward()`` does the same.
+    Use: As the baseline of every comparison, with as many gradients as the other methods.
+
+    Avoid: If nothing is compared: ``loss.backward()`` does the same.
 
     Reference: Robbins, Monro: A Stochastic Approximation Method. Annals of Mathematical Statistics, 1951.
     """

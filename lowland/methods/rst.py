@@ -33,7 +33,9 @@ class RST(Perturbing):
 
     Invariants: s = 1 is SAM, s = 0 the base optimizer.
 
-    Use: As the baseline of methods that choose their SAM steps adaptively. Not if steps must take equal time.
+    Use: As the baseline of methods that choose their SAM steps adaptively.
+
+    Avoid: If all steps must take equal time.
 
     Reference: Zhao, Zhang, Hu: Randomized Sharpness-Aware Training for Boosting Computational Efficiency in Deep
     Learning. 2022, arXiv 2203.09962.

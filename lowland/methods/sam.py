@@ -38,8 +38,10 @@ class SAM(Perturbing):
     with Hessian A, ``d - g = rho * A g / ||g||``.
 
     Use: As the reference for the cheaper methods, and if accuracy matters more than time. The radius is the one
-    hyperparameter that matters: try 0.02, 0.05, 0.1, 0.2. Not if two gradients per step are too expensive; LookSAM and
-    Momentum-SAM cost less.
+    hyperparameter that matters: try 0.02, 0.05, 0.1, 0.2.
+
+    Avoid: If two gradients per step are too expensive: LookSAM and Momentum-SAM cost less. In trainings of a few
+    epochs, which the usual radii only slow down.
 
     Reference: Foret, Kleiner, Mobahi, Neyshabur: Sharpness-Aware Minimization for Efficiently Improving
     Generalization. ICLR 2021, arXiv 2010.01412.

@@ -62,8 +62,11 @@ class SAMON(Perturbing):
 
     Invariants: With all tensors selected it is SAM; rho = 0 is the base optimizer.
 
-    Use: Networks with normalization, for which its authors report better results than with all layers; the first pass
-    saves the backward work for all other weights. Models without normalization layers are refused.
+    Use: For networks with normalization, for which its authors report better results than with all layers; the
+    first pass saves the backward work for all other weights.
+
+    Avoid: For models without normalization layers, which are refused. With SAM's radius, which is too small for so
+    few parameters.
 
     Reference: Müller, Vlaar, Rolnick, Hein: Normalization Layers Are All That Sharpness-Aware Minimization Needs.
     NeurIPS 2023, arXiv 2306.04226.

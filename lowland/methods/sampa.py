@@ -50,9 +50,11 @@ class SAMPa(Method):
     loss with lam = 0 and a small constant step, ``f(x) + 1/2 (1 - lr L) ||g(x) - g(y)||^2`` does not rise by more than
     a term in lr^2 rho^2.
 
-    Use: With two devices, if half a batch takes more than half the time of a batch. On one busy device it costs as much
-    as SAM. Measure it against data-parallel SAM on the same two devices. Not behind a closure, from which it cannot get
-    the batch that it keeps.
+    Use: With two devices, if half a batch takes more than half the time of a batch. Measure it against
+    data-parallel SAM on the same two devices.
+
+    Avoid: On one busy device, where it costs as much as SAM. Behind a closure, from which it cannot get the batch
+    that it keeps.
 
     Reference: Xie, Pethick, Cevher: SAMPa: Sharpness-Aware Minimization Parallelized. NeurIPS 2024,
     arXiv 2410.10683.

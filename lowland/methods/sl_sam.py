@@ -52,9 +52,10 @@ class SLSAM(Method):
     number of tensors; tensors that are not drawn keep weights, momentum and ``.grad``, as long as this
     is None (``zero_grad(set_to_none=True)``, torch's default).
 
-    Use: For fine-tuning large models, in which most backward work is for weights. Not for short trainings from scratch
-    with a small s: each tensor takes only a fraction s of the steps. Activation checkpointing must have
-    ``use_reentrant=False``; otherwise it loses gradients if no tensor before a block is drawn.
+    Use: For fine-tuning large models, in which most backward work is for weights. Activation checkpointing must
+    have ``use_reentrant=False``; otherwise it loses gradients if no tensor before a block is drawn.
+
+    Avoid: In short trainings from scratch with a small s: each tensor takes only a fraction s of the steps.
 
     Reference: Cheng, Yang, Wang, Huang, Ma, Yu, Cao, Shen: Sparse Layer Sharpness-Aware Minimization for Efficient
     Fine-Tuning. 2026, arXiv 2602.09395.

@@ -40,8 +40,10 @@ class Renormalized(Wrapper):
 
     Invariants: ``||d|| = ||g||`` and d is parallel to the inner method's direction; ``Plain`` stays as it is.
 
-    Use: If SAM diverges at a learning rate at which plain training does not, because its gradients have larger norms
-    near sharp minima. Methods that do not compute the plain gradient are refused.
+    Use: If SAM diverges at a learning rate at which plain training does not, because its gradients have larger
+    norms near sharp minima.
+
+    Avoid: Around methods that do not compute the plain gradient, such as SAMPa: they are refused.
 
     Reference: Tan, Zhang, Liu, Wang, Hao: Stabilizing Sharpness-aware Minimization Through A Simple Renormalization
     Strategy. JMLR 2025, arXiv 2401.07250.

@@ -38,7 +38,10 @@ class Switch(Wrapper):
     Invariants: ``every(1)`` is the inner method, and so is ``after(0)``. Each method counts its own steps in its own
     memory; ``Late`` and radii that change see the engine's steps and progress, whichever method took them.
 
-    Use: To try a schedule of methods. Not to make SAM cheaper on the cheap: ``LookSAM`` reuses what it finds.
+    Use: To try a schedule of methods.
+
+    Avoid: To make SAM cheaper: the steps in between use nothing of SAM's gradient, of which ``LookSAM`` reuses a
+    part.
     """
 
     when: When = every(5)  # noqa: RUF009 - frozen, so it can be shared

@@ -64,8 +64,9 @@ class VSAM(Method):
     so that a step is either SAM's or the base optimizer's; each complete window has exactly ``floor(s)`` refreshes,
     at least 1 and at most ``floor(K * p_max)``.
 
-    Use: To adapt the number of second gradients to the training. Not for trainings of a few windows, in which s hardly
-    changes, nor if steps must take equal time.
+    Use: To adapt the number of second gradients to the training.
+
+    Avoid: In trainings of a few windows, in which s hardly changes. If all steps must take equal time.
 
     Reference: Deng, Pang, Zhang, Wang: Effective Gradient Sample Size via Variation Estimation for
     Accelerating Sharpness-Aware Minimization. 2024, arXiv 2403.08821.
@@ -181,7 +182,9 @@ class ARSAM(VSAM):
 
     Invariants: Those of :class:`VSAM`; from equal seeds both take the same steps.
 
-    Use: Under its own name in comparisons, until the authors' rule is known. Not as evidence about the paper.
+    Use: Under its own name in comparisons, until the authors' rule is known.
+
+    Avoid: As evidence about the paper, whose rule may be another.
 
     Reference: Deng, Pang: Adaptively Sampling-Reusing-Mixing Decomposed Gradients to Speed Up Sharpness Aware
     Minimization. 2025, arXiv 2510.03763.

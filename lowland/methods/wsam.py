@@ -36,8 +36,9 @@ class WSAM(Perturbing):
 
     Invariants: gamma = 0.5 is SAM; gamma = 0 and rho = 0 are the base optimizer.
 
-    Use: To weight flatness against fit by one number. Not with gamma near 1 and a large radius, because the step is
-    then a magnified difference of two gradients.
+    Use: To weight flatness against fit by one number.
+
+    Avoid: With gamma near 1 and a large radius, because the step is then a magnified difference of two gradients.
 
     Reference: Yue, Jiang, Ye, Gao, Liu, Zhang: Sharpness-Aware Minimization Revisited: Weighted Sharpness as a
     Regularization Term. KDD 2023, arXiv 2305.15817.

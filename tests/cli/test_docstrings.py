@@ -34,6 +34,8 @@ class Example(SAM):
     :class:`SAM`.
 
     Use: Here.
+
+    Avoid: There.
     """
 
 
@@ -48,7 +50,7 @@ def test_parts():
     )
     assert told.fields["extra"] == "First line, and second: with a colon."
     assert told.fields["rho"] == parse(SAM).fields["rho"]  # looked up where it is explained
-    assert told.sections == {"Cost": "1 gradient; see SAM.", "Use": "Here."}
+    assert told.sections == {"Cost": "1 gradient; see SAM.", "Use": "Here.", "Avoid": "There."}
 
 
 def test_nothing_is_said_of_what_has_no_docstring():
@@ -64,7 +66,7 @@ def test_every_method_explains_itself(key):
     kind, told = METHODS[key], parse(METHODS[key])
     assert told.title.endswith(".")
     assert {f.name for f in dataclasses.fields(kind) if f.init} <= told.fields.keys()
-    wanted = ["Cost", "Differs", "Invariants", "Use", "Reference"]
+    wanted = ["Cost", "Differs", "Invariants", "Use", "Avoid", "Reference"]
     assert list(told.sections) == [name for name in wanted if name != "Differs" or key != "plain"]
     text = " ".join([told.title, *told.rule, *told.fields.values(), *told.sections.values()])
     assert "``" not in text

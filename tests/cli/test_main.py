@@ -125,6 +125,8 @@ def test_a_missing_extra(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tyro" else real(name))
     assert main(["methods"]) == 2
     assert capsys.readouterr().err == "lowland: error: tyro is not installed; run: pip install 'lowland[lab]'\n"
+    assert main(["--help"]) == 0
+    assert "pip install 'lowland[lab]'" in capsys.readouterr().out
 
 
 def test_ctrl_c_tells_how_to_go_on(tmp_path, capsys, monkeypatch):

@@ -83,7 +83,8 @@ def test_a_page_has_all_of_it(key, width):
         "Measured cost:",
         "Cost, by its rule:",
         "Invariants:",
-        "When to use it, and when not:",
+        "When to use it:",
+        "When not to use it:",
         "Differences from the paper or its code:",
         "Reference:",
     ]
@@ -134,5 +135,7 @@ def test_methods_of_one_s_own_are_listed_with_what_there_is(monkeypatch):
         assert "bare" in lines
         assert "needy" in lines
         assert "no reference" in lines
-    assert "The docstring of Bare has no section Cost, Invariants, Use, Reference." in "\n".join(shown(100, "bare"))
+    assert "The docstring of Bare has no section Cost, Invariants, Use, Avoid, Reference." in "\n".join(
+        shown(100, "bare")
+    )
     assert "Not measured" in "\n".join(shown(100, "needy"))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lowland.engine import Engine
+from lowland.executors import Executor
 from lowland.lab.training.memory import LiveTensors
 from lowland.methods import make
 from lowland.methods.base import Method
@@ -90,7 +91,7 @@ def _one_thread() -> Iterator[None]:
 def _measure(method: Method, text: str) -> Costs:
     with _one_thread():
         per_step: list[float] = []
-        engine = _train(method, STEPS, per_step)
+        engine = run_specimen(method, STEPS, per_step)
         extra = _peak(method, ALIKE if max(per_step) - min(per_step) < 1e-6 else WATCHED) - _plain_peak()
     cost, parameters = engine.cost, sum(p.numel() for p in engine.params)
     vectors = [engine.memory[key] for key in engine.vector_keys]
@@ -105,8 +106,20 @@ def _measure(method: Method, text: str) -> Costs:
     )
 
 
-def _train(method: Method, steps: int, each: list[float] | None = None) -> Engine:
-    """Run the tiny training; ``each`` receives a number per step that differs if the steps' gradients differ."""
+def run_specimen(
+    method: Method, steps: int, each: list[float] | None = None, *, executor: Executor | None = None
+) -> Engine:
+    """Run the tiny training.
+
+    Args:
+        method: The method.
+        steps: The number of steps.
+        each: Receives a number per step that differs if the steps' gradients differ.
+        executor: Answers the probes; by default as an engine does.
+
+    Returns:
+        The engine after the last step.
+    """
     draw = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # torch.manual_seed would seed every device
@@ -114,7 +127,7 @@ def _train(method: Method, steps: int, each: list[float] | None = None) -> Engin
         model = nn.Sequential(*hidden, nn.Linear(WIDTH, 4))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     # The training may run on one of several ranks, without averaging over the ranks.
-    engine = Engine(method, model, optimizer, _loss, allow_unaveraged=True, total_steps=STEPS)
+    engine = Engine(method, model, optimizer, _loss, allow_unaveraged=True, total_steps=STEPS, executor=executor)
     for step in range(steps):
         inputs, targets = torch.randn(BATCH, WIDTH, generator=draw), torch.randint(4, (BATCH,), generator=draw)
         before = engine.cost.gradients + engine.cost.weights
@@ -133,7 +146,7 @@ def _loss(model: nn.Module, batch: Any) -> Tensor:
 def _peak(method: Method, steps: int) -> int:
     meter = LiveTensors()
     with meter:
-        _train(method, steps)
+        run_specimen(method, steps)
     return meter.peak
 
 

@@ -52,17 +52,21 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run the operation and count the storages of its results."""
+        """Run the operation and count the storages of its results, unless they were there before, as a view's is."""
+        for leaf in pytree.tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                self._count(leaf.untyped_storage(), nbytes=0)
         out = func(*args, **(kwargs or {}))
         for leaf in pytree.tree_leaves(out):
             if isinstance(leaf, Tensor):
-                self._count(leaf.untyped_storage())
+                storage = leaf.untyped_storage()
+                self._count(storage, storage.nbytes())
         return out
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
+    def _count(self, storage: torch.UntypedStorage, nbytes: int) -> None:
         # Views and results of in-place operations share a storage that is already counted. The address of the C++
         # object identifies a storage.
-        key, nbytes = storage._cdata, storage.nbytes()
+        key = storage._cdata
         if key in self._seen:
             return
 

@@ -80,7 +80,7 @@ def test_adaptive_costs_are_within_the_published_ranges(key, published):
     ("vsam:warmup=0.999", 2, 0),
 ])  # fmt: skip
 def test_costs_follow_the_fields(text, gradients, forwards):
-    cost = module._train(make(text), STEPS).cost
+    cost = module.run_specimen(make(text), STEPS).cost
     found = cost.gradients / STEPS, (cost.forwards - cost.gradients) / STEPS
     assert found == pytest.approx((gradients, forwards), rel=1e-12)
 
@@ -151,7 +151,7 @@ def held(key, monkeypatch):
 
     monkeypatch.setattr(module, "_loss", loss_fn)
     with meter:
-        engine = module._train(specimen(key), module.WATCHED)
+        engine = module.run_specimen(specimen(key), module.WATCHED)
     return max(seen) / sum(p.numel() * p.element_size() for p in engine.params)
 
 

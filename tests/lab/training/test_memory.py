@@ -18,6 +18,16 @@ def test_peak_and_what_is_left():
     assert meter.peak == 4000 + 3 * 4000
 
 
+def test_what_was_there_before_does_not_count():
+    weight = torch.nn.Parameter(torch.zeros(100, 100))
+    x = torch.ones(3, 100)
+    with LiveTensors() as meter:
+        loss = torch.nn.functional.linear(x, weight).sum()  # through a view of the weight
+        assert meter.peak <= 4 * (3 * 100 + 1)
+        loss.backward()
+    assert meter.peak < 4 * (100 * 100 + 2000)
+
+
 def test_backward_and_optimizer_are_seen():
     n = 4 * 100 * 100
     with LiveTensors() as meter:
