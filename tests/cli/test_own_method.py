@@ -14,6 +14,7 @@ TINY = ["--task", "digits", "--limit", "4", "--threads", "1"]
 USAM = (Path(__file__).parents[1] / "methods" / "test_outside.py").read_text(encoding="utf-8").split("'''")[1]
 
 
+@pytest.mark.slow
 def test_a_method_from_a_file_is_compared_and_never_mistaken_for_another(tmp_path: Path) -> None:
     file = tmp_path / "usam.py"
     file.write_text(USAM, encoding="utf-8")
@@ -37,6 +38,7 @@ def test_a_method_from_a_file_is_compared_and_never_mistaken_for_another(tmp_pat
     assert "SAM without the norm." in python(["-m", "lowland", "methods", "usam.py:USAM"], tmp_path).stdout
 
 
+@pytest.mark.slow
 def test_a_training_that_breaks_down_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--task", "digits", "--lr", "1e6", "--epochs", "8", "--threads", "1", "--out", str(tmp_path)]
     assert main(["compare", *arguments, "--methods", "plain", "sam", "--seeds", "2"]) == 3

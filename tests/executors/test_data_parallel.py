@@ -123,6 +123,7 @@ def test_tied_frozen_and_unused_parameters(text: str, wrapper: str) -> None:
     check(on_ranks(2, trained, text, wrapper, (2,), {"odd": True}, torch.float64), expected, FLAT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["sam", LOCAL, "micro-sam", "sampa", "k-sam"])
 def test_shard_groups_perturb_for_themselves(text: str) -> None:
     """HSDP: fully_shard inside a group of two, the engine averages over the two groups."""
@@ -130,6 +131,7 @@ def test_shard_groups_perturb_for_themselves(text: str) -> None:
     check(on_ranks(4, trained, text, "fsdp", (2, 2), {"norm": True}, torch.float64), expected, FLAT)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("text", ["sampa", "sampa:lam=0", "async-sam", "micro-sam:m=2"])
 @pytest.mark.parametrize("wrapper", ["ddp", "ddp-views", "fsdp"])

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from forked import Torchrun
 
 from lowland import lab
@@ -84,6 +85,7 @@ def test_the_next_run_follows_from_the_record_of_the_last(config, tmp_path, caps
     assert capsys.readouterr().err == ""  # all runs were kept
 
 
+@pytest.mark.slow
 def test_every_rank_is_told_the_same_records(tmp_path):
     script = tmp_path / "halving.py"
     script.write_text(SCRIPT)
