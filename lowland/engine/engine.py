@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lowland.core import precision
 from lowland.core.batch import Batches
 from lowland.core.cutting import Cutter
 from lowland.core.errors import UsageError
@@ -132,11 +131,9 @@ class Engine(Answers):
         self.work = Work(model, self.params, loss_fn=loss_fn, batches=self.batches, **options)
         doors.check_exchanged(self.work, groups)
         self.lagged, self.rng, self.step, self.foreign_plan = Lagged(), doors.generator(seed), 0, is_foreign(method)
-        self.memory = plans.memory(method.kind, method.init([p.detach() for p in self.params]))
+        self.memory = plans.memory(method.kind, method.init([p.detach() for p in self.params]), self.params)
         watch.unshared(method.kind, self.memory, self.params, self.names)
-        self.vector_keys = state.vector_keys(self.memory, self.params)
-        if self.work.low:
-            self.memory |= {k: precision.widened(self.memory[k]) for k in self.vector_keys}
+        self.vector_keys = plans.vector_keys(self.memory, self.params)
         self.table_keys = [k for k, v in self.memory.items() if isinstance(v, Tensor)]
         self.under_way, self.ranks = False, list(dict.fromkeys([*groups.values(), *replicas.groups]))
         doors.check_chosen(method, self.selected, self.parameters.group_radii)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowland.core.errors import UsageError
-from lowland.core.precision import of_vectors
+from lowland.core.precision import is_low, of_vectors, widened
 from lowland.core.probe import Probe
 from lowland.core.vec import Vec
 from lowland.methods.base import Method
@@ -89,8 +89,8 @@ def explain(method: Method, memory: Mapping[str, Any], error: KeyError | FrozenI
         ) from error
 
 
-def memory(kind: str, value: Any) -> dict[str, Any]:
-    """Check the memory that a method's ``init`` has returned, and return it.
+def memory(kind: str, value: Any, params: Vec) -> dict[str, Any]:
+    """Check the memory that a method's ``init`` has returned, and return it; vectors of bf16 or fp16 become fp32.
 
     Raises:
         UsageError: The memory is not a dict with strings as keys.
@@ -100,7 +100,17 @@ def memory(kind: str, value: Any) -> dict[str, Any]:
             f"init must return a dict from names to values, but that of {kind} returned {_shown(value)}; return {{}} "
             "if the method has no memory"
         )
-    return value
+    return value | {k: widened(value[k]) for k in vector_keys(value, params)} if is_low(params) else value
+
+
+def vector_keys(memory: dict[str, Any], params: Vec) -> frozenset[str]:
+    """The keys of the vectors in a method's first memory. In later memory, a batch could look like a vector."""
+    shapes = [p.shape for p in params]
+    return frozenset(
+        k
+        for k, v in memory.items()
+        if isinstance(v, list) and all(isinstance(t, Tensor) for t in v) and [t.shape for t in v] == shapes
+    )
 
 
 def same_keys(kind: str, before: Collection[str], after: Mapping[str, Any]) -> None:

@@ -15,24 +15,15 @@ from torch.utils import _pytree as pytree
 from lowland.core import vec
 from lowland.core.batch import Parts
 from lowland.core.errors import StateError
-from lowland.core.precision import of_vectors, widened
+from lowland.core.precision import of_vectors
 from lowland.core.vec import Vec
+from lowland.engine import plans
 from lowland.executors.counted import Cost
 
 PARTS = "lowland.Parts"  # the key under which Parts are saved
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
-
-
-def vector_keys(memory: dict[str, Any], params: Vec) -> frozenset[str]:
-    """The keys of the vectors in a method's first memory. In later memory, a batch could look like a vector."""
-    shapes = [p.shape for p in params]
-    return frozenset(
-        k
-        for k, v in memory.items()
-        if isinstance(v, list) and all(isinstance(t, Tensor) for t in v) and [t.shape for t in v] == shapes
-    )
 
 
 def keep_where_finite(engine: Engine, finite: Tensor, before: dict[str, Any]) -> None:
@@ -184,7 +175,7 @@ def _first_memory(engine: Engine, state_dict: dict[str, Any], strict: bool) -> d
         )
     if here == saved:
         return {}
-    initial = engine.method.init([p.detach() for p in engine.params])
+    initial = plans.memory(engine.method.kind, engine.method.init([p.detach() for p in engine.params]), engine.params)
     each = [k for k, v in initial.items() if k not in engine.vector_keys and _per_parameter(v, len(engine.params))]
     each += [k for k, v in state_dict["values"].items() if k not in each and _vector_of(v, list(saved.values()))]
     if each:
@@ -240,7 +231,7 @@ def _vector(engine: Engine, saved: dict[str, Tensor], initial: Vec | None) -> Ve
     return [
         saved[n].detach().to(p.device, of_vectors(p.dtype), copy=True).view_as(p)
         if initial is None or n in saved
-        else widened([initial[i]])[0]
+        else initial[i]
         for i, (n, p) in enumerate(zip(engine.names, engine.params, strict=True))
     ]
 

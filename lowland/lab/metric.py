@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lowland.core.errors import ArgumentError
@@ -93,12 +93,24 @@ LOSS = {"name": "loss", "unit": "", "scale": 1.0, "higher": False}
 """The loss's entry in a run file; the loss is the headline of a task without metrics."""
 
 
+def _apart(running: Running) -> Running:
+    """An object of torchmetrics that does not add up the ranks, because every rank evaluates all examples."""
+    for part in running.modules() if isinstance(running, nn.Module) else [running]:
+        if hasattr(part, "distributed_available_fn"):
+            part.distributed_available_fn = _never
+    return running
+
+
+def _never() -> bool:
+    return False
+
+
 class Count:
     """Accumulates one metric over batches."""
 
     def __init__(self, metric: Metric) -> None:
         self._metric = metric
-        self._running = None if metric.torchmetrics is None else metric.torchmetrics()
+        self._running = None if metric.torchmetrics is None else _apart(metric.torchmetrics())
         self._totals: Tensor | None = None
         self._placed = False
 

@@ -84,7 +84,7 @@ def m_sharpness(
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Disable TF32, which rounds most of a small displacement away."""
+    """Disable TF32, whose rounding is larger than a small displacement."""
     flags = [(torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32)]
     flags.append((torch.backends.cudnn, torch.backends.cudnn.allow_tf32))  # type: ignore[arg-type]
     try:

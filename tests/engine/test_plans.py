@@ -86,7 +86,10 @@ ENDS = {
     "dict": (lambda s, e, h: (h.loss, dict(enumerate(h.grad))), r"one tensor for each of 6 parameters, .* a dict"),
     "none": (lambda s, e, h: (h.loss, [None, *h.grad[1:]]), r"tensors like the parameters, .* for parameter 0"),
     "numpy": (lambda s, e, h: (h.loss, [np.zeros((8, 5)), *h.grad[1:]]), r"a ndarray of 8 entries for parameter 0"),
-    "single": (lambda s, e, h: (h.loss, [g.float() for g in h.grad]), r"torch.float32 .* for parameter 0, which needs a torch.float64"),
+    "single": (
+        lambda s, e, h: (h.loss, [g.float() for g in h.grad]),
+        r"torch.float32 .* for parameter 0, which needs",
+    ),
     "flat": (lambda s, e, h: (h.loss, [g.flatten() for g in h.grad]), r"of shape \(40,\) .* for parameter 0"),
     "in place": (in_place, r"replaced, not changed in place, but the plan of Wrong has changed 'kept'"),
     "shorter": (

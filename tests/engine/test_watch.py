@@ -100,9 +100,9 @@ SHARED = {
     "rows": (asking(lambda e, b, h: Probe(b, at=[g[:1] for g in h.grad])), r"parameter 0 has shape \(1, 5\) and"),
     "single": (
         asking(lambda e, b, h: Probe(b, at=vec_float(h.grad))),
-        r"shape \(8, 5\) and torch.float32, and the par",
+        r"shape \(8, 5\) and torch.float32, and must have \(8, 5\) and torch.float64",
     ),
-    "whole": (asking(lambda e, b, h: Probe(b, at=[g.long() for g in h.grad])), r"torch.int64, and the parameter"),
+    "whole": (asking(lambda e, b, h: Probe(b, at=[g.long() for g in h.grad])), r"torch.int64, and must have"),
     "late scalars": (asking(lambda e, b, h: Probe(b, at=lambda: [g.sum() for g in h.grad])), r"has shape \(\) and"),
     "late number": (asking(lambda e, b, h: Probe(b, at=lambda: 0.1)), r"at must be a displacement, .* but is 0.1"),
 }

@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from ranks import on_ranks
+from torch import Tensor, nn
 
 from lowland.core.errors import ArgumentError
 from lowland.lab.metric import LOSS, Metric
@@ -30,6 +32,37 @@ class Largest:
 
     def compute(self) -> Tensor:
         return torch.tensor(max(self.seen))
+
+
+class Seen(nn.Module):
+    """The number of predictions; as torchmetrics, it adds up the ranks where it finds any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.distributed_available_fn = lambda: dist.is_available() and dist.is_initialized()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        self.seen += len(prediction)
+
+    def compute(self) -> Tensor:
+        if self.distributed_available_fn():
+            dist.all_reduce(self.seen)
+        return self.seen
+
+
+class Inside(nn.Module):
+    """Such a metric inside another one, as in a wrapper or a composition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Seen()
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        self.inner.update(prediction, target)
+
+    def compute(self) -> Tensor:
+        return 2 * self.inner.compute()
 
 
 PAIRS = [
@@ -69,6 +102,17 @@ def test_an_object_like_those_of_torchmetrics() -> None:
     assert metric.over(PAIRS[:1]) == 1  # a fresh object
     doubled = Metric(name="largest", torchmetrics=Largest, target=lambda batch: 2 * batch[1])
     assert doubled.over(PAIRS) == 9
+
+
+def on_every_rank(kind: str) -> float:
+    return Metric(name="seen", torchmetrics={"seen": Seen, "inside": Inside}[kind]).over(PAIRS)
+
+
+@pytest.mark.parametrize(("kind", "value"), [("seen", 4), ("inside", 8)])
+def test_ranks_do_not_add_up(kind: str, value: float) -> None:
+    """Every rank evaluates all examples."""
+    assert on_every_rank(kind) == value
+    assert on_ranks(2, on_every_rank, kind) == [value, value]
 
 
 def test_such_an_object_is_moved_to_the_predictions() -> None:
