@@ -14,6 +14,8 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
 
+from forked import server
+
 PATIENCE = 60.0  # seconds
 SWITCH = "LOWLAND_SHARED_MEMORY"  # ranks get it from the test that runs on them
 
@@ -28,13 +30,14 @@ class Ranks:
     """``count`` processes of one gloo group."""
 
     def __init__(self, count: int) -> None:
-        context = get_context("spawn")
         self.pipes: list[Connection] = []
         self.processes = []
         with tempfile.NamedTemporaryFile(delete=False) as meeting:
             pass
         os.unlink(meeting.name)
         for rank in range(count):
+            # The ranks that the server forks order sets alike, and rank 0 otherwise: no collective may depend on it.
+            context: Any = get_context("spawn") if rank == 0 else server()
             here, there = context.Pipe()
             process = context.Process(target=_serve, args=(there, rank, count, meeting.name, sys.path), daemon=True)
             process.start()

@@ -78,6 +78,7 @@ def test_two_gradients_cost_more_than_one(tiny: str) -> None:
     assert result["median_ms"]["two gradients"] > 1.2 * result["median_ms"]["plain"]
 
 
+@pytest.mark.slow
 def test_sam_keeps_one_copy_of_the_parameters() -> None:
     """The issue's bound, on the real model: at the peak of a step SAM holds the saved weights and nothing else."""
     generator = torch.Generator().manual_seed(0)

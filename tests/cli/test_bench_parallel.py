@@ -35,6 +35,7 @@ def _result() -> dict[str, Any]:
     return {"case": "tiny", "delay": 0.0, "bandwidths": found, "faster": faster}
 
 
+@pytest.mark.slow
 def test_parallel_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "bench.json"
     assert main(["bench", "parallel", "--cases", "tiny", "--rounds", "5", "--out", str(out)]) == 0

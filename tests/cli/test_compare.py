@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from lowland.cli.main import main
 from lowland.methods import METHODS
 
 TINY = ["--task", "digits", "--epochs", "1", "--limit", "4", "--threads", "1"]
 
 
+@pytest.mark.slow
 def test_all_methods_but_what_cannot_work(tmp_path, capsys):
     arguments = ["compare", *TINY, "--methods", "all", "sam:rho=0.1", "--seeds", "1", "--out", str(tmp_path)]
     assert main(arguments) == 0

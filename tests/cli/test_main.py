@@ -153,6 +153,7 @@ def test_a_signal_to_the_process(tmp_path):
     assert f"to go on: lowland {' '.join(arguments)} --out {tmp_path} --resume" in errors
 
 
+@pytest.mark.slow
 def test_methods_lists_all_with_measured_costs(capsys):
     assert main(["methods"]) == 0
     shown = capsys.readouterr().out

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import python
 
 from lowland.cli.main import main
 
@@ -15,17 +14,12 @@ TINY = ["--task", "digits", "--limit", "4", "--threads", "1"]
 USAM = (Path(__file__).parents[1] / "methods" / "test_outside.py").read_text(encoding="utf-8").split("'''")[1]
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "lowland", *arguments], cwd=folder, capture_output=True, text=True, check=False
-    )
-
-
+@pytest.mark.slow
 def test_a_method_from_a_file_is_compared_and_never_mistaken_for_another(tmp_path: Path) -> None:
     file = tmp_path / "usam.py"
     file.write_text(USAM, encoding="utf-8")
     command = ["compare", *TINY, "--methods", "plain", "usam.py:USAM:theta=0.4", "--seeds", "1"]
-    done = run(tmp_path, *command)
+    done = python(["-m", "lowland", *command], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "usam.py:USAM" in done.stdout.replace("\n", "")
     (config,) = [
@@ -34,16 +28,17 @@ def test_a_method_from_a_file_is_compared_and_never_mistaken_for_another(tmp_pat
     ]
     assert config["method"]["fields"]["theta"] == 0.4
     assert config["sources"]["method"]
-    assert run(tmp_path, *command).stdout.count("(kept)") == 2
+    assert python(["-m", "lowland", *command], tmp_path).stdout.count("(kept)") == 2
     (page,) = (path.read_text(encoding="utf-8") for path in (tmp_path / "runs").glob("digits-mlp-*.html"))
     assert "lowland " + " ".join(command) in page.replace("&#39;", "'")
     file.write_text(USAM.replace("self.rho * self.theta", "self.rho"), encoding="utf-8")
-    changed = run(tmp_path, *command)
+    changed = python(["-m", "lowland", *command], tmp_path)
     assert changed.returncode == 0
     assert changed.stdout.count("(kept)") == 1  # plain
-    assert "SAM without the norm." in run(tmp_path, "methods", "usam.py:USAM").stdout
+    assert "SAM without the norm." in python(["-m", "lowland", "methods", "usam.py:USAM"], tmp_path).stdout
 
 
+@pytest.mark.slow
 def test_a_training_that_breaks_down_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--task", "digits", "--lr", "1e6", "--epochs", "8", "--threads", "1", "--out", str(tmp_path)]
     assert main(["compare", *arguments, "--methods", "plain", "sam", "--seeds", "2"]) == 3

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import html
 import importlib.util
-import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import python
 
 import lowland
 from lowland.testing import check_method, check_task
@@ -34,22 +33,9 @@ def loaded(name: str) -> Any:
     return module
 
 
-def typed(place: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """What a new process, begun in that folder, makes of a command."""
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=place,
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def compared(place: Path, task: str = "Text", methods: list[str] = METHODS, seeds: int = 2) -> str:
     command = ["compare", "--task", f"../mine/own_task.py:{task}", "--methods", *methods, "--seeds", str(seeds), *SHORT]
-    done = typed(place, "-m", "lowland", *command)
+    done = python(["-m", "lowland", *command], place)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -124,7 +110,7 @@ def test_one_command_from_an_empty_folder_and_the_page_s_own(place: Path) -> Non
     assert len(list((place / "runs").glob("*/run.jsonl"))) == 6
     (page,) = (place / "runs").glob("*.html")
     (command,) = re.findall(r"lowland compare [^<]*", html.unescape(page.read_text(encoding="utf-8")))
-    again = typed(place, "-m", *shlex.split(command))
+    again = python(["-m", *shlex.split(command)], place)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("(kept)") == 6
 
@@ -177,7 +163,7 @@ for record in result.records:
 def test_one_call_from_python(place: Path) -> None:
     script = place.parent / "mine" / "script.py"
     script.write_text(CALL, encoding="utf-8")
-    done = typed(place, str(script))
+    done = python([str(script)], place)
     assert done.returncode == 0, done.stderr
     assert "TwoRadii:ratio=0.25" in done.stdout
     assert [line[:5] for line in done.stderr.splitlines()] == ["[1/2]", "[2/2]"]  # the second call has kept both
@@ -187,6 +173,6 @@ def test_one_call_from_python(place: Path) -> None:
 
     (page,) = (place / "runs").glob("*.html")
     (command,) = re.findall(r"<pre>(python [^<]*)", html.unescape(page.read_text(encoding="utf-8")))
-    again = typed(place, *shlex.split(command)[1:])
+    again = python(shlex.split(command)[1:], place)
     assert again.returncode == 0, again.stderr
     assert again.stderr == ""  # both runs were kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from ranks import on_ranks
@@ -118,6 +119,7 @@ def hybrid() -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_hybrid_sharding() -> None:
     expected = {text: alone(text) for text in METHODS}
     for found in on_ranks(4, hybrid):

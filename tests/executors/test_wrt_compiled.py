@@ -42,6 +42,7 @@ class Compiler:
         return aot_eager(graph, inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partly", [False, True])
 def test_a_compiled_model_is_not_compiled_anew_for_each_choice(partly):
     torch._dynamo.reset()

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import python
 
 from lowland.cli.main import main
 from lowland.report import read_all
@@ -48,11 +46,8 @@ def test_training_again_gives_the_same_losses(file: Path, tmp_path: Path) -> Non
         place = command.index("--noise")
         command[command.index("--task") + 1] += f":noise={command[place + 1]}"
         del command[place : place + 2]
-    same_kernels = os.environ | {"MKL_CBWR": "COMPATIBLE"}
-    done = subprocess.run(
-        [sys.executable, "-m", "lowland", *command], env=same_kernels, capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stderr.decode()
+    done = python(["-m", "lowland", *command], MKL_CBWR="COMPATIBLE")
+    assert done.returncode == 0, done.stderr
     (again,) = tmp_path.glob("*/run.jsonl")
     for kind in ("epoch", "end"):
         assert len(lines(file, kind)) == len(lines(again, kind)) > 0

@@ -239,6 +239,7 @@ def test_an_object_that_holds_itself() -> None:
     assert of(maker) != of(other)
 
 
+@pytest.mark.slow
 def test_another_process_has_the_same_fingerprint(folder: Path) -> None:
     main = load(folder, main=GLOBAL.format(rate=0.1, out="a"))
     made = of(main.method), of(functools.partial(main.direct, {"b", "a", "c"}))

@@ -22,6 +22,7 @@ def script() -> Any:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [16, 64, 128])
 def test_on_digits_it_chooses_long_gradients(script: Any, batch_size: int) -> None:
     # Seeds 0 to 4 give 0.34 to 0.66. The normal distribution would give 0.68 at c from 1 to -1; the squared norms at
@@ -31,6 +32,7 @@ def test_on_digits_it_chooses_long_gradients(script: Any, batch_size: int) -> No
     assert 0.3 < share < 0.6
 
 
+@pytest.mark.slow
 def test_with_a_lag_it_chooses_by_chance(script: Any) -> None:
     z, share = script.measure(64, lag=1)
     assert abs(z) < 0.1

@@ -89,6 +89,7 @@ def test_elements_are_kept_with_their_share_of_the_whole_gradient(seed):
     assert run.engine.cost.weights == pytest.approx(1.5)
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize("beta", [0.4, 0.8])
 def test_tensors_and_elements_are_kept_as_often_as_beta_says(mask, beta):

@@ -94,6 +94,7 @@ def knots(figure: dict[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1200, 390])
 @pytest.mark.parametrize("name", ["three", "many", "equal"])
 def test_nothing_overflows_and_nothing_overlaps(made: dict[str, Path], name: str, width: int) -> None:
@@ -115,6 +116,7 @@ def test_nothing_overflows_and_nothing_overlaps(made: dict[str, Path], name: str
     assert said["focus"] >= 6  # five figures and tables of the comparison, and its runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1200, 390])
 def test_light_and_dark(made: dict[str, Path], tmp_path: Path, width: int) -> None:
     light, dark = tmp_path / "light.png", tmp_path / "dark.png"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -63,6 +64,12 @@ def trained(
     return [t.detach() for t in net.state_dict().values()] + told
 
 
+@cache
+def eager(key: str, **options: Any) -> list[Tensor]:
+    """What no graph, of the plain network, trains to; made once for all that is compared with it."""
+    return trained(key, **options)
+
+
 def close(found: list[Tensor], expected: list[Tensor]) -> None:
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
@@ -77,19 +84,19 @@ ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @every
 @ways
 def test_graphs_that_nothing_tells_of(key: str, way: dict[str, Any]) -> None:
-    close(trained(key, Hidden, **way), trained(key, **way))
+    close(trained(key, Hidden, **way), eager(key, **way))
 
 
 @every
 @ways
 def test_capture_after_the_engine_was_made(key: str, way: dict[str, Any]) -> None:
-    close(trained(key, later=5, **way), trained(key, **way))
+    close(trained(key, later=5, **way), eager(key, **way))
 
 
 @pytest.mark.parametrize("key", [key for key in METHODS if key != "bisam"])  # which asks for a loss of its own
 @pytest.mark.parametrize("wrap", [captured, Hidden])
 def test_batches_that_the_caller_cuts(key: str, wrap: Wrap) -> None:
-    close(trained(key, wrap, step=by_hand), trained(key, step=by_hand))
+    close(trained(key, wrap, step=by_hand), eager(key, step=by_hand))
 
 
 @pytest.mark.parametrize("wrap", [captured, Hidden])
@@ -133,7 +140,7 @@ CASES = [
 @pytest.mark.parametrize(("key", "kind", "way"), CASES)
 def test_losses_and_outputs_in_static_memory(key: str, kind: str, way: str) -> None:
     options: dict[str, Any] = {"cut": {"micro_batch": 3}, "by hand": {"step": by_hand}}.get(way, {})
-    expected = trained(key, model=Scored, loss=LOSSES[kind], **options)
+    expected = eager(key, model=Scored, loss=LOSSES[kind], **options)
     if way == "later":
         close(trained(key, model=Scored, loss=LOSSES[kind], later=5), expected)
         return
@@ -149,12 +156,12 @@ def normed() -> nn.Module:
 @pytest.mark.parametrize("key", ["sam", "sampa", "k-sam", "async-sam", "gsam"])
 @pytest.mark.parametrize("later", [1, 3, 6])
 def test_running_statistics_of_layers_captured_later(key: str, later: int) -> None:
-    close(trained(key, model=normed, later=later), trained(key, model=normed))
+    close(trained(key, model=normed, later=later), eager(key, model=normed))
 
 
 @pytest.mark.parametrize("key", ["sampa", "micro-sam"])
 def test_several_probes_in_one_pass_are_left_to_one_after_the_other(key: str) -> None:
-    close(trained(key, captured, executor=lowland.Batched()), trained(key))
+    close(trained(key, captured, executor=lowland.Batched()), eager(key))
 
 
 def test_memory_that_nobody_holds_is_refused_once() -> None:

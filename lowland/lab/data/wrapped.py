@@ -45,7 +45,7 @@ class Items:
         plan = (list(zip(index.tolist(), _seeds(g, index), strict=True)) for index, g in wanted)
         items: Any = _Seeded(self.items)
         if not self.workers:
-            yield from (self.collate([items[pair] for pair in pairs]) for pairs in plan)
+            yield from (self.collate(items.__getitems__(pairs)) for pairs in plan)
             return
         yield from DataLoader(
             items,
@@ -67,26 +67,29 @@ class _BatchSampler:
 
 
 class _Seeded:
-    """A data set indexed by pairs of position and seed; it seeds the global random numbers and then restores them."""
+    """A data set for pairs of position and seed; it seeds the global random numbers and then restores them."""
 
     def __init__(self, data: Any) -> None:
         self.items = data
 
-    def __getitem__(self, pair: tuple[int, int]) -> Any:
-        position, seed = pair
+    def __getitems__(self, pairs: list[tuple[int, int]]) -> list[Any]:
+        """The items of a batch, as a DataLoader asks for them. Saving the states is slow, so it is done once."""
         numpy = sys.modules.get("numpy")
         before = torch.get_rng_state(), random.getstate(), numpy and numpy.random.get_state()
-        torch.default_generator.manual_seed(seed)
-        random.seed(seed)
-        if numpy is not None:
-            numpy.random.seed(seed % 2**32)
         try:
-            return self.items[position]
+            return [self._item(position, seed, numpy) for position, seed in pairs]
         finally:
             torch.set_rng_state(before[0])
             random.setstate(before[1])
             if numpy is not None:
                 numpy.random.set_state(before[2])
+
+    def _item(self, position: int, seed: int, numpy: Any) -> Any:
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        if numpy is not None:
+            numpy.random.seed(seed % 2**32)
+        return self.items[position]
 
 
 def _seeds(generator: torch.Generator | None, index: Tensor) -> list[int]:

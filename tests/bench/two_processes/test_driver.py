@@ -33,6 +33,7 @@ def result() -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_all_variants_are_measured(result: dict[str, Any]) -> None:
     assert list(result["median_ms"]) == VARIANTS
     assert all(ms > 0 for ms in result["median_ms"].values())
@@ -68,6 +69,7 @@ def _used(process: Any) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@pytest.mark.slow
 def test_a_resting_rank_sleeps_and_a_failing_one_ends_both() -> None:
     with pair() as both:
         both.order(case=TINY, apart=False)

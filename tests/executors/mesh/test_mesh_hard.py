@@ -229,6 +229,7 @@ def apart() -> str:
     return "nothing"
 
 
+@pytest.mark.slow
 def test_ranks_that_failed_apart_do_not_go_on(by_messages: None) -> None:
     ranks = Ranks(2)
     try:

@@ -213,6 +213,7 @@ def out_of_step(when: str) -> list[str]:
     return told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_rank_that_goes_on_alone_is_noticed(when: str) -> None:
     ranks = Ranks(2)

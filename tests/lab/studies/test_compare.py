@@ -170,6 +170,7 @@ def test_what_a_model_s_function_has_taken_from_around_it_makes_another_run(conf
     assert names[0] == names[2] != names[1]
 
 
+@pytest.mark.slow
 def test_the_runs_of_a_seed_share_a_loader(config, tmp_path, monkeypatch):
     made = []
     real = Loader.__init__

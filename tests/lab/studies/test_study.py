@@ -7,6 +7,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+from forked import Torchrun
+
 from lowland import lab
 
 HALVING = '''
@@ -58,17 +61,11 @@ sys.stdout.write(f"told {study.told} {[r.recipe['lr'] for r in records]}\\n")  #
 )
 
 
-def run(out: Path, *launcher: str) -> tuple[list[str], str]:
-    """What the ranks say that they were told, and what they wrote on standard error."""
-    script = out.parent / "halving.py"
-    script.write_text(SCRIPT)
-    done = subprocess.run(
-        [sys.executable, *launcher, str(script), str(out)], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
+def said(output: str) -> list[str]:
+    """What the ranks say that they were told."""
     if Path("/proc/self/task").is_dir():
-        assert [line for line in done.stdout.splitlines() if line.startswith("gloo")] == ["gloo 0", "gloo 0"]
-    return [line for line in done.stdout.splitlines() if line.startswith("told")], done.stderr
+        assert [line for line in output.splitlines() if line.startswith("gloo")] == ["gloo 0", "gloo 0"]
+    return [line for line in output.splitlines() if line.startswith("told")]
 
 
 def test_the_next_run_follows_from_the_record_of_the_last(config, tmp_path, capsys):
@@ -88,11 +85,18 @@ def test_the_next_run_follows_from_the_record_of_the_last(config, tmp_path, caps
     assert capsys.readouterr().err == ""  # all runs were kept
 
 
+@pytest.mark.slow
 def test_every_rank_is_told_the_same_records(tmp_path):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    told, _ = run(tmp_path / "runs", *launcher)
+    script = tmp_path / "halving.py"
+    script.write_text(SCRIPT)
+    command = [str(script), str(tmp_path / "runs")]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*torchrun, *command], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    told = said(done.stdout)
     assert len(told) == 2
     assert told[0] == told[1]
-    again, errors = run(tmp_path / "runs", *launcher)
-    assert again == told
-    assert "[1]" not in errors
+    again = Torchrun(command).ended()
+    assert [rank.returncode for rank in again] == [0, 0], [rank.stderr for rank in again]
+    assert said("".join(rank.stdout for rank in again)) == told
+    assert not any("[1]" in rank.stderr for rank in again)

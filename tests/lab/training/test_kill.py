@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
-import subprocess
-import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from forked import python, server
 
 from lowland.cli.main import main
 
 KILLS = 10  # in a training of 880 steps, of which they let about 240 pass where nothing else runs
-ARGS = ["train", "--task", "digits", "--method", "sampa", "--epochs", "40", "--threads", "1", "--checkpoint-every", "5"]
+ARGS = ["train", "--task", "digits", "--method", "sampa", "--epochs", "40", "--threads", "1", "--name", "run"]
 
 
-def start(folder: Path) -> multiprocessing.process.BaseProcess:
-    # the server imports torch once; every child is a process of its own all the same
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lowland.cli.main", "lowland.cli.train", "torch._dynamo", "sklearn.datasets"])
-    child = context.Process(target=main, args=([*ARGS, "--name", "run", "--out", str(folder), "--resume"],))
+def start(folder: Path) -> BaseProcess:
+    # every child is a process of its own
+    child = server().Process(target=main, args=([*ARGS, "--checkpoint-every", "5", "--out", str(folder), "--resume"],))
     child.start()
     return child
 
@@ -57,6 +54,5 @@ def test_ten_kills_leave_no_trace(tmp_path):
     kinds = [json.loads(x)["kind"] for x in (tmp_path / "killed" / "run" / "run.jsonl").read_text().splitlines()]
     assert kinds.count("resumed") >= KILLS * 3 // 5
 
-    whole = [sys.executable, "-m", "lowland", *ARGS, "--name", "run", "--out", str(tmp_path / "whole")]
-    subprocess.run(whole, check=True, capture_output=True)
+    assert python(["-m", "lowland", *ARGS, "--out", str(tmp_path / "whole")]).returncode == 0
     assert end(tmp_path / "killed")["weights_sha256"] == end(tmp_path / "whole")["weights_sha256"]

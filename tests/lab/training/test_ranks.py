@@ -126,6 +126,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_checkpoint_of_four_ranks_goes_on_on_four_two_and_one(tmp_path: Path, name: str) -> None:
     changes = CASES[name] | {"checkpoint_every": 5}

@@ -86,6 +86,7 @@ def test_a_display_changes_nothing(config, tmp_path, monkeypatch):
     assert updates[-1].fraction == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["mlp", "convnet"])
 @pytest.mark.parametrize("method", ["plain", "sampa", "looksam:k=3", "arsam:window=4,warmup=2", "micro-sam:m=3"])
 def test_resume_in_the_middle_of_an_epoch(config, tmp_path, kill, method, model):
@@ -110,6 +111,7 @@ def test_resume_in_the_middle_of_an_epoch(config, tmp_path, kill, method, model)
     assert again["m_sharpness"] == whole["m_sharpness"]
 
 
+@pytest.mark.slow
 def test_resume_of_what_was_killed_before_its_first_checkpoint(config, tmp_path):
     whole = train(config, tmp_path / "whole")
     folder = tmp_path / "killed"
@@ -136,6 +138,7 @@ def test_a_torn_line_is_cut_before_going_on(config, tmp_path, kill):
     assert [line["kind"] for line in lines(tmp_path)] == ["config", "resumed", "epoch", "epoch", "end"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"garbage", None])
 def test_a_damaged_checkpoint_gives_way_to_the_previous_one(config, tmp_path, kill, content):
     config = replace(config, checkpoint_every=2)
@@ -292,6 +295,7 @@ def test_clipping_and_precision_reach_the_step(config, tmp_path):
         assert other["test"]["loss"] < 3
 
 
+@pytest.mark.slow
 def test_threads_hold_for_the_run_only(config, tmp_path):
     before = torch.get_num_threads()
     train(replace(config, threads=before + 1), tmp_path)

@@ -66,6 +66,7 @@ def test_the_best_epoch_is_that_of_validation(six: RunConfig, tmp_path: Path, sc
     assert record.last == 0.2
 
 
+@pytest.mark.slow
 def test_patience_counts_epochs_since_the_best_on_validation(
     six: RunConfig, tmp_path: Path, scripted: Callable[..., None]
 ) -> None:
@@ -124,6 +125,7 @@ def test_what_is_kept_for_validation_is_not_trained_on(six: RunConfig) -> None:
     assert loader.index["validation"].tolist() != loader_of(replace(six, seed=1)).index["validation"].tolist()
 
 
+@pytest.mark.slow
 def test_a_resume_is_as_patient(
     six: RunConfig, tmp_path: Path, kill: Callable[[int], AbstractContextManager[None]]
 ) -> None:

@@ -13,19 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Torchrun
 
 KILLS = int(os.environ.get("LOWLAND_KILLS", "3"))  # 20 for the record, see docs/parallel.md
 ARGS = ["train", "--task", "digits", "--method", "sampa", "--mesh", "probe=2", "--threads", "1"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
+def command(folder: Path, *options: str) -> list[str]:
+    return ["-m", "lowland", *ARGS, *options, "--name", "run", "--out", str(folder)]
+
+
 def start(folder: Path, *options: str, restarts: int = 0) -> subprocess.Popen[str]:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    torchrun += ["--max-restarts", str(restarts), "-m", "lowland"]
-    command = [*torchrun, *ARGS, *options, "--name", "run", "--out", str(folder)]
     return subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        [*torchrun, "--max-restarts", str(restarts), *command(folder, *options)],
+        env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
 
 
 def ended(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, str, str]:
@@ -78,8 +82,8 @@ def test_killed_ranks_are_restarted_and_leave_no_trace(tmp_path: Path) -> None:
     assert code == 0, err[-3000:]
     told = lines(tmp_path / "killed")
     assert [line["kind"] for line in told].count("resumed") >= KILLS // 2
-    code, _, err = ended(start(tmp_path / "whole", *options))
-    assert code == 0, err[-3000:]
+    ranks = [end.returncode for end in Torchrun(command(tmp_path / "whole", *options)).ended()]
+    assert ranks == [0, 0]
     assert told[-1]["weights_sha256"] == lines(tmp_path / "whole")[-1]["weights_sha256"]
 
 
@@ -103,9 +107,9 @@ def test_a_signal_ends_all_ranks_with_a_checkpoint(tmp_path: Path, signum: signa
 
 @pytest.mark.slow
 def test_only_one_rank_prints_and_errors_name_the_rank(tmp_path: Path) -> None:
-    code, out, err = ended(start(tmp_path, "--epochs", "1"))
-    assert code == 0, err[-3000:]
-    assert len([line for line in out.splitlines() if line.startswith("run: ")]) == 1
+    done = Torchrun(command(tmp_path, "--epochs", "1")).ended()
+    assert [end.returncode for end in done] == [0, 0], [end.stderr[-3000:] for end in done]
+    assert ["run: " in end.stdout for end in done] == [True, False]
     code, _, err = ended(start(tmp_path, "--epochs", "1"))  # the folder holds this run
     assert code != 0
     assert "lowland: rank 0: error: out must be a folder without this run" in err
