@@ -26,6 +26,11 @@ def is_sharded(t: Tensor) -> bool:
     return hasattr(t, "device_mesh") and hasattr(t, "placements")
 
 
+def layout(t: Any) -> str:
+    """How a tensor is divided among ranks, in words: the shape of its mesh and its placements."""
+    return f"{t.placements} on a mesh of {tuple(t.device_mesh.shape)}" if is_sharded(t) else "not sharded"
+
+
 @torch.no_grad()
 def local(v: Sequence[Tensor]) -> list[Tensor]:
     """The local shards of the tensors, which share their memory."""

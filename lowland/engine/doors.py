@@ -53,8 +53,18 @@ def all_optimizers(optimizer: Any) -> list[Optimizer]:
 
     Raises:
         ParameterError: An entry is no optimizer, an optimizer is listed twice, or there is none.
+        UsageError: An optimizer of accelerate steps after several micro-batches.
     """
     entries = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+    for entry in entries:
+        accelerated = type(entry).__name__ == "AcceleratedOptimizer"
+        count = getattr(getattr(entry, "gradient_state", None), "num_steps", 1) if accelerated else 1
+        if count > 1:
+            raise UsageError(
+                f"optimizer must step after every engine.backward, but accelerate's steps after {count} micro-batches, "
+                f"so that an undivided loss would give a gradient {count} times too long; use "
+                "lowland.integrations.accelerate.Sharpness, or pass optimizer.optimizer and divide the loss"
+            )
     optimizers = [lookahead.unwrap(o) for o in entries]
     if not optimizers:
         raise ParameterError(

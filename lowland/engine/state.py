@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from lowland.core import vec
+from lowland.core import shards, vec
 from lowland.core.batch import Parts
 from lowland.core.errors import StateError
 from lowland.core.precision import of_vectors
@@ -69,7 +69,7 @@ def save(engine: Engine) -> dict[str, Any]:
         "parameters": _shapes(engine),
         "step": engine.step,
         "share": engine.work.replicas.ranks_and_sizes,
-        "vectors": {k: dict(zip(engine.names, v, strict=True)) for k, v in vectors.items()},
+        "vectors": {k: dict(zip(engine.names, map(_savable, v), strict=True)) for k, v in vectors.items()},
         "values": {k: _loadable(k, _plain(v)) for k, v in engine.memory.items() if k not in vectors},
         "rng": engine.rng.getstate(),
         "lagged": engine.lagged.state_dict(),
@@ -94,13 +94,15 @@ def load(engine: Engine, state_dict: dict[str, Any], strict: bool = True) -> Non
     _check_ranks(engine, state_dict)
     initial = _first_memory(engine, state_dict, strict)
     try:
-        vectors = {k: _vector(engine, v, initial.get(k)) for k, v in state_dict["vectors"].items()}
+        vectors = {k: _vector(engine, k, v, initial.get(k)) for k, v in state_dict["vectors"].items()}
         memory = vectors | {k: _copied(engine, v) for k, v in state_dict["values"].items()}
         rng = random.Random()
         rng.setstate(_tuples(state_dict["rng"]))
         lagged = {str(k): v.clone() for k, v in state_dict["lagged"].items()}
         cost = Cost(**state_dict["cost"])
         step = operator.index(state_dict["step"])
+    except StateError:
+        raise
     except (TypeError, AttributeError, ValueError, KeyError, RuntimeError) as error:
         raise StateError(
             f"state_dict must be what Engine.state_dict() gave, but is damaged ({error!r}); load an earlier checkpoint"
@@ -122,6 +124,11 @@ def load(engine: Engine, state_dict: dict[str, Any], strict: bool = True) -> Non
     engine.lagged.load_state_dict(lagged)
     engine.executor.cost = cost
     engine.step = step
+
+
+def _savable(t: Tensor) -> Tensor:
+    """Copy a shard that begins inside a larger storage, as gradients of ``fully_shard`` do: torch.save refuses it."""
+    return t.clone() if shards.is_sharded(t) and t.storage_offset() else t
 
 
 def _plain(value: Any) -> Any:
@@ -222,11 +229,28 @@ def _check_ranks(engine: Engine, state_dict: dict[str, Any]) -> None:
     )
 
 
+def _check_shards(key: str, name: str, saved: Tensor, param: Tensor) -> None:
+    """Refuse a vector that is sharded otherwise than its parameter, as after a resume on another number of ranks.
+
+    Raises:
+        StateError: The two are sharded differently.
+    """
+    there, here = shards.layout(saved), shards.layout(param)
+    if there != here:
+        raise StateError(
+            f"vector {key!r} of {name} must be sharded as the parameter, which is {here}, but is {there}; resume on "
+            "as many ranks, or save a sharded checkpoint, as docs/parallel.md does"
+        )
+
+
 def _shapes(engine: Engine) -> dict[str, list[int]]:
     return {n: list(p.shape) for n, p in zip(engine.names, engine.params, strict=True)}
 
 
-def _vector(engine: Engine, saved: dict[str, Tensor], initial: Vec | None) -> Vec:
+def _vector(engine: Engine, key: str, saved: dict[str, Tensor], initial: Vec | None) -> Vec:
+    for name, param in zip(engine.names, engine.params, strict=True):
+        if name in saved:
+            _check_shards(key, name, saved[name], param)
     # Copies, because the caller may change the loaded tensors.
     return [
         saved[n].detach().to(p.device, of_vectors(p.dtype), copy=True).view_as(p)

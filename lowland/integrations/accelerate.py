@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lowland.core.batch import Parts
 from lowland.core.errors import ArgumentError, MissingExtraError, UsageError
 from lowland.core.loss import LossFn
-from lowland.engine import Engine
+from lowland.engine import Engine, lookahead
 from lowland.integrations import checkpoints, refusals
 from lowland.methods.base import Method
 
@@ -85,7 +85,8 @@ class Sharpness:
             raise ArgumentError(
                 "loss_fn must be a function (model, batch) -> loss, but is None; Sharpness runs the model by itself"
             )
-        self.engine = Engine(method, model, optimizer, loss_fn, scaler=accelerator.scaler, **options)
+        bases = [lookahead.unwrap(one) for one in (optimizer if isinstance(optimizer, list | tuple) else [optimizer])]
+        self.engine = Engine(method, model, bases, loss_fn, scaler=accelerator.scaler, **options)
         self.accelerator, self.resume = accelerator, resume
         self._held: list[Any] = []
         self._number = _register(self)
@@ -167,6 +168,12 @@ def check_prepared(accelerator: Any, model: Any, optimizer: Any) -> None:
             "that prepares model and optimizer"
         )
     refusals.check_accelerator(accelerator)
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1 and accelerator.num_processes == 1:
+        raise UsageError(
+            f"accelerator must know all {count} processes, but knows one, so that each process would train a model of "
+            "its own; on a CPU, write Accelerator(cpu=True)"
+        )
     modules = model.values() if isinstance(model, Mapping) else model if isinstance(model, list | tuple) else [model]
     for module in modules:
         if isinstance(module, nn.Module) and not getattr(module, "_is_accelerate_prepared", False):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,15 +22,14 @@ from lowland.integrations.temporary import synchronized
 from lowland.methods.base import Method
 
 try:
-    from lightning.pytorch import Callback, LightningModule
+    from lightning.pytorch import Callback
 except (ImportError, RuntimeError):
     try:
-        from pytorch_lightning import Callback, LightningModule  # the other name of the same package
+        from pytorch_lightning import Callback  # the other name of the same package
     except (ImportError, RuntimeError) as error:
         raise MissingExtraError("lightning", "lightning") from error
 
 OPTIONS = ("rng", "seed", "cut", "micro_batch")
-STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
 
 
 class Sharpness(Callback):  # type: ignore[misc]
@@ -81,7 +79,7 @@ class Sharpness(Callback):  # type: ignore[misc]
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Make the engine, and replace the strategy's ``training_step`` and ``backward``."""
-        check_training(trainer, pl_module)
+        refusals.check_lightning(trainer, pl_module, Sharpness)
         strategy = trainer.strategy
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         engine = Engine(self.method, strategy.model, trainer.optimizers[0], scaler=scaler, **self.options)
@@ -231,43 +229,6 @@ class Sharpness(Callback):  # type: ignore[misc]
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Note that the training resumes, also from a checkpoint without a state of this callback."""
         self._resumed = True
-
-
-def check_training(trainer: Any, module: Any) -> None:
-    """Refuse trainings that the callback does not support.
-
-    Raises:
-        UsageError: The training is not supported.
-    """
-    if not module.automatic_optimization:
-        raise UsageError(
-            "Sharpness takes the place of automatic optimization, but automatic_optimization is False; call "
-            "engine.backward(batch) in training_step, with lowland.Engine(method, self.trainer.strategy.model, "
-            "optimizer, loss_fn), or leave optimization to Lightning"
-        )
-    if len(trainer.optimizers) != 1:
-        raise UsageError(
-            f"configure_optimizers must give one optimizer, but gives {len(trainer.optimizers)}; train with manual "
-            "optimization and lowland.Engine, which takes several"
-        )
-    kind = type(trainer.strategy).__name__
-    if kind not in STRATEGIES:
-        raise UsageError(
-            f"strategy must be one of {', '.join(STRATEGIES)}, but is {kind}, which is not tested, or keeps gradients "
-            'elsewhere than in .grad; use strategy="ddp", or fully_shard in a loop with Engine.backward(batch)'
-        )
-    refusals.check_optimizer(trainer.optimizers[0])
-    if "dataloader_iter" in inspect.signature(module.training_step).parameters:
-        raise UsageError(
-            "training_step must take the batch, because every pass runs on the same one, but takes dataloader_iter; "
-            "write training_step(self, batch, batch_idx)"
-        )
-    own = type(module).backward
-    if own.__qualname__ != LightningModule.backward.__qualname__:
-        raise UsageError(
-            f"the LightningModule must leave backward to Lightning, but {own.__qualname__} would be passed over; move "
-            "what it does to on_before_backward or on_after_backward"
-        )
 
 
 def fraction(trainer: Any) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,15 +33,36 @@ def check_examples(engine: Engine, step: Callable[[Any], Any], batch: Any) -> No
     with evaluating(engine.model), torch.random.fork_rng(devices), Pass(engine.work, probe) as p:
         full, *parts = (_loss(step(part)) for part in (batch, *halves))
         p.backward(full)
-    mean = torch.stack([loss.double() * n / sum(sizes) for n, loss in zip(sizes, parts, strict=True)]).sum()
-    # In low precision, two sums of equal numbers may differ by 1e-2; means over other items usually differ by more.
-    tolerance = 2e-2 if full.dtype.itemsize < 4 or torch.is_autocast_enabled(full.device.type) else 1e-3
-    if not torch.isclose(full.double(), mean, rtol=tolerance, atol=1e-6):
+    low = full.dtype.itemsize < 4 or torch.is_autocast_enabled(full.device.type)
+    mean = mean_unless_equal(full, parts, sizes, low_precision=low)
+    if mean is not None:
         raise LossError(
             "a batch that is cut must have a loss that is the mean over its examples, but on one batch it is "
             f"{float(full):.6g}, and over the batch's two halves {float(mean):.6g}; use a method that does not "
             "cut, without micro_batch, or train with Engine.backward(batch) and lowland.Loss(total, count)"
         )
+
+
+def mean_unless_equal(
+    full: Tensor, parts: Sequence[Tensor], sizes: Sequence[int], low_precision: bool
+) -> Tensor | None:
+    """Compare the loss of a batch with the mean over its parts.
+
+    Args:
+        full: The loss of the batch.
+        parts: The losses of its parts.
+        sizes: The numbers of examples of the parts.
+        low_precision: Whether losses come from a forward pass in fp16 or bf16.
+
+    Returns:
+        None if they are equal, or if the batch's loss is not finite, which decides nothing; else the mean over parts.
+    """
+    mean = torch.stack([loss.double() * n / sum(sizes) for n, loss in zip(sizes, parts, strict=True)]).sum()
+    # In low precision, two sums of equal numbers may differ by 1e-2; means over other items usually differ by more.
+    tolerance = 2e-2 if low_precision else 1e-3
+    if not full.isfinite() or torch.isclose(full.double(), mean, rtol=tolerance, atol=1e-6):
+        return None
+    return mean
 
 
 def _loss(result: Any) -> Tensor:

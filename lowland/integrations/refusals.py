@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from lowland.methods.esam import ESAM
 from lowland.methods.k_sam import KSAM
 
 BY_EXAMPLE = (AUSAM, BiSAM, ESAM, KSAM)  # methods that need a loss per example, or another loss function
+STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")  # of Lightning
 REPLICATED = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_HPU", "MULTI_MLU", "MULTI_MUSA")
 
 
@@ -88,3 +90,66 @@ def check_accelerator(accelerator: Any) -> None:
                 f"parallelism_config must divide the batch alone, but {name}_size is {getattr(config, f'{name}_size')};"
                 f" leave it at 1 and {remedy}"
             )
+
+
+def generating(kind: type, base: type) -> str | None:
+    """The function of a Trainer that makes examples, by its name; None if all passes of a step see the same examples.
+
+    Args:
+        kind: The class of the Trainer.
+        base: The class whose own functions make none.
+    """
+    for owner in kind.__mro__[: kind.__mro__.index(base)]:
+        if "_prepare_inputs" in vars(owner):
+            return f"{owner.__name__}._prepare_inputs"
+        step = inspect.unwrap(vars(owner).get("training_step", len))
+        if any("generate" in name for name in getattr(getattr(step, "__code__", None), "co_names", ())):
+            return f"{owner.__name__}.training_step"
+    return None
+
+
+def check_lightning(trainer: Any, module: Any, callback: type) -> None:
+    """Refuse trainings of Lightning that the callback does not support.
+
+    Args:
+        trainer: The Trainer.
+        module: The LightningModule.
+        callback: The callback's class.
+
+    Raises:
+        UsageError: The training is not supported.
+    """
+    if not module.automatic_optimization:
+        raise UsageError(
+            "Sharpness takes the place of automatic optimization, but automatic_optimization is False; call "
+            "engine.backward(batch) in training_step, with lowland.Engine(method, self.trainer.strategy.model, "
+            "optimizer, loss_fn), or leave optimization to Lightning"
+        )
+    if len(trainer.optimizers) != 1:
+        raise UsageError(
+            f"configure_optimizers must give one optimizer, but gives {len(trainer.optimizers)}; train with manual "
+            "optimization and lowland.Engine, which takes several"
+        )
+    kind = type(trainer.strategy).__name__
+    if kind not in STRATEGIES:
+        raise UsageError(
+            f"strategy must be one of {', '.join(STRATEGIES)}, but is {kind}, which is not tested, or keeps gradients "
+            'elsewhere than in .grad; use strategy="ddp", or fully_shard in a loop with Engine.backward(batch)'
+        )
+    check_optimizer(trainer.optimizers[0])
+    if sum(isinstance(one, callback) for one in trainer.callbacks) > 1:
+        raise UsageError(
+            "callbacks must have one Sharpness, but have several, of which each would run all passes of the others; "
+            "combine methods in one, such as lowland.Late or lowland.Switch"
+        )
+    if "dataloader_iter" in inspect.signature(module.training_step).parameters:
+        raise UsageError(
+            "training_step must take the batch, because every pass runs on the same one, but takes dataloader_iter; "
+            "write training_step(self, batch, batch_idx)"
+        )
+    own = type(module).backward.__qualname__
+    if own != "LightningModule.backward":
+        raise UsageError(
+            f"the LightningModule must leave backward to Lightning, but {own} would be passed over; move "
+            "what it does to on_before_backward or on_after_backward"
+        )

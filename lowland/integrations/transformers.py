@@ -28,6 +28,10 @@ except (ImportError, RuntimeError) as error:  # transformers itself raises Runti
 OPTIONS = ("rng", "seed")
 COUNTED = ("_metrics", "_total_train_tokens")  # the counters that trl's trainers update in compute_loss
 
+SAME_EXAMPLES = (
+    "every pass of a step would see others, so prepare them in the data set, the collator or a callback between steps"
+)
+
 Kind = TypeVar("Kind", bound=type)
 
 
@@ -114,13 +118,16 @@ class SharpnessMixin:
         numbers = [{"rows": n, "step_rows": step_rows} for n in rows]
         parts = Parts([{**piece, **more} for piece, more in zip(self._held, numbers, strict=True)])
         self._held.clear()
+        self._normalization.micro_batches = list(parts)
         model.train()
         if callable(getattr(trainer.optimizer, "train", None)):
             trainer.optimizer.train()  # a schedule-free optimizer moves the weights here, not inside a pass
-        for p in engine.passes(parts):
-            with p, self._counters_restored(p.reports):
-                for piece in p.parts():
-                    self._run(p, model, piece)
+        with generation_refused(trainer.accelerator.unwrap_model(model)):
+            for p in engine.passes(parts):
+                with p, self._counters_restored(p.reports):
+                    for piece in p.parts():
+                        self._run(p, model, piece)
+        self._normalization.micro_batches = ()
         assert engine.loss is not None
         return engine.loss
 
@@ -191,7 +198,7 @@ class SharpnessMixin:
                     engine, self._checkpoint, rank, resume=self.sharpness_resume, option=option, knows_progress=True
                 )
             self.engine, self._checkpoint = engine, None
-            self._normalization = Normalization(self, Trainer.compute_loss)
+            self._normalization = Normalization(self, Trainer.compute_loss, engine)
         if self.sharpness.needs_progress:
             engine.progress = min(1.0, trainer.state.global_step / max(1, trainer.state.max_steps))
         return engine
@@ -222,19 +229,35 @@ def check_trainer(trainer: Any) -> None:
             "start one process for each with torchrun, or set CUDA_VISIBLE_DEVICES=0"
         )
     refusals.check_accelerator(trainer.accelerator)
-    if str(getattr(trainer.args.optim, "value", trainer.args.optim)) in ("lomo", "adalomo"):
+    name = str(getattr(trainer.args.optim, "value", trainer.args.optim))
+    if name in ("lomo", "adalomo") or name.endswith("_layerwise"):
         raise UsageError(
-            f"optim must step after backward, but {trainer.args.optim} steps inside it; choose another, such as "
-            'optim="adafactor"'
+            f'optim must step after backward, but {name} steps inside it; choose another, such as optim="adafactor"'
+        )
+    model = getattr(trainer, "model", None)
+    if getattr(model, "is_distributed_loading_by_transformers", False) or (getattr(model, "_tp_size", None) or 1) > 1:
+        raise UsageError(
+            "model must come whole, because the Trainer averages gradients of a model that was sharded when it was "
+            "loaded in a way unknown to the engine; load it without distributed_config and tp_plan, and shard it by "
+            "TrainingArguments(fsdp=True)"
         )
     if trainer.optimizer is not None:
         refusals.check_optimizer(trainer.optimizer)
-    own = type(trainer)._prepare_inputs
-    if own is not Trainer._prepare_inputs:
-        raise UsageError(
-            f"the Trainer must only move examples in _prepare_inputs, but {own.__qualname__} makes them there, so "
-            "every pass would see others; prepare them in the data set or the collator"
-        )
+    own = refusals.generating(type(trainer), Trainer)
+    if own is not None:
+        raise UsageError(f"the Trainer must only run the examples that it gets, but {own} makes some; {SAME_EXAMPLES}")
+
+
+@contextlib.contextmanager
+def generation_refused(model: Any) -> Iterator[None]:
+    """Refuse calls of the model's ``generate`` in this context."""
+
+    def generate(*_: Any, **__: Any) -> None:
+        """Stand in for the model's own."""
+        raise UsageError(f"a step must only run the examples that it gets, but calls generate; {SAME_EXAMPLES}")
+
+    with standing_in(model, "generate", generate) if hasattr(model, "generate") else contextlib.nullcontext():
+        yield
 
 
 class SharpnessTrainer(SharpnessMixin, Trainer):  # type: ignore[misc]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from closures import batch, loss_fn, network
 from torch.optim import Optimizer
 
 from lowland import Engine, MomentumSAM, SAMPa
-from lowland.core.errors import ParameterError
+from lowland.core.errors import ParameterError, UsageError
 from lowland.engine import lookahead
 
 
@@ -104,6 +106,22 @@ def test_methods_that_look_ahead_see_through_it(wrapper, method):
             base.zero_grad()
         found.append([p.detach().clone() for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_an_optimizer_of_accelerate_that_accumulates_is_refused(several):
+    """Every micro-batch would be a step of the method, and their gradients add up undivided: 0.17 to 0.35 away."""
+    model = network()
+    wrapped = AcceleratedOptimizer(sgd(model))
+    for count in (1, 4):
+        wrapped.gradient_state = SimpleNamespace(num_steps=count)
+        given = [wrapped] if several else wrapped
+        if count == 1:
+            assert Engine(SAMPa(), model, given, loss_fn).optimizer is wrapped.optimizer
+            continue
+        with pytest.raises(UsageError, match=r"after 4 micro-batches.*accelerate\.Sharpness, or pass optimizer\.opt"):
+            Engine(SAMPa(), model, given, loss_fn)
+    assert Engine(SAMPa(), model, wrapped.optimizer, loss_fn).optimizer is wrapped.optimizer
 
 
 class Slow(Optimizer):

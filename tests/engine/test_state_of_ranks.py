@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 import torch.distributed as dist
 from problems import batch, loss_fn, net, sgd
 from ranks import on_ranks
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import lowland
@@ -97,3 +100,62 @@ def test_parts_that_are_held_are_saved_and_loaded() -> None:
         each.optimizer.zero_grad()
         each.backward(batch(1))
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours.params, other.params, strict=True))
+
+
+def resumed(key: str, folder: str) -> float:
+    """Two steps, a file, two steps; and the last two from the file: the largest difference of the weights."""
+    method = {"sampa": lowland.SAMPa(), "friendly": lowland.FriendlySAM(), "looksam": lowland.LookSAM(k=3)}[key]
+    path, found = f"{folder}/{dist.get_rank()}.pt", list[Any]()
+    for loads in (False, True):
+        model = net()
+        fully_shard(model)
+        optimizer = sgd(model)
+        engine = lowland.Engine(method, model, optimizer, loss_fn)
+        for step in range(4):
+            if step == 2 and not loads:
+                torch.save((engine.state_dict(), model.state_dict(), optimizer.state_dict()), path)
+            if step == 2 and loads:
+                state, weights, momentum = torch.load(path, weights_only=True)
+                engine.load_state_dict(state)
+                model.load_state_dict(weights)
+                optimizer.load_state_dict(momentum)
+            engine.backward(batch(2 * step + dist.get_rank()))
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append([p.full_tensor() for p in model.parameters()])
+    return max(float((a - b).abs().max()) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("key", ["sampa", "friendly", "looksam"])
+def test_vectors_of_shards_go_to_a_file_and_back(key: str, tmp_path: Path) -> None:
+    """SAMPa keeps gradients as fully_shard gives them, views of one storage, which torch.save refuses."""
+    assert on_ranks(2, resumed, key, str(tmp_path)) == [0.0, 0.0]
+
+
+def loaded_from(folder: str, count: int) -> str:
+    """What is said on this many ranks to the state that the first of two ranks has written."""
+    path = Path(folder) / "0.pt"
+    model = net()
+    if dist.is_initialized():
+        fully_shard(model)
+    engine = lowland.Engine(lowland.LookSAM(), model, sgd(model), loss_fn)
+    if count == 2:
+        engine.backward(batch(dist.get_rank()))
+        if dist.get_rank() == 0:
+            torch.save(engine.state_dict(), path)
+        return "saved"
+    try:
+        engine.load_state_dict(torch.load(path, weights_only=True))
+    except StateError as error:
+        return str(error)
+    return "loaded"
+
+
+def test_shards_are_loaded_on_as_many_ranks(tmp_path: Path) -> None:
+    """Otherwise a rank took another's shard for its own."""
+    on_ranks(2, loaded_from, str(tmp_path), 2)
+    parameter = r"^vector 'g_v' of \S+ must .* which is "
+    saved = r"but is \(Shard\(dim=0\),\) on a mesh of \(2,\); resume on as many ranks, or save a sharded checkpoint"
+    for said in on_ranks(3, loaded_from, str(tmp_path), 3):
+        assert re.search(parameter + r"\(Shard\(dim=0\),\) on a mesh of \(3,\), " + saved, said), said
+    assert re.search(parameter + "not sharded, " + saved, loaded_from(str(tmp_path), 1))

@@ -26,6 +26,7 @@ def test_all_examples_are_tested() -> None:
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     tested |= {"sampa_mesh", "ddp", "fsdp2"}  # in test_parallel_examples.py
     tested |= {"own_task", "own_method", "flat_lora"}  # in test_own.py, test_flat_lora.py
+    tested |= {p.stem for p in SCRIPTS if p.stem.startswith("with_")}  # in tests/integrations
     assert {p.stem for p in SCRIPTS} <= tested
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("transformers", exc_type=ImportError)
+pytest.importorskip("transformers", exc_type=(ImportError, RuntimeError))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -177,9 +177,13 @@ def by_hand(
     clip: float = 0.0,
     schedule: Callable[[torch.optim.Optimizer], Any] | None = None,
     ranks: int = 1,
+    together: bool = False,
     dtype: torch.dtype = torch.float64,
 ) -> list[Tensor]:
-    """The training by hand: one step of the method on all micro-batches and ranks; returns the losses."""
+    """The training by hand: one step of the method on all micro-batches and ranks; returns the losses.
+
+    mSAM cuts the rows of every rank, or of all ranks `together`.
+    """
     base = optimizer(model)
 
     def one(model: nn.Module, batch: Batch, items: int | None) -> Tensor:
@@ -203,6 +207,9 @@ def by_hand(
                 piece = dict(zip(whole, run, strict=True))
                 weight = 1.0 if items is None else CUTS * ranks  # the piece's mean is that of as many
                 runs.append((([(piece, weight)], items), 1 / (CUTS * ranks)))
+        if together:
+            groups = [[pieces[0] for (pieces, _), _ in runs[j::CUTS]] for j in range(CUTS)]
+            runs = [(([(p, w / ranks) for p, w in group], items), 1 / CUTS) for group in groups]
         return runs
 
     at_work = Trajectory(kind, model, base, loss, cut)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("accelerate", exc_type=ImportError)
+pytest.importorskip("accelerate", exc_type=(ImportError, RuntimeError))
 
 import torch
 from accelerate import Accelerator
@@ -62,13 +62,17 @@ class Loop:
         loss_fn: Any = losses,
         **options: Any,
     ) -> None:
-        self.accelerator = fresh(k)
+        self.accelerator = self.accelerator_of(k)
         loader = DataLoader(data(rows), batch_size=ROWS)
         base = optimizer(model)
         self.model, self.optimizer, self.loader = self.accelerator.prepare(model, base, loader)
         method = METHODS.get(kind, kind)
         self.sharp = Sharpness(self.accelerator, method, self.model, self.optimizer, loss_fn, **options)
         self.clip, self.losses = clip, list[float]()
+
+    def accelerator_of(self, k: int) -> Accelerator:
+        """The accelerator; programs on shards have another."""
+        return fresh(k)
 
     def train(self, first: int = 0, last: int | None = None) -> Loop:
         """Micro-batches from `first` on, before `last`."""
@@ -103,8 +107,9 @@ def by_hand(
     clip: float = 0.0,
     rows: int = 192,
     ranks: int = 1,
+    together: bool = False,
 ) -> list[float]:
-    """One step of the method on all rows of an optimizer step; mSAM cuts the rows of every rank."""
+    """One step of the method on all rows of an optimizer step; mSAM cuts the rows of every rank, or of all together."""
     inputs, targets = data(rows).tensors
     base = optimizer(model)
 
@@ -115,7 +120,8 @@ def by_hand(
         x, y = batch
         mine = [torch.cat([torch.arange(len(x))[i : i + ROWS] for i in range(r * ROWS, len(x), ROWS * ranks)])
                 for r in range(ranks)]  # fmt: skip
-        runs = [run for m in mine for run in torch.tensor_split(m, CUTS)]
+        each = [torch.tensor_split(m, CUTS) for m in mine]
+        runs = [torch.cat(runs) for runs in zip(*each, strict=True)] if together else [run for m in each for run in m]
         return [((x[run], y[run]), len(run) / len(x)) for run in runs]
 
     hand, found = Trajectory(kind, model, base, loss, cut), []

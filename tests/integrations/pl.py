@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("lightning", exc_type=ImportError)
+pytest.importorskip("lightning", exc_type=(ImportError, RuntimeError))
 
 import torch
 from lightning.pytorch import LightningModule, Trainer

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("accelerate", exc_type=ImportError)
+pytest.importorskip("accelerate", exc_type=(ImportError, RuntimeError))
 
 from integrations.launch import follow
 from integrations.loops import Loop, net

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("lightning", exc_type=ImportError)
+pytest.importorskip("lightning", exc_type=(ImportError, RuntimeError))
 
 import torch
 from torch import nn
@@ -75,6 +75,7 @@ def test_micro_batch_is_the_same_step_in_less_memory(kind: str) -> None:
 SAME: dict[str, dict[str, Any]] = {
     "k=1": {},
     "k=2, clip": {"accumulate_grad_batches": 2, "gradient_clip_val": 0.05},
+    "k=3": {"accumulate_grad_batches": 3, "bound": 1e-12},  # Lightning divides the loss, lowland the gradient
     "k=4": {"accumulate_grad_batches": 4},
     "dropout": {"dropout": 0.3},
     "schedule": {"step_lr": True},
@@ -87,7 +88,7 @@ SAME: dict[str, dict[str, Any]] = {
 def test_without_a_perturbation_it_is_the_trainer_bit_for_bit(case: str, method: str) -> None:
     given = dict(SAME[case])
     own = {name: given.pop(name) for name in ("dropout", "step_lr") if name in given}
-    dtype = given.pop("dtype", torch.float64)
+    dtype, bound = given.pop("dtype", torch.float64), given.pop("bound", 0.0)
     found = []
     for kind in ("plain" if method == "plain" else lowland.SAM(rho=0.0), None):
         module = Module(**own).to(dtype)
@@ -95,12 +96,12 @@ def test_without_a_perturbation_it_is_the_trainer_bit_for_bit(case: str, method:
         fit = fitted(kind, module, sent=loader(dtype=dtype), rng="shared", **given)
         found.append((module, fit))
     (module, fit), (twin, plain) = found
-    assert apart(module.net, twin.net) == 0
-    assert module.outputs == twin.outputs
+    assert apart(module.net, twin.net) <= bound
+    assert module.outputs == pytest.approx(twin.outputs, abs=bound)
     assert module.hooks == twin.hooks
     assert fit.global_step == plain.global_step
     mine, theirs = ({name: float(v) for name, v in t.callback_metrics.items()} for t in (fit, plain))
-    assert mine == theirs
+    assert mine == pytest.approx(theirs, abs=bound)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -190,6 +191,16 @@ def test_an_overflow_skips_the_step_and_keeps_the_vector() -> None:
     fit = trainer(Watching(METHODS["looksam"]), epochs=1, plugins=[scaling()])
     fit.fit(module, loader(dtype=torch.float32))
     assert len(at) == pl.BATCHES
+
+
+def test_a_batch_that_overflows_is_no_loss_that_cannot_be_cut() -> None:
+    """The comparison of two halves in step 0 decides nothing; the scaler skips the step."""
+    module = Module().float()
+    rows = loader(dtype=torch.float32)
+    rows.dataset.tensors[0][: pl.ROWS] = float("inf")
+    fit = fitted("msam", module, epochs=1, sent=rows, plugins=[scaling()])
+    assert all(p.isfinite().all() for p in module.net.parameters())
+    assert fit.precision_plugin.scaler.get_scale() == 512.0
 
 
 def test_the_other_name_of_the_package() -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-pytest.importorskip("lightning", exc_type=ImportError)
+pytest.importorskip("lightning", exc_type=(ImportError, RuntimeError))
 
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -23,7 +21,8 @@ from integrations.methods import METHODS
 from integrations.pl import Module, by_hand, fitted, loader, trainer
 from integrations.trajectories import apart, sgd
 from lowland.core.errors import ArgumentError, LossError, ParameterError, StateError, UsageError
-from lowland.integrations.lightning import Sharpness, check_training
+from lowland.integrations import refusals
+from lowland.integrations.lightning import Sharpness
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -157,6 +156,12 @@ def test_modules_that_do_it_themselves_are_refused() -> None:
     with pytest.raises(UsageError, match=r"call engine\.backward\(batch\) in training_step"):
         fitted("sam", manual)
 
+    class Other(Sharpness):
+        """Of another name, so that Lightning itself does not complain."""
+
+    with pytest.raises(UsageError, match=r"must have one Sharpness, but have several.*lowland\.Switch"):
+        fitted("sam", Module(), Other(METHODS["looksam"]))
+
     class Two(Module):
         def configure_optimizers(self) -> Any:
             return [sgd(self.net[0]), sgd(self.net[3])]
@@ -193,9 +198,9 @@ def test_strategies_that_are_refused(kind: str) -> None:
     strategy = type(kind, (), {})()
     module = SimpleNamespace(automatic_optimization=True)
     with pytest.raises(UsageError, match=f'but is {kind}.*use strategy="ddp"'):
-        check_training(SimpleNamespace(optimizers=[sgd(net())], strategy=strategy), module)
+        refusals.check_lightning(SimpleNamespace(optimizers=[sgd(net())], strategy=strategy), module, Sharpness)
     with pytest.raises(UsageError, match="but gives 2; train with manual optimization"):
-        check_training(SimpleNamespace(optimizers=[1, 2], strategy=strategy), module)
+        refusals.check_lightning(SimpleNamespace(optimizers=[1, 2], strategy=strategy), module, Sharpness)
 
 
 def test_a_closure_optimizer_is_refused_with_and_without_a_scaler() -> None:
@@ -263,14 +268,3 @@ def test_a_lightning_optimizer_is_unwrapped_in_manual_optimization() -> None:
     trainer(epochs=pl.EPOCHS).fit(module, loader())
     by_hand("sampa", twin)
     assert apart(module.net, twin) < 1e-10
-
-
-def test_without_lightning_the_error_says_what_to_install() -> None:
-    program = (
-        "import sys; sys.modules['lightning'] = sys.modules['pytorch_lightning'] = None\n"
-        "from lowland.core.errors import MissingExtraError\n"
-        "try:\n    import lowland.integrations.lightning\n"
-        "except MissingExtraError as error:\n    print(error)"
-    )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "lightning is not installed; run: pip install 'lowland[lightning]'"

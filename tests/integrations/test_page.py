@@ -22,7 +22,7 @@ def ran(title: str, names: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.filterwarnings("ignore")
 def test_transformers(tmp_path: Path) -> None:
-    pytest.importorskip("transformers", exc_type=ImportError)
+    pytest.importorskip("transformers", exc_type=(ImportError, RuntimeError))
     from integrations import hf
     from integrations.trajectories import apart
 
@@ -35,7 +35,7 @@ def test_transformers(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_trl(tmp_path: Path) -> None:
-    pytest.importorskip("trl", exc_type=ImportError)
+    pytest.importorskip("trl", exc_type=(ImportError, RuntimeError))
     from datasets import Dataset
     from trl import SFTConfig
 
@@ -49,7 +49,7 @@ def test_trl(tmp_path: Path) -> None:
 
 
 def test_accelerate() -> None:
-    pytest.importorskip("accelerate", exc_type=ImportError)
+    pytest.importorskip("accelerate", exc_type=(ImportError, RuntimeError))
     import torch
 
     from integrations import loops
@@ -68,7 +68,7 @@ def test_accelerate() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("lightning", exc_type=ImportError)
+    pytest.importorskip("lightning", exc_type=(ImportError, RuntimeError))
     from integrations import pl
     from integrations.loops import net
     from integrations.trajectories import apart
@@ -81,7 +81,7 @@ def test_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_skorch() -> None:
-    pytest.importorskip("skorch", exc_type=ImportError)
+    pytest.importorskip("skorch", exc_type=(ImportError, RuntimeError))
     from integrations import test_skorch as nets
 
     x, y = nets.data()
@@ -92,7 +92,7 @@ def test_skorch() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_peft(tmp_path: Path) -> None:
-    pytest.importorskip("peft", exc_type=ImportError)
+    pytest.importorskip("peft", exc_type=(ImportError, RuntimeError))
     from integrations import hf
 
     names = ran("peft", {"model": hf.llama(), "args": hf.arguments(tmp_path), "train_dataset": hf.texts()})
@@ -103,7 +103,7 @@ def test_peft(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_fabric() -> None:
-    pytest.importorskip("lightning", exc_type=ImportError)
+    pytest.importorskip("lightning", exc_type=(ImportError, RuntimeError))
     from integrations import pl
     from integrations.loops import net
     from integrations.trajectories import apart, sgd
@@ -114,12 +114,82 @@ def test_fabric() -> None:
     assert apart(model, net()) > 0
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_timm() -> None:
+    pytest.importorskip("integrations.torchvision_operators")
+    pytest.importorskip("timm")
+    from integrations import test_timm as models
+    from integrations.trajectories import apart
+
+    model = models.vit()
+    names = ran("timm", {"model": model, "loader": models.loader()})
+    assert names["engine"].step == models.BATCHES
+    assert apart(model, models.vit()) > 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fastai() -> None:
+    pytest.importorskip("integrations.torchvision_operators")
+    pytest.importorskip("fastai.callback.all")
+    from integrations import learners
+    from integrations.trajectories import apart
+
+    model = learners.net()
+    given = {"model": model, "dls": learners.learner(learners.net()).dls, "loss_func": learners.CrossEntropyLossFlat()}
+    assert ran("fastai", given)["learn"].sharpness.engine.step == 2 * learners.ROWS // learners.BATCH
+    assert apart(model, learners.net()) > 0
+
+
+def test_averages() -> None:
+    import torch
+    from torch import nn
+
+    def model() -> Any:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 3)).double()
+
+    after: list[Any] = []  # the weights after every step
+
+    class Noting(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            super().step()
+            after.append([p.detach().clone() for group in self.param_groups for p in group["params"]])
+
+    g = torch.Generator().manual_seed(5)
+    loader = [(torch.randn(8, 6, generator=g).double(), torch.randint(0, 3, (8,), generator=g)) for _ in range(6)]
+    trained = model()
+    names = ran("averages", {"model": trained, "optimizer": Noting(trained.parameters(), lr=0.1), "loader": loader})
+    average = names["average"].module
+    expected = after[0]
+    for weights in after[1:]:
+        expected = [0.99 * a + 0.01 * w for a, w in zip(expected, weights, strict=True)]
+    for mine, theirs in zip(average.parameters(), expected, strict=True):
+        assert torch.allclose(mine, theirs, rtol=0, atol=1e-12)
+    means = torch.stack([average[0](inputs).mean(0) for inputs, _ in loader]).mean(0)
+    assert torch.allclose(average[1].running_mean, means, rtol=0, atol=1e-12)
+    assert not average.training
+    assert int(trained[1].num_batches_tracked) == len(loader)
+
+
+@pytest.mark.slow
+def test_fsdp2(tmp_path: Path) -> None:
+    """The three blocks about shards, on two processes: a trajectory by hand, and a resume."""
+    from integrations.launch import two_processes
+
+    found = two_processes("two_processes_page.py", tmp_path)
+    for rank in found["trajectory"]:
+        assert isinstance(rank, float), rank
+        assert rank < 1e-10
+    assert found["resume"] == [0.0, 0.0]
+
+
 def test_every_block_is_run_here() -> None:
-    assert {f"test_{title.replace(' ', '_')}" for title in BLOCKS} <= set(globals())
+    assert {f"test_{title.split()[0]}" for title in BLOCKS} <= set(globals())
 
 
 def test_the_versions_are_those_that_are_installed() -> None:
-    constraints = (ROOT / "constraints-integrations.txt").read_text(encoding="utf-8")
+    files = ("constraints-integrations.txt", "requirements-torchvision.txt")
+    constraints = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in files)
     said = re.findall(r"(\w+) (\d+\.\d+\.\d+)", PAGE)
     assert said
     for name, version in said:

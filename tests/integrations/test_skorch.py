@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytest.importorskip("skorch", exc_type=ImportError)
+pytest.importorskip("skorch", exc_type=(ImportError, RuntimeError))
 
 import torch
 from sklearn.base import clone
@@ -175,6 +173,38 @@ def test_a_new_optimizer_on_the_same_module_keeps_the_method_s_memory() -> None:
     assert made.engine_.optimizer is made.optimizer_
 
 
+def test_statistics_of_batch_norm_are_updated_once() -> None:
+    class Normed(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 3)).double()
+
+    made = net("sam")
+    made.module = Normed
+    made.fit(*data())
+    assert int(made.module_.layers[1].num_batches_tracked) == EPOCHS * ROWS // BATCH
+
+
+def test_what_fails_inside_a_step_leaves_no_trace() -> None:
+    class Failing(Net):
+        calls, fails = 0, True
+
+        def get_loss(self, *args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            if self.fails and self.calls == 2:
+                raise RuntimeError("out of memory")
+            return super().get_loss(*args, **kwargs)
+
+    made = net("sam", Failing).initialize()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        made.partial_fit(*data())
+    assert apart(made.module_, Module()) == 0
+    assert made.engine_.step == 0
+    made.fails = False
+    made.partial_fit(*data())
+    assert apart(made.module_, by_hand("sam")[0]) < 1e-10
+
+
 def test_a_loss_that_cannot_be_cut_is_refused() -> None:
     class Weighted(nn.CrossEntropyLoss):
         def __init__(self) -> None:
@@ -218,14 +248,3 @@ def test_refusals() -> None:
 
     with pytest.raises(UsageError, match="pass the SGD inside it"):
         net("sam", Closing).initialize()
-
-
-def test_without_skorch_the_error_says_what_to_install() -> None:
-    program = (
-        "import sys; sys.modules['skorch'] = None\n"
-        "from lowland.core.errors import MissingExtraError\n"
-        "try:\n    import lowland.integrations.skorch\n"
-        "except MissingExtraError as error:\n    print(error)"
-    )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "skorch is not installed; run: pip install 'lowland[skorch]'"

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("transformers", exc_type=ImportError)
-pytest.importorskip("accelerate", exc_type=ImportError)
+pytest.importorskip("transformers", exc_type=(ImportError, RuntimeError))
+pytest.importorskip("accelerate", exc_type=(ImportError, RuntimeError))
 
 from integrations.hf import Tiny, classes, trained
 from integrations.launch import follow
@@ -21,7 +21,7 @@ PROGRAM = "two_processes_hf.py"
 
 @pytest.mark.parametrize("case", [c for c in CASES if "k=" in c or c == "clip"])
 def test_two_processes_follow_the_trajectory(found: dict[str, Any], case: str) -> None:
-    bound = 1e-6 if "texts" in case else 1e-10  # a causal model's loss is computed in float32
+    bound = 1e-7 if "texts" in case else 1e-10  # a causal model's loss is computed in float32
     follow(found[case], bound)
 
 

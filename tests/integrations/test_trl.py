@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytest.importorskip("trl", exc_type=ImportError)
-pytest.importorskip("peft", exc_type=ImportError)
+pytest.importorskip("trl", exc_type=(ImportError, RuntimeError))
+pytest.importorskip("peft", exc_type=(ImportError, RuntimeError))
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Trainer
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 import lowland
 from integrations import hf
 from integrations.hf import by_hand, llama, texts, trained, twins
 from integrations.methods import METHODS
-from integrations.trajectories import apart, sgd
+from integrations.trajectories import Trajectory, apart, sgd
 from lowland.core.errors import UsageError
+from lowland.integrations import refusals
 from lowland.integrations.transformers import sharpened
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -88,6 +90,9 @@ def test_sft_trainer_follows_the_trajectory_and_counts_once(tmp_path: Path, kind
     plain = sft(None, tmp_path / "b", llama(), k)
     mine, theirs = (t.state.log_history[hf.STEPS - 1]["num_tokens"] for t in (trainer, plain))
     assert mine == theirs
+    # In the first step SAM reports at the weights, where plain training is.
+    mine, theirs = (t.state.log_history[0]["mean_token_accuracy"] for t in (trainer, plain))
+    assert mine == theirs
 
 
 @pytest.mark.parametrize("kind", ["sam", "sampa", "looksam", "msam"])
@@ -116,12 +121,47 @@ def test_adapters_are_what_is_perturbed(tmp_path: Path, kind: str) -> None:
     assert max(float((p - q).abs().max()) for p, q in zip(make().parameters(), model.parameters(), strict=True)) > 1e-4
 
 
-def test_a_low_precision_base_with_adapters(tmp_path: Path) -> None:
-    model = llama().to(torch.bfloat16)
-    model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
-    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
-    trainer = trained("sam", tmp_path, model, texts(), 2)
+@pytest.mark.parametrize("kind", ["sam", "sampa", "looksam"])
+def test_adapters_in_bf16(tmp_path: Path, kind: str) -> None:
+    """As after ``model.to(torch.bfloat16)``: the base stays, the adapters move, and vectors are fp32."""
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    model = get_peft_model(llama().to(torch.bfloat16), config, autocast_adapter_dtype=False)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    trainer = trained(kind, tmp_path, model, texts(), 2)
     assert trainer.engine.step == hf.STEPS
+    for n, p in model.named_parameters():
+        assert p.dtype == torch.bfloat16
+        assert bool(p.isfinite().all())
+        assert p.requires_grad != torch.equal(p, before[n]), n
+    vectors = [t for k in trainer.engine.vector_keys for t in trainer.engine.memory[k]]
+    assert {t.dtype for t in vectors} <= {torch.float32}
+
+
+@pytest.mark.parametrize("kind", ["sam", "sampa", "looksam"])
+def test_fp32_adapters_on_a_bf16_base_follow_the_trajectory(tmp_path: Path, kind: str) -> None:
+    def make() -> Any:
+        torch.manual_seed(0)
+        config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+        return get_peft_model(llama().to(torch.bfloat16), config)
+
+    model, twin, rows = make(), make(), texts()
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    trained(kind, tmp_path, model, rows, 2)
+    base = sgd(twin)
+
+    def loss(m: Any, step: Any) -> Any:
+        pieces, items = step
+        return sum((m(**b, num_items_in_batch=items).loss for b in pieces), torch.zeros(()))
+
+    hand = Trajectory(kind, twin, base, loss)
+    for t in range(hf.STEPS):
+        pieces = [each[0] for each in hf.micro_batches(rows, 2 * hf.STEPS)[2 * t : 2 * t + 2]]
+        base.zero_grad()
+        hand.backward((pieces, sum(int((b["labels"][:, 1:] != -100).sum()) for b in pieces)))
+        base.step()
+    assert apart(model, twin) < 1e-6
+    assert apart(model, make()) > 1e-4
 
 
 def test_gradient_checkpointing(tmp_path: Path) -> None:
@@ -160,3 +200,17 @@ def test_dpo_s_pairs_are_never_cut(tmp_path: Path) -> None:
     dpo(lowland.SAM(rho=0.05), tmp_path / "c", twin, 2)
     assert apart(model, twin) < 1e-6
     assert dpo(lowland.MicroSAM(rho=0.05, m=2), tmp_path / "d", llama(), 2).engine.step == hf.STEPS
+
+
+@pytest.mark.parametrize(
+    ("module", "kind", "function"),
+    [
+        ("trl", "GRPOTrainer", "GRPOTrainer._prepare_inputs"),
+        ("trl.experimental.gkd", "GKDTrainer", "GKDTrainer.training_step"),
+        ("trl.experimental.online_dpo", "OnlineDPOTrainer", "OnlineDPOTrainer.training_step"),
+        *(("trl", kind, None) for kind in ("SFTTrainer", "DPOTrainer", "KTOTrainer", "RewardTrainer")),
+    ],
+)
+def test_which_trainers_generate_examples_in_a_step(module: str, kind: str, function: str | None) -> None:
+    found = getattr(importlib.import_module(module), kind)
+    assert refusals.generating(sharpened(found), Trainer) == function
