@@ -20,6 +20,7 @@ def shown(width: int, name: str | None = None) -> list[str]:
     return console.file.getvalue().splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [80, 110, 120])
 def test_all_methods_fit_the_terminal(width):
     lines = shown(width)

@@ -78,6 +78,7 @@ def test_a_method_s_example_runs(key: str) -> None:
     assert type(engine.method) is METHODS[key]
 
 
+@pytest.mark.slow
 def test_the_figure_of_costs_names_all_methods() -> None:
     figure = costs_figure()
     assert all(f">{key}<" in figure for key in METHODS)

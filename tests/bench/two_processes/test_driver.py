@@ -43,6 +43,7 @@ def test_all_variants_are_measured(result: dict[str, Any]) -> None:
     assert json.loads(json.dumps(result)) == result
 
 
+@pytest.mark.slow
 def test_sampa_exchanges_half_of_what_data_parallel_sam_does(result: dict[str, Any]) -> None:
     size = result["parameters"]
     assert size == 4 * ((3 * 8 * 8 + 1) * 256 + (256 + 1) * 256 + (256 + 1) * 10)
