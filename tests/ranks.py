@@ -45,14 +45,21 @@ class Ranks:
             self.processes.append(process)
 
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
-        for pipe in self.pipes:
-            pipe.send((function.__module__, function.__qualname__, args, os.environ.get(SWITCH)))
+        try:
+            for pipe in self.pipes:
+                pipe.send((function.__module__, function.__qualname__, args, os.environ.get(SWITCH)))
+        except BrokenPipeError as error:
+            self.end()
+            raise RankError(f"a rank was no longer there for {function.__name__}") from error
         answers = []
         for rank, pipe in enumerate(self.pipes):
             if not pipe.poll(PATIENCE):
                 self.end()
                 raise RankError(f"rank {rank} gave no answer to {function.__name__} in {PATIENCE:.0f} s")
-            answers.append(pipe.recv())
+            try:
+                answers.append(pipe.recv())
+            except EOFError:
+                answers.append((False, f"it ended in {function.__name__}"))
         failed = [f"rank {rank}: {text}" for rank, (ok, text) in enumerate(answers) if not ok]
         if failed:
             self.end()  # collectives may be half done

@@ -46,6 +46,12 @@ def like(tensors: Sequence[Tensor], results: Sequence[Tensor]) -> list[Tensor]:
     return [_placed(t, result) if is_sharded(t) else result for t, result in zip(tensors, results, strict=True)]
 
 
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether this rank's shards are equal. ``torch.equal`` on DTensors communicates, so all ranks must call that."""
+    first, second = local([a, b])
+    return torch.equal(first, second)
+
+
 def gathered(t: Tensor) -> Tensor:
     """The full tensor on every rank. All ranks that hold shards of the tensor must call this function."""
     full: Tensor = t.full_tensor() if is_sharded(t) else t  # type: ignore[attr-defined]

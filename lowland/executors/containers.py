@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lowland.core import shards
 from lowland.executors.keepers import where
 from lowland.executors.names import NEAR, Bindings, Names, Variables, Where, holds, is_array
 from lowland.executors.places import Weights
@@ -220,7 +221,7 @@ def _copied(t: Any) -> Any:
 
 
 def _equal(t: Any, copy: Any) -> bool:
-    return torch.equal(t.detach(), copy) if isinstance(t, Tensor) else t.tobytes() == copy.tobytes()
+    return shards.same(t.detach(), copy) if isinstance(t, Tensor) else t.tobytes() == copy.tobytes()
 
 
 def _fill(t: Any, copy: Any) -> None:

@@ -8,10 +8,10 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
+from lowland.core import shards
 from lowland.core.errors import ParameterError
 from lowland.core.vec import Vec
 from lowland.executors.uses import modules_of
@@ -157,7 +157,7 @@ def check_others(before: Sequence[Remembered], loss_fn: Callable[..., Any] | Non
     changed = []
     for ref, grad, copy in before:
         t = ref()
-        if t is not None and (t.grad is not grad or (grad is not None and not torch.equal(grad, copy))):  # type: ignore[arg-type]
+        if t is not None and (t.grad is not grad or (grad is not None and not shards.same(grad, copy))):  # type: ignore[arg-type]
             changed.append(t)
     if changed:
         _put_back(before)
