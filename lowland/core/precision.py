@@ -11,18 +11,20 @@ arXiv 1502.02551 (stochastic rounding).
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 DROPPED = {torch.bfloat16: 16, torch.float16: 13}  # the bits of fp32's mantissa that the dtype does not have
+_DTYPE = operator.attrgetter("dtype")
 SMALLEST_NORMAL, SUBNORMAL_STEP = 2.0**-14, 2.0**-24  # of fp16; bf16 has the exponents of fp32
 
 
 def is_low(v: Sequence[Tensor]) -> bool:
     """Whether a tensor is in bf16 or fp16."""
-    return any(t.dtype in DROPPED for t in v)
+    return not DROPPED.keys().isdisjoint(map(_DTYPE, v))
 
 
 def of_vectors(dtype: torch.dtype) -> torch.dtype:
@@ -32,7 +34,7 @@ def of_vectors(dtype: torch.dtype) -> torch.dtype:
 
 def widened(v: Sequence[Tensor]) -> list[Tensor]:
     """fp32 copies of tensors in bf16 or fp16; all other tensors themselves."""
-    return [t.to(torch.float32) if t.dtype in DROPPED else t for t in v]
+    return [t.to(torch.float32) if t.dtype in DROPPED else t for t in v] if is_low(v) else list(v)
 
 
 def widen_(v: list[Tensor]) -> None:

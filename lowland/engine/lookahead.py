@@ -17,7 +17,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from lowland.core import vec
 from lowland.core.errors import ParameterError, UsageError
-from lowland.core.precision import widened
+from lowland.core.precision import is_low, widened
 from lowland.core.vec import Vec
 
 # Wrappers that forward calls to an inner optimizer, and the attribute of that optimizer. They are recognized by name,
@@ -113,8 +113,10 @@ def displacement(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
     for group, index in _by_group(optimizer, params):
         p, g = [params[i] for i in index], [grad[i] for i in index]
         with torch.no_grad():
-            states = [_widened(optimizer.state.get(t, {})) for t in p]
-            steps = FORMS[type(optimizer)](group, states, widened(p), g, type(optimizer))
+            states = [optimizer.state.get(t, {}) for t in p]
+            if is_low(p):
+                p, states = widened(p), list(map(_widened, states))
+            steps = FORMS[type(optimizer)](group, states, p, g, type(optimizer))
         moves.update(zip(index, steps, strict=True))
     return [moves[i] if i in moves else vec.zeros([p])[0] for i, p in enumerate(params)]
 

@@ -170,7 +170,7 @@ def _displaced(params: Vec, probes: tuple[Probe, ...], each: bool) -> Vec:
     for i, probe in enumerate(probes):
         if probe.at is not None:
             at = probe.take_at()
-            check_displacement(params, at, each=each)
+            check_displacement(params, at, each=each, noise=probe.noise)
             move([s[i] for s in stacked], at, probe.noise)
             at.clear()
     return [s.requires_grad_() for s in stacked]

@@ -14,13 +14,14 @@ from lowland.core.errors import UsageError
 from lowland.core.vec import Vec
 
 
-def check_displacement(params: Vec, at: Vec, *, each: bool = False) -> None:
+def check_displacement(params: Vec, at: Vec, *, each: bool = False, noise: int | None = None) -> None:
     """Refuse a displacement that does not fit the parameters or has already been used.
 
     Args:
         params: The parameters.
         at: The displacement; its list is empty after its first use.
         each: Also compare shapes and dtypes, which costs a microsecond per tensor, so only some steps do it.
+        noise: See :func:`move`.
 
     Raises:
         UsageError: The displacement has another number of tensors, or a tensor of another shape or dtype, which would
@@ -30,6 +31,11 @@ def check_displacement(params: Vec, at: Vec, *, each: bool = False) -> None:
         raise UsageError(
             f"a displacement must have one tensor for each of {len(params)} parameters, but has {len(at)}; "
             "a Probe is asked once, so yield a new Probe"
+        )
+    if each and noise is None and precision.is_low(params):
+        raise UsageError(
+            "weights in bf16 or fp16 are displaced by an engine only, which draws the numbers of stochastic rounding; "
+            "convert the model first: model.float()"
         )
     for i, (p, t) in enumerate(zip(params, at, strict=True) if each else ()):
         dtype = precision.of_vectors(p.dtype)
@@ -49,19 +55,12 @@ def move(params: Vec, at: Vec, noise: int | None = None) -> None:
         params: The weights. Those in bf16 or fp16 are rounded stochastically, because their resolution is coarser than
             the displacement; :mod:`lowland.core.precision` says how.
         at: The displacement.
-        noise: The seed of the rounding; ranks that hold other shards draw other numbers.
-
-    Raises:
-        UsageError: There is no seed, but weights in bf16 or fp16.
+        noise: The seed of the rounding; ranks that hold other shards draw other numbers. None: no weights are in bf16
+            or fp16.
     """
-    if not precision.is_low(params):
+    if noise is None:
         vec.add_(params, at)
         return
-    if noise is None:
-        raise UsageError(
-            "weights in bf16 or fp16 are displaced by an engine only, which draws the numbers of stochastic rounding; "
-            "convert the model first: model.float()"
-        )
     if not shards.ordinary(params):
         noise += dist.get_rank()
     generator = torch.Generator(params[0].device).manual_seed(noise)
@@ -90,7 +89,7 @@ def displaced(params: Vec, at: Vec, *, each: bool = False, noise: int | None = N
         each: Compare shapes and dtypes of all tensors before; see :func:`check_displacement`.
         noise: See :func:`move`.
     """
-    check_displacement(params, at, each=each)
+    check_displacement(params, at, each=each, noise=noise)
     with torch.no_grad():
         saved = vec.clone(params)
         try:
