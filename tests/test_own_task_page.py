@@ -55,6 +55,7 @@ def test_its_python_runs_in_order(place: Path, capsys: pytest.CaptureFixture[str
     assert page.result.page.is_file()
 
 
+@pytest.mark.slow
 def test_its_tasks_keep_their_promises(place: Path) -> None:
     page: Any = module(place, [b for b in BLOCKS if "lab.compare(" not in b], "page_tasks")
     for task in (page.Product(width=8), page.Sign(), page.JudgedSign(), page.Decayed()):
@@ -65,6 +66,7 @@ def test_its_tasks_keep_their_promises(place: Path) -> None:
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
 
 
+@pytest.mark.slow
 def test_its_metrics_are_right(place: Path) -> None:
     page: Any = module(place, [b for b in BLOCKS if "lab.compare(" not in b], "page_metrics")
     accuracy, worst = page.JudgedSign.metrics

@@ -35,6 +35,7 @@ def test_all_methods_fit_the_terminal(width):
         assert told in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [40, 60, 79])
 def test_narrow_terminals_have_names_and_gradients(width):
     lines = shown(width)

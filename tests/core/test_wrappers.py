@@ -83,6 +83,7 @@ def everywhere() -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_wrappers_are_found_wherever_they_sit() -> None:
     bare = trained(net(), mine=batch)
     plain = trained(pair(), apart, mine=batch)

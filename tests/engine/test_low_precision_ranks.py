@@ -79,6 +79,7 @@ def on_a_mesh(text: str, groups: int) -> list[Tensor]:
     return trained(lowland.Engine(method_of(text), model, sgd(model), loss_fn, mesh=mesh), range(5), torch.bfloat16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["sampa", "micro-sam", "async-sam", "sam"])
 @pytest.mark.usefixtures("way")
 def test_a_mesh_of_two_is_one_device_bit_for_bit(text: str) -> None:
@@ -171,6 +172,7 @@ PEAKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "most"), PEAKS.items(), ids=PEAKS)
 def test_memory_is_counted(text: str, most: tuple[float, float]) -> None:
     """bf16 beside fp32: saved weights and gradients take half, vectors take the same, and are there beside both."""

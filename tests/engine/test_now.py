@@ -53,6 +53,7 @@ def read_on(layout: str) -> Any:
     return engine.now(mine), mine.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_all_ranks_get_the_first_one_s(layout: str) -> None:
     size = 4 if " and " in layout else 2

@@ -151,6 +151,7 @@ def loaded_from(folder: str, count: int) -> str:
     return "loaded"
 
 
+@pytest.mark.slow
 def test_shards_are_loaded_on_as_many_ranks(tmp_path: Path) -> None:
     """Otherwise a rank took another's shard for its own."""
     on_ranks(2, loaded_from, str(tmp_path), 2)

@@ -98,6 +98,7 @@ def scaled_and_sharded(empty: bool) -> dict[str, Any]:
     return sharded(empty, scaled=True)
 
 
+@pytest.mark.slow
 def test_fully_shard() -> None:
     for empty in (False, True):
         expected = {text: alone(text, empty=empty) for text in METHODS}
@@ -135,6 +136,7 @@ def replicated(empty: bool, options: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_replicas_of_which_one_may_have_nothing_to_count() -> None:
     for empty in (False, True):
         expected = {text: alone(text, empty=empty) for text in METHODS}

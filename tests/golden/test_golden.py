@@ -33,6 +33,7 @@ def flat(line: dict[str, Any]) -> dict[str, Any]:
     )
 
 
+@pytest.mark.slow
 @runs
 def test_training_again_gives_the_same_losses(file: Path, tmp_path: Path) -> None:
     """To 1e-6, if all processors multiply matrices by the same kernels: then Intel and AMD agree to 4e-7.

@@ -54,6 +54,7 @@ def test_sampa_exchanges_half_of_what_data_parallel_sam_does(result: dict[str, A
     assert 0 < result["exposed_ms"] < result["median_ms"]["sampa"]
 
 
+@pytest.mark.slow
 def test_the_network_device_counts_what_is_exchanged(result: dict[str, Any]) -> None:
     if None in result["wire_bytes"].values():
         pytest.skip("no /proc/net/dev here to count bytes on the network device")

@@ -45,6 +45,7 @@ def test_two_ranks_follow(key: str, base_key: str) -> None:
     on_ranks(2, on_a_mesh, key, base_key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["sampa-0.2-base", "micro-sam-5"])
 def test_more_ranks_than_probes_and_fewer(key: str) -> None:
     on_ranks(4, on_a_mesh, key, "momentum")

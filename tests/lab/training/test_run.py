@@ -57,6 +57,7 @@ def test_methods_share_initialization_and_data(config, tmp_path):
     assert plain["weights_sha256"] != other["weights_sha256"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "fewest", "most"), [(0.02, 2, 2), (1e9, 12, 13)])
 def test_checkpoints_take_their_share_of_the_time(config, tmp_path, monkeypatch, share, fewest, most):
     real, saved = checkpoint.save, []

@@ -156,6 +156,7 @@ def test_what_is_missing_or_has_another_shape_is_named(tmp_path: Path) -> None:
         Snapshot(*training(1)).load(tensors | {"optimizer/c/exp_avg": torch.ones(1)}, {})
 
 
+@pytest.mark.slow
 def test_a_thousand_parameters_come_back_in_two_seconds(tmp_path: Path) -> None:
     names = [f"blocks_{i}/weight" for i in range(1000)]
     there, here = training(0, names, steps=1), training(1, names)
