@@ -31,6 +31,15 @@ def layout(t: Any) -> str:
     return f"{t.placements} on a mesh of {tuple(t.device_mesh.shape)}" if is_sharded(t) else "not sharded"
 
 
+def number(t: Any) -> int:
+    """The number of this rank's shard among those of a tensor; ranks that hold the same shard have the same number."""
+    found = 0
+    if is_sharded(t):
+        for dim, (placement, here) in enumerate(zip(t.placements, t.device_mesh.get_coordinate(), strict=True)):
+            found = found * t.device_mesh.size(dim) + here if placement.is_shard() else found
+    return found
+
+
 @torch.no_grad()
 def local(v: Sequence[Tensor]) -> list[Tensor]:
     """The local shards of the tensors, which share their memory."""

@@ -16,8 +16,6 @@ from lowland.core.vec import Vec
 
 _DTYPE, _DEVICE = operator.attrgetter("dtype"), operator.attrgetter("device")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-MANY = 256  # the most parameters whose dtypes every step reads
-TURNS = 16  # the number of steps after which all dtypes of a larger model were read
 
 
 class Kinds:
@@ -31,21 +29,19 @@ class Kinds:
     def __init__(self, names: Sequence[str], params: Vec) -> None:
         self._names = names
         self._dtypes, self._devices = list(map(_DTYPE, params)), list(map(_DEVICE, params))
+        self._dtype_set = set(self._dtypes)
 
-    def check(self, params: Vec, step: int, *, each: bool) -> None:
+    def check(self, params: Vec, each: bool) -> None:
         """Refuse parameters whose dtype or device has changed since the engine was made.
 
         Args:
             params: The current parameters.
-            step: The number of the step.
-            each: Compare every parameter; else the device of the first parameter, and dtypes: of all parameters if
-                there are at most ``MANY``, and else of every 16th, which are others in the next step.
+            each: Compare every parameter; else only the set of dtypes, and the device of the first parameter.
 
         Raises:
             ParameterError: A dtype or a device has changed.
         """
-        some_of = slice(None) if each or len(params) <= MANY else slice(step % TURNS, None, TURNS)
-        if list(map(_DTYPE, params[some_of])) != self._dtypes[some_of]:
+        if set(map(_DTYPE, params)) != self._dtype_set or (each and list(map(_DTYPE, params)) != self._dtypes):
             dtypes = zip(self._names, map(_DTYPE, params), self._dtypes, strict=True)
             raise ParameterError(
                 "parameters must keep their dtype, which memory and optimizer have, but since the engine was made "

@@ -74,7 +74,7 @@ class Parameters:
                 "the trainable parameters must stay those the engine was made with, but a parameter was "
                 "exchanged, added or unfrozen since; make a new Engine from the same method, model and optimizer"
             )
-        self._kinds.check(self.vec, step, each=self._due(step))
+        self._kinds.check(self.vec, self._due(step))
         self._trainable, before = None, self._registrations
         self._registrations = Registrations.count
         if self._due(step) or self._registrations != before:

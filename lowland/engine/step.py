@@ -57,10 +57,7 @@ def drive(engine: Engine, batch: Any) -> Drive:
                 p.grad = None
         engine.work.begin(engine.step)
         engine.executor.begin(batch)
-        if engine.work.step.watched:
-            keys = engine.vector_keys, engine.table_keys
-            kind, foreign = engine.method.kind, engine.foreign_plan
-            watcher = watch.Watch(kind, engine.work, engine.names, engine.memory, *keys, foreign=foreign)
+        watcher = _watcher(engine)
         result, count, aux = yield from _run_plan(engine, engine.method.plan(engine, batch), batch, watcher)
         loss, grad = plans.result(engine.method.kind, result, engine.params, each=watcher is not None)
         del result
@@ -88,6 +85,15 @@ def drive(engine: Engine, batch: Any) -> Drive:
     engine.work.first = False
     engine.loss, engine.aux = loss, aux[0] if len(aux) == 1 else aux or None
     return loss
+
+
+def _watcher(engine: Engine) -> watch.Watch | None:
+    """The checks of the plan in a watched step; None in other steps."""
+    if not engine.work.step.watched:
+        return None
+    keys = engine.vector_keys, engine.table_keys
+    kind, foreign = engine.method.kind, engine.foreign_plan
+    return watch.Watch(kind, engine.work, engine.names, engine.memory, *keys, foreign=foreign)
 
 
 def _check_batch(engine: Engine, batch: Any) -> None:

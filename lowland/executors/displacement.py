@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.distributed as dist
 from torch.nn.utils import parametrize
 
 from lowland.core import precision, shards, vec
@@ -55,17 +54,19 @@ def move(params: Vec, at: Vec, noise: int | None = None) -> None:
         params: The weights. Those in bf16 or fp16 are rounded stochastically, because their resolution is coarser than
             the displacement; :mod:`lowland.core.precision` says how.
         at: The displacement.
-        noise: The seed of the rounding; ranks that hold other shards draw other numbers. None: no weights are in bf16
-            or fp16.
+        noise: The seed of the rounding. Ranks that hold the same shard draw the same numbers, because copies of a
+            weight must stay equal. None: no weights are in bf16 or fp16.
     """
     if noise is None:
         vec.add_(params, at)
         return
-    if not shards.ordinary(params):
-        noise += dist.get_rank()
     generator = torch.Generator(params[0].device).manual_seed(noise)
-    for p, e in zip(shards.local(params), shards.local(at), strict=True):
+    numbers = None if shards.ordinary(params) else list(map(shards.number, params))
+    for i, (p, e) in enumerate(zip(shards.local(params), shards.local(at), strict=True)):
         if p.dtype in precision.DROPPED:
+            if numbers is not None:  # a seed for each shard, since shards have different sizes on different ranks
+                # torch's generator on a CPU reads 32 bits of a seed
+                generator.manual_seed((noise + 0x9E3779B1 * (i + 1) + 0x85EBCA6B * numbers[i]) % 2**32)
             p.copy_(precision.rounded(p.to(torch.float32).add_(e), p.dtype, generator))
         else:
             p.add_(e)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lowland.core.batch import Parts
-from lowland.core.errors import ArgumentError, MissingExtraError, UsageError
+from lowland.core.errors import MissingExtraError, UsageError
 from lowland.core.loss import Loss
 from lowland.engine import Engine, lookahead
 from lowland.executors import Pass
@@ -25,7 +25,7 @@ try:
 except (ImportError, RuntimeError) as error:
     raise MissingExtraError("fastai", "fastai") from error
 
-OPTIONS = ("rng", "seed", "cut", "allow_low_precision")
+OPTIONS = ("rng", "seed", "cut")
 REFUSED = {  # callbacks by their names, because an import of all their modules would be slow
     "GradientAccumulation": "scales losses that the engine does not see; let the loader give batches that are larger, "
     "and cut them: Sharpness(method, micro_batch=…)",
@@ -52,7 +52,7 @@ class Sharpness(Callback):  # type: ignore[misc]
         micro_batch: The largest number of examples in a forward pass; None for the whole batch.
         resume: How a method with state begins if the optimizer has a state already, as after ``learn.load``: "exact"
             refuses this without :meth:`load_state_dict`, "cold" starts the method anew.
-        **options: Options of :class:`lowland.Engine`: ``rng``, ``seed``, ``cut`` and ``allow_low_precision``.
+        **options: Options of :class:`lowland.Engine`: ``rng``, ``seed`` and ``cut``.
 
     Attributes:
         engine: The engine. It keeps the method's state from ``fit`` to ``fit`` if model, optimizer and trainable
@@ -73,12 +73,7 @@ class Sharpness(Callback):  # type: ignore[misc]
         self._init_state()
         refusals.check_mean(method, "the Learner")
         checkpoints.check_resume("resume", resume)
-        wrong = [name for name in options if name not in OPTIONS]
-        if wrong:
-            raise ArgumentError(
-                f"options must be some of micro_batch, {', '.join(OPTIONS)}, but has {wrong[0]}; the Learner decides "
-                "the rest"
-            )
+        refusals.check_options("options", options, ("micro_batch", *OPTIONS), "the Learner decides the rest")
         self.method, self.most, self.resume, self.options = method, micro_batch, resume, options
 
     def _init_state(self) -> None:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lowland.core.batch import Parts
-from lowland.core.errors import ArgumentError, MissingExtraError, UsageError
+from lowland.core.errors import MissingExtraError, UsageError
 from lowland.core.loss import Loss
 from lowland.engine import Engine
 from lowland.executors import Pass
@@ -61,11 +61,7 @@ class Sharpness(Callback):  # type: ignore[misc]
         super().__init__()
         refusals.check_mean(method, "training_step")
         checkpoints.check_resume("resume", resume)
-        wrong = [name for name in options if name not in OPTIONS]
-        if wrong:
-            raise ArgumentError(
-                f"options must be some of {', '.join(OPTIONS)}, but has {wrong[0]}; the Trainer decides the rest"
-            )
+        refusals.check_options("options", options, OPTIONS, "the Trainer decides the rest")
         self.method, self.resume = method, resume
         self.most: int | None = options.pop("micro_batch", None)
         self.options = options

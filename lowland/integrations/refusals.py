@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from lowland.core.errors import ArgumentError, UsageError
@@ -30,6 +30,23 @@ def parts_of(method: Method) -> Iterator[Any]:
             yield from parts_of(value)
         elif isinstance(value, Schedule | When):
             yield value
+
+
+def check_options(name: str, given: Iterable[str], allowed: Sequence[str], rest: str) -> None:
+    """Refuse options of an engine that the framework decides.
+
+    Args:
+        name: The argument, for messages.
+        given: The names of the options.
+        allowed: The names that the integration takes.
+        rest: Who decides the rest, for messages.
+
+    Raises:
+        ArgumentError: An option is another one.
+    """
+    wrong = [option for option in given if option not in allowed]
+    if wrong:
+        raise ArgumentError(f"{name} must be some of {', '.join(allowed)}, but has {wrong[0]}; {rest}")
 
 
 def check_mean(method: Method, where: str) -> None:

@@ -78,12 +78,10 @@ class SharpnessMixin:
         refusals.check_mean(sharpness, "the Trainer")
         checkpoints.check_resume("sharpness_resume", sharpness_resume)
         self.sharpness, self.sharpness_options = sharpness, dict(sharpness_options or {})
-        wrong = [name for name in self.sharpness_options if name not in OPTIONS]
-        if wrong:
-            raise ArgumentError(
-                f"sharpness_options must be some of {', '.join(OPTIONS)}, but has {wrong[0]}; the Trainer decides the "
-                "rest: it cuts a step's examples by per_device_train_batch_size and gradient_accumulation_steps"
-            )
+        cuts = "it cuts a step's examples by per_device_train_batch_size and gradient_accumulation_steps"
+        refusals.check_options(
+            "sharpness_options", self.sharpness_options, OPTIONS, f"the Trainer decides the rest: {cuts}"
+        )
         self.sharpness_resume = sharpness_resume
         self._held: list[dict[str, Any]] = []
         self._checkpoint: str | None = None

@@ -11,11 +11,13 @@ from ranks import on_ranks
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import lowland
 from lowland.core.errors import ParameterError
 from lowland.executors import Batched
+from lowland.executors.displacement import move
 from lowland.lab.training.memory import LiveTensors
 from lowland.sharpness import m_sharpness
 
@@ -135,6 +137,28 @@ def sharded(text: str) -> bool:
 @pytest.mark.parametrize("text", ["sam", "sampa", "looksam:k=2"])
 def test_shards_in_bf16(text: str) -> None:
     assert on_ranks(2, sharded, text) == [True, True]
+
+
+def moved_shards() -> list[Tensor]:
+    """On a mesh of 2 x 2: an uneven shard with a copy, a replicated tensor, and a tensor that all four ranks divide."""
+    mesh = init_device_mesh("cpu", (2, 2))
+    kinds = [([Replicate(), Shard(0)], (5, 40)), ([Replicate(), Replicate()], (200,)), ([Shard(0), Shard(1)], (20, 20))]
+    params = [distribute_tensor(torch.ones(shape, dtype=torch.bfloat16), mesh, place) for place, shape in kinds]
+    at = [distribute_tensor(torch.full(shape, 1e-3), mesh, place) for place, shape in kinds]
+    move(params, at, noise=1)
+    return [p.to_local() for p in params]
+
+
+def test_copies_of_a_shard_stay_equal() -> None:
+    """Rank 0 and 2 hold the same rows of the first tensor, and all ranks hold the second."""
+    first, second, third, fourth = on_ranks(4, moved_shards)
+    assert torch.equal(first[0], third[0])
+    assert torch.equal(second[0], fourth[0])
+    assert not torch.equal(first[0][:2], second[0][:2])
+    assert all(torch.equal(first[1], other[1]) for other in (second, third, fourth))
+    quarters = [rank[2] for rank in (first, second, third, fourth)]
+    assert not any(torch.equal(a, b) for i, a in enumerate(quarters) for b in quarters[:i])
+    assert 0 < int((first[1] != 1).sum()) < 200
 
 
 # What it costs, and what is refused

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -11,7 +15,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from forked import Torchrun
 from problems import batch, loss_fn, net
 from ranks import on_ranks
 from torch import Tensor
@@ -27,6 +30,7 @@ pytestmark = pytest.mark.slow  # processes that import torch
 
 ROOT = Path(__file__).parents[2]
 METHODS = {"sampa_mesh": {"SAMPa"}, "ddp": {"SAM", "MicroSAM"}, "fsdp2": {"LookSAM"}}
+PATIENCE = 240.0  # seconds
 LINE = re.compile(
     r"^(\w+), (?:equal replicas|weights held here): (\d+), test accuracy (\S+), norm of the weights (\S+)$"
 )
@@ -42,18 +46,42 @@ def told(output: str) -> Told:
     return {line[1]: (int(line[2]), float(line[3]), float(line[4])) for line in found}
 
 
+@pytest.fixture(scope="module")
+def launched() -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """All examples on two processes, side by side: most of their time is the import of torch."""
+    pytest.importorskip("sklearn")
+    hidden = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    running = {
+        name: subprocess.Popen(
+            [*torchrun, f"examples/{name}.py"],
+            cwd=ROOT,
+            env=os.environ | hidden,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in METHODS
+    }
+    yield running
+    for process in running.values():
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_two_processes_train_what_one_trains(
-    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    launched: dict[str, subprocess.Popen[str]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pytest.importorskip("sklearn")
-    launched = Torchrun([f"examples/{name}.py"], ROOT, GLOO_SOCKET_IFNAME="lo", CUDA_VISIBLE_DEVICES="")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     runpy.run_path(str(ROOT / "examples" / f"{name}.py"))["main"]()
     alone = told(capsys.readouterr().out)
-    ranks = launched.ended()
-    assert [rank.returncode for rank in ranks] == [0, 0], [rank.stderr for rank in ranks]
-    together = told("".join(rank.stdout for rank in ranks))
+    output, errors = launched[name].communicate(timeout=PATIENCE)
+    assert launched[name].returncode == 0, errors
+    together = told(output)
     assert alone.keys() == together.keys() == METHODS[name]
     for method, (held, accuracy, norm) in together.items():
         assert held == (alone[method][0] // 2 if name == "fsdp2" else 2)

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-STEPS = 10  # which see all that a method does, see SHORT in conformance.py
+STEPS = 20
 FLAT = 1e-10
 LOCAL = "gsam:ascent_gradient=local"
 

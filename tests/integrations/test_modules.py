@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import inspect
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from lowland import Engine
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "lowland" / "integrations"
@@ -47,6 +50,17 @@ def test_a_missing_framework_is_named_with_its_extra(name: str) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert ran.stdout.strip() == f"{name} is not installed; run: pip install 'lowland[{name}]'"
+
+
+@pytest.mark.parametrize("name", ["transformers", "lightning", "fastai"])
+def test_options_that_are_passed_on_are_the_engine_s(name: str) -> None:
+    tree = ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+    (options,) = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "OPTIONS"
+    ]
+    assert set(options) <= set(inspect.signature(Engine).parameters)
 
 
 def test_the_environment_has_nothing_that_breaks_others() -> None:
