@@ -124,8 +124,13 @@ class Layerwise(Geometry):
         if self.trust:
             weights = vec.norms(params)
             sizes = sizes * torch.where(weights == 0, torch.ones_like(weights), weights)
-        each = radii if isinstance(radii, list) else [radii] * len(grad)
-        return vec.stretch(grad, [s * r for s, r in zip(sizes.unbind(), each, strict=True)])
+        return vec.stretch(grad, _times(sizes, radii))
+
+
+def _times(sizes: Tensor, radii: Radii) -> Tensor:
+    if isinstance(radii, list):  # one operation on a list, because the radii are on the host
+        return torch.stack(list(torch._foreach_mul(list(sizes.unbind()), radii)))
+    return sizes * radii
 
 
 def _perturbed(grad: Vec, radii: Radii) -> Vec:

@@ -9,14 +9,17 @@ change the gradient of a reading with them.
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from lowland.core import shards
+from lowland.core.at_hand import at_hand as _at_hand
 from lowland.core.precision import of_vectors
 from lowland.core.shards import like as _like
 from lowland.core.shards import local as _local
@@ -25,8 +28,11 @@ Vec: TypeAlias = list[Tensor]
 Scalar: TypeAlias = "float | Tensor | Sequence[float]"
 
 SMALL = 8192  # average entries per tensor, below which one flat copy is cheaper than one call per tensor
+PIECE = 1 << 22  # entries of temporary memory at most, on a device
 TINY = 1e-12  # added to a norm before a division by it
 
+JOINABLE = (torch.float32, torch.float64)  # in other precisions, sums over many entries overflow
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of an entry
 _DTYPE = operator.attrgetter("dtype")
 _FOREACH_CLONE = getattr(torch, "_foreach_clone", None)  # not in torch 2.6
 
@@ -38,7 +44,10 @@ def wide(device: torch.device) -> torch.dtype:
 
 def zeros(like: Vec) -> Vec:
     """Zeros in the shapes of ``like``; fp32 for tensors in bf16 or fp16."""
-    return _like(like, [torch.zeros_like(t, dtype=of_vectors(t.dtype)) for t in _local(like)])
+    result = [torch.empty_like(t, dtype=of_vectors(t.dtype)) for t in _local(like)]
+    if result:
+        torch._foreach_zero_(result)
+    return _like(like, result)
 
 
 def clone(v: Vec) -> Vec:
@@ -48,7 +57,7 @@ def clone(v: Vec) -> Vec:
 
 def _copies(tensors: Vec) -> Vec:
     """Copy every tensor, in one call if torch has it, which takes 40 % of the time."""
-    if _FOREACH_CLONE is None:
+    if _FOREACH_CLONE is None or not tensors:
         return list(map(Tensor.clone, tensors))
     return list(_FOREACH_CLONE(tensors))
 
@@ -67,21 +76,30 @@ def norms(v: Vec) -> Tensor:
 
 def norm(v: Vec) -> Tensor:
     """The L2 norm over all tensors together, shape ``()``."""
-    result: Tensor = torch.linalg.vector_norm(_flat(v) if _many_small(v) else norms(v))
+    result: Tensor = torch.linalg.vector_norm(_joined(v) if _many_small(v) or _alone(v) else norms(v))
     return result
 
 
 def inverse(size: Tensor) -> Tensor:
     """``1 / (size + TINY)``, and 0 for a size of 0: a zero vector has no direction, in any precision."""
-    return torch.where(size == 0, torch.zeros_like(size), 1 / (size + TINY))
+    return (size + TINY).reciprocal_().mul_(size != 0)
 
 
 def dot(a: Vec, b: Vec) -> Tensor:
     """The inner product over all tensors together, shape ``()``."""
-    if _many_small(a):
-        return torch.dot(_flat(a), _flat(b))
-    parts = torch.stack([t.sum() for t in torch._foreach_mul(_local(a), _local(b))])
-    return shards.total(parts, a).sum()
+    if _many_small(a) or _alone(a):
+        return torch.dot(_joined(a), _joined(b))
+    if _at_hand(a[0]) or not shards.ordinary(a) or len(set(map(_DTYPE, [*a, *b]))) > 1:
+        parts = torch.stack([t.sum() for t in torch._foreach_mul(_local(a), _local(b))])
+        return shards.total(parts, a).sum()
+    sums = []
+    for x, y in _pieces(a, b):  # one sum for the products of many tensors, in memory of its own
+        flat = a[0].new_empty(sum(map(torch.numel, x)))
+        products = _apart(flat, x)
+        torch._foreach_copy_(products, x)
+        torch._foreach_mul_(products, y)
+        sums.append(flat.sum())
+    return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
 
 
 def finite(v: Vec) -> Tensor:
@@ -93,13 +111,13 @@ def finite(v: Vec) -> Tensor:
     result = None
     if _at_hand(nonempty[0]):  # a finite L2 norm suffices; the maximum norm is slow on a CPU
         sizes = (
-            torch.linalg.vector_norm(_flat(nonempty))
+            torch.linalg.vector_norm(_joined(nonempty))
             if _many_small(nonempty)
             else torch.stack(torch._foreach_norm(nonempty))
         )
         result = torch.isfinite(sizes).all()
     if result is None or not result:
-        result = torch.isfinite(torch.stack(list(torch._foreach_norm(nonempty, float("inf"))))).all()
+        result = torch.stack(list(torch._foreach_norm(nonempty, math.inf))).amax() < math.inf  # false for NaN
     return shards.every(result, v)
 
 
@@ -121,11 +139,40 @@ def scale(v: Vec, factor: Scalar, each: Sequence[float] | None = None) -> Vec:
     return _like(v, scaled)
 
 
-def stretch(v: Vec, factors: Sequence[Tensor]) -> Vec:
-    """Multiply every tensor by its own factor of shape ``()``, in the factor's precision."""
+def stretch(v: Vec, factors: Tensor) -> Vec:
+    """Multiply every tensor by its own factor, in the factors' precision.
+
+    Args:
+        v: The tensors.
+        factors: The factors, shape ``(len(v),)``.
+    """
+    if _many_small(v) and not _at_hand(v[0]) and factors.dtype == v[0].dtype:
+        return _apart(_joined(v).mul_(spread(factors, v)), v)
+    if {factors.dtype} == set(map(_DTYPE, v)):
+        return _like(v, torch._foreach_mul(_local(v), list(factors.unbind())))
     # A factor may overflow in fp16 although the product does not.
-    scaled = [(t.to(f.dtype) * f).to(t.dtype) for t, f in zip(_local(v), factors, strict=True)]
+    scaled = [(t.to(f.dtype) * f).to(t.dtype) for t, f in zip(_local(v), factors.unbind(), strict=True)]
     return _like(v, scaled)
+
+
+def spread(factors: Tensor, v: Vec) -> Tensor:
+    """A number per tensor, repeated for all entries of its tensor.
+
+    Args:
+        factors: The numbers, shape ``(len(v),)``.
+        v: The tensors, on the device of the factors.
+
+    Returns:
+        A tensor of as many entries as all tensors of ``v`` together.
+    """
+    sizes = tuple(map(torch.numel, v))
+    return factors.repeat_interleave(_counts(sizes, factors.device), output_size=sum(sizes))
+
+
+@lru_cache(maxsize=8)
+def _counts(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Sizes on a device; they are kept, because the host would wait for a copy to the device."""
+    return torch.tensor(sizes, device=device)
 
 
 def mul(a: Vec, b: Vec) -> Vec:
@@ -165,42 +212,47 @@ def lerp(a: Vec, b: Vec, weight: float) -> Vec:
 
 def project(a: Vec, onto: Vec) -> Vec:
     """The part of ``a`` along ``onto``; zero where ``onto`` is zero."""
-    square = dot(onto, onto)
-    return scale(onto, dot(a, onto) / square.clamp_min(torch.finfo(square.dtype).tiny))
+    return scale(onto, _along(a, onto))
 
 
 def reject(a: Vec, onto: Vec) -> Vec:
     """The part of ``a`` orthogonal to ``onto``; all of ``a`` where ``onto`` is zero."""
-    along = project(a, onto)
-    result = _local(along)
-    torch._foreach_neg_(result)
-    torch._foreach_add_(result, _local(a))
-    return along
+    result = scale(onto, -_along(a, onto))
+    add_(result, a)
+    return result
+
+
+def _along(a: Vec, onto: Vec) -> Tensor:
+    """The factor of ``onto`` in the projection of ``a``, shape ``()``."""
+    square = dot(onto, onto) if _at_hand(onto[0]) else norm(onto).square()
+    return dot(a, onto) / square.clamp_min(torch.finfo(square.dtype).tiny)
 
 
 def mask(v: Vec, keep: Sequence[bool]) -> Vec:
     """``v`` with zeros in place of the tensors that are not kept."""
-    return [t if kept else torch.zeros_like(t) for t, kept in zip(v, keep, strict=True)]
+    if all(keep) and len(keep) == len(v):
+        return list(v)
+    nothing = iter(zeros([t for t, kept in zip(v, keep, strict=True) if not kept]))
+    return [t if kept else next(nothing) for t, kept in zip(v, keep, strict=True)]
 
 
 def where(condition: Tensor, a: Vec, b: Vec) -> Vec:
-    """``a`` where the 0-dim boolean ``condition`` holds, else ``b``, without synchronization."""
+    """``a`` where the 0-dim boolean ``condition`` holds, else ``b``, without synchronization.
 
-    def chosen(a: Vec, b: Vec) -> Vec:
-        return [torch.where(condition, x, y) for x, y in zip(a, b, strict=True)]
-
-    return _like(a, together(chosen, _local(a), _local(b)))
-
-
-def where_true(condition: Tensor, v: Vec) -> Vec:
-    """``v`` where the 0-dim boolean ``condition`` holds, else zeros, also in place of NaN.
-
-    On a CPU, ``v`` itself is returned and not a copy.
     """
     if _at_hand(condition):
-        return v if bool(condition) else zeros(v)
-    zero = torch.zeros((), dtype=v[0].dtype, device=v[0].device)
-    return _like(v, [torch.where(condition, t, zero.to(t.dtype)) for t in _local(v)])
+        return clone(a if condition else b)
+    result = torch._foreach_mul(_bits(a), _one_or_zero(condition, a))
+    torch._foreach_add_(result, torch._foreach_mul(_bits(b), _one_or_zero(~condition, b)))
+    return _like(a, [r.view(t.dtype) for r, t in zip(result, a, strict=True)])
+
+
+def zero_unless_(condition: Tensor, v: Vec) -> None:
+    """Overwrite ``v`` by zeros unless the 0-dim boolean ``condition`` holds, also NaN, without synchronization."""
+    if not _at_hand(condition):
+        torch._foreach_mul_(_bits(v), _one_or_zero(condition, v))
+    elif not condition:
+        torch._foreach_zero_(_local(v))
 
 
 def add_(v: Vec, other: Vec, alpha: float | Tensor = 1.0) -> None:
@@ -208,10 +260,11 @@ def add_(v: Vec, other: Vec, alpha: float | Tensor = 1.0) -> None:
     v, other = _local(v), _local(other)
     if not isinstance(alpha, Tensor):
         torch._foreach_add_(v, other, alpha=alpha)
-    elif alpha.is_cpu:
+    elif _at_hand(alpha):
         torch._foreach_addcmul_(v, other, [alpha] * len(v))
     else:
-        torch._foreach_add_(v, torch._foreach_mul(other, alpha))
+        for own, added in _pieces(v, other):
+            torch._foreach_add_(own, torch._foreach_mul(added, alpha))
 
 
 def scale_(v: Vec, factor: float | Tensor) -> None:
@@ -219,9 +272,25 @@ def scale_(v: Vec, factor: float | Tensor) -> None:
     torch._foreach_mul_(_local(v), factor)
 
 
-def div_(v: Vec, factor: Tensor) -> None:
-    """``v /= factor`` in place, for a 0-dim tensor."""
-    torch._foreach_div_(_local(v), factor)
+def div_(v: Vec, factor: Tensor | Vec | Sequence[float]) -> None:
+    """``v /= factor`` in place, for a 0-dim tensor, a vector, or a number per tensor."""
+    whole = isinstance(factor, Tensor) or not isinstance(factor[0], Tensor)
+    torch._foreach_div_(_local(v), factor if whole else _local(factor))  # type: ignore[arg-type, call-overload]
+
+
+def addcmul_(v: Vec, a: Vec, b: Vec, value: float) -> None:
+    """``v += value * a * b`` in place."""
+    torch._foreach_addcmul_(_local(v), _local(a), _local(b), value)
+
+
+def sqrt_(v: Vec) -> None:
+    """The square root of every entry, in place."""
+    torch._foreach_sqrt_(_local(v))
+
+
+def shift_(v: Vec, offset: float) -> None:
+    """``v += offset`` in place."""
+    torch._foreach_add_(_local(v), offset)
 
 
 def copy_(v: Vec, source: Vec) -> None:
@@ -237,6 +306,11 @@ def copy_(v: Vec, source: Vec) -> None:
         torch._foreach_copy_([v[i] for i in places], [source[i] for i in places])
 
 
+def lerp_(v: Vec, other: Vec, weight: float) -> None:
+    """``v = (1 - weight) * v + weight * other`` in place; exactly ``v`` at 0 and exactly ``other`` at 1."""
+    torch._foreach_lerp_(_local(v), _local(other), weight)
+
+
 def together(combine: Callable[..., Vec], *vectors: Vec) -> Vec:
     """``combine(*vectors)``, on flat copies where calls on many small tensors cost more than their arithmetic.
 
@@ -247,22 +321,51 @@ def together(combine: Callable[..., Vec], *vectors: Vec) -> Vec:
     """
     if not all(_many_small(v) for v in vectors):
         return combine(*vectors)
-    (flat,) = combine(*[[_flat(v)] for v in vectors])
-    return list(torch._utils._unflatten_dense_tensors(flat, vectors[0]))  # type: ignore[no-untyped-call]
+    (flat,) = combine(*[[_joined(v)] for v in vectors])
+    return _apart(flat, vectors[0])
 
 
 def _many_small(v: Vec) -> bool:
-    """Whether one operation on a flat copy is faster than one per tensor: a call on a CPU costs a microsecond."""
-    if len(v) <= 16 or not shards.ordinary(v) or not v[0].is_cpu or v[0].dtype not in (torch.float32, torch.float64):
+    """Whether one operation on a flat copy is faster than one per tensor, which costs a microsecond or a launch."""
+    if len(v) <= 16 or not shards.ordinary(v) or v[0].dtype not in JOINABLE:
         return False
     return sum(map(torch.numel, v)) < SMALL * len(v) and len(set(map(_DTYPE, v))) == 1
 
 
-def _at_hand(t: Tensor) -> bool:
-    """Whether a tensor's values can be read without waiting for a device; fake tensors in tests stand for a GPU."""
-    return t.is_cpu and type(t) in shards.ORDINARY
+def _alone(v: Vec) -> bool:
+    """Whether a vector on a device is a single tensor, as inside :func:`together`, whose entries are summed at once."""
+    return len(v) == 1 and type(v[0]) in shards.ORDINARY and v[0].dtype in JOINABLE and not _at_hand(v[0])
 
 
-def _flat(v: Vec) -> Tensor:
+def _joined(v: Vec) -> Tensor:
+    """The entries of all tensors, shape ``(n,)``; a copy unless there is one tensor."""
+    if len(v) == 1:
+        return v[0].reshape(-1)
     flat: Tensor = torch._utils._flatten_dense_tensors(v)  # type: ignore[no-untyped-call]
     return flat
+
+
+def _apart(flat: Tensor, like: Vec) -> Vec:
+    """Views into a flat tensor in the shapes of ``like``."""
+    return list(torch._utils._unflatten_dense_tensors(flat, like))  # type: ignore[no-untyped-call]
+
+
+def _pieces(*vectors: Vec) -> Iterator[tuple[Vec, ...]]:
+    """Cut vectors between the same tensors into pieces of at most ``PIECE`` entries, or of one tensor."""
+    start = size = 0
+    for i, t in enumerate(vectors[0]):
+        if size and size + t.numel() > PIECE:
+            yield tuple(v[start:i] for v in vectors)
+            start, size = i, 0
+        size += t.numel()
+    yield tuple(v[start:] for v in vectors)
+
+
+def _bits(v: Vec) -> Vec:
+    """The bits of all entries as integers, which share their memory: times 0 they are those of 0, also for NaN."""
+    return [t.view(_BITS[t.element_size()]) for t in _local(v)]
+
+
+def _one_or_zero(condition: Tensor, v: Vec) -> Tensor:
+    """A condition as an integer to multiply bits by."""
+    return condition.to(_BITS[v[0].element_size()])

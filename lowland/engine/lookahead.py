@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from lowland.core import vec
 from lowland.core.errors import ParameterError, UsageError
 from lowland.core.precision import is_low, widened
+from lowland.core.shards import ORDINARY
 from lowland.core.vec import Vec
 
 # Wrappers that forward calls to an inner optimizer, and the attribute of that optimizer. They are recognized by name,
@@ -147,9 +149,8 @@ def momentum(optimizer: Optimizer, params: Vec) -> Vec:
         raise UsageError(
             "momentum must be > 0 for a method that reads it, but is 0 in the SGD at hand; give SGD(momentum=0.9)"
         )
-    buffers = [optimizer.state.get(p, {}).get(key) for p in params]
-    buffers = [vec.zeros([p])[0] if b is None else b.clone() for p, b in zip(params, buffers, strict=True)]
-    return widened(buffers)
+    states = [{key: b} if (b := optimizer.state.get(p, {}).get(key)) is not None else {} for p in params]
+    return widened(vec.clone(_state(states, key, params)))
 
 
 def dry_run(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
@@ -229,17 +230,45 @@ def _adam(group: dict[str, Any], states: list[dict[str, Any]], params: Vec, grad
     if group["weight_decay"] != 0 and not decoupled:
         g = vec.add(g, params, group["weight_decay"])
     means = vec.lerp(_state(states, "exp_avg", params), g, 1 - beta1)
-    squares = vec.add(vec.scale(_state(states, "exp_avg_sq", params), beta2), vec.mul(g, g), 1 - beta2)
+    roots = vec.scale(_state(states, "exp_avg_sq", params), beta2)
+    vec.addcmul_(roots, g, g, 1 - beta2)
     if group["amsgrad"]:
-        squares = vec.maximum(_state(states, "max_exp_avg_sq", params), squares)
-    # Step counts stay tensors, because reading them would wait for the device.
-    counts = [_step_count(s.get("step"), p) + 1 for s, p in zip(states, params, strict=True)]
-    corrections = [1 - beta1**n for n in counts]
-    roots = vec.div(vec.sqrt(squares), [torch.sqrt(1 - beta2**n) for n in counts])
-    steps = vec.scale(vec.div(vec.div(means, corrections), vec.shift(roots, group["eps"])), -_lr(group))
+        roots = vec.maximum(roots, _state(states, "max_exp_avg_sq", params))
+    of_means, of_squares = _bias_corrections(states, params, beta1, beta2)
+    vec.sqrt_(roots)
+    roots = _divided(roots, of_squares)
+    vec.shift_(roots, group["eps"])
+    steps = _divided(means, of_means)
+    vec.div_(steps, roots)
+    vec.scale_(steps, -_lr(group))
     if group["weight_decay"] != 0 and decoupled:
-        steps = vec.add(steps, vec.scale(params, -_lr(group) * group["weight_decay"]))
+        vec.add_(steps, params, -_lr(group) * group["weight_decay"])
     return steps
+
+
+def _bias_corrections(
+    states: list[dict[str, Any]], params: Vec, beta1: float, beta2: float
+) -> tuple[list[float] | Tensor, list[float] | Tensor]:
+    """Adam's divisors of the means and of the roots of the squares, in its next step, one for each parameter.
+
+    They are numbers where the host knows the step counts, as by default. Fused and capturable optimizers count on the
+    device; then they are tensors, because the host would wait.
+    """
+    counts = [torch.as_tensor(s.get("step", 0.0)).reshape(()) for s in states]
+    if all(n.is_cpu and type(n) in ORDINARY for n in counts):
+        numbers = [n + 1 for n in torch.stack(counts).tolist()]
+        return [1 - beta1**n for n in numbers], [math.sqrt(1 - beta2**n) for n in numbers]
+    device, dtype = params[0].device, vec.wide(params[0].device)  # float64 if possible, for an exact correction
+    following = torch.stack([n.to(device=device, dtype=dtype, non_blocking=True) for n in counts]) + 1
+    return 1 - beta1**following, torch.sqrt(1 - beta2**following)
+
+
+def _divided(v: Vec, divisors: list[float] | Tensor) -> Vec:
+    """Divide every tensor by its own divisor; in place if the divisors are numbers."""
+    if isinstance(divisors, Tensor):
+        return vec.stretch(v, divisors.reciprocal().to(v[0].dtype))
+    vec.div_(v, divisors)
+    return v
 
 
 FORMS: dict[type, Callable[..., Vec]] = {SGD: _sgd, Adam: _adam, AdamW: _adam}
@@ -256,12 +285,6 @@ def _lr(group: dict[str, Any]) -> float | Tensor:
 
 
 def _state(states: list[dict[str, Any]], key: str, params: Vec) -> Vec:
-    return [torch.zeros_like(p) if key not in s else s[key] for s, p in zip(states, params, strict=True)]
-
-
-def _step_count(count: Tensor | None, param: Tensor) -> Tensor:
-    """A step count on the device of its parameter, in float64 where the device has it, for an exact bias correction."""
-    dtype = vec.wide(param.device)
-    if count is None:
-        return torch.zeros((), dtype=dtype, device=param.device)
-    return count.to(device=param.device, dtype=dtype, non_blocking=True)
+    """One entry of the optimizer's state for each parameter; zeros where there is none yet."""
+    missing = iter(vec.zeros([p for s, p in zip(states, params, strict=True) if key not in s]))
+    return [s[key] if key in s else next(missing) for s in states]

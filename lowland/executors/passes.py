@@ -305,7 +305,8 @@ class Pass:
             gradient = present
         else:
             self._reached = [g is not None for g in grads]
-            gradient = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, work.params, strict=True)]
+            missing = iter(vec.zeros([p for g, p in zip(grads, work.params, strict=True) if g is None]))
+            gradient = [next(missing) if g is None else g for g in grads]
         work.step.reach(self._reached)
         if work.low:
             precision.widen_(gradient)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lowland.core import precision, shards, vec
+from lowland.core.at_hand import at_hand
 from lowland.core.errors import UsageError
 from lowland.core.vec import Vec
 from lowland.executors.displacement import put_back
@@ -19,17 +20,17 @@ if TYPE_CHECKING:
 
 _VERSION, _DTYPE = operator.attrgetter("_version"), operator.attrgetter("dtype")
 FEW = 16  # the number of parameters that most steps check, as a sample of all
-SMALL = 4096  # the most entries of a parameter whose norm every step compares
+SMALL = 4096  # the most entries of a parameter whose values every step compares
 SECOND = "backward through the graph a second time"  # from torch's error for a graph that was freed already
 
 
 class Mark:
-    """The versions of parameters at one moment, and in some steps their norms.
+    """The versions of parameters at one moment, and some of their values.
 
-    A tensor's version counts its writes, except writes through ``.data``. Norms detect these.
+    A tensor's version counts its writes, except writes through ``.data``. Values detect these.
 
-    - In watched steps 0, 1, 2, 4, 8, …, all norms are compared, on a CPU or if parameters have hooks.
-    - In other steps, the norm of one small parameter is compared, on a CPU only, because on other devices the host
+    - In watched steps 0, 1, 2, 4, 8, …, the norms of all parameters are compared, on a CPU or if parameters have hooks.
+    - In other steps, the values of one small parameter are compared, on a CPU only, because on other devices the host
       would wait.
     - In steps that are not watched, the versions of a sample of the parameters are compared. The sample suffices,
       because an optimizer that is fused into backward writes all parameters.
@@ -45,13 +46,14 @@ class Mark:
         self._indices = range(0, count, -(-count // FEW)) if sample else range(count)
         self._params = [work.params[i] for i in self._indices] if sample else work.params
         self._versions = list(map(_VERSION, self._params))
-        self._one: Tensor | None = None  # the small parameter whose norm is compared
+        self._one: Tensor | None = None  # the small parameter whose values are compared
         self._all: Vec | None = None  # the parameters whose norms are compared, in some watched steps
         if work.step.watched and work.step.number & (work.step.number - 1) == 0:
             self._all = work.params if _readable(work.params) else None
-        elif _on_host(work.params):
-            self._one = next((p for p in self._params if p.numel() <= SMALL and type(p) in shards.ORDINARY), None)
-        self._norm = None if self._one is None else _norm(self._one)
+        else:
+            smallest = min(self._params, key=torch.numel)
+            self._one = smallest if smallest.numel() <= SMALL and at_hand(smallest) else None
+        self._values = None if self._one is None else self._one.detach().clone()
         self._norms = None if self._all is None else _norms(self._all)
 
     def moved(self) -> list[int]:
@@ -59,17 +61,12 @@ class Mark:
         versions = list(map(_VERSION, self._params))
         if versions != self._versions:
             return [i for i, a, b in zip(self._indices, versions, self._versions, strict=True) if a != b]
-        if self._one is not None and _differ(self._norm, _norm(self._one)):
-            return [next(i for i, p in zip(self._indices, self._params, strict=True) if p is self._one)]
+        if self._one is not None and self._values is not None and _differ(self._one.detach(), self._values):
+            return [self._indices[min(range(len(self._params)), key=lambda i: self._params[i].numel())]]
         norms = None if self._all is None else _norms(self._all)
         if norms is None or self._norms is None or torch.equal(norms, self._norms):
             return []
         return [i for i, (a, b) in enumerate(zip(norms, self._norms, strict=True)) if not torch.equal(a, b)]
-
-
-def _on_host(params: Vec) -> bool:
-    """Whether values are in the host's memory; fake tensors have no values."""
-    return params[0].is_cpu and not hasattr(params[0], "fake_mode")
 
 
 def _hooked(p: Tensor) -> bool:
@@ -78,18 +75,14 @@ def _hooked(p: Tensor) -> bool:
 
 def _readable(params: Vec) -> bool:
     """Whether norms are compared: on a CPU, or if a parameter has hooks, which may write weights."""
-    return _on_host(params) or any(map(_hooked, params))
+    return all(map(at_hand, shards.local(params[:1]))) or any(map(_hooked, params))
 
 
-def _norm(p: Tensor) -> Tensor:
-    """The sum of absolute values of one parameter, shape (). A list of one costs four times as much."""
-    norm: Tensor = torch.linalg.vector_norm(p.detach(), 1, dtype=precision.of_vectors(p.dtype))
-    return norm
-
-
-def _differ(a: Tensor | None, b: Tensor) -> bool:
-    """Whether two norms differ; NaN is equal to NaN."""
-    return a is not None and not torch.equal(a, b) and not torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+def _differ(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors differ; NaN is equal to NaN."""
+    if torch.equal(a, b):
+        return False
+    return a.shape != b.shape or a.dtype != b.dtype or not torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
 
 
 def _norms(params: Vec) -> Tensor | None:

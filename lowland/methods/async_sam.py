@@ -75,5 +75,6 @@ class AsyncSAM(Method):
             return there.loss, there.grad
         descent = Probe(batch, at=self.ascent_later(engine, engine.memory["stale"]), stats=True)
         there, ascent = yield descent, ascent_probe
-        engine.memory["stale"] = vec.where_true(vec.finite(ascent.grad), ascent.grad)  # NaN is not reused
+        vec.zero_unless_(vec.finite(ascent.grad), ascent.grad)  # NaN is not reused
+        engine.memory["stale"] = ascent.grad
         return there.loss, there.grad

@@ -77,8 +77,7 @@ class FriendlySAM(Method):
         return loss, there.grad
 
     def _update(self, mean: Vec, g: Vec, reached: list[bool]) -> Vec:
-        sizes = vec.norms(mean)
-        decay = self.lmb * (sizes > 0).to(g[0].dtype)  # (number of tensors,): 0 for a tensor without a mean
-        updated = vec.add(vec.mul(mean, list(decay.unbind())), vec.mul(g, list((1 - decay).unbind())))
+        weights = self.lmb * (vec.norms(mean) > 0).to(g[0].dtype)  # (number of tensors,): 0 for a tensor without a mean
+        updated = vec.add(vec.stretch(mean, weights), vec.stretch(g, 1 - weights))
         updated = vec.where(vec.finite(g), updated, mean)  # a NaN would stay in the mean forever
         return [new if r else old for new, old, r in zip(updated, mean, reached, strict=True)]

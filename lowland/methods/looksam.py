@@ -110,4 +110,6 @@ def _orthogonal(g_s: Vec, g: Vec) -> Vec:
     size, full_size = vec.norm(g_v), vec.norm(g_s)
     # Relative, because rounding leaves about eps * ||g_s|| if g_s is parallel to g. The comparison is false for NaN.
     significant = size > 100 * torch.finfo(full_size.dtype).eps * full_size
-    return vec.where_true(significant, vec.scale(g_v, vec.inverse(size)))
+    vec.scale_(g_v, vec.inverse(size))
+    vec.zero_unless_(significant, g_v)
+    return g_v

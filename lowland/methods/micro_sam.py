@@ -61,7 +61,7 @@ class MicroSAM(Method):
         parts, size = engine.batches.chunk(batch, self.m), engine.batches.size(batch)
         loss: Any = 0.0
         weight_sum: Any = 0.0
-        total = vec.zeros(engine.params)
+        total: Any = None
         for start in range(0, len(parts), engine.width):
             wave = parts[start : start + engine.width]
             here = yield tuple(Probe(s, sync=False) for s in wave)
@@ -74,7 +74,11 @@ class MicroSAM(Method):
             del here  # frees the gradients, which would otherwise accumulate over the micro-batches
             there = yield up
             for weight, grad in zip(weights, [t.grad for t in there], strict=True):
-                vec.add_(total, grad, weight)
+                if total is None:  # the first gradient takes in the others
+                    total = grad
+                    vec.scale_(total, weight)
+                else:
+                    vec.add_(total, grad, weight)
             del there, grad
         if isinstance(weight_sum, Tensor):  # the counts of a Loss are known only after the forward passes
             weight_sum = torch.where(weight_sum == 0, 1, weight_sum)

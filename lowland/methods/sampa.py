@@ -92,13 +92,15 @@ class SAMPa(Method):
             Probe(batch if cold else kept_batch, at=None if cold else self.ascent_later(engine, grad_y), stats=False),
             Probe(batch, at=None if cold else engine.lookahead_later(grad_y, raw=raw, among=among), stats=True),
         )
+        loss, d, grad_y = at_y.loss, tilde.grad, at_y.grad
+        vec.lerp_(d, grad_y, self.lam)
         # NaN becomes zero, which is a cold start, for a caller who skips this step. The batch is a copy, because a
         # loader may refill its buffers.
-        grad_y = vec.where_true(vec.finite(at_y.grad), at_y.grad)
+        vec.zero_unless_(vec.finite(grad_y), grad_y)
         # The names of the parameters that the batch did not reach; the optimizer does not move them.
         missed_now = [n for n, r in zip(engine.names, at_y.reached or (), strict=False) if not r]
         engine.memory.update(grad_y=grad_y, missed=missed_now, batch=engine.batches.copy(batch))
-        return at_y.loss, vec.lerp(tilde.grad, at_y.grad, self.lam)
+        return loss, d
 
     def reshard(self, shares: Sequence[dict[str, Any]], number: int, count: int) -> dict[str, Any]:
         """Concatenate the kept batches and cut them again; see :meth:`lowland.methods.base.Method.reshard`."""

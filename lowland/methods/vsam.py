@@ -117,7 +117,7 @@ class VSAM(Method):
         if refresh:
             there = yield Probe(batch, at=self.ascent(engine, here.grad))
             psf = vec.sub(there.grad, here.grad)
-            psf = vec.where_true(vec.finite(psf), psf)  # NaN is not reused, where a caller skips this step
+            vec.zero_unless_(vec.finite(psf), psf)  # NaN is not reused, where a caller skips this step
             engine.memory.update(psf=psf, age=0, used=engine.memory["used"] + 1)
             self._record(engine, psf, here.grad)
             return here.loss, there.grad

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowland.core import vec
+from lowland.core.at_hand import elsewhere
 
 SHAPES = [(3, 2), (), (4,)]
 MANY = SHAPES * 7  # on a CPU, reductions of many small tensors take another path
@@ -29,6 +31,13 @@ def flat(v: vec.Vec) -> torch.Tensor:
 def assert_equal(a: vec.Vec, b: vec.Vec) -> None:
     for x, y in zip(a, b, strict=True):
         assert torch.equal(x, y)
+
+
+@pytest.fixture(params=[nullcontext, elsewhere], ids=["at hand", "elsewhere"], autouse=True)
+def _branches(request):
+    """Every test here runs with the branches of a CPU and with those of a GPU."""
+    with request.param():
+        yield
 
 
 @pytest.mark.parametrize("shapes", [SHAPES, MANY], ids=["few", "many"])
@@ -182,6 +191,55 @@ def test_where_decides_on_the_device():
 def test_where_drops_what_is_not_finite():
     bad = [torch.full_like(t, math.nan) for t in draw(0)]
     assert_equal(vec.where(torch.tensor(False), bad, draw(1)), draw(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shapes", [SHAPES, MANY, [(2, 0), (3,)]], ids=["few", "many", "empty"])
+def test_zero_unless_is_in_place_and_bit_for_bit(dtype, shapes):
+    v = draw(0, dtype, shapes)
+    v[-1][0], v[-1][1], v[-1][2] = math.nan, -0.0, math.inf
+    kept, addresses = vec.clone(v), [t.data_ptr() for t in v]
+    vec.zero_unless_(torch.tensor(True), v)
+    assert all(bits(a) == bits(b) for a, b in zip(v, kept, strict=True))
+    vec.zero_unless_(torch.tensor(False), v)
+    assert all(set(bits(t)) <= {0} for t in v)
+    assert [t.data_ptr() for t in v] == addresses
+
+
+def bits(t: torch.Tensor) -> list[int]:
+    return t.reshape(-1).view(torch.uint8).tolist()
+
+
+def test_where_and_zero_unless_take_precisions_and_layouts_as_they_come():
+    a = [torch.randn(2, 3), torch.randn(3).double(), torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)]
+    b = [torch.full((2, 3), math.nan), torch.randn(3).double(), torch.randn(2, 3, 4, 4)]
+    assert_equal(vec.where(torch.tensor(True), a, b), a)
+    assert_equal(vec.where(torch.tensor(False), b, a), a)
+    vec.zero_unless_(torch.tensor(False), b)
+    assert_equal(b, [torch.zeros_like(t) for t in b])
+
+
+@pytest.mark.parametrize("shapes", [SHAPES, MANY], ids=["few", "many"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_stretch_multiplies_every_tensor_by_its_own_factor(shapes, dtype):
+    v, factors = draw(0, dtype, shapes), torch.randn(len(shapes), dtype=dtype)
+    assert_equal(vec.stretch(v, factors), [t * f for t, f in zip(v, factors, strict=True)])
+    assert torch.equal(vec.spread(factors, v), flat([f.expand(t.shape) for t, f in zip(v, factors, strict=True)]))
+
+
+@pytest.mark.parametrize("alpha", [torch.tensor(0.5), -2.0])
+def test_temporary_memory_is_cut_into_pieces(alpha, monkeypatch):
+    monkeypatch.setattr(vec, "PIECE", 10)
+    shapes = [(9000,), (3,), (4,), (3,), (1,), (11,), (0,), (10,)]  # too large on average for a flat copy
+    a, b = draw(0, shapes=shapes), draw(1, shapes=shapes)
+    assert float(vec.dot(a, b)) == pytest.approx(float(flat(a) @ flat(b)), rel=1e-12)
+    pieces = list(vec._pieces(a, b))
+    assert [len(x) for x, _ in pieces] == [1, 3, 1, 1, 2]
+    assert_equal([t for x, _ in pieces for t in x], a)
+    expected = [x + alpha * y for x, y in zip(a, b, strict=True)]
+    vec.add_(a, b, alpha)
+    for x, y in zip(a, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-15, atol=1e-15)
 
 
 def test_mask_keeps_and_zeroes():
