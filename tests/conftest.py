@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
+from branches import branches
 
 
 @pytest.fixture(autouse=True)
-def _reproducible() -> None:
+def _reproducible() -> Iterator[None]:
     torch.manual_seed(0)
     torch.set_num_threads(1)
+    with branches():
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

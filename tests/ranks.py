@@ -97,6 +97,15 @@ def _serve(pipe: Connection, rank: int, count: int, meeting: str, path: list[str
     dist.init_process_group(
         "gloo", init_method=f"file://{meeting}", rank=rank, world_size=count, timeout=timedelta(seconds=PATIENCE)
     )
+    from branches import branches
+
+    with branches():
+        _answer(pipe)
+
+
+def _answer(pipe: Connection) -> None:
+    import torch
+
     while True:
         try:
             module, name, args, switch = pipe.recv()

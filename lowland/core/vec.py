@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -20,6 +19,14 @@ from torch import Tensor
 
 from lowland.core import shards
 from lowland.core.at_hand import at_hand as _at_hand
+from lowland.core.flat import alone as _alone
+from lowland.core.flat import apart as _apart
+from lowland.core.flat import bits as _bits
+from lowland.core.flat import joined as _joined
+from lowland.core.flat import many_small as _many_small
+from lowland.core.flat import one_or_zero as _one_or_zero
+from lowland.core.flat import pieces as _pieces
+from lowland.core.flat import spread as _spread
 from lowland.core.precision import of_vectors
 from lowland.core.shards import like as _like
 from lowland.core.shards import local as _local
@@ -27,12 +34,8 @@ from lowland.core.shards import local as _local
 Vec: TypeAlias = list[Tensor]
 Scalar: TypeAlias = "float | Tensor | Sequence[float]"
 
-SMALL = 8192  # average entries per tensor, below which one flat copy is cheaper than one call per tensor
-PIECE = 1 << 22  # entries of temporary memory at most, on a device
 TINY = 1e-12  # added to a norm before a division by it
 
-JOINABLE = (torch.float32, torch.float64)  # in other precisions, sums over many entries overflow
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of an entry
 _DTYPE = operator.attrgetter("dtype")
 _FOREACH_CLONE = getattr(torch, "_foreach_clone", None)  # not in torch 2.6
 
@@ -147,32 +150,12 @@ def stretch(v: Vec, factors: Tensor) -> Vec:
         factors: The factors, shape ``(len(v),)``.
     """
     if _many_small(v) and not _at_hand(v[0]) and factors.dtype == v[0].dtype:
-        return _apart(_joined(v).mul_(spread(factors, v)), v)
+        return _apart(_joined(v).mul_(_spread(factors, v)), v)
     if {factors.dtype} == set(map(_DTYPE, v)):
         return _like(v, torch._foreach_mul(_local(v), list(factors.unbind())))
     # A factor may overflow in fp16 although the product does not.
     scaled = [(t.to(f.dtype) * f).to(t.dtype) for t, f in zip(_local(v), factors.unbind(), strict=True)]
     return _like(v, scaled)
-
-
-def spread(factors: Tensor, v: Vec) -> Tensor:
-    """A number per tensor, repeated for all entries of its tensor.
-
-    Args:
-        factors: The numbers, shape ``(len(v),)``.
-        v: The tensors, on the device of the factors.
-
-    Returns:
-        A tensor of as many entries as all tensors of ``v`` together.
-    """
-    sizes = tuple(map(torch.numel, v))
-    return factors.repeat_interleave(_counts(sizes, factors.device), output_size=sum(sizes))
-
-
-@lru_cache(maxsize=8)
-def _counts(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """Sizes on a device; they are kept, because the host would wait for a copy to the device."""
-    return torch.tensor(sizes, device=device)
 
 
 def mul(a: Vec, b: Vec) -> Vec:
@@ -237,9 +220,7 @@ def mask(v: Vec, keep: Sequence[bool]) -> Vec:
 
 
 def where(condition: Tensor, a: Vec, b: Vec) -> Vec:
-    """``a`` where the 0-dim boolean ``condition`` holds, else ``b``, without synchronization.
-
-    """
+    """``a`` where the 0-dim boolean ``condition`` holds, else ``b``, without synchronization."""
     if _at_hand(condition):
         return clone(a if condition else b)
     result = torch._foreach_mul(_bits(a), _one_or_zero(condition, a))
@@ -275,7 +256,7 @@ def scale_(v: Vec, factor: float | Tensor) -> None:
 def div_(v: Vec, factor: Tensor | Vec | Sequence[float]) -> None:
     """``v /= factor`` in place, for a 0-dim tensor, a vector, or a number per tensor."""
     whole = isinstance(factor, Tensor) or not isinstance(factor[0], Tensor)
-    torch._foreach_div_(_local(v), factor if whole else _local(factor))  # type: ignore[arg-type, call-overload]
+    torch._foreach_div_(_local(v), factor if whole else _local(factor))  # type: ignore[arg-type]
 
 
 def addcmul_(v: Vec, a: Vec, b: Vec, value: float) -> None:
@@ -323,49 +304,3 @@ def together(combine: Callable[..., Vec], *vectors: Vec) -> Vec:
         return combine(*vectors)
     (flat,) = combine(*[[_joined(v)] for v in vectors])
     return _apart(flat, vectors[0])
-
-
-def _many_small(v: Vec) -> bool:
-    """Whether one operation on a flat copy is faster than one per tensor, which costs a microsecond or a launch."""
-    if len(v) <= 16 or not shards.ordinary(v) or v[0].dtype not in JOINABLE:
-        return False
-    return sum(map(torch.numel, v)) < SMALL * len(v) and len(set(map(_DTYPE, v))) == 1
-
-
-def _alone(v: Vec) -> bool:
-    """Whether a vector on a device is a single tensor, as inside :func:`together`, whose entries are summed at once."""
-    return len(v) == 1 and type(v[0]) in shards.ORDINARY and v[0].dtype in JOINABLE and not _at_hand(v[0])
-
-
-def _joined(v: Vec) -> Tensor:
-    """The entries of all tensors, shape ``(n,)``; a copy unless there is one tensor."""
-    if len(v) == 1:
-        return v[0].reshape(-1)
-    flat: Tensor = torch._utils._flatten_dense_tensors(v)  # type: ignore[no-untyped-call]
-    return flat
-
-
-def _apart(flat: Tensor, like: Vec) -> Vec:
-    """Views into a flat tensor in the shapes of ``like``."""
-    return list(torch._utils._unflatten_dense_tensors(flat, like))  # type: ignore[no-untyped-call]
-
-
-def _pieces(*vectors: Vec) -> Iterator[tuple[Vec, ...]]:
-    """Cut vectors between the same tensors into pieces of at most ``PIECE`` entries, or of one tensor."""
-    start = size = 0
-    for i, t in enumerate(vectors[0]):
-        if size and size + t.numel() > PIECE:
-            yield tuple(v[start:i] for v in vectors)
-            start, size = i, 0
-        size += t.numel()
-    yield tuple(v[start:] for v in vectors)
-
-
-def _bits(v: Vec) -> Vec:
-    """The bits of all entries as integers, which share their memory: times 0 they are those of 0, also for NaN."""
-    return [t.view(_BITS[t.element_size()]) for t in _local(v)]
-
-
-def _one_or_zero(condition: Tensor, v: Vec) -> Tensor:
-    """A condition as an integer to multiply bits by."""
-    return condition.to(_BITS[v[0].element_size()])

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lowland.core import flat as flattened
 from lowland.core import vec
 from lowland.core.at_hand import elsewhere
 
@@ -224,16 +225,16 @@ def test_where_and_zero_unless_take_precisions_and_layouts_as_they_come():
 def test_stretch_multiplies_every_tensor_by_its_own_factor(shapes, dtype):
     v, factors = draw(0, dtype, shapes), torch.randn(len(shapes), dtype=dtype)
     assert_equal(vec.stretch(v, factors), [t * f for t, f in zip(v, factors, strict=True)])
-    assert torch.equal(vec.spread(factors, v), flat([f.expand(t.shape) for t, f in zip(v, factors, strict=True)]))
+    assert torch.equal(flattened.spread(factors, v), flat([f.expand(t.shape) for t, f in zip(v, factors, strict=True)]))
 
 
 @pytest.mark.parametrize("alpha", [torch.tensor(0.5), -2.0])
 def test_temporary_memory_is_cut_into_pieces(alpha, monkeypatch):
-    monkeypatch.setattr(vec, "PIECE", 10)
+    monkeypatch.setattr(flattened, "PIECE", 10)
     shapes = [(9000,), (3,), (4,), (3,), (1,), (11,), (0,), (10,)]  # too large on average for a flat copy
     a, b = draw(0, shapes=shapes), draw(1, shapes=shapes)
     assert float(vec.dot(a, b)) == pytest.approx(float(flat(a) @ flat(b)), rel=1e-12)
-    pieces = list(vec._pieces(a, b))
+    pieces = list(flattened.pieces(a, b))
     assert [len(x) for x, _ in pieces] == [1, 3, 1, 1, 2]
     assert_equal([t for x, _ in pieces for t in x], a)
     expected = [x + alpha * y for x, y in zip(a, b, strict=True)]

@@ -11,6 +11,7 @@ from optimizers import ALL, CLOSED, DRY, Case, adam, assert_unchanged
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from lowland.core.at_hand import elsewhere
 from lowland.core.errors import ParameterError, UsageError
 from lowland.engine import lookahead
 
@@ -204,3 +205,24 @@ def test_unwrap_finds_the_torch_optimizer():
     assert lookahead.unwrap(base) is base
     with pytest.raises(ParameterError, match=r"optimizer must be a torch.optim.Optimizer, but is a int; pass the opt"):
         lookahead.unwrap(Wrapper(3))
+
+
+@pytest.mark.parametrize("many", [1, 30], ids=["few", "many"])
+@pytest.mark.parametrize("make", [m for name, m in CLOSED.items() if not name.startswith("sgd")])
+def test_step_counts_on_a_device_are_not_read(make, many, monkeypatch):
+    """Fused and capturable optimizers count on the device, which no CPU has: here no tensor counts as readable."""
+    monkeypatch.setattr(lookahead, "ORDINARY", frozenset())
+    weights = [nn.Parameter(torch.randn(3, 2, dtype=torch.float64)) for _ in range(many)]
+    optimizer = make(weights)
+    for step in range(3):
+        for i, p in enumerate(weights):
+            p.grad = torch.randn_like(p) if step or i != 1 else None  # the second parameter begins later
+        optimizer.step()
+    grad = [torch.randn_like(p) for p in weights]
+    with elsewhere():
+        found = lookahead.displacement(optimizer, weights, grad)
+    before = [p.detach().clone() for p in weights]
+    for p, g in zip(weights, grad, strict=True):
+        p.grad = g
+    optimizer.step()
+    assert_moves(found, [p.detach() - b for p, b in zip(weights, before, strict=True)])
