@@ -78,7 +78,7 @@ class FriendlySAM(Method):
 
     def _update(self, mean: Vec, g: Vec, reached: list[bool]) -> Vec:
         weights = self.lmb * (vec.norms(mean) > 0).to(g[0].dtype)  # (number of tensors,): 0 for a tensor without a mean
-        updated = vec.stretch(mean, weights)
+        updated = vec.scale(mean, self.lmb)  # a tensor without a mean is zero and stays zero
         vec.add_(updated, vec.stretch(g, 1 - weights))
         updated = vec.where(vec.finite(g), updated, mean)  # a NaN would stay in the mean forever
         return [new if r else old for new, old, r in zip(updated, mean, reached, strict=True)]
