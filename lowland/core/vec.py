@@ -207,7 +207,7 @@ def reject(a: Vec, onto: Vec) -> Vec:
 
 def _along(a: Vec, onto: Vec) -> Tensor:
     """The factor of ``onto`` in the projection of ``a``, shape ``()``."""
-    square = dot(onto, onto) if _at_hand(onto[0]) else norm(onto).square()
+    square = dot(onto, onto)  # not the square of the norm: then equal vectors leave exactly nothing
     return dot(a, onto) / square.clamp_min(torch.finfo(square.dtype).tiny)
 
 
