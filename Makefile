@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 INTEGRATIONS := .venv-integrations
 TORCHVISION := .torchvision
 
-.PHONY: setup demo test check ci test-integrations docs dist clean
+.PHONY: setup demo test check ci test-branches test-integrations docs dist clean
 
 setup: $(STAMP)
 
@@ -34,6 +34,11 @@ ci: setup
 	$(BIN)/mypy
 	$(MAKE) test COVERAGE='--cov=lowland --cov-report='
 	$(BIN)/coverage report --skip-covered --sort=cover
+
+# The arithmetic that a GPU runs, on a CPU: everything that computes steps is tested with the branches of a GPU, too.
+test-branches: setup
+	LOWLAND_BRANCHES=gpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder \
+		$(addprefix tests/,core engine executors methods official surroundings)
 
 # Training frameworks have an environment of their own: nothing else needs them, and they pin much.
 test-integrations: $(INTEGRATIONS)/.installed $(TORCHVISION)/.installed
