@@ -1,14 +1,14 @@
 """Counts what a method launches beyond its passes: operator calls and bytes, the same on every machine.
 
 On a GPU every kernel costs some microseconds of the host, whatever it computes. So the arithmetic of a method on many
-small tensors costs its number of launches. The counts are of the branches that a GPU takes; no GPU is needed.
+small tensors costs its number of launches. The methods take the branches that they take on a GPU; no GPU is needed.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,30 +22,33 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lowland
 from lowland.core.at_hand import elsewhere
-from lowland.core.errors import ParameterError, UnknownNameError
+from lowland.core.errors import UnknownNameError
 from lowland.lab.models import build
 from lowland.methods import METHODS, make
 
 # Operations that launch nothing: views, and memory without values.
-FREE = frozenset(
+_FREE = (
     "alias as_strided detach empty empty_like empty_strided expand new_empty new_empty_strided permute reshape select "
-    "slice split split_with_sizes squeeze t transpose unbind unsqueeze view _unsafe_view _reshape_alias lift_fresh "
-    "_foreach_tensor_empty_like".split()
+    "slice split split_with_sizes squeeze t transpose unbind unsqueeze view _unsafe_view _reshape_alias lift_fresh"
 )
-OVERWRITES = frozenset(("copy_", "_foreach_copy_", "zero_", "_foreach_zero_", "fill_"))  # do not read what they write
-TENSORS = 110  # a list operation of torch launches a kernel for this many tensors at most
-JOINED = 128  # torch.cat likewise
-_forward = ContextVar("forward", default=False)  # whether forward runs, which is not counted
-WARMUP = 9  # steps that are not counted: the engine checks more in steps 0, 1, 2, 4 and 8
-STEPS = 6  # steps that are counted, up to step 14: they have all steps of a cycle of 5
+FREE = frozenset(_FREE.split())
+LIST = "_foreach"  # begins the names of operations on lists
+OVERWRITES = frozenset(("copy_", "zero_", "fill_"))  # do not read what they write, neither on lists
+TENSORS, JOINED = 110, 128  # the most tensors that torch gives to one kernel: of a list operation, and of torch.cat
+# Whether forward runs, which is not counted. The executor restores the Python state that a loss function can reach, so
+# a counter within its reach would lose what it counted in a displaced pass.
+_forward = ContextVar("forward", default=False)
+WARMUP = 10  # steps that are not counted: the engine checks more in steps 0, 1, 2, 4 and 8
+STEPS = 5  # steps that are counted: a whole cycle of LookSAM, and a whole window of VSAM and ARSAM
 
 
 class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations in its context, except those of forward and backward.
 
     Attributes:
-        launches: Kernels that a GPU would be given. An operation on a list counts once for every 110 of its tensors,
-            or once for each where torch has no kernel for lists: where tensors of a second list have other shapes.
+        launches: Operator calls. A call on a list counts once for every 110 of its tensors, which is the most that
+            torch gives to one kernel. It counts once for every tensor where torch has no kernel for the list: where
+            the tensors of a second list have other shapes, such as ``()``.
         bytes: Bytes that the operations read and write.
         calls: The launches of each operation, by name.
     """
@@ -81,7 +84,7 @@ def _kernels(name: str, args: Sequence[Any]) -> int:
     """How many kernels a GPU runs for an operation."""
     if name == "cat":
         return -(-len(args[0]) // JOINED)
-    if not name.startswith("_foreach"):
+    if not name.startswith(LIST):
         return 1
     first = args[0]
     lists = [a for a in args[1:] if isinstance(a, list | tuple) and len(a) == len(first) and isinstance(a[0], Tensor)]
@@ -91,12 +94,14 @@ def _kernels(name: str, args: Sequence[Any]) -> int:
 
 def _moved(name: str, schema: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:
     """The bytes that an operation reads and writes."""
+    overwrites = name.removeprefix(f"{LIST}_") in OVERWRITES
     given = dict(zip([a.name for a in schema.arguments], args, strict=False)) | dict(kwargs)
-    total, seen = 0, set()
+    total = 0
+    seen: set[int] = set()
     for argument in schema.arguments:
         size = _size(given.get(argument.name), seen)
         written = argument.alias_info is not None and argument.alias_info.is_write
-        read = not written or not (name in OVERWRITES or argument.kwarg_only)
+        read = not written or not (overwrites or argument.kwarg_only)
         total += size * (int(written) + int(read))
     return total + _size(out, seen)
 
@@ -127,7 +132,10 @@ class Chain(nn.Module):
 
 def _chain() -> tuple[nn.Module, list[Any]]:
     generator = torch.Generator().manual_seed(0)
-    return Chain(), _batches(lambda: torch.randn(8, 32, generator=generator), 32, 8, generator)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        model = Chain()
+    return model, _batches(lambda: torch.randn(8, 32, generator=generator), 32, 8, generator)
 
 
 def _resnet() -> tuple[nn.Module, list[Any]]:
@@ -150,11 +158,11 @@ FIELDS: dict[str, str] = {
     "ausam": "examples=8,warmup=1",
     "late": "start=1",
     "momentum-sam": "rho=0.1",
-    "vsam": "window=6,blocks=2,warmup=1",
-    "arsam": "window=6,blocks=2,warmup=1",
+    "vsam": "window=5,blocks=2",
+    "arsam": "window=5,blocks=2",
     "rst": "s=0.5",
 }
-ADAM = ("sampa", "momentum-sam")  # methods that read the base optimizer, which are counted with Adam, too
+NORMALIZED = ("sam-on",)  # methods that perturb normalization layers alone
 
 
 @dataclass(frozen=True)
@@ -184,27 +192,35 @@ class Count:
     calls: dict[str, int]
 
 
-def count(method: lowland.Method, case: str, base: Callable[..., Optimizer], text: str = "") -> Count:
+def text_of(name: str) -> str:
+    """A method's name with the fields that it is counted with."""
+    return f"{name}:{FIELDS[name]}" if name in FIELDS else name
+
+
+def bases_of(name: str) -> tuple[Callable[..., Optimizer], ...]:
+    """What makes the base optimizers that a method is counted with."""
+    # AdaSAM needs AMSGrad. SAMPa and Momentum-SAM read the base optimizer, so its kind matters.
+    return {"adasam": (_amsgrad,), "sampa": (_sgd, _adamw), "momentum-sam": (_sgd, _adamw)}.get(name, (_sgd,))
+
+
+def count(case: str, method: str, base: Callable[..., Optimizer]) -> Count:
     """Count the launches of a method's steps.
 
     Args:
-        method: The method.
         case: A key of ``CASES``.
+        method: The method as text, such as ``"vsam:window=5"``.
         base: Makes the base optimizer from the parameters.
-        text: The method as text.
     """
-    if case not in CASES:
-        raise UnknownNameError("case", case, CASES)
-    model, batches = CASES[case]()
+    model, batches = _case(case)
     optimizer, counter = base(model.parameters()), Launches()
-    engine = lowland.Engine(method, model, optimizer, _losses, total_steps=len(batches))
+    engine = lowland.Engine(make(method), model, optimizer, _losses, total_steps=len(batches))
     steps: list[tuple[int, int, Counter[str]]] = []
     with elsewhere():
         for number, batch in enumerate(batches):
             if number == WARMUP:
                 before = replace(engine.cost)
             counter.bytes, counter.calls = 0, Counter()
-            with counter:
+            with counter if number >= WARMUP else nullcontext():
                 engine.backward(batch)
             if number >= WARMUP:
                 steps.append((counter.launches, counter.bytes, counter.calls))
@@ -214,7 +230,7 @@ def count(method: lowland.Method, case: str, base: Callable[..., Optimizer], tex
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     moved = sum(step[1] for step in steps) / len(steps)
     return Count(
-        method=text or repr(method),
+        method=method,
         optimizer=type(optimizer).__name__,
         passes=(engine.cost.probes - before.probes) / len(steps),
         launches=sum(step[0] for step in steps) / len(steps),
@@ -224,6 +240,12 @@ def count(method: lowland.Method, case: str, base: Callable[..., Optimizer], tex
         bytes=moved,
         calls=dict(most[2].most_common()),
     )
+
+
+def _case(name: str) -> tuple[nn.Module, list[Any]]:
+    if name not in CASES:
+        raise UnknownNameError("case", name, CASES)
+    return CASES[name]()
 
 
 def _losses(model: nn.Module, batch: Any) -> Tensor:
@@ -255,16 +277,24 @@ def measure(case: str, tick: Callable[[], None] | None = None) -> dict[str, Any]
         tick: Called after every method.
 
     Returns:
-        ``case``, ``tensors``, ``parameters``, and ``counts``: a :class:`Count` for every method and optimizer.
+        ``case``, ``tensors``, ``parameters``; ``steps``, the number of steps that are counted; ``counts``: the fields
+        of a :class:`Count` for every method and optimizer; and ``left_out``: the methods that need normalization
+        layers, where the model has none.
     """
+    model = _case(case)[0]
+    normalized = any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    left_out = [name for name in METHODS if name in NORMALIZED and not normalized]
     counts = []
     for name in METHODS:
-        text = f"{name}:{FIELDS[name]}" if name in FIELDS else name
-        for base in (_amsgrad,) if name == "adasam" else (_sgd, _adamw) if name in ADAM else (_sgd,):
-            with suppress(ParameterError):  # SAM-ON needs a model with normalization layers
-                counts.append(count(make(text), case, base, text))
+        if name not in left_out:
+            counts += [count(case, text_of(name), base) for base in bases_of(name)]
         if tick is not None:
             tick()
-    params = list(CASES[case]()[0].parameters())
-    numbers = sum(p.numel() for p in params)
-    return {"case": case, "tensors": len(params), "parameters": numbers, "counts": [vars(c) for c in counts]}
+    return {
+        "case": case,
+        "tensors": len(list(model.parameters())),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": STEPS,
+        "counts": [vars(c) for c in counts],
+        "left_out": left_out,
+    }

@@ -10,16 +10,18 @@ import tyro
 from rich.console import Console
 
 from lowland.cli.bench.comm import Comm
+from lowland.cli.bench.launches import Launches
 from lowland.cli.bench.overhead import Overhead
 from lowland.cli.bench.parallel import Parallel
 
 
 @dataclass(kw_only=True)
 class Bench:
-    """Measure the costs of methods on this machine; print ratios and write JSON."""
+    """Measure or count the costs of methods; print tables and write JSON."""
 
     what: (
         Annotated[Overhead, tyro.conf.subcommand(Overhead.name)]
+        | Annotated[Launches, tyro.conf.subcommand(Launches.name)]
         | Annotated[Parallel, tyro.conf.subcommand(Parallel.name)]
         | Annotated[Comm, tyro.conf.subcommand(Comm.name)]
     ) = field(default_factory=Overhead)

@@ -11,13 +11,13 @@ from rich import box
 from rich.table import Table
 
 from lowland.bench.two_processes import driver, network
-from lowland.cli.bench.command import Measurement
+from lowland.cli.bench.command import Timed
 from lowland.cli.bench.figure import NAMES, draw
 from lowland.core.errors import ArgumentError
 
 
 @dataclass(kw_only=True)
-class Comm(Measurement):
+class Comm(Timed):
     """Measure as ``bench parallel``, but between two network namespaces and at several bandwidths; draw a figure.
 
     It needs Linux, root and iproute2. The figure is an SVG file with the name of the JSON file.

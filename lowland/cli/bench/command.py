@@ -1,4 +1,4 @@
-"""The base class of the measurements of ``lowland bench``: cases, rounds, a progress bar, tables and a JSON file."""
+"""The base classes of the measurements of ``lowland bench``: cases, a progress bar, tables, a JSON file; rounds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ class Measurement(ABC):
 
     Args:
         cases: The cases to measure; by default all cases.
-        rounds: Rounds that count, >= 5; every variant takes one step a round.
         out: The JSON file; by default bench-NAME.json, with the measurement's name.
 
     Attributes:
@@ -33,12 +32,11 @@ class Measurement(ABC):
     known: ClassVar[Mapping[str, Any]]
 
     cases: tuple[str, ...] = ()
-    rounds: int = 60
     out: Path | None = None
 
     @abstractmethod
     def measure(self, case: str, tick: Callable[[], None]) -> dict[str, Any]:
-        """The figures of one case; calls ``tick`` after every round."""
+        """The figures of one case; calls ``tick`` after every part of the measurement."""
 
     @abstractmethod
     def total(self) -> int:
@@ -90,6 +88,17 @@ class Measurement(ABC):
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             bar = progress.add_task(case, total=self.total())
             return self.measure(case, lambda: progress.advance(bar))
+
+
+@dataclass(kw_only=True)
+class Timed(Measurement):
+    """A measurement of step times, in rounds.
+
+    Args:
+        rounds: Rounds that count, >= 5; every variant takes one step a round.
+    """
+
+    rounds: int = 60
 
 
 def _check_writable(out: Path) -> None:

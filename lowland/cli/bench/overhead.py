@@ -9,12 +9,12 @@ from typing import Any
 from rich.table import Table
 
 from lowland.bench import overhead
-from lowland.cli.bench.command import Measurement
+from lowland.cli.bench.command import Timed
 from lowland.cli.bench.rows import ratios, with_medians
 
 
 @dataclass(kw_only=True)
-class Overhead(Measurement):
+class Overhead(Timed):
     """Measure step times of SAM, LookSAM and SAMPa next to bare gradients; print ratios and write JSON.
 
     The variants take their steps in turn, in one process on one thread; pytorch_optimizer's SAM is one of them where it

@@ -9,12 +9,12 @@ from typing import Any
 from rich.table import Table
 
 from lowland.bench.two_processes import driver
-from lowland.cli.bench.command import Measurement
+from lowland.cli.bench.command import Timed
 from lowland.cli.bench.rows import ratios, with_medians
 
 
 @dataclass(kw_only=True)
-class Parallel(Measurement):
+class Parallel(Timed):
     """Measure steps on two processes of one thread each, next to plain and SAM on one; print ratios and write JSON.
 
     On two processes run data-parallel SAM, and SAMPa with its gradients computed at once and exchanged through memory
