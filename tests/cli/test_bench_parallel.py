@@ -26,7 +26,7 @@ def _found(mbit: float) -> dict[str, Any]:
     ratios = {"sam / plain": 2.0, "sampa / plain": 1.0 + 100 / mbit, "dp-sam / plain": 0.8 + 200 / mbit}
     ratios |= {"sampa / dp-sam": ratios["sampa / plain"] / ratios["dp-sam / plain"]}
     ratios |= {"sampa / sam": ratios["sampa / plain"] / 2}
-    return {"mbit": mbit, "rounds": 5, "ratios": ratios, "exposed_share": 0.25}
+    return {"mbit": mbit, "rounds": 5, "ratios": ratios, "exposed_share": {"sampa": 0.25, "dp-sam": 0.5}}
 
 
 def _result() -> dict[str, Any]:
@@ -40,6 +40,10 @@ def test_parallel_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.
     out = tmp_path / "bench.json"
     assert main(["bench", "parallel", "--cases", "tiny", "--rounds", "5", "--out", str(out)]) == 0
     shown = capsys.readouterr().out
+    assert shown.startswith("tiny: on two processes, SAMPa ")
+    assert shown.index("sampa / plain-twice") < shown.index("sam / plain ")
+    for name in ("dp-plain", "dp-sam", "sampa", "sampa-messages"):
+        assert f"not hidden behind backward: {name} " in shown
     for told in ("tiny, 5 rounds", "sampa / dp-sam", "in a step: sampa", "not hidden behind backward", "median step"):
         assert told in shown
     found = json.loads(out.read_text())

@@ -9,6 +9,8 @@ All variants take turns, step by step:
 - ``sampa`` computes a gradient of the full batch on each process, and exchanges the gradients through host memory;
 - ``sampa-messages`` exchanges them by gloo, as ``sampa`` does over a network.
 
+The headline is the ratio of a variant to ``plain-twice``: what a method on two processes costs beyond its gradients.
+
 Each process has one thread. Figures are medians, and ratios are medians of ratios within a round, so that a drift of
 the machine's speed cancels. The time of a step on two processes is the time of the slower process.
 """
@@ -38,7 +40,9 @@ WARMUP = 5  # rounds that do not count, after a change of bandwidth, too
 FEWEST = 5  # rounds that make a median
 BANDWIDTHS = (10000.0, 1000.0, 300.0, 100.0, 30.0)  # Mbit/s; the first hardly limits
 CLASSES = 10
+AT_ONCE = ("sampa", "sampa-messages", "dp-sam", "dp-plain", "sam")  # next to two plain steps at once
 RATIOS = (
+    *((name, "plain-twice") for name in AT_ONCE),
     ("sam", "plain"),
     ("plain-twice", "plain"),
     ("dp-plain", "plain"),
@@ -46,7 +50,6 @@ RATIOS = (
     ("sampa", "plain"),
     ("dp-sam", "sam"),
     ("sampa", "sam"),
-    ("sampa", "plain-twice"),
     ("sampa", "dp-sam"),
     ("sampa-messages", "plain"),
     ("sampa", "sampa-messages"),
@@ -206,13 +209,14 @@ def summary(answers: Sequence[Sequence[dict[str, Any]]], *, senders: int) -> dic
     Returns:
         ``rounds``; by variant ``median_ms``, the ``bytes`` of gradients that a rank sends in a step, and
         ``wire_bytes``, the bytes that the network device counts for a rank in a step, including all protocols (None
-        without a count); ``ratios``; and for SAMPa ``exposed_ms``, the time that the rank whose backward ends last
-        waits for the exchange, with ``exposed_share``, its fraction of the step. The time that the other rank waits for
-        this rank is not included.
+        without a count); ``ratios``, those to ``plain-twice`` first; and by variant, for those that exchange
+        anything, ``exposed_ms``: the time that a rank waits in a step for exchanges which backward does not hide, with
+        ``exposed_share``, its fraction of the step. It is the time of the rank that waits less, whose backward ends
+        last: the time that the other rank waits for this rank is not included.
     """
     names = list(answers[0][0]["seconds"])
     seconds = {name: [max(rank["seconds"].get(name, 0.0) for rank in ranks) for ranks in answers] for name in names}
-    waited = [min(rank["waited"]["sampa"] for rank in ranks) for ranks in answers]
+    waited = {n: [min(rank["waited"][n] for rank in ranks) for ranks in answers] for n in answers[0][0]["waited"]}
     wires = {name: [ranks[0]["wire"][name] for ranks in answers] for name in names}
     return {
         "rounds": len(answers),
@@ -223,8 +227,8 @@ def summary(answers: Sequence[Sequence[dict[str, Any]]], *, senders: int) -> dic
             name: None if None in counts else round(statistics.median(counts) / senders)
             for name, counts in wires.items()
         },
-        "exposed_ms": round(statistics.median(waited) * 1e3, 3),
-        "exposed_share": _ratio(waited, seconds["sampa"]),
+        "exposed_ms": {name: round(statistics.median(times) * 1e3, 3) for name, times in waited.items()},
+        "exposed_share": {name: _ratio(times, seconds[name]) for name, times in waited.items()},
     }
 
 

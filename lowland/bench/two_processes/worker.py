@@ -26,6 +26,7 @@ from torch.optim import SGD
 
 import lowland
 from lowland.bench.overhead import loss_fn
+from lowland.bench.two_processes import waiting
 from lowland.bench.two_processes.driver import RANKS, Case
 from lowland.executors.mesh.mesh import Mesh
 from lowland.executors.mesh.messages import BUCKET
@@ -41,7 +42,8 @@ class Variant:
         step: Takes one training step.
         alone: Only rank 0 takes the step; rank 1 rests.
         sent: Returns the total bytes that this rank has sent in gradient exchanges.
-        waited: Returns the total seconds of exchange that backward did not hide; None if the variant does not count.
+        waited: Returns the total seconds that this rank has waited for exchanges which backward did not hide; None if
+            the variant exchanges nothing.
     """
 
     step: Callable[[], None]
@@ -95,16 +97,17 @@ def _base(model: nn.Module) -> SGD:
 def _bare(model: nn.Module, batch: Batch, *, reduced: int = 0, alone: bool = False) -> Variant:
     """A variant without lowland, whose step sends ``reduced`` bytes in an all-reduce."""
     optimizer = _base(model)
+    loss_function = waiting.watched if reduced else loss_fn
     steps_taken = 0
 
     def step() -> None:
         nonlocal steps_taken
         steps_taken += 1
         optimizer.zero_grad()
-        loss_fn(model, batch).backward()  # type: ignore[no-untyped-call]
+        loss_function(model, batch).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
-    return Variant(step, alone, sent=lambda: steps_taken * reduced)
+    return Variant(step, alone, lambda: steps_taken * reduced, waiting.waited if reduced else None)
 
 
 def _ours(
@@ -117,7 +120,9 @@ def _ours(
     alone: bool = False,
 ) -> Variant:
     optimizer = _base(model)
-    engine = lowland.Engine(method, model, optimizer, loss_fn, executor=mesh, allow_unaveraged=alone or mesh is None)
+    loss_function = waiting.watched if reduced else loss_fn
+    unaveraged = alone or mesh is None
+    engine = lowland.Engine(method, model, optimizer, loss_function, executor=mesh, allow_unaveraged=unaveraged)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -128,7 +133,10 @@ def _ours(
         # The executor cannot count DDP's all-reduces inside backward: add their number times the gradient's size.
         return engine.cost.bytes + engine.cost.reduces * reduced
 
-    return Variant(step, alone, sent, None if mesh is None else lambda: mesh.waited)
+    def waited() -> float:
+        return waiting.waited() + (0.0 if mesh is None else mesh.waited)
+
+    return Variant(step, alone, sent, None if alone else waited)
 
 
 def take_round(steps: dict[str, Variant], rank: int, device: str, number: int = 0) -> dict[str, Any]:
@@ -218,7 +226,8 @@ def main() -> int:
         dist.init_process_group(
             "gloo", init_method=meeting, rank=rank, world_size=RANKS, timeout=timedelta(seconds=patience)
         )
-        serve(rank, sys.stdin, answer)
+        with waiting.all_reduces_timed():
+            serve(rank, sys.stdin, answer)
     except Exception:
         answer({"error": traceback.format_exc()})
         return 1

@@ -78,7 +78,7 @@ def _table(result: dict[str, Any]) -> Table:
         rows.add_column(name, justify="right")
     for at in result["bandwidths"]:
         values = [f"{at['ratios'][name]:.3f}" for name in ratios]
-        rows.add_row(f"{at['mbit']:g}", *values, f"{100 * at['exposed_share']:.1f} % of the step")
+        rows.add_row(f"{at['mbit']:g}", *values, f"{100 * at['exposed_share']['sampa']:.1f} % of the step")
     return rows
 
 

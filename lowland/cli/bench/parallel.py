@@ -15,10 +15,12 @@ from lowland.cli.bench.rows import ratios, with_medians
 
 @dataclass(kw_only=True)
 class Parallel(Timed):
-    """Measure steps on two processes of one thread each, next to plain and SAM on one; print ratios and write JSON.
+    """Measure steps on two processes of one thread each, next to two plain steps at once; print ratios, write JSON.
 
     On two processes run data-parallel SAM, and SAMPa with its gradients computed at once and exchanged through memory
-    and by messages. The bytes that they exchange are counted.
+    and by messages. The first ratios compare them with two plain steps at once, one on each process, that exchange
+    nothing: no method with two gradients can be faster on this machine. Plain and SAM on one process stand beside
+    them. The bytes that are exchanged are counted, and the time is measured that a rank waits for them.
     """
 
     name = "parallel"
@@ -32,8 +34,8 @@ class Parallel(Timed):
         """See :meth:`Measurement.total`."""
         return self.rounds + driver.WARMUP
 
-    def tables(self, result: dict[str, Any]) -> Iterable[Table]:
-        """Ratios, traffic and medians of one case; plain and SAM run on one process, the others on two."""
+    def tables(self, result: dict[str, Any]) -> Iterable[Table | str]:
+        """The headline; ratios, traffic and medians of one case; plain and SAM run on one process, others on two."""
         rows = ratios(result)
         for name, value in result["bytes"].items():
             if value:
@@ -41,10 +43,24 @@ class Parallel(Timed):
         for name, value in result["wire_bytes"].items():
             if result["bytes"][name] and value is not None:
                 rows.add_row(f"leaves a rank's network device in a step: {name}", f"{value / 1e6:.3f} MB")
-        exposed = f"{result['exposed_ms']:.1f} ms, {100 * result['exposed_share']:.1f} %"
-        rows.add_row("of the exchange not hidden behind backward: sampa", exposed)
-        return [with_medians(rows, result)]
+        for name, value in result["exposed_ms"].items():
+            exposed = f"{value:.1f} ms, {100 * result['exposed_share'][name]:.1f} %"
+            rows.add_row(f"of the exchange not hidden behind backward: {name}", exposed)
+        return [headline(result), with_medians(rows, result)]
 
     def machine(self) -> dict[str, Any]:
         """See :meth:`Measurement.machine`."""
         return driver.machine()
+
+
+def headline(result: dict[str, Any]) -> str:
+    """The sentence that compares the variants on two processes with two plain steps at once."""
+    names = {
+        "sampa": "SAMPa",
+        "sampa-messages": "SAMPa by messages",
+        "dp-sam": "data-parallel SAM",
+        "dp-plain": "data-parallel plain training",
+    }
+    *most, last = [f"{title} {result['ratios'][f'{name} / plain-twice']:.2f}" for name, title in names.items()]
+    times = f"{', '.join(most)} and {last} times"
+    return f"{result['case']}: on two processes, {times} what two plain steps at once take with nothing exchanged."

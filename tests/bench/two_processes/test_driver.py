@@ -50,8 +50,15 @@ def test_sampa_exchanges_half_of_what_data_parallel_sam_does(result: dict[str, A
     alone = dict.fromkeys(("plain", "sam", "plain-twice"), 0)
     each = dict.fromkeys(("dp-plain", "sampa", "sampa-messages"), size)
     assert result["bytes"] == {**alone, **each, "dp-sam": 2 * size}
-    assert 0 < result["exposed_share"] < 1
-    assert 0 < result["exposed_ms"] < result["median_ms"]["sampa"]
+
+
+@pytest.mark.slow
+def test_the_waiting_of_all_that_exchange_is_measured(result: dict[str, Any]) -> None:
+    exchanging = ["dp-plain", "dp-sam", "sampa", "sampa-messages"]
+    assert list(result["exposed_ms"]) == list(result["exposed_share"]) == exchanging
+    for name in exchanging:
+        assert 0 < result["exposed_share"][name] < 1
+        assert 0 < result["exposed_ms"][name] < result["median_ms"][name]
 
 
 @pytest.mark.slow
@@ -127,18 +134,22 @@ def _round(sampa: float, plain: float, slower: float) -> list[dict[str, Any]]:
         "seconds": {**dict.fromkeys(names, 1.0), "sampa": sampa, "plain": plain},
         "bytes": dict.fromkeys(names, 8),
         "wire": dict.fromkeys(names, 20),
-        "waited": {"sampa": 0.1},
+        "waited": {"sampa": 0.1, "dp-sam": 0.4},
     }
     both = {name: s + slower for name, s in first["seconds"].items() if name not in ("plain", "sam")}
-    return [first, {**first, "seconds": both, "waited": {"sampa": 0.3}}]
+    return [first, {**first, "seconds": both, "waited": {"sampa": 0.3, "dp-sam": 0.2}}]
 
 
 def test_a_step_is_as_long_as_the_slower_rank() -> None:
     found = parallel.summary([_round(1.0, 1.0, 0.5), _round(2.0, 2.0, 1.0), _round(9.0, 1.0, 0.0)], senders=2)
     assert found["median_ms"]["sampa"] == 3000  # of 1.5, 3 and 9 seconds
+    assert next(iter(found["ratios"])) == "sampa / plain-twice"
+    assert found["ratios"]["sampa / plain-twice"] == 1.5  # of 1.5 / 1.5, 3 / 2 and 9 / 1
     assert found["ratios"]["sampa / plain"] == 1.5  # of 1.5, 1.5 and 9, round by round
-    assert found["exposed_ms"] == 100  # of the rank that had less to wait for, so came last
-    assert found["exposed_share"] == round(0.1 / 3, 4)  # in 1.5, 3 and 9 seconds
+    # of the rank that had less to wait for, so came last
+    assert found["exposed_ms"] == {"sampa": 100, "dp-sam": 200}
+    # in 1.5, 3 and 9 seconds, and in 1.5, 2 and 1 seconds
+    assert found["exposed_share"] == {"sampa": round(0.1 / 3, 4), "dp-sam": round(0.2 / 1.5, 4)}
     assert found["wire_bytes"]["sampa"] == 10  # the device served both ranks
     assert "sampa / sampa-messages" not in found["ratios"]
     nobody = [{**rank, "wire": dict.fromkeys(rank["wire"])} for rank in _round(1.0, 1.0, 0.0)]
