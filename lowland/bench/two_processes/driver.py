@@ -211,12 +211,13 @@ def summary(answers: Sequence[Sequence[dict[str, Any]]], *, senders: int) -> dic
         ``wire_bytes``, the bytes that the network device counts for a rank in a step, including all protocols (None
         without a count); ``ratios``, those to ``plain-twice`` first; and by variant, for those that exchange
         anything, ``exposed_ms``: the time that a rank waits in a step for exchanges which backward does not hide, with
-        ``exposed_share``, its fraction of the step. It is the time of the rank that waits less, whose backward ends
-        last: the time that the other rank waits for this rank is not included.
+        ``exposed_share``, its fraction of the step. For every exchange it is the time of the rank that waits less,
+        whose backward ends last: the time that the other rank waits for this rank is not included.
     """
-    names = list(answers[0][0]["seconds"])
+    first = answers[0][0]
+    names = list(first["seconds"])
     seconds = {name: [max(rank["seconds"].get(name, 0.0) for rank in ranks) for ranks in answers] for name in names}
-    waited = {n: [min(rank["waited"][n] for rank in ranks) for ranks in answers] for n in answers[0][0]["waited"]}
+    waited = {n: [_unhidden([rank["waited"][n] for rank in ranks]) for ranks in answers] for n in first["waited"]}
     wires = {name: [ranks[0]["wire"][name] for ranks in answers] for name in names}
     return {
         "rounds": len(answers),
@@ -230,6 +231,11 @@ def summary(answers: Sequence[Sequence[dict[str, Any]]], *, senders: int) -> dic
         "exposed_ms": {name: round(statistics.median(times) * 1e3, 3) for name, times in waited.items()},
         "exposed_share": {name: _ratio(times, seconds[name]) for name, times in waited.items()},
     }
+
+
+def _unhidden(waits: Sequence[Sequence[float]]) -> float:
+    """The time of all exchanges of a step, for each the least of all ranks; a sequence of waits per rank."""
+    return sum(map(min, zip(*waits, strict=True)), 0.0)
 
 
 def _ratio(over: Sequence[float], under: Sequence[float]) -> float:

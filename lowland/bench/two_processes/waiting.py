@@ -19,18 +19,19 @@ from torch import Tensor, nn
 
 from lowland.bench.overhead import loss_fn
 
-# The seconds so far. The executor restores the Python state that a loss function can reach, and it reaches no value of
-# a ContextVar.
-_waited = ContextVar("waited", default=0.0)
+# The executor restores the Python state that a loss function can reach, and it reaches no value of a ContextVar.
+_waits: ContextVar[tuple[float, ...]] = ContextVar("waits", default=())
 
 
-def waited() -> float:
-    """Seconds that this process has waited so far: in backward of :func:`watched`, and in :func:`all_reduces_timed`."""
-    return _waited.get()
+def taken() -> list[float]:
+    """Seconds of every wait since the last call, in backward of :func:`watched` and in :func:`all_reduces_timed`."""
+    waits = list(_waits.get())
+    _waits.set(())
+    return waits
 
 
 def watched(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean cross entropy, whose backward adds the time of its last callbacks to :func:`waited`.
+    """Mean cross entropy, whose backward notes the time of its last callbacks for :func:`taken`.
 
     Args:
         model: The model in DistributedDataParallel, on the CPU: there autograd calls back in the thread of the caller.
@@ -48,20 +49,20 @@ def _backward_begins(grad: Tensor) -> None:
 def _gradients_ready() -> None:
     """Runs when all gradients are computed, before DistributedDataParallel waits."""
     begun = time.perf_counter()
-    _queue(lambda: _add(begun))  # queued last, so it runs after the wait
+    _queue(lambda: _note(begun))  # queued last, so it runs after the wait
 
 
 def _queue(callback: Any) -> None:
     torch.autograd.Variable._execution_engine.queue_callback(callback)
 
 
-def _add(begun: float) -> None:
-    _waited.set(_waited.get() + time.perf_counter() - begun)
+def _note(begun: float) -> None:
+    _waits.set((*_waits.get(), time.perf_counter() - begun))
 
 
 @contextmanager
 def all_reduces_timed() -> Iterator[None]:
-    """Add the time of every blocking all-reduce of this process to :func:`waited`: of the engine's few numbers."""
+    """Note the time of every blocking all-reduce for :func:`taken`, such as those of the engine's few numbers."""
     original = dist.all_reduce
 
     def timed(*args: Any, **kwargs: Any) -> Any:
@@ -69,7 +70,7 @@ def all_reduces_timed() -> Iterator[None]:
         try:
             return original(*args, **kwargs)
         finally:
-            _add(begun)
+            _note(begun)
 
     dist.all_reduce = timed
     try:

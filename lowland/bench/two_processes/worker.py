@@ -42,14 +42,14 @@ class Variant:
         step: Takes one training step.
         alone: Only rank 0 takes the step; rank 1 rests.
         sent: Returns the total bytes that this rank has sent in gradient exchanges.
-        waited: Returns the total seconds that this rank has waited for exchanges which backward did not hide; None if
-            the variant exchanges nothing.
+        waited: Returns the seconds of every wait of this rank, since the last call, for an exchange that backward did
+            not hide; None if the variant exchanges nothing.
     """
 
     step: Callable[[], None]
     alone: bool = False
     sent: Callable[[], int] = lambda: 0
-    waited: Callable[[], float] | None = None
+    waited: Callable[[], list[float]] | None = None
 
 
 def variants(case: Case, rank: int, *, apart: bool) -> dict[str, Variant]:
@@ -107,7 +107,7 @@ def _bare(model: nn.Module, batch: Batch, *, reduced: int = 0, alone: bool = Fal
         loss_function(model, batch).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
-    return Variant(step, alone, lambda: steps_taken * reduced, waiting.waited if reduced else None)
+    return Variant(step, alone, lambda: steps_taken * reduced, waiting.taken if reduced else None)
 
 
 def _ours(
@@ -133,8 +133,15 @@ def _ours(
         # The executor cannot count DDP's all-reduces inside backward: add their number times the gradient's size.
         return engine.cost.bytes + engine.cost.reduces * reduced
 
-    def waited() -> float:
-        return waiting.waited() + (0.0 if mesh is None else mesh.waited)
+    total = 0.0
+
+    def waited() -> list[float]:
+        nonlocal total
+        waits = waiting.taken()
+        if mesh is not None:  # it counts the seconds of all its exchanges
+            waits.append(mesh.waited - total)
+            total = mesh.waited
+        return waits
 
     return Variant(step, alone, sent, None if alone else waited)
 
@@ -151,7 +158,8 @@ def take_round(steps: dict[str, Variant], rank: int, device: str, number: int = 
 
     Returns:
         Four dictionaries by variant: ``seconds`` from the barrier to the end of the step; ``bytes`` sent in exchanges;
-        ``wire``, the bytes that left through the device until both ranks had finished; and ``waited`` seconds.
+        ``wire``, the bytes that left through the device until both ranks had finished; and ``waited``, the seconds of
+        every wait for an exchange.
     """
     measured: dict[str, Any] = {"seconds": {}, "bytes": {}, "wire": {}, "waited": {}}
     order = list(steps)
@@ -160,13 +168,14 @@ def take_round(steps: dict[str, Variant], rank: int, device: str, number: int = 
         dist.barrier()
         if rank == 0 or not variant.alone:
             sent = variant.sent()
-            waited = variant.waited() if variant.waited is not None else 0.0
+            if variant.waited is not None:
+                variant.waited()  # begins anew
             start = time.perf_counter()
             variant.step()
             measured["seconds"][name] = time.perf_counter() - start
             measured["bytes"][name] = variant.sent() - sent
             if variant.waited is not None:
-                measured["waited"][name] = variant.waited() - waited
+                measured["waited"][name] = variant.waited()
         dist.barrier()  # the slower rank must finish before the next step begins and before its traffic is read
         after = traffic(device)
         measured["wire"][name] = None if before is None or after is None else after - before

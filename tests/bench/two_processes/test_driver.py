@@ -134,10 +134,10 @@ def _round(sampa: float, plain: float, slower: float) -> list[dict[str, Any]]:
         "seconds": {**dict.fromkeys(names, 1.0), "sampa": sampa, "plain": plain},
         "bytes": dict.fromkeys(names, 8),
         "wire": dict.fromkeys(names, 20),
-        "waited": {"sampa": 0.1, "dp-sam": 0.4},
+        "waited": {"sampa": [0.1], "dp-sam": [0.4, 0.1]},
     }
     both = {name: s + slower for name, s in first["seconds"].items() if name not in ("plain", "sam")}
-    return [first, {**first, "seconds": both, "waited": {"sampa": 0.3, "dp-sam": 0.2}}]
+    return [first, {**first, "seconds": both, "waited": {"sampa": [0.3], "dp-sam": [0.2, 0.3]}}]
 
 
 def test_a_step_is_as_long_as_the_slower_rank() -> None:
@@ -146,10 +146,10 @@ def test_a_step_is_as_long_as_the_slower_rank() -> None:
     assert next(iter(found["ratios"])) == "sampa / plain-twice"
     assert found["ratios"]["sampa / plain-twice"] == 1.5  # of 1.5 / 1.5, 3 / 2 and 9 / 1
     assert found["ratios"]["sampa / plain"] == 1.5  # of 1.5, 1.5 and 9, round by round
-    # of the rank that had less to wait for, so came last
-    assert found["exposed_ms"] == {"sampa": 100, "dp-sam": 200}
+    # of the rank that had less to wait for, so came last: in the first exchange of dp-sam it was the other rank
+    assert found["exposed_ms"] == {"sampa": 100, "dp-sam": 300}
     # in 1.5, 3 and 9 seconds, and in 1.5, 2 and 1 seconds
-    assert found["exposed_share"] == {"sampa": round(0.1 / 3, 4), "dp-sam": round(0.2 / 1.5, 4)}
+    assert found["exposed_share"] == {"sampa": round(0.1 / 3, 4), "dp-sam": round(0.3 / 1.5, 4)}
     assert found["wire_bytes"]["sampa"] == 10  # the device served both ranks
     assert "sampa / sampa-messages" not in found["ratios"]
     nobody = [{**rank, "wire": dict.fromkeys(rank["wire"])} for rank in _round(1.0, 1.0, 0.0)]
