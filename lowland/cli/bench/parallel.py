@@ -19,8 +19,8 @@ class Parallel(Timed):
 
     On two processes run data-parallel SAM, and SAMPa with its gradients computed at once and exchanged through memory
     and by messages. The first ratios compare them with two plain steps at once, one on each process, that exchange
-    nothing: no method with two gradients can be faster on this machine. Plain and SAM on one process stand beside
-    them. The bytes that are exchanged are counted, and the time is measured that a rank waits for them.
+    nothing: about the least that two gradients of a batch can take on this machine. Plain and SAM on one process
+    stand beside them. The bytes that are exchanged are counted, and the time is measured that a rank waits for them.
     """
 
     name = "parallel"
