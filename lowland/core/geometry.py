@@ -129,7 +129,7 @@ class Layerwise(Geometry):
 
 def _times(sizes: Tensor, radii: Radii) -> Tensor:
     if isinstance(radii, list):  # one operation on a list, because the radii are on the host
-        return torch.stack(list(torch._foreach_mul(list(sizes.unbind()), radii)))
+        return torch.stack(vec.scale(list(sizes.unbind()), radii))
     return sizes * radii
 
 

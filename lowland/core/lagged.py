@@ -3,7 +3,7 @@
 The only place in the core that reads a device value. What :class:`Lagged` returns was computed at least one step ago
 and its copy was started then, so that nothing waits; and the lag is fixed, so that all ranks decide alike. Two readers
 wait for the device: ``Engine.now``, for a method whose rule needs a number of this step, and checks of replicas, which
-are made outside of steps.
+are made outside of steps. The lookahead reads step counts only where they are in the host's memory.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from lowland.core import vec
 from lowland.core.errors import ParameterError, UsageError
+from lowland.core.lagged import read
 from lowland.core.precision import is_low, widened
 from lowland.core.shards import ORDINARY
 from lowland.core.vec import Vec
@@ -256,7 +257,7 @@ def _bias_corrections(
     """
     counts = [torch.as_tensor(s.get("step", 0.0)).reshape(()) for s in states]
     if all(n.is_cpu and type(n) in ORDINARY for n in counts):
-        numbers = [n + 1 for n in torch.stack(counts).tolist()]
+        numbers = [n + 1 for n in read(torch.stack(counts))]
         return [1 - beta1**n for n in numbers], [math.sqrt(1 - beta2**n) for n in numbers]
     device, dtype = params[0].device, vec.wide(params[0].device)  # float64 if possible, for an exact correction
     following = torch.stack([n.to(device=device, dtype=dtype, non_blocking=True) for n in counts]) + 1
