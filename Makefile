@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 INTEGRATIONS := .venv-integrations
 TORCHVISION := .torchvision
 
-.PHONY: setup demo test check ci test-branches test-integrations docs dist clean
+.PHONY: setup demo test check ci test-branches gpu test-integrations docs dist clean
 
 setup: $(STAMP)
 
@@ -39,6 +39,10 @@ ci: setup
 test-branches: setup
 	LOWLAND_BRANCHES=gpu OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder \
 		$(addprefix tests/,core engine executors methods official surroundings)
+
+# What only a GPU can show, in ten minutes, as a table and as gpu.json; without a GPU it says what it skips.
+gpu: setup
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR):$(CURDIR)/tests $(BIN)/python -m gpu $(GPU)
 
 # Training frameworks have an environment of their own: nothing else needs them, and they pin much.
 test-integrations: $(INTEGRATIONS)/.installed $(TORCHVISION)/.installed
