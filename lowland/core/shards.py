@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from lowland.core.transfer import to_device
 
 ORDINARY = {Tensor, nn.Parameter}
 
@@ -112,9 +115,15 @@ def total(parts: Tensor, v: Sequence[Tensor]) -> Tensor:
         if len(index) == len(v):
             parts = _summed(parts.clone(), group)
         else:
-            indices = torch.tensor(index, device=parts.device)
+            indices = _indices(tuple(index), parts.device)
             parts = parts.index_copy(0, indices, _summed(parts[indices], group))
     return parts
+
+
+@lru_cache(maxsize=64)
+def _indices(index: tuple[int, ...], device: torch.device) -> Tensor:
+    """The indices on a device. They are kept, because a model has the same sharded parameters in every step."""
+    return to_device(torch.tensor(index), device)
 
 
 def every(flag: Tensor, v: Sequence[Tensor]) -> Tensor:
