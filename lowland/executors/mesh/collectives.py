@@ -127,7 +127,7 @@ def _mark(t: Tensor) -> Tensor:
     # Integers of 8 bytes are made of one chunk at a time. Their sum does not depend on the order, also on overflow.
     weights = torch.arange(min(len(bits), _CHUNK), device=bits.device) % _PERIOD + 1
     result = torch.zeros((), dtype=torch.int64, device=bits.device)
-    for chunk in bits.split(_CHUNK):
+    for chunk in torch.split(bits, _CHUNK):
         result += (chunk * weights[: len(chunk)]).sum()
     return result
 
