@@ -70,7 +70,7 @@ class Mesh(Executor):
 
     @property
     def waited(self) -> float:
-        """Seconds that this rank has waited for exchanges after its backward."""
+        """Seconds that this rank has waited for exchanges after its backward; NaN on a GPU."""
         return 0.0 if self._exchange is None else self._exchange.waited
 
     def begin(self, batch: Any) -> None:

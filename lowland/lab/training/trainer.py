@@ -192,13 +192,19 @@ def rehearse(make: Callable[[], Trainer], loader: Loader, steps: int = REHEARSED
         The peak memory in bytes.
     """
     devices = [loader.device] if loader.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), meter(loader.device) as measured:
-        trainer = make()
-        batches = chain.from_iterable(loader.batches(epoch) for epoch in count())
-        for batch in islice(batches, steps):
-            trainer.step(batch, 0.0)
-        del trainer, batches
+    with torch.random.fork_rng(devices=devices):
+        if devices:  # cuBLAS and cuDNN allocate memory that they keep, which is not the first run's of a process
+            _rehearsed(make(), loader, 1)
+        with meter(loader.device) as measured:
+            _rehearsed(make(), loader, steps)
     return measured.peak
+
+
+def _rehearsed(trainer: Trainer, loader: Loader, steps: int) -> None:
+    """Take steps with a trainer, which then is discarded."""
+    batches = chain.from_iterable(loader.batches(epoch) for epoch in count())
+    for batch in islice(batches, steps):
+        trainer.step(batch, 0.0)
 
 
 @contextmanager

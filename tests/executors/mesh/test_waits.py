@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +14,10 @@ from waiting import NoWaiting
 
 from lowland.core.batch import Batches
 from lowland.core.probe import Probe, Reading
+from lowland.executors.mesh import exchange as exchange_module
 from lowland.executors.mesh import mesh as module
 from lowland.executors.mesh import messages
+from lowland.executors.mesh.exchange import Exchange
 from lowland.executors.mesh.mesh import Mesh
 from lowland.executors.mesh.messages import Messages
 
@@ -88,3 +91,14 @@ def test_a_bucket_s_size_by_device_and_by_argument() -> None:
     assert len(Messages(layers, GROUP)._buckets) == 60
     assert len(Messages(far, GROUP)._buckets) == 3
     assert len(Messages(far, GROUP, bucket=10 << 20)._buckets) == 6
+
+
+@pytest.mark.parametrize(("device", "known"), [("cpu", True), ("cuda:0", False)])
+def test_the_host_does_not_know_how_long_a_gpu_waits(device: str, known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    times, waits = iter([1.0, 4.0]), []
+    monkeypatch.setattr(exchange_module.time, "perf_counter", lambda: next(times))
+    param: Any = SimpleNamespace(device=torch.device(device))
+    exchange = type("Some", (Exchange,), {"give": None, "buckets": None})([param], GROUP)
+    exchange.wait([SimpleNamespace(wait=lambda: waits.append(1)) for _ in range(2)])
+    assert waits == [1, 1]
+    assert exchange.waited == 3.0 if known else math.isnan(exchange.waited)
