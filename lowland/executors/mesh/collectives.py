@@ -96,6 +96,20 @@ def agree(what: Mapping[str, Any], groups: Sequence[dist.ProcessGroup], device: 
                     )
 
 
+def leave(*, abort: bool = False) -> None:
+    """Destroy all process groups.
+
+    Args:
+        abort: Give up collectives that have begun, as after an error: NCCL would wait for ranks that no longer come.
+            It needs a torch with ``_abort_process_group``, which also removes the groups.
+    """
+    give_up = getattr(dist.distributed_c10d, "_abort_process_group", None)
+    if abort and give_up is not None:
+        give_up()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def same_bits(tensors: Mapping[str, Tensor], group: dist.ProcessGroup) -> None:
     """Raise an error if a tensor differs between ranks. The check reads every tensor once and synchronizes.
 
