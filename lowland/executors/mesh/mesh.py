@@ -148,7 +148,8 @@ class Mesh(Executor):
                 probe.discard_at()
         statistics = RunningStats(work, wave)
         alone = not work.replicas.ddps and not work.replicas.sharded and not work.replicas.own
-        if early and own.grad and alone and work.batches.in_one(own.batch, work.micro_batch):
+        early = early and alone and not modes.compiled_backward()
+        if early and own.grad and work.batches.in_one(own.batch, work.micro_batch):
             exchange.arm(work.scale(), len(wave))
 
         def gather(reading: Reading, readings: list[Reading]) -> None:

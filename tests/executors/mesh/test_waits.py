@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from waiting import NoWaiting
 
 from lowland.core.batch import Batches
 from lowland.core.probe import Probe, Reading
+from lowland.executors import modes
 from lowland.executors.mesh import exchange as exchange_module
 from lowland.executors.mesh import mesh as module
 from lowland.executors.mesh import messages
@@ -102,3 +104,36 @@ def test_the_host_does_not_know_how_long_a_gpu_waits(device: str, known: bool, m
     exchange.wait([SimpleNamespace(wait=lambda: waits.append(1)) for _ in range(2)])
     assert waits == [1, 1]
     assert exchange.waited == 3.0 if known else math.isnan(exchange.waited)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_nothing_is_sent_during_a_compiled_backward(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled autograd traces the hooks that send gradients early."""
+    monkeypatch.setitem(
+        sys.modules, "torch._dynamo.compiled_autograd", SimpleNamespace(compiled_autograd_enabled=compiled)
+    )
+    log: list[str] = []
+    mesh = Mesh(GROUP)
+    exchange: Any = SimpleNamespace(arm=lambda scale, count: log.append("arm"), disarm=lambda: log.append("disarm"))
+    mesh._exchange = exchange
+    alone = SimpleNamespace(ddps=[], sharded=False, own=[], norms=[])
+    work: Any = SimpleNamespace(
+        params=[torch.zeros(3)],
+        device=torch.device("cpu"),
+        replicas=alone,
+        batches=Batches(),
+        micro_batch=None,
+        buffers=SimpleNamespace(written=[], numbers=[]),
+        scale=lambda: None,
+    )
+    with mesh._shared(work, (Probe(torch.ones(4)),), [], early=True):
+        log.append("pass")
+    assert log == (["pass", "disarm"] if compiled else ["arm", "pass", "disarm"])
+
+
+def test_compiled_autograd_is_seen() -> None:
+    compiled_autograd = pytest.importorskip("torch._dynamo.compiled_autograd")
+    assert not modes.compiled_backward()
+    with compiled_autograd._enable(lambda graph: graph):
+        assert modes.compiled_backward()
+    assert not modes.compiled_backward()
