@@ -18,12 +18,16 @@ def has_streams(device: torch.device) -> bool:
 
 
 def to_device(t: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device. The host waits only where a device's tensor goes to the host's memory."""
+    """The tensor on a device.
+
+    The host waits only if the device is the host itself, or has no pinned memory, as MPS: there, a copy that does not
+    wait could read memory that has been freed.
+    """
     if t.device == device:
         return t
     if t.is_cpu and has_streams(device):
         t = t.pin_memory()  # torch keeps this memory until the copy is complete
-    return t.to(device, non_blocking=device.type != "cpu")
+    return t.to(device, non_blocking=device.type not in ("cpu", "mps"))
 
 
 def scalar(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:

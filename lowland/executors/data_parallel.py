@@ -282,7 +282,8 @@ class Replicas:
         marks = torch.full((1,), float(mark), dtype=torch.float64, device=work.device)
         parts = [joined(stats, work.device), infinite.reshape(1).double(), marks]
         totals = torch.split(collectives.total(torch.cat(parts), self.groups), [p.numel() for p in parts])
-        spread_(stats, totals[0] / ranks)
+        if stats:
+            spread_(stats, totals[0] / ranks)
         if work.step.finite is not None:
             work.step.agree(totals[-2][0] == 0)
         if later("replicas", totals[-1][0] - ranks * mark) not in (None, 0):

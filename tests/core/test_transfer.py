@@ -57,7 +57,7 @@ def test_it_goes_through_pinned_memory_where_a_device_has_streams(monkeypatch: p
     monkeypatch.setattr(torch.Tensor, "to", to)
     for device in ("cuda:1", "xpu:0", "mps"):
         transfer.to_device(torch.ones(1), torch.device(device))
-    assert log == ["pin", "to cuda:1", "pin", "to xpu:0", "to mps"]
+    assert log == ["pin", "to cuda:1", "pin", "to xpu:0", "to mps, waiting"]
     log.clear()
     transfer.to_device(torch.ones(1, device="meta"), torch.device("cpu"))  # its values are read at once
     assert log == ["to cpu, waiting"]
