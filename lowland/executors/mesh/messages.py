@@ -40,7 +40,7 @@ class Messages(Exchange):
     def __init__(self, params: Vec, group: dist.ProcessGroup, *, bucket: int | None = None) -> None:
         super().__init__(params, group)
         self._buckets: list[Bucket] = []
-        for index in cut(params, bucket or default_bucket(params[0].device)):
+        for index in cut(params, default_bucket(params[0].device) if bucket is None else bucket):
             tensors = shards.local([params[i] for i in index])
             mine = tensors[0].new_empty(sum(map(torch.numel, tensors)))
             self._buckets.append(Bucket(index, tensors, mine, mine.new_empty(self.size, len(mine))))

@@ -93,6 +93,7 @@ def test_a_bucket_s_size_by_device_and_by_argument() -> None:
     assert len(Messages(layers, GROUP)._buckets) == 60
     assert len(Messages(far, GROUP)._buckets) == 3
     assert len(Messages(far, GROUP, bucket=10 << 20)._buckets) == 6
+    assert len(Messages(far, GROUP, bucket=0)._buckets) == 60
 
 
 @pytest.mark.parametrize(("device", "known"), [("cpu", True), ("cuda:0", False)])
