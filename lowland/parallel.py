@@ -9,6 +9,7 @@ import atexit
 import gc
 import importlib
 import itertools
+import math
 import os
 import signal
 import threading
@@ -212,15 +213,12 @@ def world(mesh: str | None = None, device: str = "auto", *, patience: float = PA
         ArgumentError: The sizes of the mesh do not multiply to the number of ranks.
     """
     _, size = ranks()
-    sizes = parse(mesh) if mesh else {}
+    sizes = (parse(mesh) if mesh else {}) or {"data": size}
     chosen = place(device)
     if size == 1:
         yield World(0, 1, chosen, None, {})
         return
-    sizes = sizes or {"data": size}
-    count = 1
-    for dimension in sizes.values():
-        count *= dimension
+    count = math.prod(sizes.values())
     if count != size:
         raise ArgumentError(
             f"mesh must have as many places as there are ranks, but {mesh} has {count} and torchrun started {size}; "
@@ -228,7 +226,8 @@ def world(mesh: str | None = None, device: str = "auto", *, patience: float = PA
         )
     begun = not dist.is_initialized()
     if begun:
-        _join("nccl" if chosen.type == "cuda" else "gloo", timedelta(seconds=patience))
+        _join(chosen, timedelta(seconds=patience))
+    completed = False
     try:
         from torch.distributed.device_mesh import init_device_mesh
 
@@ -236,12 +235,13 @@ def world(mesh: str | None = None, device: str = "auto", *, patience: float = PA
         yield World(dist.get_rank(), size, chosen, device_mesh, sizes)
         # Without a barrier, a rank could exit while a gloo thread still uses a tensor, which aborts the process.
         dist.barrier()
+        completed = True
     finally:
         if begun:
-            dist.destroy_process_group()
+            collectives.leave(abort=not completed and chosen.type == "cuda")
 
 
-def _join(backend: str, patience: timedelta) -> None:
+def _join(device: torch.device, patience: timedelta) -> None:
     """Make the process group of all ranks.
 
     torchrun keeps one store over all its restarts and over all runs of a study. Without a prefix for each restart and
@@ -255,8 +255,7 @@ def _join(backend: str, patience: timedelta) -> None:
     forever, so it is imported before there is one.
     """
     importlib.import_module("torch._dynamo")
-    joined = next(_JOINED)
-    if joined == 0:
+    if (joined := next(_JOINED)) == 0:
         atexit.register(gc.collect)
     gc.collect()
     alone = threading.current_thread() is not threading.main_thread()
@@ -265,7 +264,9 @@ def _join(backend: str, patience: timedelta) -> None:
         store, rank, size = next(dist.rendezvous("env://", timeout=patience))  # type: ignore[attr-defined]
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"lowland/attempt-{attempt}/{joined}", store)  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
+        gpu: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}  # NCCL need not guess it
+        backend = "nccl" if gpu else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience, **gpu)
     finally:
         if handler is not None:
             signal.signal(signal.SIGTERM, handler)

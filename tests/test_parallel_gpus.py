@@ -82,3 +82,66 @@ def test_gpus_that_are_refused(door, device, environment, words, monkeypatch):
 
 def test_a_device_may_be_an_object():
     assert parallel.place(torch.device("cpu")) == torch.device("cpu")
+
+
+class Groups:
+    """Stands for torch.distributed on two ranks; it notes what is done."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[str] = []
+        self.joined = False
+        dist = parallel.dist
+
+        def join(backend: str, **options: object) -> None:
+            self.log.append(f"join {backend} with {options.get('device_id')}")
+            self.joined = True
+
+        def leave(name: str) -> None:
+            self.log.append(name)
+            self.joined = False
+
+        monkeypatch.setattr(dist, "is_initialized", lambda: self.joined)
+        monkeypatch.setattr(dist, "rendezvous", lambda *args, **options: iter([("store", 1, 2)]))
+        monkeypatch.setattr(dist, "PrefixStore", lambda prefix, store: store)
+        monkeypatch.setattr(dist, "init_process_group", join)
+        monkeypatch.setattr(dist, "get_rank", lambda: 1)
+        monkeypatch.setattr(dist, "barrier", lambda: self.log.append("barrier"))
+        monkeypatch.setattr(dist, "destroy_process_group", lambda: leave("destroy"))
+        monkeypatch.setattr(dist.distributed_c10d, "_abort_process_group", lambda: leave("abort"), raising=False)
+        monkeypatch.setattr("torch.distributed.device_mesh.init_device_mesh", lambda kind, *args, **options: kind)
+        for name, value in {**SEVERAL, "LOCAL_RANK": "1"}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+
+
+def test_nccl_is_told_the_gpu_of_its_rank(monkeypatch):
+    groups = Groups(monkeypatch)
+    with parallel.world(device="cuda") as ranks:
+        assert (ranks.device, ranks.mesh) == (torch.device("cuda:1"), "cuda")
+    assert groups.log == ["join nccl with cuda:1", "barrier", "destroy"]
+
+
+def test_gloo_needs_no_device(monkeypatch):
+    groups = Groups(monkeypatch)
+    with parallel.world(device="cpu"):
+        pass
+    assert groups.log == ["join gloo with None", "barrier", "destroy"]
+
+
+@pytest.mark.parametrize(("device", "ends"), [("cuda", ["abort"]), ("cpu", ["destroy"])])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_after_an_error_nccl_does_not_wait_for_other_ranks(device, ends, error, monkeypatch):
+    groups = Groups(monkeypatch)
+    with pytest.raises(error), parallel.world(device=device):
+        raise error
+    assert groups.log[1:] == ends
+
+
+def test_a_torch_that_cannot_abort_destroys(monkeypatch):
+    groups = Groups(monkeypatch)
+    monkeypatch.delattr(parallel.dist.distributed_c10d, "_abort_process_group")
+    with pytest.raises(RuntimeError), parallel.world(device="cuda"):
+        raise RuntimeError
+    assert groups.log[1:] == ["destroy"]

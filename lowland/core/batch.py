@@ -211,7 +211,7 @@ def rejoined(batches: Sequence[Any], number: int, count: int) -> Any:
 
 def _copy(batch: Any) -> Any:
     if isinstance(batch, Tensor):
-        return batch.detach().clone()
+        return _copy_of(batch.detach())
     if batch is None or isinstance(batch, str | bytes | int | float | complex):
         return batch
     if isinstance(batch, tuple | list):
@@ -225,6 +225,13 @@ def _copy(batch: Any) -> Any:
             f"a batch that is kept for the next step must be copied, but a {type(batch).__name__} in it fails "
             f"({error}); give it __deepcopy__, or pass tensors in tuples, lists or dicts"
         ) from error
+
+
+def _copy_of(t: Tensor) -> Tensor:
+    """A copy; in pinned memory if ``t`` is there, because an upload from other memory waits for the GPU."""
+    if t.layout is torch.strided and t.is_cpu and t.is_pinned():
+        return torch.empty_like(t, pin_memory=True).copy_(t)
+    return t.clone()
 
 
 _default = Batches()

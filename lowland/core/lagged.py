@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from lowland.core.transfer import has_streams
+
 Sent: TypeAlias = tuple[Tensor, Any]  # the copy on the host, and the device's event after which it is complete
 
 
@@ -47,9 +49,9 @@ class Lagged:
 
 def _send(tensor: Tensor) -> Sent:
     """Start the copy to the host, and record an event behind it in the device's stream."""
-    module: Any = getattr(torch, tensor.device.type, None)  # torch.cuda, torch.xpu
-    if tensor.device.type == "cpu" or not hasattr(module, "current_stream"):  # a device without streams
+    if not has_streams(tensor.device):
         return tensor.clone(), None
+    module: Any = getattr(torch, tensor.device.type)  # torch.cuda, torch.xpu
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     host.copy_(tensor, non_blocking=True)
     event = module.Event()

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from lowland.core import vec
 from lowland.core.errors import LossError
+from lowland.core.transfer import scalar
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +97,7 @@ def terms(loss: Any, size: int | None) -> Terms:
     """
     if isinstance(loss, Loss):
         device = loss.total.device
-        count = torch.as_tensor(loss.count, dtype=vec.wide(device), device=device)
+        count = scalar(loss.count, vec.wide(device), device)
         mean = loss.total / divisor(loss.total.detach(), count).to(loss.total.dtype)
         return Terms(mean, total=loss.total, count=count, aux=_mapped(Tensor.detach, loss.aux))
     if not isinstance(loss, Tensor):

@@ -9,6 +9,7 @@ from typing import Any
 
 from lowland.core.batch import Batches
 from lowland.core.probe import Probe, Reading
+from lowland.core.transfer import has_streams
 from lowland.executors.base import Executor, Work
 from lowland.executors.local import Local
 
@@ -29,7 +30,7 @@ class Cost:
         reduces: All-reduces of P numbers under data parallelism: one for each synchronized gradient, and one for the
             result of each step with unsynchronized gradients.
         bytes: Bytes sent to other processes.
-        seconds: The time spent in probes.
+        seconds: The time spent in probes; None on a GPU, which computes them later.
     """
 
     steps: int = 0
@@ -40,7 +41,7 @@ class Cost:
     sequential: float = 0.0
     reduces: int = 0
     bytes: int = 0
-    seconds: float = 0.0
+    seconds: float | None = 0.0
     weights: float = 0.0
 
 
@@ -102,7 +103,10 @@ class Counted(Executor):
         self._work = work
         start = time.perf_counter()
         readings = self.inner.run(work, probes)
-        self.cost.seconds += time.perf_counter() - start
+        if has_streams(work.device):
+            self.cost.seconds = None
+        elif self.cost.seconds is not None:
+            self.cost.seconds += time.perf_counter() - start
         return readings
 
     def passes(

@@ -19,6 +19,7 @@ from lowland.core.vec import Vec
 from lowland.core.wrappers import ddps_of
 from lowland.executors.mesh import collectives
 from lowland.executors.modes import modules_of
+from lowland.executors.norm_stats import joined, spread_
 from lowland.executors.synced_norms import check_alone, check_mesh, synced_norms
 
 if TYPE_CHECKING:
@@ -279,10 +280,10 @@ class Replicas:
         mark = collectives.mark(work.step.reached)
         stats, ranks = self._stats(), math.prod(map(dist.get_world_size, self.groups))
         marks = torch.full((1,), float(mark), dtype=torch.float64, device=work.device)
-        parts = [*(b.reshape(-1).double() for b in stats), infinite.reshape(1).double(), marks]
+        parts = [joined(stats, work.device), infinite.reshape(1).double(), marks]
         totals = torch.split(collectives.total(torch.cat(parts), self.groups), [p.numel() for p in parts])
-        for b, total_of_ranks in zip(stats, totals, strict=False):
-            b.copy_((total_of_ranks / ranks).view(b.shape))
+        if stats:
+            spread_(stats, totals[0] / ranks)
         if work.step.finite is not None:
             work.step.agree(totals[-2][0] == 0)
         if later("replicas", totals[-1][0] - ranks * mark) not in (None, 0):

@@ -78,6 +78,12 @@ def only(params: Sequence[Tensor], wrt: Sequence[bool]) -> Iterator[None]:
             p.requires_grad_(True)
 
 
+def compiled_backward() -> bool:
+    """Whether compiled autograd runs backward. It traces hooks of parameters, and may call them late or together."""
+    module = sys.modules.get("torch._dynamo.compiled_autograd")  # an import takes seconds
+    return bool(getattr(module, "compiled_autograd_enabled", False))
+
+
 def compiled(model: nn.Module) -> bool:
     """Whether ``torch.compile`` compiles any part of the model.
 

@@ -201,7 +201,7 @@ class RunningStats:
         """The current statistics in one float64 vector: means and variances, then the counts of updates."""
         if not self.buffers:
             return torch.zeros(0, dtype=torch.float64, device=self.device)
-        statistics = torch.cat(self.buffers).double()
+        statistics = joined(self.buffers, self.device)
         # The counts are converted separately, because they are not exact in single precision.
         return torch.cat([statistics, torch.stack(self.counts).double()]) if self.counts else statistics
 
@@ -221,12 +221,8 @@ class RunningStats:
             self._set(rows[self.updated[0]])
 
     def _set(self, row: Tensor) -> None:
-        sizes = [b.numel() for b in self.buffers]
-        values, counts = torch.split(row, [sum(sizes), len(self.counts)])
-        # One conversion for all layers, because a conversion per layer would cost more than the copies.
-        if len({b.dtype for b in self.buffers}) == 1:
-            values = values.to(self.buffers[0].dtype)
-        vec.copy_(self.buffers, list(torch.split(values, sizes)))
+        values, counts = torch.split(row, [sum(b.numel() for b in self.buffers), len(self.counts)])
+        spread_(self.buffers, values)
         if self.counts:
             torch._foreach_copy_(self.counts, list(counts.to(self.counts[0].dtype).unbind()))
 
@@ -251,6 +247,23 @@ class RunningStats:
             result[number] = count
             number += 1
         return result
+
+
+def joined(buffers: list[Tensor], device: torch.device) -> Tensor:
+    """The entries of all buffers in one float64 vector: two launches, whatever the number of layers."""
+    if not buffers:
+        return torch.zeros(0, dtype=torch.float64, device=device)
+    return torch.cat([b.reshape(-1) for b in buffers]).double()  # of several dtypes, cat makes the widest
+
+
+@torch.no_grad()
+def spread_(buffers: list[Tensor], values: Tensor) -> None:
+    """Copy a vector like that of :func:`joined` back into the buffers."""
+    # One conversion for all layers, because a conversion per layer would cost more than the copies.
+    if len({b.dtype for b in buffers}) == 1:
+        values = values.to(buffers[0].dtype)
+    parts = torch.split(values, [b.numel() for b in buffers]) if buffers else ()
+    vec.copy_(buffers, [part.view(b.shape) for part, b in zip(parts, buffers, strict=True)])
 
 
 def _weight(momentum: float | None, k: Tensor, count: Tensor) -> Tensor:

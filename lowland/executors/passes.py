@@ -15,6 +15,7 @@ from lowland.core import precision, vec
 from lowland.core.errors import LossError, ParameterError, UsageError
 from lowland.core.loss import Loss, Terms, copied, divisor, one_for_all, terms
 from lowland.core.probe import Probe, Reading
+from lowland.core.transfer import scalar
 from lowland.core.vec import Vec
 from lowland.executors.base import Work
 from lowland.executors.displacement import displaced, forget_derived
@@ -174,7 +175,7 @@ class Pass:
         """
         work, grad = self.work, self.probe.grad
         total = values.losses.sum() if values.total is None else values.total  # type: ignore[union-attr]
-        count = torch.as_tensor(values.count, dtype=vec.wide(total.device), device=total.device)
+        count = scalar(values.count, vec.wide(total.device), total.device)
         own = torch.stack([total.detach().to(count.dtype), count])
         self._sums = own if self._sums is None else self._sums + own
         if self._left and self._unit is None:

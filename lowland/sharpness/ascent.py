@@ -16,6 +16,7 @@ from lowland.core.errors import ArgumentError, ParameterError
 from lowland.core.geometry import L2
 from lowland.core.loss import LossFn
 from lowland.core.probe import Probe
+from lowland.core.transfer import scalar
 from lowland.core.vec import Vec
 from lowland.executors import Local, Work
 
@@ -77,7 +78,7 @@ def m_sharpness(
                 )
     if not rises:
         raise ArgumentError("batches must hold at least one batch, but are empty; pass training examples")
-    weights = torch.stack([torch.as_tensor(n, dtype=rises[0].dtype, device=rises[0].device) for n in sizes])
+    weights = torch.stack([scalar(n, rises[0].dtype, rises[0].device) for n in sizes])
     weights = weights / weights.sum()
     return (torch.stack(rises) * weights).sum()
 

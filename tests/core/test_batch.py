@@ -153,3 +153,32 @@ def test_missing_indices_are_explained(batch, shown):
     )
     with pytest.raises(BatchError, match=message):
         batches.indices(batch, "AUSAM")
+
+
+def test_a_copy_of_pinned_memory_is_pinned(monkeypatch):
+    """An upload from other memory waits for the GPU."""
+    pinned, made = torch.arange(12.0).reshape(3, 4).t(), []
+    empty_like = torch.empty_like
+
+    def empty(t, pin_memory=False):
+        made.append(pin_memory)
+        return empty_like(t)
+
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda t: t is pinned or t.data_ptr() == pinned.data_ptr())
+    monkeypatch.setattr(torch, "empty_like", empty)
+    other = torch.arange(4)
+    first, second = batches.copy((pinned, other))
+    assert made == [True]  # of the first entry alone
+    assert torch.equal(first, pinned)
+    assert first.stride() == pinned.stride()
+    assert first.data_ptr() != pinned.data_ptr()
+    assert torch.equal(second, other)
+    assert second.data_ptr() != other.data_ptr()
+
+
+def test_copies_of_sparse_and_of_distant_tensors():
+    sparse, far = torch.eye(3).to_sparse(), torch.ones(3, device="meta")
+    one, two = batches.copy((sparse, far))
+    assert torch.equal(one.to_dense(), sparse.to_dense())
+    assert one is not sparse
+    assert two.device == far.device

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -119,3 +121,20 @@ def test_any_executor_is_wrapped_once():
     engine = engine_of(SAM(), executor=inner)
     assert isinstance(engine.executor, Counted)
     assert engine.executor.inner is inner
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "xpu"])
+def test_the_host_does_not_know_the_seconds_of_a_gpu(device):
+    """Its calls return at once, so their time is not that of the probes."""
+
+    class Answers(Local):
+        def run(self, work, probes):
+            return ()
+
+    counted = Counted(Answers())
+    counted.run(SimpleNamespace(device=torch.device("cpu")), (Probe(torch.ones(2)),))
+    assert counted.cost.seconds > 0
+    counted.run(SimpleNamespace(device=torch.device(device)), (Probe(torch.ones(2)),))
+    assert counted.cost.seconds is None
+    counted.run(SimpleNamespace(device=torch.device("cpu")), (Probe(torch.ones(2)),))
+    assert counted.cost.seconds is None  # a sum with an unknown part

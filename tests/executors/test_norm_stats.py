@@ -3,9 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lowland import refresh_stats
 from lowland.core.errors import ArgumentError, LowlandError
+from lowland.executors import norm_stats
 
 
 def network(**options) -> nn.Sequential:
@@ -115,3 +117,51 @@ def test_an_empty_loader_is_refused_and_changes_nothing():
     with pytest.raises(LowlandError, match="loader"):
         refresh_stats(model, [])
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), before, strict=True))
+
+
+FP32, FP64, BF16 = torch.float32, torch.float64, torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "dtypes", [[FP32] * 4, [FP64] * 4, [BF16] * 4, [FP32, FP64, FP32, BF16], [BF16, torch.float16]]
+)
+def test_statistics_go_into_one_vector_and_back(dtypes):
+    torch.manual_seed(0)
+    buffers = [torch.randn(n + 1, dtype=FP64).to(dtype) for n, dtype in enumerate(dtypes)]
+    before = [b.clone() for b in buffers]
+    flat = norm_stats.joined(buffers, torch.device("cpu"))
+    assert torch.equal(flat, torch.cat([b.double() for b in buffers]))
+    mean = flat * 3 / 7  # of several ranks
+    norm_stats.spread_(buffers, mean)
+    for b, old, part in zip(buffers, before, torch.split(mean, [len(b) for b in buffers]), strict=True):
+        assert torch.equal(b, old.copy_(part))  # rounded as one copy for each buffer would
+
+
+def test_no_statistics_are_an_empty_vector():
+    flat = norm_stats.joined([], torch.device("cpu"))
+    assert (flat.shape, flat.dtype) == ((0,), FP64)
+    norm_stats.spread_([], flat)
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that compute or copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        self.count += name not in ("view", "reshape", "split_with_sizes", "_unsafe_view")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [FP32, FP64])
+def test_launches_do_not_grow_with_the_number_of_layers(dtype):
+    counts = []
+    for layers in (2, 50):
+        buffers = [torch.ones(3, dtype=dtype) for _ in range(layers)]
+        with Launches() as launches:
+            norm_stats.spread_(buffers, norm_stats.joined(buffers, torch.device("cpu")))
+        counts.append(launches.count)
+    assert counts[0] == counts[1] <= 4

@@ -19,6 +19,9 @@ from lowland.core.vec import Vec
 # What the repr of a value has from its process: the address of a function, and the device of a tensor.
 _OWN = re.compile(r" at 0x[0-9a-f]+|, device='[a-z]+:\d+'")
 
+_PERIOD = 8191  # after so many entries, the weights in a checksum repeat
+_CHUNK = 512 * _PERIOD  # entries of temporary memory, about 2^22
+
 
 def _current(device: torch.device | None) -> AbstractContextManager[Any]:
     """Make a device the current one for a while, where devices of its kind have a current one."""
@@ -93,6 +96,20 @@ def agree(what: Mapping[str, Any], groups: Sequence[dist.ProcessGroup], device: 
                     )
 
 
+def leave(*, abort: bool = False) -> None:
+    """Destroy all process groups.
+
+    Args:
+        abort: Give up collectives that have begun, as after an error: NCCL would wait for ranks that no longer come.
+            It needs a torch with ``_abort_process_group``, which also removes the groups.
+    """
+    give_up = getattr(dist.distributed_c10d, "_abort_process_group", None)
+    if abort and give_up is not None:
+        give_up()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def same_bits(tensors: Mapping[str, Tensor], group: dist.ProcessGroup) -> None:
     """Raise an error if a tensor differs between ranks. The check reads every tensor once and synchronizes.
 
@@ -120,8 +137,13 @@ def same_bits(tensors: Mapping[str, Tensor], group: dist.ProcessGroup) -> None:
 def _mark(t: Tensor) -> Tensor:
     """A checksum of the bits, shape ``()``; it depends on the order of the entries."""
     integer_dtypes = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    bits = t.detach().contiguous().reshape(-1).view(integer_dtypes[t.element_size()]).long()
-    return (bits * (torch.arange(len(bits), device=bits.device) % 8191 + 1)).sum()
+    bits = t.detach().contiguous().reshape(-1).view(integer_dtypes[t.element_size()])
+    # Integers of 8 bytes are made of one chunk at a time. Their sum does not depend on the order, also on overflow.
+    weights = torch.arange(min(len(bits), _CHUNK), device=bits.device) % _PERIOD + 1
+    result = torch.zeros((), dtype=torch.int64, device=bits.device)
+    for chunk in torch.split(bits, _CHUNK):
+        result += (chunk * weights[: len(chunk)]).sum()
+    return result
 
 
 def mark(flags: Sequence[bool]) -> int:

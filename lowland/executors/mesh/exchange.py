@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lowland.core import precision, shards
+from lowland.core.transfer import has_streams
 from lowland.core.vec import Vec
 from lowland.executors.mesh import collectives
 
@@ -28,12 +30,13 @@ class Exchange(ABC):
         given: The number of exchanges begun, including those that failed.
         taken: The number of exchanges completed.
         waited: Seconds that this rank has waited for exchanges after its backward, either for transfers or for a slower
-            rank.
+            rank; NaN on a GPU, which waits in its own queue, while the host goes on.
     """
 
     def __init__(self, params: Vec, group: dist.ProcessGroup) -> None:
         self.group, self.size, self.rank = group, dist.get_world_size(group), dist.get_rank(group)
-        self.bytes, self.given, self.taken, self.waited = 0, 0, 0, 0.0
+        self.bytes, self.given, self.taken = 0, 0, 0
+        self.waited = math.nan if has_streams(params[0].device) else 0.0
         self._params = params
         self._armed = self._cut = False
         self._next = 0  # the number of buckets sent
@@ -103,7 +106,7 @@ class Exchange(ABC):
         """The buckets that hold the gradients of all ranks."""
 
     def wait(self, handles: Sequence[Any]) -> None:
-        """Wait for collectives and add the time to ``waited``."""
+        """Wait for collectives and add the time to ``waited``. A GPU waits, and the host does not."""
         begun = time.perf_counter()
         for handle in handles:
             handle.wait()

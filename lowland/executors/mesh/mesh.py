@@ -15,13 +15,14 @@ from torch.utils import _pytree as pytree
 from lowland.core.errors import ArgumentError, BatchError, ParameterError, UsageError
 from lowland.core.lagged import Lagged
 from lowland.core.probe import Probe, Reading
+from lowland.core.transfer import scalar, to_device
 from lowland.core.vec import Vec
 from lowland.executors import modes
 from lowland.executors.base import Executor, Work
 from lowland.executors.local import Local, Pass
 from lowland.executors.mesh import collectives
 from lowland.executors.mesh.exchange import Exchange, all_gather
-from lowland.executors.mesh.messages import BUCKET, Messages
+from lowland.executors.mesh.messages import Messages
 from lowland.executors.mesh.shared_memory import SharedMemory, common_memory, needed, wanted
 from lowland.executors.norm_stats import RunningStats
 
@@ -38,7 +39,7 @@ class Mesh(Executor):
     Args:
         group: The process group of a mesh dimension: one rank of every group of devices.
         inner: The executor that answers a probe inside a group; :class:`Local` by default.
-        bucket: The approximate size of a bucket in bytes, where the exchange uses messages.
+        bucket: The approximate size of a bucket in bytes, where the exchange uses messages; see :class:`Messages`.
         shared_memory: Exchange gradients through shared memory where all ranks of the group run on one host's CPU.
             ``LOWLAND_SHARED_MEMORY=0`` in the environment forbids it, too.
 
@@ -51,14 +52,14 @@ class Mesh(Executor):
         group: dist.ProcessGroup,
         inner: Executor | None = None,
         *,
-        bucket: int = BUCKET,
+        bucket: int | None = None,
         shared_memory: bool = True,
     ) -> None:
         self.group, self.inner, self.bucket, self.shared_memory = group, inner or Local(), bucket, shared_memory
         self.rank, self.width = dist.get_rank(group), dist.get_world_size(group)
         self._exchange: Exchange | None = None
         self._lagged = Lagged()
-        self._sum = torch.zeros((), dtype=torch.float64)
+        self._sums: list[Tensor] = []  # of the batch's entries, one on each device
         self._most = 0
         self._warned = False
 
@@ -69,16 +70,17 @@ class Mesh(Executor):
 
     @property
     def waited(self) -> float:
-        """Seconds that this rank has waited for exchanges after its backward."""
+        """Seconds that this rank has waited for exchanges after its backward; NaN on a GPU."""
         return 0.0 if self._exchange is None else self._exchange.waited
 
     def begin(self, batch: Any) -> None:
         """A step on ``batch`` begins."""
         self._most = 0
-        leaves = [t for t in pytree.tree_leaves(batch) if isinstance(t, Tensor)]
-        device = leaves[0].device if leaves else torch.device("cpu")
-        sums = [t.sum(dtype=torch.float64).to(device) for t in leaves if not t.is_complex()]
-        self._sum = torch.stack(sums).sum() if sums else torch.zeros((), dtype=torch.float64, device=device)
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for t in pytree.tree_leaves(batch):
+            if isinstance(t, Tensor) and not t.is_complex():
+                by_device.setdefault(t.device, []).append(t.sum(dtype=torch.float64))
+        self._sums = [torch.stack(sums).sum() for sums in by_device.values()]
 
     def end(self) -> None:
         """The step is complete."""
@@ -146,7 +148,8 @@ class Mesh(Executor):
                 probe.discard_at()
         statistics = RunningStats(work, wave)
         alone = not work.replicas.ddps and not work.replicas.sharded and not work.replicas.own
-        if early and own.grad and alone and work.batches.in_one(own.batch, work.micro_batch):
+        early = early and alone and not modes.compiled_backward()
+        if early and own.grad and work.batches.in_one(own.batch, work.micro_batch):
             exchange.arm(work.scale(), len(wave))
 
         def gather(reading: Reading, readings: list[Reading]) -> None:
@@ -174,14 +177,14 @@ class Mesh(Executor):
         with_losses = own.losses is not None and None not in sizes
         room = max(n or 0 for n in sizes)
         losses = own.losses if own.losses is not None and with_losses else own.loss.new_zeros(room)
-        count = torch.as_tensor(own.divisor or 0.0, dtype=torch.float64, device=own.loss.device)
+        count = scalar(0.0 if own.divisor is None else own.divisor, torch.float64, own.loss.device)
         finite = torch.ones_like(own.loss) if work.step.finite is None else work.step.finite.to(own.loss.dtype)
         mark = 0 if any(p.wrt is not None for p in wave) else collectives.mark(work.step.reached)
         small = torch.cat(
             [
                 own.loss.reshape(1).double(),
                 finite.reshape(1).double(),
-                self._sum.to(own.loss.device).reshape(1),
+                self._sum(own.loss.device).reshape(1),
                 *(own.loss.new_full((1,), n, dtype=torch.float64) for n in (mark, exchange.given, exchange.taken)),
                 count.reshape(1),
                 torch.nn.functional.pad(losses.double(), (0, room - len(losses))),
@@ -212,6 +215,13 @@ class Mesh(Executor):
             # `reached` is equal on all groups, see _compare.
             readings.append(Reading(loss, grad_of_probe, losses_of_probe, divisor, aux, own.reached))
         return readings
+
+    def _sum(self, device: torch.device) -> Tensor:
+        """The sum of all entries of the batch, which groups compare, shape ``()``."""
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        for part in self._sums:
+            total = total + to_device(part, device)
+        return total
 
     def _exchanging(self, params: Vec) -> Exchange:
         if self._exchange is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows it by
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from lowland.core import checks
 from lowland.core.errors import DataError
+from lowland.core.transfer import to_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +40,16 @@ class Augmentation:
         down, right = torch.randint(size, (2, count), generator=generator)  # (B,), (B,)
         coin = torch.rand(count, generator=generator) < 0.5
         if self.padding:
-            images = _crop(images, self.padding, down.to(images.device), right.to(images.device))
+            images = _crop(images, self.padding, to_device(down, images.device), to_device(right, images.device))
         if self.flip:
-            images = torch.where(coin.to(images.device)[:, None, None, None], images.flip(-1), images)
+            images = torch.where(to_device(coin, images.device)[:, None, None, None], images.flip(-1), images)
         return images
+
+
+@lru_cache(maxsize=32)
+def _per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """One number for each channel, (1, C, 1, 1). It stays on the device, to which a copy takes time in every batch."""
+    return to_device(torch.tensor(values, dtype=dtype), device).view(1, -1, 1, 1)
 
 
 def _crop(images: Tensor, padding: int, down: Tensor, right: Tensor) -> Tensor:
@@ -82,7 +90,7 @@ class Images:
 
     def batch(self, index: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         """The batch at these positions: inputs (B, C, H, W) float32, targets (B,) int64, and the positions (B,)."""
-        index = index.to(self.targets.device)
+        index = to_device(index, self.targets.device)
         inputs = self.inputs[index]
         if generator is not None and self.augmentation is not None:
             inputs = self.augmentation(inputs, generator)
@@ -93,8 +101,7 @@ class Images:
         # Always a copy, because the arithmetic is in place and must not change the stored images.
         # The memory format changes last: on a CPU this takes half the time of converting both at once.
         floats = inputs.to(torch.float32, copy=True)
-        mean = torch.tensor(self.mean, device=inputs.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=inputs.device).view(1, -1, 1, 1)
+        mean, std = (_per_channel(tuple(v), torch.get_default_dtype(), inputs.device) for v in (self.mean, self.std))
         return floats.sub_(mean).div_(std).contiguous(memory_format=self.memory_format)
 
 

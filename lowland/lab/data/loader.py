@@ -18,6 +18,7 @@ from lowland.core import checks
 from lowland.core.batch import Batches
 from lowland.core.cutting import Cutter
 from lowland.core.errors import ArgumentError
+from lowland.core.transfer import to_device
 from lowland.lab.data.streams import stream
 from lowland.lab.data.wrapped import dataset
 
@@ -163,7 +164,7 @@ class Loader:
     def _move(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        leaf = leaf.to(self.device)
+        leaf = to_device(leaf, self.device)
         return leaf.contiguous(memory_format=self._format) if leaf.ndim == 4 and leaf.is_floating_point() else leaf
 
     def _local(self, batch: Any) -> Any:

@@ -188,4 +188,5 @@ def _plain_step(config: RunConfig) -> float:
         for batch in islice(batches, TIMED):
             trainer.step(batch, 0.0)
             clock.lap()
+        clock.settle()
     return median(clock.laps)

@@ -24,7 +24,8 @@ from lowland.lab.tasks.defaults import TUNED
 
 
 def _hits(logits: Tensor, batch: Any) -> Tensor:
-    return torch.stack([(logits.argmax(1) == batch[1]).sum(), torch.tensor(len(batch[1]), device=logits.device)])
+    hits = (logits.argmax(1) == batch[1]).sum()
+    return torch.stack([hits, torch.full_like(hits, len(batch[1]))])
 
 
 ACCURACY = Metric(name="accuracy", update=_hits, unit="%", scale=100)

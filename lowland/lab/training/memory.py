@@ -80,7 +80,10 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class CudaAllocator(AbstractContextManager["CudaAllocator"]):
-    """Measures the peak of CUDA's allocated memory, in bytes above the memory allocated at the start."""
+    """Measures the peak of CUDA's allocated memory, in bytes above the memory allocated at the start.
+
+    At the start the allocator gives its unused memory back, so that :func:`reserved` counts this training's.
+    """
 
     peak: int = 0
 
@@ -88,6 +91,7 @@ class CudaAllocator(AbstractContextManager["CudaAllocator"]):
         self.device = device
 
     def __enter__(self) -> Self:
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self.device)
         self._base = torch.cuda.memory_allocated(self.device)
         return self
@@ -97,6 +101,14 @@ class CudaAllocator(AbstractContextManager["CudaAllocator"]):
     ) -> None:
         """Read the peak from the allocator."""
         self.peak = torch.cuda.max_memory_allocated(self.device) - self._base
+
+
+def reserved(device: torch.device) -> dict[str, int]:
+    """The peak of the memory that CUDA's allocator has reserved, for a line of the run file; nothing on a CPU.
+
+    It includes the data set, and memory that the allocator holds but no tensor uses.
+    """
+    return {"reserved_memory": torch.cuda.max_memory_reserved(device)} if device.type == "cuda" else {}
 
 
 def meter(device: torch.device) -> AbstractContextManager[Meter]:

@@ -24,6 +24,7 @@ from lowland.lab.training.clock import Clock, typical
 from lowland.lab.training.events import Events
 from lowland.lab.training.judge import Judge
 from lowland.lab.training.losses import Losses
+from lowland.lab.training.memory import reserved
 from lowland.lab.training.prepare import check_select, complete, line_of, loader_of
 from lowland.lab.training.pulse import Pulse
 from lowland.lab.training.resumption import changed_versions, check_folder, restarted
@@ -162,13 +163,14 @@ class _Run:
             **self.judge.score,
             **({"best": self.judge.best} if self.judge.best else {}),
             diverged=self.losses.diverged,
-            seconds=clock.seconds,
+            seconds=clock.settle(),
             seconds_per_step=typical(clock.laps, [b - a for a, b in pairwise([0.0, *self.gradients])]),
             gradients_per_step=engine.cost.gradients / engine.step,
             sequential_per_step=engine.cost.sequential / engine.step,
             weights_per_step=engine.cost.weights / engine.step,
             forwards_per_step=(engine.cost.forwards - engine.cost.gradients) / engine.step,
             peak_memory=self.peak,
+            **reserved(self.config.on()),
             **self.judge.final(self.trainer),
         )
 
@@ -228,7 +230,7 @@ class _Run:
             train_loss=self.losses.end_epoch(),
             **self.judge.score,
             lr=self.trainer.optimizer.param_groups[0]["lr"],
-            seconds=self.clock.seconds,
+            seconds=self.clock.settle(),
             gradients=engine.cost.gradients,
             sequential=engine.cost.sequential,
             peak_memory=self.peak,
@@ -242,7 +244,7 @@ class _Run:
             return
         self._reported = time.monotonic()
         step = self.trainer.engine.step
-        speed = step / self.clock.seconds
+        speed = step / self.clock.settle()
         progress(Update(self.line["run"], self.fraction(), step, self.epoch, float(loss), self.judge.headline(), speed))
 
     # Checkpoints
@@ -276,7 +278,7 @@ class _Run:
             "score": self.judge.score,
             "best": self.judge.best,
             "losses": self.losses.state(),
-            "seconds": self.clock.seconds,
+            "seconds": self.clock.settle(),
             "laps": torch.tensor(self.clock.laps, dtype=torch.float64),
             "gradients": torch.tensor(self.gradients, dtype=torch.float64),
         }

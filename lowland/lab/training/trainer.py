@@ -21,6 +21,7 @@ from lowland.lab.data.streams import derived
 from lowland.lab.recipe import Recipe, lr_at, make_optimizer
 from lowland.lab.training.average import Average
 from lowland.lab.training.checkpoint import ALONE
+from lowland.lab.training.determinism import deterministic
 from lowland.lab.training.evaluate import training_loss
 from lowland.lab.training.memory import meter
 from lowland.lab.training.snapshot import Snapshot
@@ -192,24 +193,28 @@ def rehearse(make: Callable[[], Trainer], loader: Loader, steps: int = REHEARSED
         The peak memory in bytes.
     """
     devices = [loader.device] if loader.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), meter(loader.device) as measured:
-        trainer = make()
-        batches = chain.from_iterable(loader.batches(epoch) for epoch in count())
-        for batch in islice(batches, steps):
-            trainer.step(batch, 0.0)
-        del trainer, batches
+    with torch.random.fork_rng(devices=devices):
+        if devices:  # cuBLAS and cuDNN allocate memory that they keep, which is not the first run's of a process
+            _rehearsed(make(), loader, 1)
+        with meter(loader.device) as measured:
+            _rehearsed(make(), loader, steps)
     return measured.peak
+
+
+def _rehearsed(trainer: Trainer, loader: Loader, steps: int) -> None:
+    """Take steps with a trainer, which then is discarded."""
+    batches = chain.from_iterable(loader.batches(epoch) for epoch in count())
+    for batch in islice(batches, steps):
+        trainer.step(batch, 0.0)
 
 
 @contextmanager
 def settings(config: RunConfig) -> Iterator[None]:
-    """Set the run's number of threads, and deterministic convolutions on a GPU; restore both at the end."""
-    threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
+    """Set the run's number of threads, and deterministic kernels; restore both at the end."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(config.threads or threads)
-    benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
-    torch.backends.cudnn.deterministic = True
     try:
-        yield
+        with deterministic(config.on()):
+            yield
     finally:
         torch.set_num_threads(threads)
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, benchmark

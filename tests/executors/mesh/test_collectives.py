@@ -12,6 +12,7 @@ import torch.distributed as dist
 from lowland.core.errors import RankError
 from lowland.executors.mesh import collectives
 from lowland.executors.mesh.exchange import Exchange
+from lowland.lab.training.memory import LiveTensors
 
 
 class Shown:
@@ -91,3 +92,47 @@ def test_tensors_on_each_rank_s_own_device_are_equal(monkeypatch: pytest.MonkeyP
     collectives.agree({"method": Shown("Mine(v=tensor([1., 2.], device='cuda:1'))")}, [GROUP])
     with pytest.raises(RankError, match="method must be the same"):
         collectives.agree({"method": Shown("Mine(v=tensor([1., 3.], device='cuda:1'))")}, [GROUP])
+
+
+def whole_checksum(t: torch.Tensor) -> torch.Tensor:
+    """The checksum, computed from all entries at once."""
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()]
+    bits = t.contiguous().reshape(-1).view(integers).long()
+    return (bits * (torch.arange(len(bits)) % 8191 + 1)).sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.bool, torch.int64])
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (100,), (101,), (250,), (3, 101), (500,)])
+def test_a_checksum_in_chunks_is_that_of_all_entries(
+    shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    t = (torch.randn(shape, dtype=torch.float64) * 100).to(dtype)
+    expected, before = whole_checksum(t), t.clone()
+    assert torch.equal(collectives._mark(t), expected)
+    monkeypatch.setattr(collectives, "_PERIOD", 25)
+    monkeypatch.setattr(collectives, "_CHUNK", 100)
+    in_chunks = collectives._mark(t)
+    monkeypatch.setattr(collectives, "_CHUNK", 1000)
+    assert torch.equal(collectives._mark(t), in_chunks)
+    assert torch.equal(t, before)
+    assert torch.equal(collectives._mark(t.t()) if t.dim() == 2 else in_chunks, collectives._mark(t.t().clone()))
+
+
+def test_a_checksum_sees_a_bit_in_every_chunk() -> None:
+    t = torch.zeros(collectives._CHUNK * 2 + 5)
+    none = collectives._mark(t)
+    for place in (0, collectives._CHUNK - 1, collectives._CHUNK, len(t) - 1):
+        other = t.clone()
+        other[place] = 1e-30
+        assert not torch.equal(collectives._mark(other), none)
+    assert torch.equal(whole_checksum(torch.arange(len(t))), collectives._mark(torch.arange(len(t))))
+
+
+def test_a_checksum_needs_no_memory_of_the_tensor_s_size() -> None:
+    t = torch.ones(6 * collectives._CHUNK)  # 100 MB
+    with LiveTensors() as meter:
+        collectives._mark(t)
+    assert (
+        meter.peak < 1.1 * t.nbytes
+    )  # 8-byte integers of one chunk, their weights, and what makes these; it was 6 times the tensor

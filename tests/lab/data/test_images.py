@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from waiting import NoWaiting
 
 from lowland.core.errors import ArgumentError
-from lowland.lab.data.images import Augmentation
+from lowland.lab.data import images as module
+from lowland.lab.data.images import Augmentation, Images
 
 
 def images(count: int = 600, size: int = 6, dtype: torch.dtype = torch.uint8) -> Tensor:
@@ -76,3 +78,34 @@ def test_one_image() -> None:
 def test_bad_padding(padding: object) -> None:
     with pytest.raises(ArgumentError, match="padding must be an integer >= 0"):
         Augmentation(padding=padding)  # type: ignore[arg-type]
+
+
+def part(device: str) -> Images:
+    inputs, targets = images(20).to(device), torch.arange(20).to(device)
+    return Images(inputs, targets, mean=(3.0, 4.5), std=(2.0, 3.0), augmentation=Augmentation(padding=1))
+
+
+def test_a_batch_on_a_gpu_does_not_wait() -> None:
+    """The device "meta" stands for the GPU."""
+    data, index = part("meta"), torch.tensor([3, 1, 4])
+    module._per_channel.cache_clear()
+    with NoWaiting() as guard:
+        inputs, targets, positions = data.batch(index, generator())
+        first = guard.copies
+        data.batch(index, generator())
+    assert {t.device.type for t in (inputs, targets, positions)} == {"meta"}
+    assert first == 6  # positions, two offsets, flips, mean and standard deviation
+    assert guard.copies == 2 * first - 2  # the last two stay on the device
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_kept_means_follow_the_default_dtype(dtype: torch.dtype) -> None:
+    data, before = part("cpu"), torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (data.mean, data.std))
+        expected = data.inputs.float().sub_(mean).div_(std)
+        assert torch.equal(data.normalize(data.inputs), expected)
+        assert torch.equal(data.normalize(data.inputs), expected)
+    finally:
+        torch.set_default_dtype(before)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from waiting import NoWaiting
 
 from lowland.core.errors import ArgumentError
 from lowland.lab.data.images import Augmentation, ImageSet
@@ -153,3 +154,22 @@ def test_bad_position() -> None:
         next(loader.batches(0, start=-1))
     with pytest.raises(ArgumentError, match="part must be one of"):
         next(loader.evaluation(part="validation"))  # type: ignore[arg-type]
+
+
+class Pairs(torch.utils.data.Dataset[Any]):
+    """Examples that a loader stacks and moves itself."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.full((2, 3, 3), float(index)), index
+
+
+def test_batches_go_to_a_gpu_without_a_wait() -> None:
+    """The device "meta" stands for the GPU."""
+    loader = Loader({"train": Pairs(), "test": Pairs()}, 4, seed=0, device="meta")
+    with NoWaiting() as guard:
+        batches = list(loader.batches(0))
+    assert {t.device.type for batch in batches for t in batch} == {"meta"}
+    assert guard.copies >= 4  # of inputs and targets
