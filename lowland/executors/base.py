@@ -45,6 +45,7 @@ class Work:
         outsiders: Trainable tensors that the model or the loss function uses besides the engine's.
         first: Whether no step has been completed yet.
         reentrant: Whether backward may run others inside, as reentrant checkpointing does; None: not looked at.
+        forward_writes: Whether a layer's forward may write its weights, as an embedding with ``max_norm`` does.
         step: The record of the step under way.
     """
 
@@ -79,14 +80,14 @@ class Work:
         self._captured = modes.captured(model)
         self._namespaces: list[dict[str, Any]] = []  # of all modules
         self._forwards: list[Any] = []  # what they hold under "forward"
-        self._forward_writes = any(getattr(m, "max_norm", None) is not None for m in model.modules())
+        self.forward_writes = any(getattr(m, "max_norm", None) is not None for m in model.modules())
         self.begin()
 
     def begin(self, number: int = 0) -> None:
         """Begin the step with this number: its record is empty."""
         power_of_two = number & (number - 1) == 0
         # Steps 0, 1, 2, 4, 8, …; and all of them where forward is known to write weights now and then.
-        self.step = StepRecord(number, len(self.params), watched=self._forward_writes or power_of_two)
+        self.step = StepRecord(number, len(self.params), watched=self.forward_writes or power_of_two)
         if number and power_of_two and not self.reentrant:
             self.reentrant = None
         self.replicas.begin()

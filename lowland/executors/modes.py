@@ -89,7 +89,7 @@ def compiled(model: nn.Module) -> bool:
         "_orig_mod" in m._modules
         or m._compiled_call_impl is not None
         or hasattr(m.forward, "_torchdynamo_orig_callable")
-        for m in model.modules()
+        for m in modules_of(model)
     )
 
 
