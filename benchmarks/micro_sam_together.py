@@ -40,7 +40,7 @@ def endless(config: RunConfig) -> Iterator[Any]:
 
 
 def times(trainers: dict[str, Trainer], batches: Iterator[Any], rounds: int) -> dict[str, list[float]]:
-    """The processor time of every step after the warm-up, in seconds, by name; the order changes from round to round."""
+    """The processor seconds of every step after the warm-up, by name; the order changes from round to round."""
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     order = list(trainers)
     for number in range(WARMUP + rounds):
@@ -67,7 +67,7 @@ def main() -> None:
         task=task, model=options.model, method="plain", seed=0, recipe=recipe, budget=Budget(limit=1), threads=1
     )
     method = lowland.MicroSAM(m=options.m)
-    executors = {"Local": lowland.Local(), f"Batched({options.m})": lowland.Batched(options.m)}
+    executors = {"Local": lowland.Local(), f"Batched({options.m})": lowland.Batched(options.m), "auto": "auto"}
     trainers = {"plain": trainer(config, lowland.Plain(), None)}
     trainers |= {f"mSAM, {name}": trainer(config, method, executor) for name, executor in executors.items()}
     seconds = times(trainers, endless(config), options.rounds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -159,6 +159,13 @@ class Executor(ABC):
             UsageError: This executor must run the model itself.
         """
         raise UsageError(f"{type(self).__name__} must run the model itself; call engine.backward(batch)")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training must know of this executor, made of tensors, numbers and text; mostly nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # noqa: B027
+        """Load a state from :meth:`state_dict`; it is empty if the training that gave it had another executor."""
 
     @property
     def sent(self) -> int:

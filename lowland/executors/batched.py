@@ -72,8 +72,8 @@ class Batched(Executor):
             LossError: The loss function returns no valid loss.
             UsageError: The loss function cannot run for several probes at once.
         """
-        batch = None if self.width == 1 or len(probes) == 1 else _alike(work, probes)
-        if batch is None or not _vmappable(work):
+        batch = self.batch(work, probes)
+        if batch is None:
             return self._local.run(work, probes)
         seeds = work.seeds(len(probes))
         readings: list[Reading] = []
@@ -83,10 +83,17 @@ class Batched(Executor):
                 if work.rng is not None:
                     work.rng.rewind()
                 with work.buffers.untouched():
-                    readings += _answer(work, probes[here], Batch(batch.spec, batch.leaves[here]))
+                    readings += answer_together(work, probes[here], Batch(batch.spec, batch.leaves[here]))
             if work.step.suspects:
                 work.dismiss()
         return tuple(readings)
+
+    def batch(self, work: Work, probes: tuple[Probe, ...]) -> Batch | None:
+        """The batches of probes that are answered together; None if :class:`Local` answers them."""
+        if self.width == 1 or len(probes) == 1:
+            return None
+        batch = _alike(work, probes)
+        return batch if batch is not None and _vmappable(work) else None
 
     def passes(
         self, work: Work, probes: tuple[Probe, ...], on_error: Callable[[], None] | None = None
@@ -156,7 +163,8 @@ def _vmappable(work: Work) -> bool:
     )
 
 
-def _answer(work: Work, probes: tuple[Probe, ...], batch: Batch) -> list[Reading]:
+def answer_together(work: Work, probes: tuple[Probe, ...], batch: Batch) -> list[Reading]:
+    """The readings of probes in one pass; random numbers are the caller's."""
     loss_fn = probes[0].loss_fn or work.loss_fn
     assert loss_fn is not None
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import sys
 from collections.abc import Iterator, Sequence
@@ -133,6 +134,25 @@ class SharedRNG:
             numpy.random.set_state(of_numpy)
         for generator, state in zip(self._own, states, strict=True):
             _set_state(generator, state)
+
+    def moved(self) -> bool:
+        """Whether any generator has drawn a number since the state was saved."""
+        if self.saved is None:
+            return False
+        module, numpy = _generators(self.device), sys.modules.get("numpy")
+        on_cpu, on_device, python, of_numpy, states = self.saved
+        return (
+            not torch.equal(torch.get_rng_state(), on_cpu)
+            or (module is not None and not torch.equal(module.get_rng_state(self.device), on_device))
+            or random.getstate() != python
+            or (numpy is not None and of_numpy is not None and _text(numpy.random.get_state()) != _text(of_numpy))
+            or any(_text(_state_of(g)) != _text(state) for g, state in zip(self._own, states, strict=True))
+        )
+
+
+def _text(state: Any) -> Any:
+    """A state of a generator in a form that can be compared."""
+    return state.tolist() if isinstance(state, Tensor) else pickle.dumps(state)
 
 
 def _state_of(generator: Any) -> Any:
