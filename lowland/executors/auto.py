@@ -78,8 +78,9 @@ class Auto(Executor):
         """
         if self.choice == "batched":
             return self._batched.run(work, probes)
-        watched = work.first or work.step.watched  # such steps look at more, so their time says nothing
-        if self.choice or watched or len(probes) > self.width or (batch := self._batched.batch(work, probes)) is None:
+        # Watched steps look at more, so their time says nothing.
+        waits = self.choice or work.step.watched or len(probes) > self.width
+        if waits or (batch := self._batched.batch(work, probes)) is None:
             return self._local.run(work, probes)
         trial, real = _twins(probes)
         seconds = _try(work, trial, batch)
