@@ -169,7 +169,7 @@ def answer_together(work: Work, probes: tuple[Probe, ...], batch: Batch) -> list
     assert loss_fn is not None
     with torch.no_grad():
         stacked = _displaced(work, probes)
-        loss = StackedLoss(work.model, loss_fn, work.batches.known_size)
+        loss = StackedLoss(work.model, loss_fn, work.batches.known_size, cut=any(p.cut for p in probes))
         places = Places(work.model, work.params, len(probes))
     with _explained():
         losses = _forward(work, loss, places, stacked, batch)

@@ -145,14 +145,16 @@ class SharedRNG:
             not torch.equal(torch.get_rng_state(), on_cpu)
             or (module is not None and not torch.equal(module.get_rng_state(self.device), on_device))
             or random.getstate() != python
-            or (numpy is not None and of_numpy is not None and _text(numpy.random.get_state()) != _text(of_numpy))
-            or any(_text(_state_of(g)) != _text(state) for g, state in zip(self._own, states, strict=True))
+            or (numpy is not None and of_numpy is not None and not _same(numpy.random.get_state(), of_numpy))
+            or not all(_same(_state_of(g), state) for g, state in zip(self._own, states, strict=True))
         )
 
 
-def _text(state: Any) -> Any:
-    """A state of a generator in a form that can be compared."""
-    return state.tolist() if isinstance(state, Tensor) else pickle.dumps(state)
+def _same(state: Any, other: Any) -> bool:
+    """Whether two states of a generator are equal; those of NumPy hold arrays."""
+    if isinstance(state, Tensor):
+        return torch.equal(state, other)
+    return pickle.dumps(state) == pickle.dumps(other)
 
 
 def _state_of(generator: Any) -> Any:

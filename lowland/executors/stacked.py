@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
-from lowland.core.errors import UsageError
-from lowland.core.loss import LossFn, terms
+from lowland.core.errors import LossError, UsageError
+from lowland.core.loss import LossFn, one_for_all, terms
 from lowland.core.vec import Vec
 from lowland.executors.modes import modules_of
+from lowland.executors.passes import WEIGHT
 
 
 def tracks(m: nn.Module) -> TypeGuard[_NormBase]:
@@ -29,15 +30,22 @@ class StackedLoss:
         model: The model.
         loss_fn: The loss function.
         size: The number of examples of a batch, if it is known.
+        cut: Whether a batch is a part of the step's batch, so that the loss must give its weight.
     """
 
-    def __init__(self, model: nn.Module, loss_fn: LossFn, size: Callable[[Any], int | None]) -> None:
-        self.model, self.loss_fn, self.size = model, loss_fn, size
+    def __init__(self, model: nn.Module, loss_fn: LossFn, size: Callable[[Any], int | None], *, cut: bool) -> None:
+        self.model, self.loss_fn, self.size, self.cut = model, loss_fn, size, cut
         self._names: list[str] = []
 
     def __call__(self, batch: Any) -> tuple[Tensor, ...]:
-        """The mean loss and, if they exist, the losses of the examples, a count, and the tensors in aux."""
+        """The mean loss and, if they exist, the losses of the examples, a count, and the tensors in aux.
+
+        Raises:
+            LossError: The loss of a part of a batch is a mean.
+        """
         values = terms(self.loss_fn(self.model, batch), self.size(batch))
+        if self.cut and (values.count is None or one_for_all(values.losses)):
+            raise LossError(WEIGHT)
         leaves, self._aux_spec = pytree.tree_flatten(values.aux)
         self._aux_rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]  # leaves that are no tensors
         self.count = None if isinstance(values.count, Tensor) else values.count
