@@ -6,7 +6,7 @@ import copy
 import math
 import statistics
 import warnings
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -46,7 +46,8 @@ class Auto(Executor):
     choice, it is refused as by :class:`Batched`.
 
     Args:
-        width: The most probes that a plan may ask for together, >= 1; 1 measures nothing. It is 1 after a refusal.
+        width: The most probes that a plan may ask for together, >= 1; 1 measures nothing. It is 1 after the choice of
+            :class:`Local`, so that a plan keeps no more gradients than it needs.
 
     Raises:
         ArgumentError: ``width`` is not an integer >= 1.
@@ -87,7 +88,7 @@ class Auto(Executor):
         start = perf_counter()
         readings = self._local.run(work, real)
         _wait(work.device)
-        self._note(seconds, perf_counter() - start)
+        self._note(seconds, perf_counter() - start, shared=work.rng is not None)
         return readings
 
     def passes(
@@ -97,8 +98,8 @@ class Auto(Executor):
         return self._local.passes(work, probes, on_error)
 
     def state_dict(self) -> dict[str, Any]:
-        """The choice, and what has been measured before it."""
-        return {"choice": self.choice, "ratios": list(self._ratios)}
+        """The choice, the width, and what has been measured before the choice."""
+        return {"choice": self.choice, "width": self.width, "ratios": list(self._ratios)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue with the choice of another training.
@@ -108,24 +109,29 @@ class Auto(Executor):
         """
         if not state_dict:
             return
-        choice, ratios = state_dict.get("choice"), state_dict.get("ratios")
-        if choice not in CHOICES or not isinstance(ratios, list) or not all(type(r) is float for r in ratios):
+        choice, width, ratios = (state_dict.get(key) for key in ("choice", "width", "ratios"))
+        known = choice in CHOICES and type(width) is int and width > 0 and isinstance(ratios, list)
+        if not known or not all(type(r) is float for r in ratios or []):
             raise StateError(
-                f"the state of an executor must have a choice among {CHOICES} and a list of ratios, but is "
-                f"{dict(state_dict)!r}; load an earlier checkpoint"
+                f"the state of an executor must have a choice among {CHOICES}, a width >= 1 and a list of ratios, but "
+                f"is {dict(state_dict)!r}; load an earlier checkpoint"
             )
-        self.choice, self._ratios = choice, list(ratios)
-        self.width = 1 if choice == "refused" else self._batched.width
+        self._choose(choice, width, ratios)
 
-    def _note(self, batched: float | None, local: float) -> None:
+    def _note(self, batched: float | None, local: float, *, shared: bool) -> None:
         """Add a measurement, and choose if there are enough; None is a failed trial."""
         if batched is None:
-            self.choice, self.width, self._ratios = "refused", 1, []
+            self._choose("refused", 1)
             return
         self._ratios.append(batched / local if local > 0 else math.inf)
         if len(self._ratios) >= TRIALS:
             faster = statistics.median(self._ratios[1:]) < GAIN
-            self.choice, self._ratios = "batched" if faster else "local", []
+            # With shared numbers, probes that are asked alone draw others, which must not depend on the clock.
+            self._choose("batched" if faster else "local", self.width if faster or shared else 1)
+
+    def _choose(self, choice: str, width: int, ratios: Sequence[float] = ()) -> None:
+        self.choice, self.width, self._ratios = choice, width, list(ratios)
+        self.substitutes = choice == "batched"
 
 
 def _twins(probes: tuple[Probe, ...]) -> tuple[tuple[Probe, ...], tuple[Probe, ...]]:

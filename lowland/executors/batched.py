@@ -261,10 +261,10 @@ def _apart(work: Work, vectors: Vec, count: int) -> list[Vec]:
     scale = work.scale()
     if scale is not None:
         work.step.check(vec.finite(vectors))
-    if all(g.is_cpu and g.dtype == p.dtype and p.is_contiguous() for g, p in zip(vectors, work.params, strict=True)):
+    like = [(p, precision.of_vectors(p.dtype)) for p in work.params]
+    if all(g.is_cpu and g.dtype == t and p.is_contiguous() for g, (p, t) in zip(vectors, like, strict=True)):
         grads = list(map(list, zip(*map(torch.unbind_copy, vectors), strict=True)))  # half the time of the general way
     else:
-        like = [(p, precision.of_vectors(p.dtype)) for p in work.params]
         grads = [[torch.empty_like(p, dtype=dtype) for p, dtype in like] for _ in range(count)]
         for grad, own in zip(grads, zip(*map(torch.unbind, vectors), strict=True), strict=True):
             vec.copy_(grad, list(own))

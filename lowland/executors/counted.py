@@ -70,7 +70,7 @@ class Counted(Executor):
         self._step_examples = self._examples(batch)
         self._unsynced = False
         self.inner.begin(batch)
-        self.width = self.inner.width  # Auto changes it
+        self.width, self.substitutes = self.inner.width, self.inner.substitutes  # Auto changes them
 
     def count(self, probes: tuple[Probe, ...]) -> None:
         """Add the costs of probes that are asked together."""
@@ -121,7 +121,7 @@ class Counted(Executor):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """See :meth:`Executor.load_state_dict`."""
         self.inner.load_state_dict(state_dict)
-        self.width = self.inner.width
+        self.width, self.substitutes = self.inner.width, self.inner.substitutes
 
     def _examples(self, batch: Any) -> int:
         """The number of examples of a batch; 1 for a batch of unknown size, which cannot be cut."""

@@ -68,7 +68,7 @@ def test_training_is_that_of_local(text: str, measured: bool, ratio: float, cloc
     torch.manual_seed(1)
     expected = train(engine_of(text, Local()), 24)
     chosen = ("batched" if ratio < 1 else "local") if measured else ""  # async-sam's two batches differ in size
-    assert inner(engine).choice == chosen
+    assert (inner(engine).choice, engine.width) == (chosen, 1 if chosen == "local" else 16)
     if chosen == "batched":
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     else:
@@ -146,6 +146,16 @@ def test_a_resume_before_a_refusal_goes_on_bit_for_bit(pause: int, clock: Any) -
     assert inner(first).choice == inner(second).choice == "refused"
 
 
+def test_replaced_parameters_are_seen_after_the_choice(clock: Any) -> None:
+    for executor in ("auto", lowland.Batched(4)):
+        engine = engine_of("micro-sam", executor)
+        train(engine, 9)
+        assert engine.executor.substitutes
+        engine.model.last.__dict__["_parameters"]["weight"] = nn.Parameter(engine.model.last.weight.detach().clone())
+        with pytest.raises(lowland.core.errors.ParameterError, match=r"last\.weight is no longer the same tensor"):
+            engine.backward(batch(9, 16))
+
+
 def test_states_of_other_executors_and_damaged_ones(clock: Any) -> None:
     plain, measured = engine_of("micro-sam", None), engine_of("micro-sam", "auto")
     assert "executor" not in plain.state_dict()
@@ -155,9 +165,10 @@ def test_states_of_other_executors_and_damaged_ones(clock: Any) -> None:
     measured.load_state_dict({k: v for k, v in state.items() if k != "executor"})
     assert inner(measured).choice == "batched"
     before = saved(measured)[0]
-    for damaged in ({"choice": "fast", "ratios": []}, {"choice": "local", "ratios": ["1"]}, {"ratios": []}):
+    good = {"choice": "local", "width": 4, "ratios": [1.0]}
+    for damaged in ({"choice": "fast"}, {"ratios": ["1"]}, {"ratios": None}, {"width": 0}, {"width": "4"}):
         with pytest.raises(StateError, match=r"a choice among .* and a list of ratios, but is .* earlier checkpoint"):
-            measured.load_state_dict({**state, "step": 3, "executor": damaged})
+            measured.load_state_dict({**state, "step": 3, "executor": good | damaged})
     assert saved(measured)[0].keys() == before.keys()
     assert (measured.step, inner(measured).choice) == (12, "batched")
 
@@ -212,14 +223,24 @@ class Waves(Local):
         self.width = 4 if self.step <= FIRST else 1
 
 
-def test_masks_that_are_shared_are_measured(clock: Any) -> None:
+@pytest.mark.parametrize("ratio", [0.5, 2.0])
+@pytest.mark.parametrize("text", ["micro-sam", "sampa"])
+def test_masks_that_are_shared_are_measured_and_do_not_depend_on_the_clock(text: str, ratio: float, clock: Any) -> None:
+    clock(ratio)
     found = []
-    for executor in ("auto", Local()):
+    for executor in (Auto(4), Together()):
         torch.manual_seed(2)
-        engine = engine_of("sampa", executor, model=Traced("dropout"), rng="shared")
+        engine = engine_of(text, executor, model=Traced("dropout"), rng="shared")
         found.append(train(engine, 24))
-        assert executor != "auto" or inner(engine).choice == "batched"
+        assert isinstance(executor, Local) or executor.choice == ("batched" if ratio < 1 else "local")
+        assert engine.width == 4
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+
+
+class Together(Local):
+    """Local that is asked for four probes at once."""
+
+    width = 4
 
 
 def counted(model: nn.Module, b: Any) -> lowland.Loss:
