@@ -109,14 +109,14 @@ class Auto(Executor):
         """
         if not state_dict:
             return
-        choice, width, ratios = (state_dict.get(key) for key in ("choice", "width", "ratios"))
-        known = choice in CHOICES and type(width) is int and width > 0 and isinstance(ratios, list)
-        if not known or not all(type(r) is float for r in ratios or []):
+        choice, width, ratios = state_dict.get("choice"), state_dict.get("width", 0), state_dict.get("ratios")
+        numbers = isinstance(ratios, list) and all(type(r) is float for r in ratios)
+        if choice not in CHOICES or type(width) is not int or width < 1 or not numbers:
             raise StateError(
                 f"the state of an executor must have a choice among {CHOICES}, a width >= 1 and a list of ratios, but "
                 f"is {dict(state_dict)!r}; load an earlier checkpoint"
             )
-        self._choose(choice, width, ratios)
+        self._choose(choice, width, state_dict["ratios"])
 
     def _note(self, batched: float | None, local: float, *, shared: bool) -> None:
         """Add a measurement, and choose if there are enough; None is a failed trial."""
