@@ -237,7 +237,9 @@ def mask(v: Vec, keep: Sequence[bool]) -> Vec:
 
 
 def where(condition: Tensor, a: Vec, b: Vec) -> Vec:
-    """``a`` where the 0-dim boolean ``condition`` holds, else ``b``, without synchronization."""
+    """``a`` where the 0-dim boolean ``condition`` holds, else ``b``, without synchronization.
+
+    """
     if _at_hand(condition):
         return clone(a if condition else b)
     result = torch._foreach_mul(_bits(a), _one_or_zero(condition, a))
