@@ -193,8 +193,10 @@ def check_options(scaler: Any, executor: Any, micro_batch: Any, rng: Any, flags:
     check_scaler(scaler)
     for name, value in flags.items():
         check_flag(name, value)
-    if executor is not None and not isinstance(executor, Executor):
-        raise ArgumentError(f"executor must be an Executor, but is {executor!r}; pass a value such as Batched()")
+    if executor is not None and executor != "auto" and not isinstance(executor, Executor):
+        raise ArgumentError(
+            f'executor must be an Executor or "auto", but is {executor!r}; pass "auto", or a value such as Batched()'
+        )
     if micro_batch is not None:
         checks.integer("micro_batch", micro_batch, 1, "None sets no limit")
     checks.one_of("rng", rng, ("free", "shared"))

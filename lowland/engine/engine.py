@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -21,6 +21,7 @@ from lowland.engine.parameters import Parameters
 from lowland.engine.progress import Progress
 from lowland.engine.step import drive
 from lowland.engine.watch import is_foreign
+from lowland.executors.auto import Auto
 from lowland.executors.base import Executor, Work
 from lowland.executors.counted import Cost, Counted
 from lowland.executors.data_parallel import Replicas
@@ -52,7 +53,9 @@ class Engine(Answers):
             over parts and ranks. It may be None if the caller runs forward and backward: see :meth:`passes`.
         mesh: A ``DeviceMesh`` whose groups divide the probes of a step, such as ``mesh["probe"]``. Over a dimension
             named "replicate" the engine averages gradients, if no wrapper of the model does.
-        executor: The executor that answers probes; by default one after the other in this process.
+        executor: The executor that answers probes; by default one after the other in this process. "auto" answers
+            probes that a method asks together in one pass, if the first steps show that this is faster:
+            :class:`lowland.executors.Auto`.
         scaler: A ``torch.amp.GradScaler``. ``.grad`` is scaled, as its ``unscale_`` and ``step`` expect. After an
             overflow in any pass, ``.grad`` is NaN, so that the scaler skips the step. Vectors in memory then keep their
             values (SAMPa restarts without its old gradient), but a method's step counts increase.
@@ -100,7 +103,7 @@ class Engine(Answers):
         loss_fn: LossFn | None = None,
         *,
         mesh: Any = None,
-        executor: Executor | None = None,
+        executor: Executor | Literal["auto"] | None = None,
         scaler: Any = None,
         micro_batch: int | None = None,
         cut: Cutter | None = None,
@@ -119,6 +122,7 @@ class Engine(Answers):
         self.optimizers = doors.all_optimizers(optimizer)
         self.parameters = Parameters(model, self.optimizers)
         self.params, self.names = self.parameters.vec, self.parameters.names
+        executor = Auto.of(self.params) if executor == "auto" else executor
         groups = along(mesh) if mesh is not None else {"probe": executor.group} if isinstance(executor, Mesh) else {}
         executor = Mesh(groups["probe"], executor) if "probe" in groups and mesh is not None else executor
         self.batches = Batches(cut)

@@ -21,6 +21,7 @@ from lowland.engine import plans
 from lowland.executors.counted import Cost
 
 PARTS = "lowland.Parts"  # the key under which Parts are saved
+OPTIONAL = ("share", "executor")  # older states have no "share", and most executors keep nothing
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
@@ -64,6 +65,7 @@ def save(engine: Engine) -> dict[str, Any]:
         StateError: Memory has a value that ``torch.load(weights_only=True)`` cannot read.
     """
     vectors = {k: engine.memory[k] for k in engine.vector_keys}
+    executor = engine.executor.state_dict()
     return {
         "method": engine.method.kind,
         "parameters": _shapes(engine),
@@ -74,6 +76,7 @@ def save(engine: Engine) -> dict[str, Any]:
         "rng": engine.rng.getstate(),
         "lagged": engine.lagged.state_dict(),
         "cost": dataclasses.asdict(engine.cost),
+        **({"executor": executor} if executor else {}),
     }
 
 
@@ -84,7 +87,7 @@ def load(engine: Engine, state_dict: dict[str, Any], strict: bool = True) -> Non
             f"state_dict must be what Engine.state_dict() gave, but is a {type(state_dict).__name__}; load the "
             "checkpoint with torch.load first"
         )
-    missing = [k for k in save(engine) if k not in state_dict and k != "share"]  # older states have no "share"
+    missing = [k for k in save(engine) if k not in state_dict and k not in OPTIONAL]
     if missing:
         raise StateError(
             f"state_dict must be what Engine.state_dict() gave, but lacks {', '.join(missing)}; "
@@ -101,6 +104,7 @@ def load(engine: Engine, state_dict: dict[str, Any], strict: bool = True) -> Non
         lagged = {str(k): v.clone() for k, v in state_dict["lagged"].items()}
         cost = Cost(**state_dict["cost"])
         step = operator.index(state_dict["step"])
+        executor = dict(state_dict.get("executor") or {})
     except StateError:
         raise
     except (TypeError, AttributeError, ValueError, KeyError, RuntimeError) as error:
@@ -119,6 +123,7 @@ def load(engine: Engine, state_dict: dict[str, Any], strict: bool = True) -> Non
             f"state_dict must hold the memory {sorted(engine.memory)}, but holds {sorted(memory)}; "
             f"it was taken with another version of {state_dict['method']}"
         )
+    engine.executor.load_state_dict(executor)  # refuses a damaged state
     engine.memory = {k: memory[k] for k in engine.memory}
     engine.rng.setstate(rng.getstate())
     engine.lagged.load_state_dict(lagged)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -45,6 +45,7 @@ class Work:
         outsiders: Trainable tensors that the model or the loss function uses besides the engine's.
         first: Whether no step has been completed yet.
         reentrant: Whether backward may run others inside, as reentrant checkpointing does; None: not looked at.
+        forward_writes: Whether a layer's forward may write its weights, as an embedding with ``max_norm`` does.
         step: The record of the step under way.
     """
 
@@ -79,14 +80,14 @@ class Work:
         self._captured = modes.captured(model)
         self._namespaces: list[dict[str, Any]] = []  # of all modules
         self._forwards: list[Any] = []  # what they hold under "forward"
-        self._forward_writes = any(getattr(m, "max_norm", None) is not None for m in model.modules())
+        self.forward_writes = any(getattr(m, "max_norm", None) is not None for m in model.modules())
         self.begin()
 
     def begin(self, number: int = 0) -> None:
         """Begin the step with this number: its record is empty."""
         power_of_two = number & (number - 1) == 0
         # Steps 0, 1, 2, 4, 8, …; and all of them where forward is known to write weights now and then.
-        self.step = StepRecord(number, len(self.params), watched=self._forward_writes or power_of_two)
+        self.step = StepRecord(number, len(self.params), watched=self.forward_writes or power_of_two)
         if number and power_of_two and not self.reentrant:
             self.reentrant = None
         self.replicas.begin()
@@ -158,6 +159,13 @@ class Executor(ABC):
             UsageError: This executor must run the model itself.
         """
         raise UsageError(f"{type(self).__name__} must run the model itself; call engine.backward(batch)")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training must know of this executor, made of tensors, numbers and text; mostly nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # noqa: B027
+        """Load a state from :meth:`state_dict`; it is empty if the training that gave it had another executor."""
 
     @property
     def sent(self) -> int:

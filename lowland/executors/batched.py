@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
-from lowland.core import batch as batches
 from lowland.core import checks, precision, vec
 from lowland.core.errors import LossError, LowlandError, UsageError
 from lowland.core.probe import Probe, Reading
@@ -72,19 +72,28 @@ class Batched(Executor):
             LossError: The loss function returns no valid loss.
             UsageError: The loss function cannot run for several probes at once.
         """
-        if self.width == 1 or len(probes) == 1 or not (_alike(work, probes) and _vmappable(work)):
+        batch = self.batch(work, probes)
+        if batch is None:
             return self._local.run(work, probes)
         seeds = work.seeds(len(probes))
         readings: list[Reading] = []
         for start in range(0, len(probes), self.width):
+            here = slice(start, start + self.width)
             with modes.branch(work.device, seeds[start]):
                 if work.rng is not None:
                     work.rng.rewind()
                 with work.buffers.untouched():
-                    readings += _answer(work, probes[start : start + self.width])
+                    readings += answer_together(work, probes[here], Batch(batch.spec, batch.leaves[here]))
             if work.step.suspects:
                 work.dismiss()
         return tuple(readings)
+
+    def batch(self, work: Work, probes: tuple[Probe, ...]) -> Batch | None:
+        """The batches of probes that are answered together; None if :class:`Local` answers them."""
+        if self.width == 1 or len(probes) == 1:
+            return None
+        batch = _alike(work, probes)
+        return batch if batch is not None and _vmappable(work) else None
 
     def passes(
         self, work: Work, probes: tuple[Probe, ...], on_error: Callable[[], None] | None = None
@@ -93,25 +102,52 @@ class Batched(Executor):
         return self._local.passes(work, probes, on_error)
 
 
-def _alike(work: Work, probes: tuple[Probe, ...]) -> bool:
-    """Whether all probes ask for the full gradient of the same loss, on batches of the same shapes."""
-    loss_fn, batch = probes[0].loss_fn, probes[0].batch
+@dataclass(frozen=True)
+class Batch:
+    """Batches of the same shapes.
+
+    Attributes:
+        spec: Their structure.
+        leaves: The entries of each batch: tensors and None.
+    """
+
+    spec: Any
+    leaves: list[list[Any]]
+
+    def stacked(self) -> Vec:
+        """The tensors of all batches, stacked in a new dimension 0."""
+        return [torch.stack(ts) for ts in zip(*self.leaves, strict=True) if ts[0] is not None]
+
+    def rebuilt(self, tensors: Sequence[Tensor]) -> Any:
+        """A batch of this structure with these tensors."""
+        rest = iter(tensors)
+        return pytree.tree_unflatten([None if t is None else next(rest) for t in self.leaves[0]], self.spec)
+
+
+def _alike(work: Work, probes: tuple[Probe, ...]) -> Batch | None:
+    """The batches, if all probes ask for the full gradient of the same loss, on batches of the same shapes."""
+    loss_fn = probes[0].loss_fn
     full_gradients = all(p.grad and p.wrt is None and p.loss_fn == loss_fn for p in probes)
     if not full_gradients or (loss_fn or work.loss_fn) is None:
-        return False
-    shape = _shape(batch)
-    if shape is None or any(_shape(p.batch) != shape for p in probes[1:]):
-        return False
-    return all(work.batches.in_one(p.batch, work.micro_batch) for p in probes)
-
-
-def _shape(batch: Any) -> Any:
-    """Structure, shapes, dtypes and devices of a batch; None for a batch that contains other than dense tensors."""
-    leaves, spec = pytree.tree_flatten(batch)
-    tensors = [t for t in leaves if t is not None]
-    if not all(isinstance(t, Tensor) and t.layout is torch.strided and not t.requires_grad for t in tensors):
         return None
-    return spec, [None if t is None else (t.shape, t.dtype, t.device) for t in leaves]
+    if not all(work.batches.in_one(p.batch, work.micro_batch) for p in probes):
+        return None
+    flat = [pytree.tree_flatten(p.batch) for p in probes]
+    leaves, spec = [entries for entries, _ in flat], flat[0][1]
+    shape = _shape(leaves[0])
+    if shape is None or any(other != spec or _shape(entries) != shape for entries, other in flat[1:]):
+        return None
+    return Batch(spec, leaves)
+
+
+def _shape(leaves: list[Any]) -> list[Any] | None:
+    """Shapes, dtypes and devices of a batch; None for a batch that contains other than dense tensors."""
+    shape: list[Any] = []
+    for t in leaves:
+        if t is not None and not (isinstance(t, Tensor) and t.layout is torch.strided and not t.requires_grad):
+            return None
+        shape.append(None if t is None else (t.shape, t.dtype, t.device))
+    return shape
 
 
 def _vmappable(work: Work) -> bool:
@@ -120,27 +156,28 @@ def _vmappable(work: Work) -> bool:
         return False
     if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in work.params):  # vmap would not call the hooks
         return False
-    modules = list(work.model.modules())
+    modules = modes.modules_of(work.model)
     return not any(m._backward_hooks or m._backward_pre_hooks for m in modules) and all(
         type(m).forward is _BatchNorm.forward and "forward" not in vars(m) and m.num_batches_tracked is not None
         for m in filter(tracks, modules)
     )
 
 
-def _answer(work: Work, probes: tuple[Probe, ...]) -> list[Reading]:
+def answer_together(work: Work, probes: tuple[Probe, ...], batch: Batch) -> list[Reading]:
+    """The readings of probes in one pass; random numbers are the caller's."""
     loss_fn = probes[0].loss_fn or work.loss_fn
     assert loss_fn is not None
     with torch.no_grad():
-        stacked = _displaced(work.params, probes, work.step.watched)
-        loss = StackedLoss(work.model, loss_fn, work.batches.known_size)
-        places = Places(loss, work.params, stacked)
-        batch = batches.stack([p.batch for p in probes])
+        stacked = _displaced(work, probes)
+        loss = StackedLoss(work.model, loss_fn, work.batches.known_size, cut=any(p.cut for p in probes))
+        places = Places(work.model, work.params, len(probes))
     with _explained():
-        losses = _forward(work, loss, places, batch)
+        losses = _forward(work, loss, places, stacked, batch)
         if work.first:
             known = [*stacked, *work.params]
             work.step.suspect(strangers(losses["mean"], known, work.model, loss_fn))
         vectors = _backward(work, losses["mean"].sum(), stacked)
+    del stacked  # its memory becomes that of the gradients
     with torch.no_grad():
         grads = _apart(work, vectors, len(probes))
         places.update([i for i, p in enumerate(probes) if p.stats])
@@ -164,46 +201,40 @@ def _answer(work: Work, probes: tuple[Probe, ...]) -> list[Reading]:
     ]
 
 
-def _displaced(params: Vec, probes: tuple[Probe, ...], each: bool) -> Vec:
+def _displaced(work: Work, probes: tuple[Probe, ...]) -> Vec:
     """The displaced weights of all probes, stacked in a new dimension 0; the probes' lists ``at`` are emptied."""
-    stacked = [torch.stack([p.detach()] * len(probes)) for p in params]
-    for i, probe in enumerate(probes):
+    params, count = [p.detach() for p in work.params], len(probes)
+    if not work.forward_writes and all(probe.at is None for probe in probes):
+        return [p.expand(count, *p.shape).requires_grad_() for p in params]  # views, which need no memory
+    stacked = [p.new_empty(count, *p.shape) for p in params]
+    for probe, weights in zip(probes, zip(*map(torch.unbind, stacked), strict=True), strict=True):
+        vec.copy_(list(weights), params)
         if probe.at is not None:
             at = probe.take_at()
-            check_displacement(params, at, each=each, noise=probe.noise)
-            move([s[i] for s in stacked], at, probe.noise)
+            check_displacement(work.params, at, each=work.step.watched, noise=probe.noise)
+            move(list(weights), at, probe.noise)
             at.clear()
     return [s.requires_grad_() for s in stacked]
 
 
-def _forward(work: Work, loss: StackedLoss, places: Places, batch: Any) -> dict[str, Tensor]:
+def _forward(work: Work, loss: StackedLoss, places: Places, stacked: Vec, batch: Batch) -> dict[str, Tensor]:
     """The results of :class:`StackedLoss` for all probes, stacked: mean losses have the shape ``(probes,)``."""
-    versions = {name: b._version for name, b in places.buffers.items()}
-    leaves, spec = pytree.tree_flatten(batch)
+    replaced = [*stacked, *places.statistics]
 
-    def one(own: dict[str, Tensor], tensors: list[Tensor]) -> dict[str, Tensor]:
+    def one(*tensors: Tensor) -> tuple[Tensor, ...]:
         """The losses of one probe at its weights and on its examples."""
-        rest = iter(tensors)
-        example = pytree.tree_unflatten([None if t is None else next(rest) for t in leaves], spec)
-        values = places.buffers | places.counts | own
-        answer: dict[str, Tensor] = torch.func.functional_call(loss, values, (example,), tie_weights=False)
-        for name, b in places.buffers.items():
-            if values[name] is not b or b._version != versions[name]:
-                raise UsageError(
-                    "loss_fn must not change the model's buffers under Batched, except for BatchNorm's, but changes "
-                    f"{name.removeprefix('model.')}, which probes would have to do in turn; use executor=Local()"
-                )
-        return answer
+        example = batch.rebuilt(tensors[len(replaced) :])
+        with places.replaced(tensors):
+            return loss(example)
 
     # On a CPU, vmap would call other attention kernels once per probe.
     kernels = sdpa_kernel(SDPBackend.MATH) if work.device.type == "cpu" else nullcontext()
     try:
         with kernels, torch.enable_grad():
             run = torch.func.vmap(one, randomness="different" if work.rng is None else "same")
-            losses: dict[str, Tensor] = run(places.own, [t for t in leaves if t is not None])
+            return loss.named(run(*replaced, *batch.stacked()))
     finally:
         torch.clear_autocast_cache()  # its copies of the displaced weights are not needed any more
-    return losses
 
 
 def _backward(work: Work, loss: Tensor, stacked: Vec) -> Vec:
@@ -230,11 +261,15 @@ def _apart(work: Work, vectors: Vec, count: int) -> list[Vec]:
     scale = work.scale()
     if scale is not None:
         work.step.check(vec.finite(vectors))
-    dtypes = [precision.of_vectors(p.dtype) for p in work.params]
-    grads = [[torch.empty_like(p, dtype=d) for p, d in zip(work.params, dtypes, strict=True)] for _ in range(count)]
-    for i, grad in enumerate(grads):
-        vec.copy_(grad, [g[i] for g in vectors])
-        if scale is not None:
+    like = [(p, precision.of_vectors(p.dtype)) for p in work.params]
+    if all(g.is_cpu and g.dtype == t and p.is_contiguous() for g, (p, t) in zip(vectors, like, strict=True)):
+        grads = list(map(list, zip(*map(torch.unbind_copy, vectors), strict=True)))  # half the time of the general way
+    else:
+        grads = [[torch.empty_like(p, dtype=dtype) for p, dtype in like] for _ in range(count)]
+        for grad, own in zip(grads, zip(*map(torch.unbind, vectors), strict=True), strict=True):
+            vec.copy_(grad, list(own))
+    if scale is not None:
+        for grad in grads:
             vec.div_(grad, scale)
     return grads
 

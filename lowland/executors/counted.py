@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +59,7 @@ class Counted(Executor):
     def __init__(self, inner: Executor | None = None, batches: Batches | None = None) -> None:
         self.inner = inner or Local()
         self.batches = batches or Batches()
-        self.width = self.inner.width
+        self.width, self.substitutes = self.inner.width, self.inner.substitutes
         self.cost = Cost()
         self._step_examples = 1
         self._sent = 0
@@ -71,6 +71,7 @@ class Counted(Executor):
         self._step_examples = self._examples(batch)
         self._unsynced = False
         self.inner.begin(batch)
+        self.width, self.substitutes = self.inner.width, self.inner.substitutes  # Auto changes them
 
     def count(self, probes: tuple[Probe, ...]) -> None:
         """Add the costs of probes that are asked together."""
@@ -116,6 +117,15 @@ class Counted(Executor):
         self.count(probes)
         self._work = work
         return (yield from self.inner.passes(work, probes, on_error))
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`Executor.state_dict`."""
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """See :meth:`Executor.load_state_dict`."""
+        self.inner.load_state_dict(state_dict)
+        self.width, self.substitutes = self.inner.width, self.inner.substitutes
 
     def _examples(self, batch: Any) -> int:
         """The number of examples of a batch; 1 for a batch of unknown size, which cannot be cut."""

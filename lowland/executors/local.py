@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 
 from lowland.core.errors import UsageError
 from lowland.core.probe import Probe, Reading
@@ -19,21 +20,23 @@ class Local(Executor):
 
     def run(self, work: Work, probes: tuple[Probe, ...]) -> tuple[Reading, ...]:
         """See :meth:`Executor.run`."""
-        return tuple([_answer(work, probe) for probe in in_turn(work, probes)])
+        with closing(in_turn(work, probes)) as turns:  # restores random numbers at once, also after an exception
+            return tuple([_answer(work, probe) for probe in turns])
 
     def passes(
         self, work: Work, probes: tuple[Probe, ...], on_error: Callable[[], None] | None = None
     ) -> Generator[Pass, None, tuple[Reading, ...]]:
         """See :meth:`Executor.passes`."""
         readings = []
-        for probe in in_turn(work, probes):
-            current = Pass(work, probe, on_error=on_error)
-            yield current
-            readings.append(current.answer())
+        with closing(in_turn(work, probes)) as turns:
+            for probe in turns:
+                current = Pass(work, probe, on_error=on_error)
+                yield current
+                readings.append(current.answer())
         return tuple(readings)
 
 
-def in_turn(work: Work, probes: tuple[Probe, ...]) -> Iterator[Probe]:
+def in_turn(work: Work, probes: tuple[Probe, ...]) -> Generator[Probe, None, None]:
     """Yield the probes one after the other; probes that are asked together draw from separate random streams."""
     seeds = work.seeds(len(probes))
     if not seeds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import sys
 from collections.abc import Iterator, Sequence
@@ -95,7 +96,7 @@ def compiled(model: nn.Module) -> bool:
         "_orig_mod" in m._modules
         or m._compiled_call_impl is not None
         or hasattr(m.forward, "_torchdynamo_orig_callable")
-        for m in model.modules()
+        for m in modules_of(model)
     )
 
 
@@ -139,6 +140,27 @@ class SharedRNG:
             numpy.random.set_state(of_numpy)
         for generator, state in zip(self._own, states, strict=True):
             _set_state(generator, state)
+
+    def moved(self) -> bool:
+        """Whether any generator has drawn a number since the state was saved."""
+        if self.saved is None:
+            return False
+        module, numpy = _generators(self.device), sys.modules.get("numpy")
+        on_cpu, on_device, python, of_numpy, states = self.saved
+        return (
+            not torch.equal(torch.get_rng_state(), on_cpu)
+            or (module is not None and not torch.equal(module.get_rng_state(self.device), on_device))
+            or random.getstate() != python
+            or (numpy is not None and of_numpy is not None and not _same(numpy.random.get_state(), of_numpy))
+            or not all(_same(_state_of(g), state) for g, state in zip(self._own, states, strict=True))
+        )
+
+
+def _same(state: Any, other: Any) -> bool:
+    """Whether two states of a generator are equal; those of NumPy hold arrays."""
+    if isinstance(state, Tensor):
+        return torch.equal(state, other)
+    return pickle.dumps(state) == pickle.dumps(other)
 
 
 def _state_of(generator: Any) -> Any:

@@ -26,7 +26,7 @@ from lowland.executors.still import Caller, Mark, check_forward, run_backward
 
 # map() with these takes a tenth of the time of a Python loop, which matters for many small parameters.
 _GRAD, _LAYOUT = operator.attrgetter("grad"), operator.attrgetter("layout")
-_WEIGHT = (
+WEIGHT = (
     "loss_fn must return what a part of a batch weighs, too, but returned a mean, shape (), for a part; return one "
     'loss per example, reduction="none", no mean that is expanded, or lowland.Loss(total, count)'
 )
@@ -145,7 +145,7 @@ class Pass:
         values = terms(loss, None if batch is None else self.work.batches.known_size(batch))
         is_part = self.probe.cut or (share is None and self._several)
         if is_part and (values.count is None or one_for_all(values.losses)):
-            raise LossError(_WEIGHT)
+            raise LossError(WEIGHT)
         more = self._several or share is not None  # the forward of the next part may overwrite these values
         if values.losses is not None:
             self._losses.append(values.losses.detach().clone() if more else values.losses.detach())
@@ -249,7 +249,7 @@ class Pass:
         if self._caller is not None:
             self._caller.check()
         if self.probe.cut and isinstance(loss, Tensor):
-            raise LossError(f"{_WEIGHT}, such as p.adopt(lowland.Loss(mean * count, count), batch=p.batch)")
+            raise LossError(f"{WEIGHT}, such as p.adopt(lowland.Loss(mean * count, count), batch=p.batch)")
         values = terms(loss if isinstance(loss, Loss) else loss.mean(), None)
         if values.mean.requires_grad:
             suspect_after(self.work, values.mean)

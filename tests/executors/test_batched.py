@@ -292,6 +292,41 @@ def test_mistakes_are_told_as_by_local() -> None:
         Batched(0)
 
 
+@pytest.mark.parametrize("each", [mean, lambda m, b: mean(m, b).expand(len(b[0]))])
+def test_a_mean_of_a_part_has_no_weight(each: Any) -> None:
+    for executor in (Local(), Batched(4)):
+        engine = lowland.Engine(lowland.MicroSAM(), model := net(), sgd(model), each, executor=executor)
+        with pytest.raises(LossError, match="loss_fn must return what a part of a batch weighs"):
+            engine.backward(batch(0, 16))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of embedding_renorm_ under vmap
+def test_weights_that_forward_writes_are_copies() -> None:
+    def make() -> nn.Module:
+        table = nn.Embedding(7, 3, max_norm=0.5)
+        return Made(lambda made, x: made.parts["table"](x.abs().mul(3).long().clamp_max(6)).mean(1), table=table)
+
+    work = work_on(make(), lambda m, b: m(b[0]).square().mean(1))
+    before = work.params[0].detach().clone()
+    assert float(before.norm(dim=1).max()) > 0.5
+    Batched().run(work, (Probe(batch(0, 6)), Probe(batch(1, 6))))
+    assert torch.equal(work.params[0], before)
+
+
+@pytest.mark.parametrize("write", [lambda w: w.mul_(0.5), lambda w: w.data.mul_(0.5), lambda w: w.copy_(w + 1)])
+def test_a_loss_cannot_write_the_weights_that_probes_share(write: Any) -> None:
+    def each(model: Any, b: Any) -> Tensor:
+        with torch.no_grad():
+            write(model.last.weight)
+        return loss_fn(model, b)
+
+    work = work_on(net(), each)
+    before = [p.detach().clone() for p in work.params]
+    with pytest.raises(RuntimeError, match="single memory location|accessing `data` under vmap"):
+        Batched().run(work, (Probe(batch(0)), Probe(batch(1))))
+    assert all(torch.equal(p, b) for p, b in zip(work.params, before, strict=True))
+
+
 def test_nothing_waits_for_the_device() -> None:
     with FakeTensorMode():  # .item() and bool() raise
         model, executor = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)), Watched()
