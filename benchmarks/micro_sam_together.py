@@ -2,7 +2,9 @@
 
 The lab's training on the built-in digits, of the perceptron unless ``--model`` names another network. All trainings
 take turns, step by step, so that changes of the machine's speed affect them alike. A figure is the median of the ratios
-between the processor times of one round's steps, because other processes may use the machine, too. ``OMP_NUM_THREADS=1 python benchmarks/micro_sam_together.py`` prints the table.
+between the processor times of one round's steps, because other processes may use the machine, too.
+
+    OMP_NUM_THREADS=1 python benchmarks/micro_sam_together.py
 """
 
 from __future__ import annotations

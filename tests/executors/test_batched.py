@@ -322,7 +322,7 @@ def test_a_loss_cannot_write_the_weights_that_probes_share(write: Any) -> None:
 
     work = work_on(net(), each)
     before = [p.detach().clone() for p in work.params]
-    with pytest.raises(RuntimeError, match="single memory location|accessing `data` under vmap"):
+    with pytest.raises(RuntimeError, match=r"single memory location|accessing `data` under vmap"):
         Batched().run(work, (Probe(batch(0)), Probe(batch(1))))
     assert all(torch.equal(p, b) for p, b in zip(work.params, before, strict=True))
 
