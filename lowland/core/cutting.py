@@ -77,9 +77,13 @@ class Slices:
             BatchError: There are none, or the batch cannot be cut in exactly one way.
         """
         if self.dim == 0 and type(batch) is tuple and batch and isinstance(batch[0], Tensor) and batch[0].dim():
-            size = len(batch[0])
-            if size and all(isinstance(t, Tensor) and t.dim() and len(t) == size for t in batch):
-                return size  # by far the most frequent, so it is quick
+            size = batch[0].shape[0]
+            for t in batch:
+                if not isinstance(t, Tensor) or not t.dim() or t.shape[0] != size:
+                    break
+            else:
+                if size:
+                    return size  # by far the most frequent, so it is quick
         return _Reading(batch, self.dim).size
 
     def take(self, batch: Any, index: Tensor | slice) -> Any:

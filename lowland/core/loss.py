@@ -111,14 +111,14 @@ def terms(loss: Any, size: int | None) -> Terms:
         )
     if loss.dim() == 0:
         return Terms(loss)
-    if loss.dim() != 1 or len(loss) == 0 or (size is not None and len(loss) != size):
+    if loss.dim() != 1 or loss.shape[0] == 0 or (size is not None and loss.shape[0] != size):
         shape = "(B,)" if size is None else f"({size},)"
         raise LossError(
             f"loss_fn must return one loss per example, shape {shape}, or their mean, shape (), but returned "
             f'shape {tuple(loss.shape)}; use reduction="none" or "mean" and average other dimensions, or return '
             "Loss(total, count)"
         )
-    return Terms(loss.mean(), losses=loss, count=float(len(loss)))
+    return Terms(loss.mean(), losses=loss, count=float(loss.shape[0]))
 
 
 def one_for_all(losses: Tensor | None) -> bool:

@@ -44,7 +44,6 @@ def number(t: Any) -> int:
     return found
 
 
-@torch.no_grad()
 def local(v: Sequence[Tensor]) -> list[Tensor]:
     """The local shards of the tensors, which share their memory."""
     if ordinary(v):
@@ -77,7 +76,10 @@ def _shard(t: Any) -> Tensor:
     A shard that a collective still writes has a type of its own, and is left to ``to_local``.
     """
     shard = getattr(t, "_local_tensor", None)
-    return shard if type(shard) is Tensor else t.to_local()
+    if type(shard) is Tensor:
+        return shard
+    with torch.no_grad():
+        return t.to_local()  # type: ignore[no-any-return]
 
 
 def _placed(t: Any, result: Tensor) -> Tensor:
