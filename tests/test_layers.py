@@ -184,6 +184,7 @@ OWN = {
     "lowland.executors.batched": {"vec.copy_", "vec.div_"},  # gradients that it has just made, and by the loss scale
     "lowland.executors.buffers": {"vec.copy_"},  # buffers
     "lowland.executors.norm_stats": {"vec.copy_"},  # running statistics
+    "lowland.engine.step": {"vec.add_"},  # the gradients of earlier steps, to which those of this step are added
     "lowland.methods.micro_sam": {"vec.add_", "vec.scale_"},  # the sum that it has just made
     "lowland.executors.passes": {"vec.div_", "vec.scale_"},  # gradients, by scales
     "lowland.executors.data_parallel": {"vec.scale_"},  # a copy of what the plan returned

@@ -222,12 +222,12 @@ def _fill(engine: Engine, earlier: list[Tensor | None] | None, grad: Vec, before
         for p, g in zip(engine.params, grad, strict=True):
             p.grad = g
         return
+    sums: list[tuple[Tensor, Tensor]] = []
     for p, h, g, reached in zip(
         engine.params, earlier or [None] * len(grad), grad, engine.work.step.reached, strict=True
     ):
-        if not reached:
-            p.grad = h
-        elif h is None:
-            p.grad = g
-        else:
-            p.grad = h.add_(g)
+        p.grad = g if reached and h is None else h
+        if reached and h is not None:
+            sums.append((h, g))
+    if sums:
+        vec.add_([h for h, _ in sums], [g for _, g in sums])
