@@ -193,7 +193,8 @@ def fractions(folder: Path, deadly: int | None, resume: bool) -> list[float]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "Trainer", Watched)
         patch.setattr(run, "rehearse", lambda make, loader: 0)
-        changes = {"mesh": "data=2", "budget": Budget(kind="seconds", limit=0.5), "checkpoint_every": 3}
+        # So many seconds that a slow machine does not spend them: the training ends by what is deadly.
+        changes = {"mesh": "data=2", "budget": Budget(kind="seconds", limit=60.0), "checkpoint_every": 3}
         trained(folder, changes, deadly, resume)
     return found
 
