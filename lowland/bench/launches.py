@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lowland
+from lowland.bench.overhead import ManySmall
 from lowland.core.at_hand import elsewhere
 from lowland.core.errors import UnknownNameError
 from lowland.lab.models import build
@@ -116,25 +117,11 @@ def _size(value: Any, seen: set[int]) -> int:
     return total
 
 
-class Chain(nn.Module):
-    """A residual chain of 80 linear layers: 160 parameter tensors of 528 entries on average."""
-
-    def __init__(self, width: int = 32, depth: int = 80) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(depth)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, 32)`` to ``(B, 32)``."""
-        for layer in self.layers:
-            x = x + 0.01 * torch.tanh(layer(x))
-        return x
-
-
 def _chain() -> tuple[nn.Module, list[Any]]:
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        model = Chain()
+        model = ManySmall(width=32, depth=80)  # 160 tensors of 528 entries on average
     return model, _batches(lambda: torch.randn(8, 32, generator=generator), 32, 8, generator)
 
 

@@ -34,14 +34,14 @@ WARMUP = CYCLE  # rounds that are not counted; a multiple of CYCLE, so that coun
 
 
 class ManySmall(nn.Module):
-    """A residual chain of 500 small linear layers: 1,000 parameter tensors, hardly any arithmetic."""
+    """A residual chain of small linear layers, with two parameter tensors each and hardly any arithmetic."""
 
     def __init__(self, width: int = 16, depth: int = 500) -> None:
         super().__init__()
         self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(depth)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, 16)`` to ``(B, 16)``."""
+        """Map ``(B, width)`` to ``(B, width)``."""
         for layer in self.layers:
             x = x + 0.01 * torch.tanh(layer(x))
         return x
