@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,8 +52,8 @@ class Mark:
         if work.step.watched and work.step.number & (work.step.number - 1) == 0:
             self._all = work.params if _readable(work.params) else None
         else:
-            smallest = min(self._params, key=torch.numel)
-            self._one = smallest if smallest.numel() <= SMALL and at_hand(smallest) else None
+            in_order = chain(sorted(self._params[:FEW], key=torch.numel), self._params[FEW:])  # small ones first
+            self._one = next((p for p in in_order if p.numel() <= SMALL and at_hand(p)), None)
         self._values = None if self._one is None else self._one.detach().clone()
         self._norms = None if self._all is None else _norms(self._all)
 
@@ -62,7 +63,7 @@ class Mark:
         if versions != self._versions:
             return [i for i, a, b in zip(self._indices, versions, self._versions, strict=True) if a != b]
         if self._one is not None and self._values is not None and _differ(self._one.detach(), self._values):
-            return [self._indices[min(range(len(self._params)), key=lambda i: self._params[i].numel())]]
+            return [next(i for i, p in zip(self._indices, self._params, strict=True) if p is self._one)]
         norms = None if self._all is None else _norms(self._all)
         if norms is None or self._norms is None or torch.equal(norms, self._norms):
             return []

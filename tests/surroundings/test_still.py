@@ -259,3 +259,26 @@ def test_recomputation_of_any_kind_under_methods_that_choose_tensors(way: str, t
         return [p.detach() for p in net.parameters()]
 
     close(trained(way), trained(None))
+
+
+class Odd(nn.Parameter):
+    """A parameter of a type of its own, whose values are not compared."""
+
+
+@of_a_cpu
+def test_an_ordinary_parameter_is_compared_beside_a_smaller_one_that_is_not() -> None:
+    net, writes = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), []
+    net[0].odd = nn.Parameter(torch.ones(()))
+    net[0].odd.__class__ = Odd
+
+    def write(weight: Tensor) -> None:
+        for p in net.parameters() if writes else ():
+            p.data.mul_(0.9)
+
+    net[0].weight.register_post_accumulate_grad_hook(write)
+    engine = lowland.Engine(lowland.SAM(), net, sgd(net), lambda m, x: (m(x) * m[0].odd).square().mean(1))
+    for _ in range(5):
+        engine.backward(torch.randn(5, 3))
+    writes.append(True)
+    with pytest.raises(UsageError, match=r"weights must stay where they are .* but 1\.bias changed"):
+        engine.backward(torch.randn(5, 3))
