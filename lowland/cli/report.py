@@ -14,6 +14,7 @@ from lowland.report import (
     export,
     groups,
     legend,
+    measures,
     notes,
     read_all,
     rich_table,
@@ -48,6 +49,9 @@ class Report:
             rows = summarize(members)
             console.print("\n" + ", ".join(filter(None, heading)), style="bold", markup=False, highlight=False)
             console.print(rich_table(rows, console.width))
+            for group, shown in measures.tables(rows).items():
+                console.print(f"{group} of the final weights")
+                console.print(rich_table(rows, console.width, shown))
             for text in (verdict(rows), *notes(members), legend(rows)):
                 if text:
                     console.print(text, markup=False, highlight=False)

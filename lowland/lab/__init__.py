@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lowland.lab.studies.study import Study
     from lowland.lab.task import Dataset, Task
     from lowland.lab.training.run import train
+    from lowland.lab.training.trained import Trained, load_run
 
 __all__ = [
     "Budget",
@@ -32,8 +33,10 @@ __all__ = [
     "RunConfig",
     "Study",
     "Task",
+    "Trained",
     "compare",
     "load",
+    "load_run",
     "run_study",
     "train",
 ]
@@ -47,8 +50,10 @@ _PLACES = {
     "RunConfig": "config:RunConfig",
     "Study": "studies.study:Study",
     "Task": "task:Task",
+    "Trained": "training.trained:Trained",
     "compare": "studies.door:compare",
     "load": "names:make",
+    "load_run": "training.trained:load_run",
     "run_study": "studies.door:run_study",
     "train": "training.run:train",
 }

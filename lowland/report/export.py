@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lowland.core.errors import ArgumentError
+from lowland.report import measures
 from lowland.report.grouping import chosen, groups
 from lowland.report.summary import summarize
 from lowland.report.table import markdown
@@ -72,4 +73,6 @@ def _parts(records: Sequence[RunRecord]) -> dict[str, str]:
         "seconds.svg": curves(finished, rows, look, over="seconds"),
         "loss.svg": curves(finished, rows, look, value="train_loss"),
     }
-    return {"table.md": markdown(rows)} | {name: standalone(svg) for name, svg in figures.items() if svg}
+    tables = {"table.md": markdown(rows)}
+    tables |= {f"{group}.md": markdown(rows, shown) for group, shown in measures.tables(rows).items()}
+    return tables | {name: standalone(svg) for name, svg in figures.items() if svg}

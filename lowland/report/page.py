@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowland.core.errors import ArgumentError, MissingExtraError
+from lowland.report import measures
 from lowland.report.columns import columns, own_recipe, unsaid_fields
 from lowland.report.columns import value_text as _value
 from lowland.report.grouping import budget_text, chosen, groups, noise_text
@@ -145,6 +146,10 @@ def _section(records: Sequence[RunRecord]) -> dict[str, Any]:
         "notes": list(notes(records)),
         "columns": shown,
         "rows": [(row, look[row.contestant].number, [(column, column.cell(row)) for column in shown]) for row in rows],
+        "measures": [
+            (group, taken, [(look[row.contestant].number, row, [(c, c.cell(row)) for c in taken]) for row in rows])
+            for group, taken in measures.tables(rows).items()
+        ],
         "first": _first(rows, look),
         "figures": _figures(used, rows, look),
         "runs": [_run(record) for record in records],

@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from lowland.report.grouping import chosen
+from lowland.runs.measures import Measure
 from lowland.runs.record import ACCURACY, EndRecord, MetricRecord, RunRecord
 from lowland.runs.statistics import Effect, Estimate, effect, estimate, holm, paired
 
@@ -18,6 +19,19 @@ Early in training a network is far from any minimum, flat or sharp, and every ra
 epochs of CIFAR-10, SAM with its published radius of 0.05 is 1.8 points below plain training; after eight epochs it is
 equal (docs/results.md).
 """
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measure of the final weights of several seeds.
+
+    Args:
+        measure: The measure of the first seed, with its title, unit and settings.
+        estimate: Mean and interval over the seeds, as stored, before scaling.
+    """
+
+    measure: Measure
+    estimate: Estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +70,7 @@ class Row:
     memory: float | None  # peak memory, median over seeds
     memory_ratio: float | None  # peak memory relative to the baseline's, median over common seeds
     sharpness: float | None  # m-sharpness, mean over seeds
+    measures: Mapping[str, Measured] = field(default_factory=dict)  # of the final weights, by ``Measure.key``
 
 
 def summarize(records: Sequence[RunRecord], baseline: str = "plain") -> list[Row]:
@@ -164,8 +179,24 @@ def _row(
         diverged=diverged,
         epochs=min((end.epochs for end in ends.values() if not end.diverged), default=None),
         sharpness=None if diverged else _mean(_known(ends, lambda end: end.m_sharpness)),
+        measures={} if diverged else _measured(runs),
         **_costs(ends, ends_of_base),
     )
+
+
+def _measured(runs: Sequence[RunRecord]) -> dict[str, Measured]:
+    """The measures that all finished runs have, over the seeds; the others would compare different seeds."""
+    finished = [run for run in runs if run.end is not None]
+    by_key: dict[str, list[Measure]] = {}
+    for run in finished:
+        for measure in run.measures:
+            by_key.setdefault(measure.key, []).append(measure)
+    result: dict[str, Measured] = {}
+    for key, measures in by_key.items():
+        over_seeds = estimate([m.value for m in measures if m.value is not None])
+        if over_seeds is not None and len(measures) == len(finished):
+            result[key] = Measured(measures[0], over_seeds)
+    return result
 
 
 def _ends(runs: Mapping[int, RunRecord]) -> dict[int, EndRecord]:

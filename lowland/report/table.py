@@ -17,13 +17,14 @@ NARROW = 80  # in a terminal with fewer columns, each contestant is a block of l
 STYLES = {"better": "green", "worse": "red", "open": "", None: ""}
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[Row], shown: Sequence[Column] | None = None) -> str:
     """The table in Markdown, with a newline at its end.
 
     Args:
         rows: The rows from :func:`~lowland.report.summary.summarize`.
+        shown: The columns; by default those of the comparison.
     """
-    shown = columns(rows)
+    shown = columns(rows) if shown is None else shown
     lines = [
         [column.heading for column in shown],
         ["---" if column.name == "method" else "---:" for column in shown],
@@ -32,12 +33,13 @@ def markdown(rows: Sequence[Row]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def rich_table(rows: Sequence[Row], width: int = 100) -> RenderableType:
+def rich_table(rows: Sequence[Row], width: int = 100, shown: Sequence[Column] | None = None) -> RenderableType:
     """The table for a terminal: one line per row if the terminal is wide enough, else two lines, else a block of lines.
 
     Args:
         rows: The rows from :func:`~lowland.report.summary.summarize`.
         width: The columns of the terminal, 40 or more.
+        shown: The columns of the table; by default those of the comparison.
     """
     try:
         from rich import box
@@ -45,10 +47,10 @@ def rich_table(rows: Sequence[Row], width: int = 100) -> RenderableType:
         from rich.text import Text
     except ImportError:
         raise MissingExtraError("rich", "lab") from None
-    shown = columns(rows)
+    shown = columns(rows) if shown is None else shown
     split = next((split for split in (False, True) if _needed(rows, shown, split=split) <= width), None)
     if width < NARROW or split is None:
-        return _blocks(rows, width)
+        return _blocks(rows, width, shown)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in shown:
         justify, overflow = ("left", "fold") if column.name == "method" else ("right", "ellipsis")
@@ -81,14 +83,14 @@ def _text(column: Column, row: Row, *, split: bool) -> str:
     return _two_lines(column.cell(row)) if split else column.cell(row)
 
 
-def _blocks(rows: Sequence[Row], width: int) -> RenderableType:
+def _blocks(rows: Sequence[Row], width: int, columns: Sequence[Column]) -> RenderableType:
     """A block for each contestant: its name, then one line per figure."""
     from rich.console import Group
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
-    shown = [column for column in columns(rows) if column.name != "method"]
+    shown = [column for column in columns if column.name != "method"]
     longest = max(len(column.cell(row)) for column in shown for row in rows)
     headings = min(max(len(column.heading) for column in shown) + 2, max(12, width - longest - 2))
     blocks: list[RenderableType] = []

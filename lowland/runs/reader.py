@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lowland.core.errors import DataError
+from lowland.runs import measures
 from lowland.runs.file import RUN_FILE
 from lowland.runs.record import (
     ACCURACY,
@@ -134,7 +135,8 @@ def _assemble(path: Path, lines: list[dict[str, Any]], damaged: list[int]) -> Ru
     # Files of earlier versions do not record divergence in the end line.
     if end is not None and ordered and ordered[-1].epoch in diverged:
         end = replace(end, diverged=True)
-    return _record(path, config, epochs=ordered, resumed=resumed, warnings=tuple(messages), end=end)
+    taken = () if end is None else measures.read(path.parent, end.weights_sha256)
+    return _record(path, config, epochs=ordered, resumed=resumed, warnings=tuple(messages), end=end, measures=taken)
 
 
 def _record(path: Path, config: dict[str, Any], **rest: Any) -> RunRecord:
@@ -161,6 +163,7 @@ def _record(path: Path, config: dict[str, Any], **rest: Any) -> RunRecord:
         parameters=None if parameters is None else int(parameters),
         versions=dict(config.get("versions") or {}),
         machine=dict(config.get("machine") or {}),
+        validation=float(config.get("validation") or 0.0),
         command=shlex.join(map(str, command)) if isinstance(command, list) else command and str(command),
         **rest,
     )

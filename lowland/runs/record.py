@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from lowland.runs.measures import Measure
+
 Values = Mapping[str, float | None]  # by the name of the metric or "loss"; None if the value is not finite
 
 
@@ -104,7 +106,7 @@ class RunRecord:
 
     ``contestant`` is the method's text and, after ``@``, the fields of its own recipe: ``plain@epochs=16``. The first
     of ``metrics`` is the headline. ``select`` is the epoch whose metrics a comparison uses: the last, or the best on
-    the validation part.
+    the validation part. ``measures`` are those of the final weights, taken after the training.
     """
 
     path: Path
@@ -128,6 +130,8 @@ class RunRecord:
     resumed: int
     warnings: tuple[str, ...]
     end: EndRecord | None
+    measures: tuple[Measure, ...] = ()
+    validation: float = 0.0  # the fraction of the training part that was held out
 
     @property
     def finished(self) -> bool:

@@ -65,7 +65,7 @@ PAGES = {
         _of(
             "lowland.lab",
             *("Task", "Dataset", "Metric", "Recipe", "RunConfig", "Budget"),
-            *("compare", "Comparison", "train", "load", "Study", "run_study"),
+            *("compare", "Comparison", "train", "load", "Study", "run_study", "load_run", "Trained"),
         ),
     ),
     "testing": Page(
