@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 INTEGRATIONS := .venv-integrations
 TORCHVISION := .torchvision
 
-.PHONY: setup demo test check ci test-branches gpu test-integrations docs dist clean
+.PHONY: setup evidence demo test check ci test-branches gpu test-integrations docs dist clean
 
 setup: $(STAMP)
 
@@ -20,6 +20,10 @@ $(STAMP): pyproject.toml constraints.txt requirements-curvature.txt
 
 demo: setup
 	$(BIN)/lowland compare --task digits --methods plain sam sampa looksam micro-sam arsam --seeds 5
+
+# The experiments of docs/plan_of_experiments.md, or those named by EVIDENCE; they go on where they were interrupted.
+evidence: setup
+	$(BIN)/python benchmarks/evidence.py $(EVIDENCE)
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=10 $(COVERAGE)

@@ -1,0 +1,164 @@
+"""Runs the experiments of docs/plan_of_experiments.md, two trainings at once, each on one thread.
+
+``python benchmarks/evidence.py [NAME…] [--list] [--jobs 2] [--out benchmarks/evidence]``
+
+Every command of an experiment goes on where it was interrupted. An experiment whose commands have all ended is recorded
+in ``done.json`` of its folder, with its commands, their seconds and the machine, and is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+OUT = Path(__file__).parent / "evidence"
+DONE = "done.json"
+ENDED = (0, 3)  # exit codes of commands that have ended; 3: a training diverged, which is a result
+
+PLAIN = ("plain", "plain@epochs={twice}", "plain@lr={larger}", "plain@ema=0.999")
+FAMILY = ("sam", "sampa:lam=0", "sampa:lam=0.2", "looksam", "micro-sam", "arsam", "momentum-sam", "late")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment of the plan.
+
+    Args:
+        name: Its name in the plan, and the name of its folder.
+        commands: The commands that make it, in order; ``{out}`` stands for the folder of its runs.
+    """
+
+    name: str
+    commands: tuple[str, ...]
+
+
+def plain(epochs: int, lr: float) -> str:
+    """The plain contestants: the recipe's, twice its epochs, twice its learning rate, averaged weights."""
+    return " ".join(PLAIN).format(twice=2 * epochs, larger=f"{2 * lr:g}")
+
+
+EXPERIMENTS = (
+    Experiment(
+        "cifar10",
+        (
+            f"compare --task cifar10 --model resnet20 --epochs 8 --methods {plain(8, 0.2)} {' '.join(FAMILY)} "
+            "--seeds 1 --threads 1 --out {out}",
+        ),
+    ),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the experiments that are named, by default all that have not ended."""
+    parser = argparse.ArgumentParser(description="Run the experiments of docs/plan_of_experiments.md.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="experiments; by default all that have not ended")
+    parser.add_argument("--list", action="store_true", help="print the experiments, and whether they have ended")
+    parser.add_argument("--jobs", type=int, default=2, help="experiments that run at once, each on one thread")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the runs, one folder for each experiment")
+    options = parser.parse_args(argv)
+    known = {experiment.name: experiment for experiment in EXPERIMENTS}
+    for name in options.names:
+        if name not in known:
+            parser.error(f"there is no experiment {name!r}; there are {', '.join(known)}")
+    chosen = [known[name] for name in options.names or known]
+    if options.list:
+        for experiment in chosen:
+            print(f"{experiment.name}: {_state(options.out / experiment.name)}")
+            for command in experiment.commands:
+                print(f"  lowland {command.format(out=options.out / experiment.name)}")
+        return 0
+    return run([e for e in chosen if not (options.out / e.name / DONE).exists()], options.out, options.jobs)
+
+
+def _state(folder: Path) -> str:
+    done = folder / DONE
+    if not done.exists():
+        return "begun" if folder.exists() else "not begun"
+    return f"ended, {sum(json.loads(done.read_text())['seconds']):,.0f} s"
+
+
+def run(experiments: Sequence[Experiment], out: Path, jobs: int, say: Callable[[str], None] = print) -> int:
+    """Run experiments, ``jobs`` at once; SIGINT and SIGTERM reach the trainings, which save and stop.
+
+    Returns:
+        0; 1 if a command failed; 130 or 143 after a signal.
+    """
+    stopped = threading.Event()
+    children: list[subprocess.Popen[bytes]] = []
+    received: list[int] = []
+
+    def stop(signum: int, frame: object) -> None:
+        received.append(signum)
+        stopped.set()
+        for child in children:
+            child.send_signal(signum)
+
+    previous = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with ThreadPoolExecutor(max_workers=jobs) as pool:
+            tasks = [pool.submit(_run, e, out / e.name, stopped, children, say) for e in experiments]
+            ended = [task.result() for task in tasks]
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+    if received:
+        return 128 + received[0]
+    return 0 if all(ended) else 1
+
+
+def _run(
+    experiment: Experiment,
+    folder: Path,
+    stopped: threading.Event,
+    children: list[subprocess.Popen[bytes]],
+    say: Callable[[str], None],
+) -> bool:
+    folder.mkdir(parents=True, exist_ok=True)
+    seconds, commands = [], []
+    for command in experiment.commands:
+        if stopped.is_set():
+            return False
+        say(f"{experiment.name}: lowland {command.format(out=folder)}")
+        start = time.monotonic()
+        with (folder / "log.txt").open("ab") as log:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "lowland", *shlex.split(command.format(out=folder))],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # the terminal's Ctrl-C reaches it once, from here
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+            children.append(child)
+            code = child.wait()
+            children.remove(child)
+        seconds.append(round(time.monotonic() - start, 1))
+        commands.append(f"lowland {command.format(out='runs')}")
+        if code not in ENDED:
+            say(f"{experiment.name}: the command ended with {code}; see {folder / 'log.txt'}")
+            return False
+    done = {"commands": commands, "seconds": seconds, "machine": _machine()}
+    (folder / DONE).write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+    say(f"{experiment.name}: ended in {sum(seconds):,.0f} s")
+    return True
+
+
+def _machine() -> str:
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    name = names[0].partition(":")[2].strip() if names else platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
