@@ -23,7 +23,9 @@ class Compare(Options):
     Args:
         methods: Methods, each such as sam or sampa:rho=0.1,lam=0.2; `lowland methods` lists them. Your own method comes
             from a file or a package: vasso.py:VaSSO:theta=0.4, package.module:VaSSO. The name all means every listed
-            method that works on the model; more methods may follow it: all sam:rho=0.1.
+            method that works on the model; more methods may follow it: all sam:rho=0.1. The name equal-cost means
+            plain training with twice the epochs, with twice the learning rate, and with averaged weights, which a
+            method should beat.
         seeds: Number of seeds, >= 1; intervals need at least 2.
     """
 

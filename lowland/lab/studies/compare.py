@@ -20,7 +20,7 @@ from lowland.lab.config import RunConfig
 from lowland.lab.data.loader import Loader
 from lowland.lab.identity import differences
 from lowland.lab.recipe import method_recipe
-from lowland.lab.studies.contestants import grid
+from lowland.lab.studies.contestants import equal_cost, grid
 from lowland.lab.studies.study import Display, Grid, conduct
 from lowland.lab.training.clock import Clock
 from lowland.lab.training.prepare import check_select, complete, line_of, loader_of
@@ -31,24 +31,27 @@ from lowland.parallel import broadcast
 from lowland.runs.file import RUN_FILE, history
 
 ALL = "all"  # the name that means all methods that work on the model
+EQUAL_COST = "equal-cost"  # the name that means the plain contestants of equal cost
 TIMED = 60  # the number of plain steps that are timed for the default budget in seconds
 
 
 def expand(methods: Sequence[str], base: RunConfig) -> tuple[list[str], list[str]]:
     """Replace ``all`` by every key of METHODS that works on the model and with the optimizer.
 
-    If ``all`` is in the list, a method may be listed twice. A method that is listed by its own name is never left out;
-    if it does not work, :func:`compare` raises its error.
+    ``equal-cost`` is replaced by the contestants of :func:`~lowland.lab.studies.contestants.equal_cost`. If ``all`` is
+    in the list, a method may be listed twice. A method that is listed by its own name is never left out; if it does not
+    work, :func:`compare` raises its error.
 
     Args:
-        methods: Methods as text, or ``all``.
+        methods: Methods as text, ``all``, or ``equal-cost``.
         base: The configuration that the runs share.
 
     Returns:
         The methods, and a sentence for each method that is left out.
     """
+    methods = [text for method in methods for text in (equal_cost(base) if method == EQUAL_COST else [method])]
     if ALL not in methods:
-        return list(methods), []
+        return methods, []
     left_out = {key: reason for key in METHODS if key not in methods and (reason := _refusal(key, base))}
     expanded = (text for method in methods for text in (METHODS if method == ALL else [method]))
     usable = [text for text in dict.fromkeys(expanded) if text not in left_out]

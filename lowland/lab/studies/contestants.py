@@ -16,6 +16,7 @@ from lowland.methods import key_of, spell
 from lowland.methods.base import Method
 
 AT = "@"
+DECAY = 0.999  # of the averaged weights of a plain contestant
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,21 @@ def _text(method: Method) -> str:
         return spell(method)
     except ArgumentError:
         return key_of(method)
+
+
+def equal_cost(base: RunConfig) -> list[str]:
+    """The plain contestants that a method must be better than to be worth its price, without plain training itself.
+
+    They are plain training with twice the epochs (the gradients of SAM; only under a budget of steps, because other
+    budgets are the same for all), with twice the learning rate, and with averaged weights.
+
+    Args:
+        base: The configuration that the runs share.
+    """
+    recipe = base.recipe
+    twice = [f"plain{AT}epochs={2 * recipe.epochs}"] if base.budget.kind == "steps" else []
+    averaged = [] if recipe.ema is not None else [f"plain{AT}ema={DECAY:g}"]
+    return [*twice, f"plain{AT}lr={2 * recipe.lr:g}", *averaged]
 
 
 def grid(base: RunConfig, methods: Iterable[str | Method | Contestant], seeds: int | Sequence[int]) -> list[RunConfig]:

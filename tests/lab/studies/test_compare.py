@@ -63,6 +63,19 @@ def test_all_is_every_method_that_works(config):
     assert expand(["sam", "sam"], some) == (["sam", "sam"], [])  # for grid to refuse
 
 
+def test_equal_cost_is_plain_training_that_costs_what_sam_costs(config):
+    own = replace(config, recipe=config.recipe.replace(epochs=3, lr=0.15))
+    plains = ["plain@epochs=6", "plain@lr=0.3", "plain@ema=0.999"]
+    assert expand(["plain", "equal-cost", "sam"], own) == (["plain", *plains, "sam"], [])
+    assert set(plains) < set(expand(["equal-cost", "all"], own)[0])
+    runs = grid(own, ["plain", *plains], 1)
+    assert [run.budget.limit / own.budget.limit for run in runs] == [1, 2, 1, 1]
+    seconds = replace(own, budget=Budget(kind="seconds", limit=1.0))
+    assert expand(["equal-cost"], seconds)[0] == plains[1:]
+    averaged = replace(own, recipe=own.recipe.replace(ema=0.9))
+    assert expand(["equal-cost"], averaged)[0] == plains[:2]
+
+
 def test_all_leaves_out_aloud_what_cannot_work(config):
     kept, left_out = expand(["all"], config)  # a perceptron without normalization layers
     assert kept == [key for key in METHODS if key != "sam-on"]
