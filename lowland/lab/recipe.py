@@ -11,6 +11,7 @@ import torch
 
 from lowland.core import checks
 from lowland.core.errors import ArgumentError, ParameterError, UnknownNameError
+from lowland.lab.optimizers import LAMB, LARS
 
 START = 1 / 25  # a warm-up starts at this fraction of the peak learning rate, so that the first step moves the weights
 # An SGD recipe's learning rate and weight decay are divided by these numbers for Adam. Adam divides the gradient by its
@@ -28,11 +29,13 @@ class Recipe:
     AdaSAM is the only exception, see :func:`method_recipe`.
 
     Args:
-        optimizer: Base optimizer that applies a method's gradient; amsgrad is Adam(amsgrad=True).
+        optimizer: Base optimizer that applies a method's gradient; amsgrad is Adam(amsgrad=True); lars and lamb are for
+            batches of thousands.
         lr: Peak learning rate, > 0.
         momentum: SGD's momentum, or beta1 of the other optimizers; in [0, 1).
         nesterov: Nesterov momentum (SGD only).
-        weight_decay: Weight decay on all parameters, >= 0; AdamW's is decoupled, the others add it to the gradient.
+        weight_decay: Weight decay on all parameters, >= 0, and of lars and lamb on matrices; that of adamw and lamb is
+            decoupled, the others add it to the gradient.
         schedule: After the warm-up: linear to 0 (onecycle), half a cosine to 0, constant, or /10 at 1/2 and 3/4 (step).
         warmup: Fraction of the training in which the learning rate rises linearly to its peak, in [0, 1).
         epochs: Passes over the training set, >= 1.
@@ -48,7 +51,7 @@ class Recipe:
             weights; None keeps no average.
     """
 
-    optimizer: Literal["sgd", "adamw", "adam", "amsgrad"] = "sgd"
+    optimizer: Literal["sgd", "adamw", "adam", "amsgrad", "lars", "lamb"] = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
     nesterov: bool = True
@@ -65,7 +68,7 @@ class Recipe:
     ema: float | None = None
 
     def __post_init__(self) -> None:
-        checks.one_of("optimizer", self.optimizer, ("sgd", "adamw", "adam", "amsgrad"))
+        checks.one_of("optimizer", self.optimizer, ("sgd", "adamw", "adam", "amsgrad", "lars", "lamb"))
         checks.one_of("schedule", self.schedule, ("onecycle", "cosine", "constant", "step"))
         checks.one_of("precision", self.precision, ("fp32", "bf16", "auto"))
         _above_zero("lr", self.lr, "take 0.1 for SGD, 1e-3 for AdamW")
@@ -132,6 +135,10 @@ def make_optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.
             nesterov=recipe.nesterov,
             weight_decay=recipe.weight_decay,
         )
+    if recipe.optimizer == "lars":
+        return LARS(groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    if recipe.optimizer == "lamb":
+        return LAMB(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), weight_decay=recipe.weight_decay)
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
     return kind(
         groups,
@@ -178,6 +185,9 @@ def method_recipe(recipe: Recipe, method: str) -> Recipe:
     Args:
         recipe: The recipe that the runs of a comparison share.
         method: The method as text.
+
+    Raises:
+        ArgumentError: The recipe's optimizer is lars or lamb, whose learning rate cannot be converted.
     """
     if "adasam" not in keys(method) or recipe.optimizer == "amsgrad":
         return recipe
@@ -186,6 +196,11 @@ def method_recipe(recipe: Recipe, method: str) -> Recipe:
         "adam": {},
         "adamw": {"weight_decay": min(recipe.weight_decay, Recipe.weight_decay)},
     }
+    if recipe.optimizer not in changes:
+        raise ArgumentError(
+            f"adasam needs Adam(amsgrad=True), but the learning rate of {recipe.optimizer} is none for Adam; give "
+            "both: adasam@optimizer=amsgrad,lr=0.001"
+        )
     return recipe.replace(optimizer="amsgrad", **changes[recipe.optimizer])
 
 

@@ -11,8 +11,9 @@ import torch.nn.functional as F  # noqa: N812 - the name everybody knows it by
 from torch import Tensor
 
 from lowland.core import checks
-from lowland.core.errors import DataError
+from lowland.core.errors import ArgumentError, DataError
 from lowland.core.transfer import to_device
+from lowland.lab.data.streams import stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,3 +176,34 @@ class ImageSet:
             "train": Images(self.train_inputs, self.train_targets, self.mean, self.std, self.augmentation),
             "test": Images(self.test_inputs, self.test_targets, self.mean, self.std),
         }
+
+
+def subset(images: ImageSet, count: int) -> ImageSet:
+    """The images with ``count`` training images, as many of each class as there are; the test part is unchanged.
+
+    The choice depends on nothing else, and a smaller number chooses a part of the images of a larger one. Classes are
+    those before label noise, and the images keep their order.
+
+    Args:
+        images: The images.
+        count: The number of training images.
+
+    Raises:
+        ArgumentError: There are fewer images.
+    """
+    total = len(images.clean_targets)
+    if count > total:
+        raise ArgumentError(
+            f"examples must be <= {total}, the training images of {images.name}, but is {count}; None takes all"
+        )
+    order = torch.randperm(total, generator=stream(0, "examples"))
+    classes = images.clean_targets[order]
+    members = F.one_hot(classes, images.classes).cumsum(0)
+    turn = members[torch.arange(total), classes]  # 1 for the first image of its class, 2 for the second
+    kept = order[turn.argsort(stable=True)[:count]].sort().values
+    return replace(
+        images,
+        train_inputs=images.train_inputs[kept],
+        train_targets=images.train_targets[kept],
+        clean_targets=images.clean_targets[kept],
+    )

@@ -6,6 +6,7 @@ A new model is a function from image shape and number of classes to a module, an
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -16,9 +17,12 @@ from lowland.lab.data.streams import derived
 from lowland.lab.models import hub
 from lowland.lab.models.mlp import convnet, mlp
 from lowland.lab.models.resnet import resnet20, resnet56
+from lowland.lab.models.vit import vit_tiny
 from lowland.lab.models.wide import wrn_16_4
 
 __all__ = ["MODELS", "build", "make", "seeded"]
+
+WIDTHS = (4, 8, 32, 64)  # of ResNet-20's first stage, besides 16; a name such as resnet20-w8
 
 MODELS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
     "mlp": mlp,
@@ -26,6 +30,8 @@ MODELS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
     "resnet20": resnet20,
     "resnet56": resnet56,
     "wrn-16-4": wrn_16_4,
+    "vit-tiny": vit_tiny,
+    **{f"resnet20-w{width}": partial(resnet20, width=width) for width in WIDTHS},
 }
 
 

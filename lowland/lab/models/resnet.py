@@ -33,13 +33,14 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """``6 n + 2`` layers: a convolution, 3 stages of n blocks with 16, 32, 64 channels, a linear layer."""
+    """``6 n + 2`` layers: a convolution, 3 stages of n blocks with w, 2 w, 4 w channels, a linear layer."""
 
-    def __init__(self, shape: Shape, classes: int, blocks: int) -> None:
+    def __init__(self, shape: Shape, classes: int, blocks: int, width: int = 16) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(shape[0], 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-        self.stages = nn.Sequential(*_stages(blocks))
-        self.head = nn.Linear(64, classes)
+        stem = nn.Conv2d(shape[0], width, 3, padding=1, bias=False)
+        self.stem = nn.Sequential(stem, nn.BatchNorm2d(width), nn.ReLU())
+        self.stages = nn.Sequential(*_stages(blocks, width))
+        self.head = nn.Linear(4 * width, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -50,18 +51,24 @@ class ResNet(nn.Module):
         return logits
 
 
-def _stages(blocks: int) -> list[Block]:
-    stages, inputs = [], 16
-    for width in (16, 32, 64):
+def _stages(blocks: int, width: int) -> list[Block]:
+    stages, inputs = [], width
+    for outputs in (width, 2 * width, 4 * width):
         for number in range(blocks):
-            stages.append(Block(inputs, width, stride=2 if width > 16 and number == 0 else 1))
-            inputs = width
+            stages.append(Block(inputs, outputs, stride=2 if outputs > width and number == 0 else 1))
+            inputs = outputs
     return stages
 
 
-def resnet20(shape: Shape, classes: int) -> ResNet:
-    """ResNet-20 with option-A shortcuts; 269,722 parameters on CIFAR-10 (the paper's 0.27 million)."""
-    return ResNet(shape, classes, blocks=3)
+def resnet20(shape: Shape, classes: int, width: int = 16) -> ResNet:
+    """ResNet-20 with option-A shortcuts; 269,722 parameters on CIFAR-10 (the paper's 0.27 million).
+
+    Args:
+        shape: The shape of one image: (channels, height, width).
+        classes: The number of logits.
+        width: The channels of the first stage, 16 in the paper; the number of parameters grows with its square.
+    """
+    return ResNet(shape, classes, blocks=3, width=width)
 
 
 def resnet56(shape: Shape, classes: int) -> ResNet:

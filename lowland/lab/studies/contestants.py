@@ -59,8 +59,10 @@ class Contestant:
 
     def recipe(self, shared: Recipe) -> Recipe:
         """The recipe of the contestant's runs: the shared recipe with the contestant's changes."""
-        own = method_recipe(shared, self.method if isinstance(self.method, str) else _text(self.method))
         changes = dict(self.changes)
+        method = self.method if isinstance(self.method, str) else _text(self.method)
+        # With an optimizer and a learning rate of its own there is nothing to convert.
+        own = shared if {"optimizer", "lr"} <= changes.keys() else method_recipe(shared, method)
         if changes.get("momentum") == 0 and own.optimizer == "sgd":
             changes.setdefault("nesterov", False)
         return own.replace(**changes) if changes else own

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lowland.core import checks
 from lowland.core.errors import ArgumentError
 from lowland.lab import models
-from lowland.lab.data.images import ImageSet
+from lowland.lab.data.images import ImageSet, subset
 from lowland.lab.data.noise import noisy
 from lowland.lab.metric import Metric
 from lowland.lab.recipe import Recipe, is_transformer
@@ -40,11 +40,14 @@ class Classification(Task):
             replaced.
         noise_kind: symmetric replaces a label by any other class, asymmetric by the class that looks most similar.
         noise_seed: Seed of the wrong labels; None uses the run's seed.
+        examples: Number of training images, as many of each class as there are, >= the number of classes; None uses
+            all. A smaller number is a part of a larger one, and every seed has the same images.
     """
 
     noise: float = 0.0
     noise_kind: Literal["symmetric", "asymmetric"] = "symmetric"
     noise_seed: int | None = None
+    examples: int | None = None
 
     metrics: ClassVar[tuple[Metric, ...]] = (ACCURACY,)
     shape: ClassVar[tuple[int, int, int]]
@@ -56,6 +59,8 @@ class Classification(Task):
             raise ArgumentError(
                 f"noise must be in [0, 1), but is {self.noise!r}; it is the fraction of wrong labels, such as 0.2"
             )
+        if self.examples is not None:
+            checks.integer("examples", self.examples, self.classes, "None takes all; every class needs one")
 
     @abstractmethod
     def images(self, root: Path | None) -> ImageSet:
@@ -64,6 +69,8 @@ class Classification(Task):
     def datasets(self, root: Path | None) -> Mapping[str, Any]:
         """See :meth:`lowland.lab.task.Task.datasets`."""
         images = self.images(root)
+        if self.examples is not None:
+            images = subset(images, self.examples)
         return (noisy(images, self.noise, self.noise_kind, self.noise_seed or 0) if self.noise else images).parts()
 
     def seeded(self, seed: int) -> Classification:

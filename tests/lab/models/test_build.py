@@ -15,7 +15,8 @@ def parameters(model: nn.Module) -> int:
 
 
 def test_names() -> None:
-    assert list(MODELS) == ["mlp", "convnet", "resnet20", "resnet56", "wrn-16-4"]
+    widths = [f"resnet20-w{width}" for width in (4, 8, 32, 64)]
+    assert list(MODELS) == ["mlp", "convnet", "resnet20", "resnet56", "wrn-16-4", "vit-tiny", *widths]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -40,6 +41,9 @@ def test_every_model_takes_every_shape(name: str, shape: tuple[int, int, int]) -
         ("resnet20", 269_722),  # the paper's 0.27 million
         ("resnet56", 853_018),  # 0.85 million
         ("wrn-16-4", 2_748_890),  # 2.7 million
+        ("resnet20-w4", 17_326),  # a fifteenth of the paper's, because it grows with the square of the width
+        ("resnet20-w64", 4_286_026),
+        ("vit-tiny", 460_714),
     ],
 )
 def test_sizes_on_cifar10(name: str, count: int) -> None:
