@@ -27,7 +27,8 @@ OUT = Path(__file__).parent / "evidence"
 DONE = "done.json"
 ENDED = (0, 3)  # exit codes of commands that have ended; 3: a training diverged, which is a result
 
-FAMILY = "plain equal-cost sam sampa:lam=0 sampa:lam=0.2 looksam micro-sam arsam momentum-sam late"
+PLAIN = "plain equal-cost"
+FAMILY = f"{PLAIN} sam sampa:lam=0 sampa:lam=0.2 looksam micro-sam arsam momentum-sam late"
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,57 @@ class Experiment:
     commands: tuple[str, ...]
 
 
+def compared(name: str, task: str, methods: str, *, more: str = "", seeds: int = 3) -> Experiment:
+    """An experiment that is one comparison."""
+    return Experiment(name, (comparison(task, methods, more=more, seeds=seeds),))
+
+
+def comparison(task: str, methods: str, *, more: str = "", seeds: int = 3) -> str:
+    """The command of a comparison."""
+    return f"compare --task {task} {more} --methods {methods} --seeds {seeds} --threads 1 --out {{out}}"
+
+
 EXPERIMENTS = (
-    Experiment(
+    compared("cifar10", "cifar10", FAMILY, more="--model resnet20 --epochs 8", seeds=1),
+    compared("cifar10-small", "cifar10", FAMILY, more="--model convnet --epochs 8"),
+    compared(
+        "cifar10-long",
         "cifar10",
-        (f"compare --task cifar10 --model resnet20 --epochs 8 --methods {FAMILY} --seeds 1 --threads 1 --out {{out}}",),
+        "plain plain@epochs=60 sam sampa:lam=0.2",
+        more="--model convnet --epochs 30",
+        seeds=1,
+    ),
+    compared(
+        "small-data",
+        "cifar10:examples=5000",
+        f"{PLAIN} sam sampa:lam=0.2 micro-sam",
+        more="--model resnet20-w8 --epochs 15",
+    ),
+    Experiment(
+        "width",
+        tuple(
+            comparison("cifar10:examples=5000", "plain sam", more=f"--model {model} --epochs 10")
+            for model in ("resnet20-w4", "resnet20-w8", "resnet20", "resnet20-w32")
+        ),
+    ),
+    Experiment(
+        "human-noise",
+        tuple(
+            comparison(
+                f"cifar10:{labels},examples=10000",
+                f"{PLAIN} sam sampa:lam=0.2 friendly-sam wsam",
+                more="--model convnet --epochs 10 --validation 0.1 --select best",
+            )
+            for labels in ("labels=worst", "noise=0.4")
+        ),
+    ),
+    compared("vit", "cifar10:examples=5000", f"{PLAIN} sam sampa:lam=0.2 looksam", more="--model vit-tiny --epochs 15"),
+    compared(
+        "large-batch",
+        "vit-large-batch:examples=10000",
+        f"{PLAIN} sam looksam looksam:geometry=layerwise",
+        more="--epochs 30",
+        seeds=1,
     ),
 )
 

@@ -61,5 +61,5 @@ class ViT(nn.Module):
 
 
 def vit_tiny(shape: Shape, classes: int) -> ViT:
-    """A ViT of 6 blocks, width 96 and 3 heads on patches of 4 × 4 pixels; 460,714 parameters on CIFAR-10."""
-    return ViT(shape, classes, patch=4, width=96, depth=6, heads=3)
+    """A ViT of 4 blocks, width 64 and 4 heads on patches of 4 × 4 pixels; 141,898 parameters on CIFAR-10."""
+    return ViT(shape, classes, patch=4, width=64, depth=4, heads=4)

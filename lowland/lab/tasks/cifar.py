@@ -158,6 +158,6 @@ class VitLargeBatch(Cifar10):
             batch_size=4096,
             accumulate=32,
             clip=1.0,
-            precision="auto",
+            precision="fp32" if model == "vit-tiny" else "auto",
             channels_last=model == "resnet20",
         )

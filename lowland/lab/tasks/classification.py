@@ -98,7 +98,11 @@ class Classification(Task):
     def recipe(self, model: str) -> Recipe:
         """SGD with a one-cycle schedule; for transformers AdamW with a cosine schedule."""
         settings = self.settings(model)
-        return Recipe(**(settings | _TRANSFORMER if is_transformer(model) else settings))
+        if is_transformer(model):
+            settings |= _TRANSFORMER
+        if model == "vit-tiny":  # its small products take 1.9 times as long in bf16 on a CPU with bf16 instructions
+            settings["precision"] = "fp32"
+        return Recipe(**settings)
 
     def settings(self, model: str) -> dict[str, Any]:
         """The recipe fields that differ from the defaults, for networks without attention."""
