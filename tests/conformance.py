@@ -26,7 +26,6 @@ SHORT = {
     "late": "start=2",
     "momentum-sam": "rho=0.1",
     "xsam": "every=3,alpha_delta=0.5",
-    "logits-sam": "head=last",
 }
 EXTRA = [
     "sampa:lam=0",

@@ -93,14 +93,13 @@ class LogitsSAM(Perturbing):
 
     def validate(self, engine: Engine) -> None:
         """See :meth:`lowland.methods.base.Method.validate`."""
-        if self.head is None:
-            self._check_last(engine)
-        elif not any(engine.selected(self._ball())):
+        if self.head is not None and not any(engine.selected(self._ball())):
             raise ParameterError(
-                f"head must name the output head of the model, whose weight is trained, but is {self.head!r}; the "
-                f"model's last trained parameters are {', '.join(engine.names[-4:])}"
+                f"head must name the output head of the model, whose weight is trained, but is {self.head!r}; a tied "
+                "weight has the name of the first layer that holds it; the last trained parameters are "
+                f"{', '.join(engine.names[-4:])}"
             )
-        weight = engine.params[self._place(engine)]
+        weight = self._last(engine) if self.head is None else engine.params[self._place(engine)]
         names = [name for name, p in engine.model.named_parameters(remove_duplicate=False) if p is weight]
         if len(names) > 1:
             raise ParameterError(
@@ -111,11 +110,11 @@ class LogitsSAM(Perturbing):
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.methods.base.Method.plan`."""
         here = yield self.probe(batch, wrt=[radius > 0 for radius in self._radii(engine, 1.0)])
-        self._check_reached(engine, here)
         e = self.geometry.ascent(engine.params, here.grad, self._radii(engine, self.rho))
         loss, up = here.loss, self.probe(batch, at=e)
         del here, e
         there = yield up
+        self._check_reached(engine, there)
         return loss, there.grad
 
     def _ball(self) -> Geometry:
@@ -132,11 +131,11 @@ class LogitsSAM(Perturbing):
         return [radius if i == place else 0.0 for i, radius in enumerate(radii)]
 
     @staticmethod
-    def _check_last(engine: Engine) -> None:
-        """Refuse a model whose last linear layer cannot be the head.
+    def _last(engine: Engine) -> Tensor:
+        """The weight of the last linear layer.
 
         Raises:
-            ParameterError: There is none, or its weight is no trained parameter.
+            ParameterError: There is no linear layer, or the weight is no trained parameter.
         """
         layers = [(name, module) for name, module in engine.model.named_modules() if isinstance(module, nn.Linear)]
         if not layers:
@@ -146,21 +145,22 @@ class LogitsSAM(Perturbing):
             )
         name, last = layers[-1]
         weight = last._parameters.get("weight")
-        if not any(p is weight for p in engine.params):
+        if weight is None or not any(p is weight for p in engine.params):
             raise ParameterError(
                 f"the last linear layer, which LogitsSAM takes for the output head, must have a trained weight, but "
                 f"that of {name or 'the model'} is frozen, or computed from other parameters; name the head: "
                 f'LogitsSAM(head="{engine.names[-1]}")'
             )
+        return weight
 
-    def _check_reached(self, engine: Engine, here: Reading) -> None:
+    def _check_reached(self, engine: Engine, there: Reading) -> None:
         """Refuse a last linear layer that the loss does not use, because it is no head.
 
         Raises:
             ParameterError: The loss does not depend on its weight.
         """
         place = self._place(engine)
-        if self.head is None and here.reached is not None and engine.trained[place] and not here.reached[place]:
+        if self.head is None and there.reached is not None and engine.trained[place] and not there.reached[place]:
             raise ParameterError(
                 "the last linear layer, which LogitsSAM takes for the output head, must be used by the loss, but the "
                 f'loss does not depend on {engine.names[place]}; name the head: LogitsSAM(head="classifier")'

@@ -122,8 +122,7 @@ class XSAM(Method):
             alpha = memory["alpha"]
         else:
             alpha = _filled(self.alpha, engine.params)
-        along_e, along_h = _on_circle(e, h, alpha)
-        return loss, _combined(e, h, along_e[0] * vec.norm(h), along_h[0])
+        return loss, vec.together(partial(_direction, alpha), e, h)
 
     def _step(self, engine: Engine, grad: Vec) -> Vec:
         """One ascent step, a k-th of the radius long."""
@@ -139,11 +138,11 @@ class XSAM(Method):
     def _candidates(self, engine: Engine, batch: Any, e: Vec, h: Vec) -> tuple[Probe, ...]:
         """A probe for the loss at ``rho_max`` along the direction of every candidate."""
         along_e, along_h = _on_circle(e, h, self._alphas(engine.params))
-        size, radii = vec.inverse(vec.norm(h)), engine.radii(1.0, self.geometry)
+        factor, radii = vec.inverse(vec.norm(h)) * self.rho_max, engine.radii(1.0, self.geometry)
         if isinstance(radii, list):
             perturbed = [radius > 0 for radius in radii]
             e, h = vec.mask(e, perturbed), vec.mask(h, perturbed)
-        factors = zip((along_e * self.rho_max).unbind(), (along_h * self.rho_max * size).unbind(), strict=True)
+        factors = zip((along_e * factor).unbind(), (along_h * factor).unbind(), strict=True)
         return tuple(Probe(batch, at=partial(_combined, e, h, a, b), grad=False) for a, b in factors)
 
     def _best(self, engine: Engine, looks: Sequence[Reading], old: Tensor) -> Tensor:
@@ -159,7 +158,7 @@ def _filled(value: float, params: Vec) -> Tensor:
 
 
 def _on_circle(e: Vec, h: Vec, alphas: Tensor) -> tuple[Tensor, Tensor]:
-    """The factors of e and of ``h/||h||`` in the directions D, shape ``(number of alphas,)`` each."""
+    """The factors of e and h in ``||h|| * D(a)`` for every alpha, shape ``(number of alphas,)`` each."""
     size, length = vec.norm(e), vec.norm(h)
     per_length = vec.inverse(length)
     across = vec.norm(vec.reject(h, e)) * per_length
@@ -170,7 +169,13 @@ def _on_circle(e: Vec, h: Vec, alphas: Tensor) -> tuple[Tensor, Tensor]:
     known = (sine > max(1e-8, 100 * torch.finfo(across.dtype).eps)) & (size > 0) | sine.isnan()
     first, second = torch.sin((1 - alphas) * angle) / sine, torch.sin(alphas * angle) / sine
     first, second = torch.where(known, first, 0.0), torch.where(known, second, 1.0)
-    return first * vec.inverse(size), second
+    return first * (length * vec.inverse(size)), second
+
+
+def _direction(alpha: Tensor, e: Vec, h: Vec) -> Vec:
+    """``||h|| * D(alpha)``; alpha has the shape ``(1,)``."""
+    along_e, along_h = _on_circle(e, h, alpha)
+    return _combined(e, h, along_e[0], along_h[0])
 
 
 def _combined(e: Vec, h: Vec, a: Tensor, b: Tensor) -> Vec:

@@ -15,8 +15,22 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import on_ranks
-from reference import ausam, bisam, drive, esam, geometry, gsam, k_sam, logits_sam, micro_sam, rst, sam, sam_on
-from reference import unified_sam, wsam
+from reference import (
+    ausam,
+    bisam,
+    drive,
+    esam,
+    geometry,
+    gsam,
+    k_sam,
+    logits_sam,
+    micro_sam,
+    rst,
+    sam,
+    sam_on,
+    unified_sam,
+    wsam,
+)
 from reference.follow import BASES, PROBLEM, schedule
 from reference.model import concatenate
 from reference.normalized import Normalized
