@@ -28,11 +28,13 @@ class XSAM(Method):
 
     ::
 
-        p_0 = w,   p_{i+1} = p_i + rho/k * g(p_i)/||g(p_i)||                                  k ascent steps
-        h   = g(p_k),   v0 = unit(p_k - w),   v1 = unit(h),   theta = the angle between v0 and v1
-        D(a) = (sin((1 - a) theta) * v0 + sin(a theta) * v1) / sin(theta)        a point on their unit circle
-        d   = ||h|| * D(alpha)
-        alpha, every few steps: the a in 0, alpha_delta, .., alpha_max with the largest loss(w + rho_max * D(a))
+        p_0 = w,   p_{i+1} = p_i + rho/k * g(p_i)/||g(p_i)||        k ascent steps
+        h = g(p_k),   v0 = (p_k - w)/||p_k - w||,   v1 = h/||h||,   theta their angle
+        D(a) = (sin((1 - a) * theta) * v0 + sin(a * theta) * v1) / sin(theta)
+        d = ||h|| * D(alpha)
+
+    D(a) is a point on the unit circle through v0 and v1. Every few steps a search chooses alpha: the a in 0,
+    alpha_delta, .., alpha_max with the largest loss at ``w + rho_max * D(a)``.
 
     Args:
         rho: Total length of the k ascent steps, >= 0, in parameter norm.
