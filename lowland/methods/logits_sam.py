@@ -49,7 +49,8 @@ class LogitsSAM(Perturbing):
 
     Cost: 2 gradients per step, one after the other, the first of them for the head's weight only: its forward keeps no
     activations of the other layers, and its backward ends at the head. So a step costs one gradient and one forward
-    pass, of which the counts show 2 gradients, the first for one tensor. 1 P of memory (all weights are saved, though
+    pass, of which the counts show 2 gradients, the first for one tensor; with ``fully_shard`` and reentrant checkpoints
+    the first backward computes all gradients, and drops the others. 1 P of memory (all weights are saved, though
     one tensor moves); 2 all-reduces under data parallelism, the first of the head's weight only; 1 with
     ``ascent_gradient="local"``.
 
