@@ -46,7 +46,7 @@ class UnifiedSAM(Perturbing):
     Invariants: lam = 1 is SAM; rho = 0 is the base optimizer; "1/t" takes a SAM step first, "1-1/t" a USAM step; with
     lam = 0 twice the loss gives twice the perturbation.
 
-    Use: To let the perturbation shrink with the gradient (lam < 1), which the paper's convergence rates need.
+    Use: To let the perturbation shrink with the gradient (lam < 1), or to compare SAM with USAM.
 
     Avoid: With lam < 1 and a loss whose scale drifts or is summed over examples: the perturbation then has another
     length. With a GradScaler nothing changes, because readings have no loss scale.

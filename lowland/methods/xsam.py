@@ -39,7 +39,7 @@ class XSAM(Method):
     Args:
         rho: Total length of the k ascent steps, >= 0, in parameter norm.
         geometry: How a gradient becomes an ascent step.
-        rho_max: Radius at which the search computes losses, >= 0; twice rho in the paper's runs.
+        rho_max: Radius at which the search computes losses, >= 0; the release takes twice rho.
         k: The number of ascent steps, >= 1.
         every: Steps between two searches, >= 1; the first step searches. The release searches once an epoch, and so do
             the laboratory's trainings. The default of 100 adds at most 3.5 % to the cost of a step, at which a forward

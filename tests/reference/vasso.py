@@ -8,7 +8,7 @@ from reference.vectors import Weights, lerp
 
 
 class VaSSO(Twin):
-    """The paper's update (NeurIPS 2023, arXiv 2309.15639), whose average starts at the first gradient:
+    """The paper's update (NeurIPS 2023, arXiv 2309.15639); as in the release the average starts at the first gradient:
 
     m_1 = g_1,   m_t = (1 - theta) m_{t-1} + theta g_t
     direction:  g(w + rho unit(m_t); B)
