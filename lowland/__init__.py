@@ -31,6 +31,7 @@ from lowland.methods.friendly_sam import FriendlySAM
 from lowland.methods.gsam import GSAM
 from lowland.methods.k_sam import KSAM
 from lowland.methods.late import Late
+from lowland.methods.logits_sam import LogitsSAM
 from lowland.methods.looksam import LookSAM
 from lowland.methods.micro_sam import MicroSAM
 from lowland.methods.momentum_sam import MomentumSAM
@@ -42,8 +43,11 @@ from lowland.methods.sampa import SAMPa
 from lowland.methods.sl_sam import SLSAM
 from lowland.methods.stable_sam import Renormalized, StableSAM
 from lowland.methods.switch import Switch
+from lowland.methods.unified_sam import UnifiedSAM
+from lowland.methods.vasso import VaSSO
 from lowland.methods.vsam import ARSAM, VSAM
 from lowland.methods.wsam import WSAM
+from lowland.methods.xsam import XSAM
 
 __version__ = "0.1.0"
 
@@ -63,6 +67,7 @@ __all__ = [
     "SLSAM",
     "VSAM",
     "WSAM",
+    "XSAM",
     "AdaSAM",
     "Adaptive",
     "AsyncSAM",
@@ -79,6 +84,7 @@ __all__ = [
     "Late",
     "Layerwise",
     "Local",
+    "LogitsSAM",
     "LookSAM",
     "Loss",
     "LowlandError",
@@ -96,6 +102,8 @@ __all__ = [
     "Slices",
     "StableSAM",
     "Switch",
+    "UnifiedSAM",
+    "VaSSO",
     "checks",
     "displaced",
     "refresh_stats",

@@ -25,6 +25,7 @@ SHORT = {
     "ae-sam": "total=6",
     "late": "start=2",
     "momentum-sam": "rho=0.1",
+    "xsam": "every=3,alpha_delta=0.5",
 }
 EXTRA = [
     "sampa:lam=0",
@@ -36,6 +37,7 @@ EXTRA = [
     "bisam:phi=log",
     "async-sam:tau=0",
     "ae-sam:total=6,lag=1",
+    "xsam:k=2,alpha=0.5",
     "late:start=2,inner=sampa",
     "late:start=1,inner=stable-sam:inner=looksam:k=2",
 ]

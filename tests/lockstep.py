@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,9 @@ class Lockstep:
         self.engines: list[lowland.Engine] = [make(copy.deepcopy(model)) for _ in range(count)]
         self.apart = apart or [[r] for r in range(count)]
         self.everyone = [list(range(count))]
+        self.told: list[torch.Tensor] = []  # the losses of the probes asked last, one tensor for each replica
+        for number, engine in enumerate(self.engines):
+            engine.averaged = partial(self._averaged, number)  # type: ignore[method-assign]
 
     def backward(self, batches: Sequence[Any]) -> list[torch.Tensor]:
         drives = [drive(e, b) for e, b in zip(self.engines, batches, strict=True)]
@@ -36,6 +40,7 @@ class Lockstep:
         while True:
             unsynced |= any(p.grad and not p.sync for p in asked[0])
             readings = [Local().run(e.work, a) for e, a in zip(self.engines, asked, strict=True)]
+            self.told = [torch.stack([reading.loss for reading in r]) for r in readings]
             for i, probe in enumerate(asked[0]):
                 if probe.grad:
                     _average([r[i].grad for r in readings], self.everyone if probe.sync else self.apart)
@@ -53,6 +58,11 @@ class Lockstep:
         stats = [[b for n, b in m.named_buffers() if "running" in n] for m in models]
         _average(stats, self.everyone)
         return losses
+
+    def _averaged(self, number: int, tensor: torch.Tensor) -> torch.Tensor:
+        """What a plan's engine.averaged gives for the losses of its last probes."""
+        assert torch.equal(tensor, self.told[number])
+        return torch.stack(self.told).mean(0)
 
     def step(self) -> None:
         for e in self.engines:

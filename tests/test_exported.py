@@ -30,6 +30,7 @@ EXPORTED = [
     "SLSAM",
     "VSAM",
     "WSAM",
+    "XSAM",
     "AdaSAM",
     "Adaptive",
     "AsyncSAM",
@@ -46,6 +47,7 @@ EXPORTED = [
     "Late",
     "Layerwise",
     "Local",
+    "LogitsSAM",
     "LookSAM",
     "Loss",
     "LowlandError",
@@ -63,6 +65,8 @@ EXPORTED = [
     "Slices",
     "StableSAM",
     "Switch",
+    "UnifiedSAM",
+    "VaSSO",
     "checks",
     "displaced",
     "refresh_stats",
@@ -72,7 +76,7 @@ EXPORTED = [
 KEYS = [
     *("plain", "sam", "sampa", "looksam", "micro-sam", "vsam", "arsam", "ausam", "sl-sam", "k-sam", "esam"),
     *("friendly-sam", "stable-sam", "adasam", "asam", "sam-on", "gsam", "wsam", "momentum-sam", "bisam", "ae-sam"),
-    *("rst", "async-sam", "late"),
+    *("rst", "async-sam", "late", "unified-sam", "vasso", "xsam", "logits-sam"),
 ]
 SECTIONS = ["Args:", "Cost:", "Differs:", "Invariants:", "Use:", "Avoid:", "Reference:"]
 

@@ -173,6 +173,8 @@ OWN = {
     "lowland.methods.async_sam": {"vec.zero_unless_"},  # a reading's gradient
     "lowland.methods.vsam": {"vec.zero_unless_"},  # a difference that it has just made
     "lowland.methods.friendly_sam": {"vec.add_"},  # a mean that it has just made
+    "lowland.methods.vasso": {"vec.add_"},  # an average that it has just made
+    "lowland.methods.xsam": {"vec.add_"},  # a combination that it has just made
     "lowland.engine.lookahead": {  # a displacement that it has just made
         "vec.add_",
         "vec.addcmul_",

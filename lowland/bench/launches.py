@@ -40,7 +40,7 @@ TENSORS, JOINED = 110, 128  # the most tensors that torch gives to one kernel: o
 # a counter within its reach would lose what it counted in a displaced pass.
 _forward = ContextVar("forward", default=False)
 WARMUP = 10  # steps that are not counted: the engine checks more in steps 0, 1, 2, 4 and 8
-STEPS = 5  # steps that are counted: a whole cycle of LookSAM, and a whole window of VSAM and ARSAM
+STEPS = 5  # steps that are counted: a cycle of LookSAM, a window of VSAM and ARSAM, XSAM's steps from search to search
 
 
 class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -148,6 +148,7 @@ FIELDS: dict[str, str] = {
     "vsam": "window=5,blocks=2",
     "arsam": "window=5,blocks=2",
     "rst": "s=0.5",
+    "xsam": "every=5",
 }
 NORMALIZED = ("sam-on",)  # methods that perturb normalization layers alone
 

@@ -96,7 +96,7 @@ def table(width: int) -> Table:
     for key, costs in by_cost().items():
         memory = f"{costs.resident:.1f} / {costs.peak:.1f}"
         numbers = [gradients(costs).replace(" (", "\n("), f"{costs.sequential:.2f}", memory, f"{costs.reduces:.2f}"]
-        cells = [key, paper(METHODS[key]).replace(", arXiv", ",\narXiv"), _fields(METHODS[key]), *numbers]
+        cells = [key, _folded(paper(METHODS[key])), _fields(METHODS[key]), *numbers]
         rows.add_row(*map(Text, compress(cells, visible)))
     for key in METHODS.keys() - by_cost().keys():  # user-defined methods that need arguments
         rows.add_row(*map(Text, compress([key, paper(METHODS[key]), "", *["–"] * 4], visible)))
@@ -169,6 +169,18 @@ def paper(kind: type[Method]) -> str:
     arxiv = re.search(r"arXiv \d{4}\.\d{4,5}", reference)
     who = authors[0] + (" et al." if len(authors) > 2 else f", {authors[1]}" if len(authors) == 2 else "")
     return ", ".join([f"{who} {year.group() if year else ''}".strip(), *([arxiv.group()] if arxiv else [])])
+
+
+def _folded(text: str) -> str:
+    """A paper in short lines: authors and year, in two lines if they are long, and the arXiv number.
+
+    Example:
+        >>> _folded("Oikonomou, Loizou 2025, arXiv 2503.02225").split("\\n")
+        ['Oikonomou, Loizou', '2025,', 'arXiv 2503.02225']
+    """
+    who, comma, number = text.partition(", arXiv")
+    lines = who.rsplit(" ", 1) if len(who) > 20 else [who]
+    return "\n".join(lines) + (f",\narXiv{number}" if comma else "")
 
 
 def defaults(kind: type[Method]) -> dict[str, str]:

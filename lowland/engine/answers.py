@@ -139,6 +139,21 @@ class Answers:
         _check_sent("now", tensor)
         return read(collectives.first(tensor, self.ranks))
 
+    def averaged(self, tensor: Tensor) -> Tensor:
+        """The mean of a small tensor, such as a loss, over the ranks that divide a batch, as gradients are averaged.
+
+        The host does not wait for the device. On several ranks all must call this, and all get the same values.
+
+        Returns:
+            A tensor of the same shape.
+
+        Raises:
+            UsageError: ``tensor`` is not a tensor.
+        """
+        _check_sent("averaged", tensor)
+        total, ranks = self.work.replicas.total(tensor, sync=True)
+        return total / ranks if ranks > 1 else total
+
     @contextmanager
     def scope(self, prefix: str) -> Iterator[None]:
         """The context of a plan inside another plan: ``memory`` is the entries with this prefix, without the prefix.

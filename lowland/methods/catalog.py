@@ -15,6 +15,7 @@ from lowland.methods.friendly_sam import FriendlySAM
 from lowland.methods.gsam import GSAM
 from lowland.methods.k_sam import KSAM
 from lowland.methods.late import Late
+from lowland.methods.logits_sam import LogitsSAM
 from lowland.methods.looksam import LookSAM
 from lowland.methods.micro_sam import MicroSAM
 from lowland.methods.momentum_sam import MomentumSAM
@@ -25,8 +26,11 @@ from lowland.methods.sam_on import SAMON
 from lowland.methods.sampa import SAMPa
 from lowland.methods.sl_sam import SLSAM
 from lowland.methods.stable_sam import Renormalized
+from lowland.methods.unified_sam import UnifiedSAM
+from lowland.methods.vasso import VaSSO
 from lowland.methods.vsam import ARSAM, VSAM
 from lowland.methods.wsam import WSAM
+from lowland.methods.xsam import XSAM
 
 METHODS: dict[str, type[Method]] = {
     "plain": Plain,
@@ -53,6 +57,10 @@ METHODS: dict[str, type[Method]] = {
     "rst": RST,
     "async-sam": AsyncSAM,
     "late": Late,
+    "unified-sam": UnifiedSAM,
+    "vasso": VaSSO,
+    "xsam": XSAM,
+    "logits-sam": LogitsSAM,
 }
 
 GEOMETRIES: dict[str, type[Geometry]] = {"l2": L2, "adaptive": Adaptive, "layerwise": Layerwise}

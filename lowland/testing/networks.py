@@ -35,6 +35,7 @@ class Network(nn.Module):
             self.third.weight = self.second.weight  # tied
             self.frozen = nn.Linear(8, 8).requires_grad_(False)
             self.unused = nn.Linear(2, 2)
+            self._modules["last"] = self._modules.pop("last")  # the output layer stays last, as in most models
         self.odd = odd
 
     def forward(self, x: Tensor) -> Tensor:

@@ -39,6 +39,10 @@ BOUNDS: dict[tuple[str, str], tuple[int, int]] = {
     ("async-sam", "SGD"): (30, 30),
     ("late", "SGD"): (22, 22),
     ("sam-on", "SGD"): (23, 23),
+    ("unified-sam", "SGD"): (29, 29),
+    ("vasso", "SGD"): (60, 60),
+    ("xsam", "SGD"): (530, 80),  # a search of 21 forward passes
+    ("logits-sam", "SGD"): (23, 23),
 }
 
 

@@ -21,6 +21,10 @@ ROOT = Path(__file__).parents[2]
 HEADINGS = ["Cost", "When to use it", "When not to use it", "In code", "Fields", "Invariants", "Reference"]
 
 
+# docs/results.md was measured before lowland had them.
+UNMEASURED = {"unified-sam", "vasso", "xsam", "logits-sam"}
+
+
 def text_of(key: str) -> str:
     return "\n\n".join(method_pages.page(key))
 
@@ -56,7 +60,7 @@ def test_a_method_s_page_has_all_of_it(key: str) -> None:
     assert f"| of them one after the other | {costs.sequential:.2f} |" in text
     assert text.count("<svg") == 1
     assert "\n" not in steps_figure(key)  # Markdown would end the HTML there
-    assert key == "plain" or "## Measured against plain training" in text
+    assert ("## Measured against plain training" in text) == (key != "plain" and key not in UNMEASURED)
 
 
 @pytest.mark.parametrize("key", METHODS)

@@ -52,10 +52,11 @@ def test_a_resume_is_bit_for_bit(text: str, dtype: torch.dtype) -> None:
     assert same(expected, trained(other, range(3, 6), dtype))
 
 
-CHOOSING = ("k-sam", "esam", "ausam")  # by losses, among which rounding decides
+CHOOSING = ("k-sam", "esam", "ausam", "xsam:every")  # by losses, among which rounding decides
+FIXED = "xsam:k=2,alpha=0.5"  # which does not choose
 
 
-@pytest.mark.parametrize("text", [t for t in [*TEXTS.values(), *SWITCHES] if not t.startswith(CHOOSING)])
+@pytest.mark.parametrize("text", [t for t in [*TEXTS.values(), *SWITCHES, FIXED] if not t.startswith(CHOOSING)])
 def test_the_gradient_is_that_of_fp32_up_to_rounding(text: str) -> None:
     """The method in fp32, at the same weights in every step: a factor that is missing would be seen."""
     engine = engine_of(text, model_for(text, dtype=torch.bfloat16))

@@ -182,8 +182,11 @@ def test_frozen_parameters_are_left_out_in_and_outside_the_optimizer():
         assert Parameters(model, [optimizer]).names == ["1.weight", "1.bias", "2.weight", "2.bias"]
 
 
+NAMED = {"logits-sam": "logits-sam:head=2.weight"}  # the last linear layer is not used here
+
+
 # The others want targets or indices, or let the first layer rest; test_all.py has the same for every method.
-@pytest.mark.parametrize("text", [t for key, t in TEXTS.items() if key not in ("ausam", "bisam", "sl-sam")])
+@pytest.mark.parametrize("text", [t for key, t in (TEXTS | NAMED).items() if key not in ("ausam", "bisam", "sl-sam")])
 def test_unused_parameters_keep_no_gradient_and_do_not_decay(text):
     model = network()
     model.unused = nn.Linear(2, 2)

@@ -10,13 +10,14 @@ import torch
 from conformance import TEXTS, method_of
 from torch import nn
 
-from lowland import ARSAM, METHODS, SAM, SAMON, BiSAM, Engine, LookSAM, MicroSAM, SAMPa
+from lowland import ARSAM, METHODS, SAM, SAMON, BiSAM, Engine, LogitsSAM, LookSAM, MicroSAM, SAMPa
 from lowland.core import schedule
 from lowland.core.errors import StateError
 
 CASES = {
     **{key: method_of(text) for key, text in TEXTS.items() if key != "ausam"},  # wants indices, see its own tests
     "sam-on": SAMON(extra=lambda module, name, parameter: True),
+    "logits-sam": LogitsSAM(),
     "bisam": BiSAM(surrogate=lambda model, batch: loss_fn(model, batch)),
     "plain": METHODS["plain"](),
     "sam": SAM(rho=schedule.linear(0.1, 0.2, 10)),

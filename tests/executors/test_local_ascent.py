@@ -15,7 +15,22 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import on_ranks
-from reference import ausam, bisam, drive, esam, geometry, gsam, k_sam, micro_sam, rst, sam, sam_on, wsam
+from reference import (
+    ausam,
+    bisam,
+    drive,
+    esam,
+    geometry,
+    gsam,
+    k_sam,
+    logits_sam,
+    micro_sam,
+    rst,
+    sam,
+    sam_on,
+    unified_sam,
+    wsam,
+)
 from reference.follow import BASES, PROBLEM, schedule
 from reference.model import concatenate
 from reference.normalized import Normalized
@@ -52,6 +67,8 @@ PAIRS: dict[str, tuple[Perturbing, Any, dict[str, Any], Any]] = {
         INDEXED,
     ),
     "rst": (lowland.RST(rho=0.2), rst.RST, {"rho": 0.2}, PROBLEM),
+    "unified-sam": (lowland.UnifiedSAM(rho=0.2, lam=0.5), unified_sam.UnifiedSAM, {"rho": 0.2, "lam": 0.5}, PROBLEM),
+    "logits-sam": (lowland.LogitsSAM(rho=0.2), logits_sam.LogitsSAM, {"rho": 0.2}, PROBLEM),
 }
 
 

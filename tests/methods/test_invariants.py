@@ -27,17 +27,21 @@ from lowland import (
     SLSAM,
     VSAM,
     WSAM,
+    XSAM,
     AdaSAM,
     AsyncSAM,
     BiSAM,
     FriendlySAM,
     Late,
+    LogitsSAM,
     LookSAM,
     MicroSAM,
     MomentumSAM,
     Plain,
     Renormalized,
     SAMPa,
+    UnifiedSAM,
+    VaSSO,
 )
 
 ALL = {
@@ -61,6 +65,11 @@ ALL = {
     "ae-sam": lambda rho: AESAM(rho=rho, total=8),
     "async-sam": lambda rho: AsyncSAM(rho=rho),
     "late": lambda rho: Late(inner=SAM(rho=rho), start=2),
+    "unified-sam": lambda rho: UnifiedSAM(rho=rho),
+    "vasso": lambda rho: VaSSO(rho=rho),
+    "xsam": lambda rho: XSAM(rho=rho, every=3),
+    "xsam-steps": lambda rho: XSAM(rho=rho, k=3, every=4),
+    "logits-sam": lambda rho: LogitsSAM(rho=rho),
     # These descend on a part of the batch or of the tensors, also without a radius.
     "k-sam": lambda rho: KSAM(rho=rho),
     "esam": lambda rho: ESAM(rho=rho),
@@ -106,7 +115,7 @@ def test_g2_backward_leaves_the_weights_as_they_were(make):
         run.optimizer.step()
 
 
-@every_method_but("bisam")  # this problem has no logits
+@every_method_but("bisam", "logits-sam")  # this problem has no logits, and no layers
 def test_g3_a_zero_gradient_is_no_nan_and_the_base_still_steps(make):
     problem = flat()
     nothing = np.zeros((6, 4)), np.zeros(6)
@@ -130,7 +139,8 @@ def test_g4_a_parameter_without_gradient_is_untouched(make):
     assert_same(path, path_of(make(0.2), some()))
 
 
-@every_method_but("sl-sam")  # its probabilities follow the gradients' lengths, and so does what it perturbs
+# SL-SAM's probabilities follow the gradients' lengths, and so does what it perturbs; Unified SAM's perturbation too
+@every_method_but("sl-sam", "unified-sam")
 @pytest.mark.parametrize("factor", [1e3, 1e-3])
 def test_g5_the_scale_of_the_loss_does_not_change_the_perturbation(make, factor):
     def scaled(model, batch):

@@ -27,6 +27,10 @@ PEAKS = {
     "momentum-sam": (1, 0.5),
     "friendly-sam": (4, 3.5),
     "asam": (3, 2.5),
+    "unified-sam": (1, 0.5),
+    "vasso": (4, 3.5),
+    "xsam:every=2": (3, 2.5),
+    "logits-sam": (1, 0.5),
 }
 
 

@@ -30,10 +30,12 @@ from lowland import (
     SLSAM,
     VSAM,
     WSAM,
+    XSAM,
     AsyncSAM,
     BiSAM,
     FriendlySAM,
     Late,
+    LogitsSAM,
     LookSAM,
     MicroSAM,
     MomentumSAM,
@@ -42,6 +44,8 @@ from lowland import (
     Renormalized,
     SAMPa,
     Switch,
+    UnifiedSAM,
+    VaSSO,
 )
 from lowland.core import vec
 from lowland.core.errors import ArgumentError, UsageError
@@ -55,6 +59,9 @@ FITTING = {
     "gsam": GSAM(rho=0.3),
     "wsam": WSAM(rho=0.3),
     "rst": RST(rho=0.3),
+    "unified-sam": UnifiedSAM(rho=0.3),
+    "vasso": VaSSO(rho=0.3),
+    "xsam": XSAM(rho=0.3, every=3),
     "ae-sam": AESAM(rho=0.3, total=10),
     "late": Late(inner=SAM(rho=0.3), start=4),
     "late looksam": Late(inner=LookSAM(rho=0.3, k=2), start=3),
@@ -62,6 +69,7 @@ FITTING = {
     "switch": Switch(inner=SAM(rho=0.3), otherwise=LookSAM(rho=0.2, k=2)),
 }
 REFUSED = [SAMPa(), MicroSAM(), MomentumSAM(), KSAM(), ESAM(), AUSAM(), SLSAM(), AsyncSAM(), BiSAM(), SAMON()]
+REFUSED += [LogitsSAM()]
 
 
 @pytest.mark.parametrize("inner", FITTING.values(), ids=FITTING)

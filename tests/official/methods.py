@@ -4,19 +4,43 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 
-from lowland import Engine, Method, Switch
+from lowland import Engine, Geometry, Method, Switch, vec
 from lowland.core import schedule
-from lowland.core.geometry import Adaptive
+from lowland.core.geometry import Adaptive, Radii
+from lowland.core.vec import Vec
 from lowland.methods import METHODS
 from official.files import Recorded
 
+
+@dataclass(frozen=True, kw_only=True)
+class Added(Geometry):
+    """``rho * g / (||g|| + eps)``, where a release adds more to the norm than lowland."""
+
+    eps: float
+
+    def ascent(self, params: Vec, grad: Vec, radii: Radii) -> Vec:
+        return vec.scale(grad, radii / (vec.norm(grad) + self.eps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneFactor(Geometry):
+    """``rho * T g / ||T g||`` with ``T = |w|``, where ``Adaptive`` has ``T^2`` above the norm; on one tensor."""
+
+    def ascent(self, params: Vec, grad: Vec, radii: Radii) -> Vec:
+        assert isinstance(radii, list)
+        scaled = [g * p.detach().abs() if r > 0 else g for g, p, r in zip(grad, params, radii, strict=True)]
+        (size,) = [vec.norm([s]) for s, r in zip(scaled, radii, strict=True) if r > 0]
+        return [r * s / (size + 1e-12) for s, r in zip(scaled, radii, strict=True)]
+
+
 GEOMETRIES = {"Adaptive(eta=0)": Adaptive(eta=0), "Adaptive(eta=0.01)": Adaptive(eta=0.01)}
 NO_FIELDS = ("key", "every", "offset", "group_rho", "warmup_epochs", "ramp_epochs", "steps_per_epoch")
+NO_FIELDS += ("eps", "adaptive", "dynamic")  # of the second set
 
 
 def method_of(run: Recorded) -> Method:
@@ -57,6 +81,12 @@ def described(told: dict[str, Any]) -> Method:
     if told["key"] == "ausam":
         epoch = told["steps_per_epoch"]
         given |= {"warmup": told["warmup_epochs"] * epoch, "ramp": told["ramp_epochs"] * epoch}
+    if told["key"] == "xsam" and told["dynamic"]:
+        given["every"] = told["every"]
+    if told["key"] == "vasso":
+        given["geometry"] = Added(eps=told["eps"])
+    if told.get("adaptive"):
+        given["geometry"] = OneFactor()
     return METHODS[told["key"]](**given)
 
 

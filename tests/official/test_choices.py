@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from official.files import recorded
+from official.files import names, recorded
 from official.follow import Follower
 from official.methods import altered, method_of
 
@@ -84,3 +84,23 @@ def test_vsam_s_norms() -> None:
     norms = run.arrays["norms"][run.arrays["refresh"].astype(bool)][:-1][-50:]
     np.testing.assert_allclose(memory["sizes"], norms[:, 0], **CLOSE)
     np.testing.assert_allclose(memory["ratios"], norms[:, 0] / norms[:, 1], **CLOSE)
+
+
+@pytest.mark.parametrize("name", [name for name in names() if name.startswith("xsam_dynamic")])
+def test_xsam_s_choices_and_the_losses_they_rest_on(name: str) -> None:
+    """The candidates' losses, by forward passes, and the factor in force in every step."""
+    run = recorded(name)
+    follower, found, losses = Follower(run), [], []
+    averaged = follower.engine.averaged
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        losses.append(tensor.numpy())
+        return averaged(tensor)
+
+    follower.engine.averaged = keep  # type: ignore[method-assign]
+    for step in range(run.steps):
+        follower._step(step)
+        found.append(float(follower.engine.memory["alpha"]))
+    np.testing.assert_allclose(found, run.arrays["alpha"], rtol=1e-15)
+    tolerance = 1e-7 if run.meta["model"] == "bn" else 1e-9
+    np.testing.assert_allclose(np.stack(losses), run.arrays["search"], rtol=tolerance)

@@ -43,6 +43,8 @@ FITTED: dict[str, Callable[[Training], dict[str, Any]]] = {
     "ausam": lambda t: {"examples": t.examples, "warmup": t.steps_per_epoch, "ramp": 0.3},
     # The paper's script switches to SAM at epoch 150 of 160; trainings here are shorter, so they switch earlier.
     "late": lambda t: {"start": 0.9},
+    # The release searches in the first step of every epoch.
+    "xsam": lambda t: {"every": t.steps_per_epoch},
     # In the paper the radius is proportional to the learning rate.
     "gsam": lambda t: {"rho": schedule.follow_lr(0.05, 0.0, lr_high=t.lr)},
 }

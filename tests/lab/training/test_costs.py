@@ -33,6 +33,10 @@ PUBLISHED = {
     "bisam": (2, 2, 0),
     "async-sam": (1 + 1 / 4, 1, 1),  # 1 + share, share = 1/4, side by side; the stale gradient is kept
     "late": (1 + (1 - 0.5), 1 + (1 - 0.5), 0),  # 1 + what is left for SAM, start = 0.5
+    "unified-sam": (2, 2, 0),
+    "vasso": (2, 2, 1),  # the moving average is kept
+    "xsam": (2, 2, 0),  # k + 1, k = 1, and forward passes of the search
+    "logits-sam": (2, 2, 0),  # the first for the head's weight only: see below
 }
 # Methods that choose or draw their SAM steps: the range of gradients per step, and what is kept.
 RANGES = {
@@ -78,6 +82,8 @@ def test_adaptive_costs_are_within_the_published_ranges(key, published):
     ("late:start=0.75,inner=looksam:k=5", 1 + 5 / 100, 0),  # of the tiny training
     ("arsam:warmup=100", 2, 0),
     ("vsam:warmup=0.999", 2, 0),
+    ("xsam:k=3,every=10,alpha_delta=0.5", 4, 5 / 10),
+    ("xsam:alpha=1", 2, 0),
 ])  # fmt: skip
 def test_costs_follow_the_fields(text, gradients, forwards):
     cost = module.run_specimen(make(text), STEPS).cost
@@ -86,16 +92,19 @@ def test_costs_follow_the_fields(text, gradients, forwards):
 
 
 @pytest.mark.parametrize("key", METHODS)
-def test_only_two_methods_have_forward_passes_of_their_own(key):
-    assert measure(specimen(key)).forwards == (1 if key in ("k-sam", "esam") else 0)
+def test_only_three_methods_have_forward_passes_of_their_own(key):
+    forwards = {"k-sam": 1, "esam": 1, "xsam": 21 / 100}  # XSAM: 21 candidates in one of 100 steps
+    assert measure(specimen(key)).forwards == pytest.approx(forwards.get(key, 0), rel=1e-12)
 
 
 @pytest.mark.parametrize("key", METHODS)
 def test_weights_tell_who_differentiates_some_tensors_only(key):
     costs = measure(specimen(key))
-    if key not in ("sl-sam", "esam", "sam-on"):
+    if key not in ("sl-sam", "esam", "sam-on", "logits-sam"):
         assert costs.weights == costs.gradients
     # the tiny model has 8 tensors: two of a LayerNorm, and weight and bias of three linear layers
+    elif key == "logits-sam":
+        assert costs.weights == pytest.approx(1 / 8 + 1)
     elif key == "sam-on":
         assert costs.weights == pytest.approx(2 / 8 + 1)
     elif key == "esam":  # beta for the first gradient, all tensors for the second; 100 draws of 8 tensors
@@ -128,17 +137,22 @@ def test_methods_that_hold_one_copy_of_the_weights(key):
 # ASAM and BiSAM tell no figure of their own: they are SAM with another direction.
 HELD = {
     **dict.fromkeys(("sam", "ausam", "sl-sam", "k-sam", "esam", "stable-sam", "adasam", "ae-sam", "rst", "late"), 1),
-    **dict.fromkeys(("asam", "bisam"), 1),
-    **dict.fromkeys(("micro-sam", "friendly-sam", "gsam", "wsam", "async-sam"), 2),  # async-sam: 1 and a replica
+    **dict.fromkeys(("asam", "bisam", "unified-sam"), 1),
+    **dict.fromkeys(
+        ("micro-sam", "friendly-sam", "vasso", "gsam", "wsam", "async-sam"), 2
+    ),  # async-sam: 1 and a replica
     **dict.fromkeys(("sampa", "looksam", "vsam", "arsam"), 3),  # 2 to 3; 3 at a refresh
-    **dict.fromkeys(("plain", "momentum-sam", "sam-on"), 0),
+    **dict.fromkeys(("plain", "momentum-sam", "sam-on", "logits-sam"), 0),
 }
 MORE = {
     "momentum-sam": 1,  # weights never stay displaced between steps, so they are saved
     "sam-on": 1,  # all weights are saved, though few move
+    "logits-sam": 1,  # the same
     "esam": 1,  # one displacement serves two passes
     "friendly-sam": 1,  # the old mean waits until the step is known to be finite
+    "vasso": 1,  # the same
 }
+HELD["xsam"] = 2  # 3 in a search, of which the only one here is in the first step, where plain training lacks momentum
 
 
 def held(key, monkeypatch):

@@ -38,6 +38,12 @@ def test_ausam_knows_the_training_set() -> None:
     assert make("ausam", fill=filled).ramp == 0.3
 
 
+def test_xsam_searches_once_an_epoch() -> None:
+    assert method_defaults("xsam", training()) == {"every": 391}
+    assert make("xsam", fill=filled).every == 391
+    assert make("xsam:every=7", fill=filled).every == 7
+
+
 def test_lengths_are_fractions_of_the_training() -> None:
     assert method_defaults("ae-sam", training()) == {}
     assert method_defaults("late", training()) == {"start": 0.9}

@@ -122,6 +122,8 @@ CASES = {
     "looksam, mid-cycle, sharded": {"method": "looksam:k=3", "mesh": "data=4", "shard": True},
     "sampa, held batch, sharded": {"method": "sampa", "mesh": "data=4", "shard": True},
     "sampa, two groups of two": {"method": "sampa", "mesh": "probe=2,data=2", "shard": True},
+    # Few candidates, between whose losses no rounding decides.
+    "xsam, between searches, sharded": {"method": "xsam:every=4,alpha_delta=1", "mesh": "data=4", "shard": True},
     "adam": {"method": "sam", "mesh": "data=4", "shard": True, "recipe": RECIPE.replace(optimizer="adamw", lr=1e-3)},
 }
 

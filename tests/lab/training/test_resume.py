@@ -13,6 +13,9 @@ from lowland.lab.training.run import train
     ("ausam:warmup=2,ramp=6", "mlp"),  # a table over the examples
     ("sl-sam", "mlp"),  # probabilities, and what was drawn
     ("friendly-sam", "mlp"),
+    ("vasso:theta=0.4", "mlp"),
+    ("unified-sam:lam=1/t", "mlp"),  # by the step
+    ("xsam:every=6", "mlp"),  # saved between two searches
     ("ae-sam", "mlp"),  # running moments, and norms on their way to the host
     ("async-sam", "mlp"),
     ("late:start=3,inner=looksam:k=4", "mlp"),  # saved in the middle of the inner method's cycle
