@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowland.testing.networks import CLASSES, EXAMPLES, FEATURES, Network, examples, losses, network, train
+from lowland.testing.networks import CLASSES, EXAMPLES, FEATURES, IN_PARTS, Network, examples, losses, network, train
 
 __all__ = ["CLASSES", "EXAMPLES", "FEATURES", "train"]
 
-Net, net, batch, loss_fn = Network, network, examples, losses
+Net, net, batch, loss_fn, in_parts = Network, network, examples, losses, IN_PARTS
 
 
 class TripError(Exception):

@@ -173,7 +173,9 @@ OWN = {
     "lowland.methods.async_sam": {"vec.zero_unless_"},  # a reading's gradient
     "lowland.methods.vsam": {"vec.zero_unless_"},  # a difference that it has just made
     "lowland.methods.friendly_sam": {"vec.add_"},  # a mean that it has just made
-    "lowland.engine.lookahead": {  # a displacement that it has just made
+    "lowland.methods.le_sam": {"vec.scale_"},  # a displacement that it has just made
+    "lowland.engine.lookahead": {"vec.add_", "vec.scale_"},  # a displacement that it has just made
+    "lowland.engine.adam": {  # a displacement, or its denominators, that it has just made
         "vec.add_",
         "vec.addcmul_",
         "vec.div_",

@@ -274,12 +274,13 @@ def check_chosen(method: Method, selected: Callable[[Any], list[bool]], group_ra
         )
 
 
-def check_geometries(method: Method, engine: Engine) -> None:
-    """Let the geometries of a method, and of the methods inside it, refuse the model or the optimizer."""
-    for value in vars(method).values():
-        if isinstance(value, Method):
-            check_geometries(value, engine)
-    method.geometry.validate(engine)
+def check_fits(method: Method, engine: Engine) -> None:
+    """Let a method, its geometry and the geometries of methods inside it refuse the model or the optimizer."""
+    waiting = [method]
+    for each in waiting:
+        each.geometry.validate(engine)
+        waiting += [value for value in vars(each).values() if isinstance(value, Method)]
+    method.validate(engine)
 
 
 @contextmanager

@@ -79,6 +79,6 @@ def _criterion(engine: Engine) -> Criterion:
         raise UsageError(
             "FunctionalSAM needs the model's outputs apart from the loss, so loss_fn must be a lowland.Criterion, but "
             f"is {engine.loss_fn!r}; write loss_fn = lowland.Criterion(lambda model, batch: model(batch[0]), lambda "
-            "outputs, batch: cross_entropy(outputs, batch[1]))"
+            "outputs, batch: cross_entropy(outputs, batch[1])); for a task, define its training_criterion(recipe)"
         )
     return engine.loss_fn

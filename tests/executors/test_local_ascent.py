@@ -15,8 +15,24 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import on_ranks
-from reference import ausam, bisam, drive, esam, geometry, gsam, k_sam, micro_sam, rst, sam, sam_on, wsam
+from reference import (
+    ausam,
+    bisam,
+    drive,
+    esam,
+    functional_sam,
+    geometry,
+    gsam,
+    k_sam,
+    le_sam,
+    micro_sam,
+    rst,
+    sam,
+    sam_on,
+    wsam,
+)
 from reference.follow import BASES, PROBLEM, schedule
+from reference.in_parts import InParts
 from reference.model import concatenate
 from reference.normalized import Normalized
 from reference.sampling import Indexed
@@ -33,6 +49,7 @@ from lowland.methods.base import Perturbing
 STEPS = 8
 INDEXED = Indexed()
 NORMALIZED = Normalized()
+IN_PARTS = InParts()
 # A method, its twin, what the twin is told, and the problem.
 PAIRS: dict[str, tuple[Perturbing, Any, dict[str, Any], Any]] = {
     "sam": (lowland.SAM(rho=0.2), sam.SAM, {"rho": 0.2}, PROBLEM),
@@ -52,6 +69,8 @@ PAIRS: dict[str, tuple[Perturbing, Any, dict[str, Any], Any]] = {
         INDEXED,
     ),
     "rst": (lowland.RST(rho=0.2), rst.RST, {"rho": 0.2}, PROBLEM),
+    "functional-sam": (lowland.FunctionalSAM(rho=0.5), functional_sam.FunctionalSAM, {"rho": 0.5}, IN_PARTS),
+    "le-sam": (lowland.LESAM(rho=0.5, sigma=0.1), le_sam.LESAM, {"rho": 0.5, "sigma": 0.1}, PROBLEM),
 }
 
 
