@@ -18,6 +18,7 @@ from lowland.lab.training.costs import STEPS, measure, specimen
 from lowland.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
+UNMEASURED = ("functional-sam", "le-sam")  # by no table of docs/results.md yet
 HEADINGS = ["Cost", "When to use it", "When not to use it", "In code", "Fields", "Invariants", "Reference"]
 
 
@@ -56,7 +57,7 @@ def test_a_method_s_page_has_all_of_it(key: str) -> None:
     assert f"| of them one after the other | {costs.sequential:.2f} |" in text
     assert text.count("<svg") == 1
     assert "\n" not in steps_figure(key)  # Markdown would end the HTML there
-    assert key == "plain" or "## Measured against plain training" in text
+    assert key == "plain" or ("## Measured against plain training" in text) == (key not in UNMEASURED)
 
 
 @pytest.mark.parametrize("key", METHODS)
