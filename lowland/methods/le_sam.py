@@ -30,8 +30,8 @@ class LESAM(Perturbing):
         sigma: The budget, >= 0, in units of the loss: the rise ``<g, e>`` of the linearized loss; a number or a
             schedule.
 
-    Cost: 2 gradients per step, one after the other; 1 P of memory; 2 all-reduces of P under data parallelism, 1 with
-    ``ascent_gradient="local"``.
+    Cost: 2 gradients per step, one after the other; 1 P of memory during the passes, 2 P while the displacement is
+    computed; 2 all-reduces of P under data parallelism, 1 with ``ascent_gradient="local"``.
 
     Differs: The release raises sigma linearly over the first 10 epochs and lowers it to 0 along a cosine in epochs 160
     to 200; here sigma is constant, unless it is a schedule, such as ``schedule.linear(0.0, 0.35, steps=0.05)`` for the
