@@ -103,7 +103,7 @@ def change(ball: Any, inputs: int, outputs: int, bias: bool = False) -> float:
     return float((x @ e[0].T + (e[1] if bias else 0.0)).square().mean().sqrt())
 
 
-SHAPES = [(8, 8), (128, 128), (512, 512), (32, 512), (512, 32)]
+SHAPES = [(8, 8), (64, 64), (200, 200), (16, 256), (256, 16)]
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -115,7 +115,7 @@ def test_the_outputs_of_a_layer_change_alike_at_every_width(bias: bool) -> None:
 def test_other_balls_change_the_outputs_by_the_width() -> None:
     # ||w|| grows with the root of the width, and a ball of fixed length has the root of inputs / outputs.
     relative = [change(Layerwise(), *shape) for shape in SHAPES[:3]]
-    assert relative[2] / relative[0] == pytest.approx(8, rel=0.1)
+    assert relative[2] / relative[0] == pytest.approx(5, rel=0.1)
     fixed = [change(L2(), *shape) for shape in SHAPES[3:]]
     assert fixed[1] / fixed[0] == pytest.approx(16, rel=1e-9)
 
