@@ -124,11 +124,11 @@ class Cotangents:
             return loss  # which the engine refuses, and says why
         ports = [t if isinstance(t, Tensor) and t.requires_grad else None for t in given]
         _check_reached(total, [t for t in ports if t is not None])
+        cotangents = _derivatives(total, ports)
         by_example = isinstance(loss, Tensor) and loss.dim() == 1
         if by_example:
-            _check_examples(ports, len(loss))  # type: ignore[arg-type]
-        count = loss.count if isinstance(loss, Loss) else None
-        self._kept.append(_Kept(spec, _derivatives(total, ports), by_example, count))
+            _check_examples(cotangents, len(loss))  # type: ignore[arg-type]
+        self._kept.append(_Kept(spec, cotangents, by_example, loss.count if isinstance(loss, Loss) else None))
         return loss
 
     def using(self, model: Any, batch: Any) -> Tensor | Loss:
@@ -212,13 +212,13 @@ def _check_reached(total: Tensor, ports: list[Tensor]) -> None:
         waiting += [parent for parent, _ in node.next_functions]
 
 
-def _check_examples(ports: list[Tensor | None], size: int) -> None:
-    """Refuse outputs without examples along dimension 0, where the loss is one per example.
+def _check_examples(cotangents: list[Tensor | None], size: int) -> None:
+    """Refuse outputs that the loss uses and that have no examples along dimension 0, if it is one per example.
 
     Raises:
         LossError: An output has another length than the losses.
     """
-    for t in ports:
+    for t in cotangents:
         if t is not None and (t.dim() == 0 or t.shape[0] != size):
             raise LossError(
                 f"outputs must have examples along dimension 0 if the loss is one per example, shape ({size},), but "

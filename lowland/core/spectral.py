@@ -42,13 +42,13 @@ class Spectral(Geometry):
     Cost: ``3 * iterations`` products per matrix. A sharded matrix is gathered on every rank while it is computed.
 
     Differs: The exponents are lowland's reading of the condition of Yang, Simon and Bernstein for weights and updates,
-    here applied to the perturbation. Haas et al. scale the global-norm perturbation of each layer instead, with
-    exponents by the kind of layer. A grouped convolution counts as one matrix. A layer of the user's own with inputs
+    here applied to the perturbation. Haas et al., of whose paper only the abstract was available, scale SAM's
+    perturbation layer by layer. A grouped convolution counts as one matrix. A layer of the user's own with inputs
     along dimension 0 of its weight, which lowland cannot know, has the wrong radius: leave it out by ``select``.
 
     Reference: Yang, Simon, Bernstein: A Spectral Condition for Feature Learning. 2023, arXiv 2310.17813. Haas, Xu,
-    Cevher, Vankadara: Effective Sharpness Aware Minimization Requires Layerwise Perturbation Scaling. NeurIPS 2024,
-    arXiv 2411.00075.
+    Cevher, Vankadara: muP^2: Effective Sharpness Aware Minimization Requires Layerwise Perturbation Scaling. NeurIPS
+    2024, arXiv 2411.00075.
     """
 
     iterations: int = 12

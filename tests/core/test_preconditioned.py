@@ -187,3 +187,16 @@ def test_sharded_parameters_train_alike() -> None:
     for found in on_ranks(2, sharded, True):
         for a, b in zip(found, sharded(False), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def on_a_mesh(geometry: lowland.Geometry, groups: int) -> list[Tensor]:
+    mesh = init_device_mesh("cpu", (groups,), mesh_dim_names=("probe",)) if groups else None
+    model = net()
+    train(Engine(SAMPa(rho=0.1, geometry=geometry), model, adamw(model), loss_fn, mesh=mesh), 5)
+    return weights(model)
+
+
+@pytest.mark.parametrize("geometry", [BALL, lowland.Spectral()], ids=["preconditioned", "spectral"])
+def test_probe_groups_train_as_one_device(geometry: lowland.Geometry) -> None:
+    for found in on_ranks(2, on_a_mesh, geometry, 2):
+        assert same(found, on_a_mesh(geometry, 0))

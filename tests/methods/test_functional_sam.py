@@ -139,7 +139,11 @@ def test_several_modules_and_nested_outputs() -> None:
 
     def forward(model: Any, b: Any) -> Any:
         hidden = model["body"](b[0])
-        return {"logits": model["head"](hidden), "more": [hidden, (b[1] > 0)], "unused": model["head"](2 * hidden)}
+        return {
+            "logits": model["head"](hidden),
+            "more": [hidden, (b[1] > 0)],
+            "unused": model["head"](2 * hidden).sum(),
+        }
 
     def criterion(out: Any, b: Any) -> Tensor:
         hidden, positive = out["more"]
