@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from lowland.core import checks, schedule, vec
 from lowland.core.batch import Parts
+from lowland.core.criterion import Criterion
 from lowland.core.cutting import Cutter, Slices
 from lowland.core.errors import LowlandError
-from lowland.core.geometry import L2, Adaptive, Geometry, Layerwise
+from lowland.core.geometry import L2, Adaptive, Geometry, Layerwise, Preconditioned
 from lowland.core.loss import Loss
 from lowland.core.probe import Plan, Probe, Reading
+from lowland.core.spectral import Spectral
 from lowland.engine import Engine
 from lowland.engine.closure import ClosureOptimizer
 from lowland.executors import Batched, Cost, Counted, Executor, Local, Mesh
@@ -28,9 +30,11 @@ from lowland.methods.base import Method
 from lowland.methods.bisam import BiSAM
 from lowland.methods.esam import ESAM
 from lowland.methods.friendly_sam import FriendlySAM
+from lowland.methods.functional_sam import FunctionalSAM
 from lowland.methods.gsam import GSAM
 from lowland.methods.k_sam import KSAM
 from lowland.methods.late import Late
+from lowland.methods.le_sam import LESAM
 from lowland.methods.logits_sam import LogitsSAM
 from lowland.methods.looksam import LookSAM
 from lowland.methods.micro_sam import MicroSAM
@@ -60,6 +64,7 @@ __all__ = [
     "GSAM",
     "KSAM",
     "L2",
+    "LESAM",
     "METHODS",
     "RST",
     "SAM",
@@ -76,10 +81,12 @@ __all__ = [
     "ClosureOptimizer",
     "Cost",
     "Counted",
+    "Criterion",
     "Cutter",
     "Engine",
     "Executor",
     "FriendlySAM",
+    "FunctionalSAM",
     "Geometry",
     "Late",
     "Layerwise",
@@ -95,11 +102,13 @@ __all__ = [
     "Parts",
     "Plain",
     "Plan",
+    "Preconditioned",
     "Probe",
     "Reading",
     "Renormalized",
     "SAMPa",
     "Slices",
+    "Spectral",
     "StableSAM",
     "Switch",
     "UnifiedSAM",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from itertools import count
 from typing import Any
 
 import pytest
 import torch
-from problems import EXAMPLES, Wire, batch, loss_fn, net, sgd, train
+from problems import EXAMPLES, Wire, adamw, batch, in_parts, loss_fn, net, parted, sgd, train
 
 import lowland
 from lowland.core.schedule import after
@@ -33,6 +35,8 @@ EXTRA = [
     "sampa:lookahead=raw",
     "looksam:k=3,geometry=layerwise",
     "sam:geometry=adaptive",
+    "sam:geometry=spectral",
+    "sam:geometry=preconditioned",
     "esam:mask=element",
     "bisam:phi=log",
     "async-sam:tau=0",
@@ -73,17 +77,31 @@ def model_for(text: str, **kinds: Any) -> Any:
     return net(**({"norm": torch.nn.LayerNorm} if text.startswith("sam-on") else {}) | kinds)
 
 
-def engine_of(text: str, model: Any = None, *, loss: Any = loss_fn, base: Any = sgd, **options: Any) -> lowland.Engine:
+def loss_for(text: str, then: Callable[[torch.Tensor], Any] | None = None) -> Any:
+    """The loss function of a method, in two parts where it needs the outputs; ``then`` changes the losses."""
+    if then is not None:
+        return parted(text, lambda model, b: then(loss_fn(model, b)))
+    return in_parts if "functional-sam" in text else loss_fn
+
+
+def base_for(text: str) -> Callable[..., torch.optim.Optimizer]:
+    """The base optimizer of a method: one with a second moment where it reads that."""
+    # eps, because in fp16 small squares are 0, and Adam's own step would divide by 1e-8, which is 0 there, too
+    return partial(adamw, eps=1e-3) if "preconditioned" in text else sgd
+
+
+def engine_of(text: str, model: Any = None, *, loss: Any = None, base: Any = None, **options: Any) -> lowland.Engine:
     model = model_for(text) if model is None else model
-    return lowland.Engine(method_of(text), model, base(model), loss, **options)
+    optimizer = (base or base_for(text))(model)
+    return lowland.Engine(method_of(text), model, optimizer, loss or loss_for(text), **options)
 
 
 def spoil(engine: lowland.Engine, nth: int, value: float) -> Any:
     """Multiply the losses of the n-th pass from now by ``value``; what this returns puts an end to it."""
-    if not isinstance(engine.method, lowland.BiSAM):
+    if not isinstance(engine.method, lowland.BiSAM | lowland.FunctionalSAM):
         lose_by(engine, Wire(nth, lambda loss: loss * value))
         return lambda: lose_by(engine, loss_fn)
-    calls = count(1)  # its first loss is not the training loss, so its logits are spoiled
+    calls = count(1)  # one of its losses is not the training loss, so its logits are spoiled
     return engine.model.register_forward_hook(lambda *a: a[2] * value if next(calls) == nth else None).remove
 
 
@@ -94,12 +112,12 @@ def lose_by(engine: lowland.Engine, loss: Any) -> None:
 
 def calls_of_step(text: str, step: int, dtype: torch.dtype = torch.float64) -> int:
     """How many passes a step takes; the weights depend on the precision, and some methods choose by them."""
-    wire = Wire(0, lambda loss: loss)
-    engine = engine_of(text, model_for(text, dtype=dtype), loss=wire)
+    model, calls = model_for(text, dtype=dtype), []
+    engine = engine_of(text, model)
     train(engine, step)
-    before = wire.calls
-    engine.backward(batch(step, dtype=dtype))
-    return wire.calls - before
+    with model.register_forward_hook(lambda *_: calls.append(step)):
+        engine.backward(batch(step, dtype=dtype))
+    return len(calls)
 
 
 def vectors_of(engine: lowland.Engine) -> dict[str, list[torch.Tensor]]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from lowland.testing.networks import CLASSES, EXAMPLES, FEATURES, Network, examples, losses, network, train
+from lowland import Criterion
+from lowland.testing.networks import CLASSES, EXAMPLES, FEATURES, IN_PARTS, Network, examples, losses, network, train
 
 __all__ = ["CLASSES", "EXAMPLES", "FEATURES", "train"]
 
-Net, net, batch, loss_fn = Network, network, examples, losses
+Net, net, batch, loss_fn, in_parts = Network, network, examples, losses, IN_PARTS
 
 
 class TripError(Exception):
@@ -29,6 +31,32 @@ class Wire:
         self.calls += 1
         loss = loss_fn(model, batch)
         return self.then(loss) if self.calls == self.at else loss
+
+
+class _OutputsError(Exception):
+    """Raised where a loss function has called its model."""
+
+
+def parted(text: str, loss: Callable[..., Any]) -> Any:
+    """The loss function of a method: in two parts where the method needs the outputs, else as it is.
+
+    The outputs are what the model returns, which the loss function calls once.
+    """
+    if "functional-sam" not in text:
+        return loss
+
+    def forward(model: Any, batch: Any) -> Any:
+        found = []
+
+        def once(*given: Any) -> Any:
+            found.append(model(*given))
+            raise _OutputsError
+
+        with pytest.raises(_OutputsError):
+            loss(once, batch)
+        return found[0]
+
+    return Criterion(forward, lambda outputs, batch: loss(lambda *_: outputs, batch))
 
 
 def sgd(model: nn.Module, **kinds: Any) -> torch.optim.Optimizer:

@@ -23,6 +23,7 @@ EXPORTED = [
     "GSAM",
     "KSAM",
     "L2",
+    "LESAM",
     "METHODS",
     "RST",
     "SAM",
@@ -39,10 +40,12 @@ EXPORTED = [
     "ClosureOptimizer",
     "Cost",
     "Counted",
+    "Criterion",
     "Cutter",
     "Engine",
     "Executor",
     "FriendlySAM",
+    "FunctionalSAM",
     "Geometry",
     "Late",
     "Layerwise",
@@ -58,11 +61,13 @@ EXPORTED = [
     "Parts",
     "Plain",
     "Plan",
+    "Preconditioned",
     "Probe",
     "Reading",
     "Renormalized",
     "SAMPa",
     "Slices",
+    "Spectral",
     "StableSAM",
     "Switch",
     "UnifiedSAM",
@@ -75,8 +80,8 @@ EXPORTED = [
 ]
 KEYS = [
     *("plain", "sam", "sampa", "looksam", "micro-sam", "vsam", "arsam", "ausam", "sl-sam", "k-sam", "esam"),
-    *("friendly-sam", "stable-sam", "adasam", "asam", "sam-on", "gsam", "wsam", "momentum-sam", "bisam", "ae-sam"),
-    *("rst", "async-sam", "late", "unified-sam", "vasso", "xsam", "logits-sam"),
+    *("friendly-sam", "stable-sam", "adasam", "asam", "sam-on", "gsam", "wsam", "momentum-sam", "bisam"),
+    *("functional-sam", "le-sam", "ae-sam", "rst", "async-sam", "late", "unified-sam", "vasso", "xsam", "logits-sam"),
 ]
 SECTIONS = ["Args:", "Cost:", "Differs:", "Invariants:", "Use:", "Avoid:", "Reference:"]
 

@@ -175,7 +175,9 @@ OWN = {
     "lowland.methods.friendly_sam": {"vec.add_"},  # a mean that it has just made
     "lowland.methods.vasso": {"vec.add_"},  # an average that it has just made
     "lowland.methods.xsam": {"vec.add_"},  # a combination that it has just made
-    "lowland.engine.lookahead": {  # a displacement that it has just made
+    "lowland.methods.le_sam": {"vec.scale_"},  # a displacement that it has just made
+    "lowland.engine.lookahead": {"vec.add_", "vec.scale_"},  # a displacement that it has just made
+    "lowland.engine.adam": {  # a displacement, or its denominators, that it has just made
         "vec.add_",
         "vec.addcmul_",
         "vec.div_",

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import lowland
 from lowland.bench.overhead import ManySmall
 from lowland.core.at_hand import elsewhere
+from lowland.core.criterion import Criterion
 from lowland.core.errors import UnknownNameError
 from lowland.lab.models import build
 from lowland.methods import METHODS, make
@@ -236,13 +237,23 @@ def _case(name: str) -> tuple[nn.Module, list[Any]]:
     return CASES[name]()
 
 
-def _losses(model: nn.Module, batch: Any) -> Tensor:
-    """Cross entropy of each example, uncounted."""
-    before = _forward.set(True)
-    try:
-        return cross_entropy(model(batch[0]), batch[1], reduction="none")
-    finally:
-        _forward.reset(before)
+def _uncounted(compute: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
+    """The same function, whose operations are not counted."""
+
+    def computed(first: Any, batch: Any) -> Tensor:
+        before = _forward.set(True)
+        try:
+            return compute(first, batch)
+        finally:
+            _forward.reset(before)
+
+    return computed
+
+
+_losses = Criterion(
+    _uncounted(lambda model, batch: model(batch[0])),
+    _uncounted(lambda logits, batch: cross_entropy(logits, batch[1], reduction="none")),
+)
 
 
 def _sgd(params: Any) -> Optimizer:

@@ -72,7 +72,7 @@ class Methods:
 
 def table(width: int) -> Table:
     """The table of methods; below 100 columns without fields, below 80 without papers, memory and all-reduces."""
-    rows = Table(box=box.SIMPLE_HEAD, padding=(0, int(width >= WIDE), 0, 0), pad_edge=False)
+    rows = Table(box=box.SIMPLE_HEAD, padding=(0, int(width >= WIDE), 0, 0), pad_edge=False, show_edge=False)
     titles = [
         "method",
         "paper",

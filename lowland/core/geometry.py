@@ -6,19 +6,35 @@ A geometry is a value: ``SAM(geometry=Adaptive(eta=0.01))``. Every geometry take
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from lowland.core import checks, vec
+from lowland.core.errors import UsageError
 from lowland.core.vec import Vec
 
 Select: TypeAlias = Callable[[nn.Module, str, Tensor], bool]
 Radii: TypeAlias = "float | list[float]"
+
+
+class Asked(Protocol):
+    """What a geometry may ask the engine; see :class:`lowland.engine.answers.Answers`."""
+
+    @property
+    def owners(self) -> list[nn.Module]:
+        """The module of each parameter."""
+
+    def denominators(self, grad: Vec) -> Vec:
+        """What the base optimizer would divide by in its next step with this gradient."""
+
+    def check_denominators(self) -> None:
+        """Refuse optimizers without a second moment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +46,13 @@ class Geometry(ABC):
     """
 
     select: Select | None = None
+
+    def validate(self, engine: Asked) -> None:  # noqa: B027 - most geometries take any model and any optimizer
+        """Refuse a model or an optimizer that lacks what the geometry needs; called when an engine is made."""
+
+    def known(self, engine: Asked, grad: Vec) -> dict[str, Any]:
+        """More keyword arguments of :meth:`ascent`, for a geometry that needs more than weights and gradient."""
+        return {}
 
     @abstractmethod
     def ascent(self, params: Vec, grad: Vec, radii: Radii) -> Vec:
@@ -45,9 +68,9 @@ class Geometry(ABC):
             The displacement, one tensor per parameter; zero where ``grad`` is zero.
         """
 
-    def ascent_(self, params: Vec, grad: Vec, radii: Radii) -> Vec:
+    def ascent_(self, params: Vec, grad: Vec, radii: Radii, **known: Any) -> Vec:
         """:meth:`ascent` for a caller who does not need ``grad`` afterwards; its memory may hold the displacement."""
-        return self.ascent(params, grad, radii)
+        return self.ascent(params, grad, radii, **known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +84,10 @@ class L2(Geometry):
             return vec.zeros(grad)
         return _stretch(grad, vec.inverse(vec.norm(perturbed)), radii)
 
-    def ascent_(self, params: Vec, grad: Vec, radii: Radii) -> Vec:
+    def ascent_(self, params: Vec, grad: Vec, radii: Radii, **known: Any) -> Vec:
         """See :meth:`Geometry.ascent_`."""
         if isinstance(radii, list) or type(self).ascent is not L2.ascent:
-            return self.ascent(params, grad, radii)
+            return self.ascent(params, grad, radii, **known)
         vec.scale_(grad, vec.inverse(vec.norm(grad)) * radii)
         return grad
 
@@ -125,6 +148,68 @@ class Layerwise(Geometry):
             weights = vec.norms(params)
             sizes = sizes * torch.where(weights == 0, torch.ones_like(weights), weights)
         return vec.stretch(grad, _times(sizes, radii))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preconditioned(Geometry):
+    """A ball in the metric of the optimizer's second moment: ``e = rho * D^-1 g / ||D^-1/2 g||``.
+
+    ``D = s / mean(s)`` with ``s = sqrt(v) + eps``, by which Adam would divide in its next step with this gradient. So e
+    is long where gradients have been small. It is the longest ascent ``<g, e>`` with ``||D^1/2 e|| <= rho``.
+
+    v includes the current gradient, so it is known before the first step, where ``s = |g| + eps``. The mean is over all
+    perturbed weights. If s is the same for all weights, it is ``L2()`` with the same radius.
+
+    Args:
+        select: See :class:`Geometry`.
+
+    Differs: The paper's abstract says that preconditioning the perturbation helps; its formula was not available. The
+    metric, its normalization by the mean, and the current gradient in v are lowland's reading. A third party's form
+    ``rho * g / ||g|| / (sqrt(v) + 1e-8)``, with v of the step before, has no fixed size in any norm, and explodes where
+    v is still 0.
+
+    Raises:
+        UsageError: The engine's optimizer is neither Adam nor AdamW.
+
+    Reference: Singh, Mobahi, Agarwala, Dauphin: Avoiding Spurious Sharpness Minimization Broadens Applicability of
+    SAM. ICML 2025, arXiv 2502.02407.
+    """
+
+    def validate(self, engine: Asked) -> None:
+        """See :meth:`Geometry.validate`."""
+        engine.check_denominators()
+
+    def known(self, engine: Asked, grad: Vec) -> dict[str, Any]:
+        """See :meth:`Geometry.known`."""
+        return {"scales": engine.denominators(grad)}
+
+    def ascent(self, params: Vec, grad: Vec, radii: Radii, *, scales: Vec | None = None) -> Vec:
+        """See :meth:`Geometry.ascent`.
+
+        Args:
+            params: The current weights.
+            grad: The gradient, one tensor per parameter.
+            radii: The radius rho, or one radius per parameter.
+            scales: s, one tensor per parameter.
+
+        Raises:
+            UsageError: There are no ``scales``.
+        """
+        if scales is None:
+            raise UsageError(
+                "Preconditioned needs the optimizer's second moment, but got no scales; use method.ascent(engine, "
+                "grad), or pass scales=engine.denominators(grad)"
+            )
+        roots = vec.sqrt(vec.shift(scales, vec.TINY))
+        direction = vec.div(grad, roots)
+        perturbed = _perturbed(direction, radii)
+        if not perturbed:
+            return vec.zeros(grad)
+        mean = vec.norm(_perturbed(roots, radii)) / math.sqrt(
+            sum(t.numel() for t in perturbed)
+        )  # its square is mean(s)
+        factor = vec.inverse(vec.norm(perturbed)) * mean
+        return _stretch(vec.div(direction, roots), factor, radii)
 
 
 def _times(sizes: Tensor, radii: Radii) -> Tensor:

@@ -70,6 +70,20 @@ def gathered(t: Tensor) -> Tensor:
     return full
 
 
+def divided(full: Tensor, t: Any) -> Tensor:
+    """This rank's part of a tensor that is the same on all ranks, with the mesh and placements of ``t``.
+
+    Nothing is communicated. The result for an ordinary ``t`` is ``full`` itself.
+    """
+    if not is_sharded(t):
+        return full
+    from torch.distributed.tensor import Replicate  # has been imported, because t is a DTensor
+
+    everywhere = type(t).from_local(full, t.device_mesh, [Replicate()] * t.device_mesh.ndim, run_check=False)
+    part: Tensor = everywhere.redistribute(placements=t.placements)
+    return part
+
+
 def _shard(t: Any) -> Tensor:
     """The local shard of a DTensor, without the view that ``to_local`` makes of a parameter's shard.
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lowland.core.errors import UsageError
@@ -93,6 +93,31 @@ class Answers:
         """The base optimizer's momentum: SGD's momentum buffer or Adam's ``exp_avg``; zero before the first step."""
         return lookahead.each(lambda o, p, _: lookahead.momentum(o, p), self.optimizers, self.params, self.params)
 
+    def denominators(self, grad: Vec) -> Vec:
+        """What the base optimizer would divide by in its next step with this gradient: Adam's ``sqrt(v) + eps``.
+
+        v is the second moment after this gradient, with bias correction, so it is known in the first step, too.
+
+        Raises:
+            UsageError: An optimizer is neither Adam nor AdamW.
+        """
+        self.check_denominators()
+        return lookahead.each(lookahead.denominators, self.optimizers, self.params, grad)
+
+    def check_denominators(self) -> None:
+        """Refuse optimizers without a second moment.
+
+        Raises:
+            UsageError: An optimizer is neither Adam nor AdamW.
+        """
+        for optimizer in self.optimizers:
+            lookahead.check_denominators(optimizer)
+
+    @property
+    def owners(self) -> list[nn.Module]:
+        """The module of each parameter; of a tied one the first."""
+        return self.parameters.owners
+
     def selected(self, geometry: Geometry) -> list[bool]:
         """Which parameters a geometry's ``select`` accepts, including those in groups with ``rho=0``."""
         return self.parameters.select(geometry)
@@ -174,10 +199,14 @@ class Answers:
 
     def radii(self, rho: float | Schedule, geometry: Geometry) -> Radii:
         """The radius of the parameters in this step: one number for all, or one per parameter, 0 for excluded ones."""
-        if isinstance(rho, Schedule):
-            lr = self.optimizers[0].param_groups[0]["lr"]
-            rho = rho.at(self.step, lr, self.progress) if rho.needs_progress else rho.at(self.step, lr)
-        return self.parameters.radii(rho, geometry)
+        return self.parameters.radii(self.scheduled(rho), geometry)
+
+    def scheduled(self, value: float | Schedule) -> float:
+        """The number that a schedule gives in this step; a number is itself."""
+        if not isinstance(value, Schedule):
+            return value
+        lr = self.optimizers[0].param_groups[0]["lr"]
+        return value.at(self.step, lr, self.progress) if value.needs_progress else value.at(self.step, lr)
 
     def holds(self, when: When) -> bool:
         """Whether a condition on the step or on the progress is true now."""

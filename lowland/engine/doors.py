@@ -8,12 +8,14 @@ import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from lowland.core import checks
+from lowland.core.criterion import Criterion
 from lowland.core.errors import ArgumentError, ParameterError, UsageError
 from lowland.engine import lookahead
 from lowland.executors.base import Executor, Work
@@ -87,6 +89,8 @@ def bound(loss_fn: Callable[[Any, Any], Any] | None, model: Any) -> Callable[[An
     """
     if loss_fn is None or isinstance(model, nn.Module):
         return loss_fn
+    if isinstance(loss_fn, Criterion):  # stays in two parts, of which the first calls the model
+        return replace(loss_fn, forward=bound(loss_fn.forward, model) or loss_fn.forward)
     known = dict(_parts(model))
 
     def with_modules(_: Any, batch: Any) -> Any:
@@ -268,6 +272,15 @@ def check_chosen(method: Method, selected: Callable[[Any], list[bool]], group_ra
             f"geometry.select must accept a parameter that is perturbed, but all it accepts are in groups with rho=0, "
             f"so {method.kind} would perturb nothing; correct select or the groups, or use rho=0 in the method"
         )
+
+
+def check_fits(method: Method, engine: Engine) -> None:
+    """Let a method, its geometry and the geometries of methods inside it refuse the model or the optimizer."""
+    waiting = [method]
+    for each in waiting:
+        each.geometry.validate(engine)
+        waiting += [value for value in vars(each).values() if isinstance(value, Method)]
+    method.validate(engine)
 
 
 @contextmanager

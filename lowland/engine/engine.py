@@ -141,7 +141,7 @@ class Engine(Answers):
         self.table_keys = [k for k, v in self.memory.items() if isinstance(v, Tensor)]
         self.under_way, self.ranks = False, list(dict.fromkeys([*groups.values(), *replicas.groups]))
         doors.check_chosen(method, self.selected, self.parameters.group_radii)
-        method.validate(self)
+        doors.check_fits(method, self)
         if groups or replicas.groups:
             made = {"method": method, "rng": rng, "seed": seed, "total_steps": total_steps}
             replicas.check(made, self.names, list(groups.values()))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +18,10 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from lowland.core import vec
 from lowland.core.errors import ParameterError, UsageError
-from lowland.core.lagged import read
 from lowland.core.precision import is_low, widened
-from lowland.core.shards import ORDINARY
 from lowland.core.vec import Vec
+from lowland.engine import adam
+from lowland.engine.adam import entries, rate
 
 # Wrappers that forward calls to an inner optimizer, and the attribute of that optimizer. They are recognized by name,
 # because some imitate the class of the inner optimizer. An optimizer with its own step, such as Lookahead, is no
@@ -112,16 +112,40 @@ def displacement(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
     """The change of ``params`` that ``optimizer.step()`` would make with the gradient ``grad``."""
     if not closed(optimizer):
         return dry_run(optimizer, params, grad)
-    moves: dict[int, Tensor] = {}
+    form = FORMS[type(optimizer)]
+    return _computed(partial(form, kind=type(optimizer)), optimizer, params, grad)
+
+
+def denominators(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
+    """What an optimizer with a second moment would divide by in its next step with the gradient ``grad``."""
+    return _computed(partial(adam.denominators, kind=type(optimizer)), optimizer, params, grad)
+
+
+def check_denominators(optimizer: Optimizer) -> None:
+    """Refuse an optimizer without a second moment.
+
+    Raises:
+        UsageError: The optimizer is neither Adam nor AdamW.
+    """
+    if type(optimizer) not in (Adam, AdamW):
+        raise UsageError(
+            f"the second moment is known for Adam and AdamW, but the optimizer is {type(optimizer).__name__}; use one "
+            "of these with a geometry that reads the second moment, such as Preconditioned(), or use L2()"
+        )
+
+
+def _computed(form: Callable[..., Vec], optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
+    """A vector that ``form`` computes from group, state, parameters and gradient, for each group on its own."""
+    found: dict[int, Tensor] = {}
     for group, index in _by_group(optimizer, params):
         p, g = [params[i] for i in index], [grad[i] for i in index]
         with torch.no_grad():
             states = [optimizer.state.get(t, {}) for t in p]
             if is_low(p):
                 p, states = widened(p), list(map(_widened, states))
-            steps = FORMS[type(optimizer)](group, states, p, g, type(optimizer))
-        moves.update(zip(index, steps, strict=True))
-    return [moves[i] if i in moves else vec.zeros([p])[0] for i, p in enumerate(params)]
+            vectors = form(group, states, p, g)
+        found.update(zip(index, vectors, strict=True))
+    return [found[i] if i in found else vec.zeros([p])[0] for i, p in enumerate(params)]
 
 
 def raw(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
@@ -129,7 +153,7 @@ def raw(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
     moves: dict[int, Tensor] = {}
     for group, index in _by_group(optimizer, params):
         sign = 1.0 if group.get("maximize") else -1.0
-        moves.update(zip(index, vec.scale([grad[i] for i in index], sign * _lr(group)), strict=True))
+        moves.update(zip(index, vec.scale([grad[i] for i in index], sign * rate(group)), strict=True))
     return [moves[i] if i in moves else vec.zeros([p])[0] for i, p in enumerate(params)]
 
 
@@ -151,7 +175,7 @@ def momentum(optimizer: Optimizer, params: Vec) -> Vec:
             "momentum must be > 0 for a method that reads it, but is 0 in the SGD at hand; give SGD(momentum=0.9)"
         )
     states = [{key: b} if (b := optimizer.state.get(p, {}).get(key)) is not None else {} for p in params]
-    return widened(vec.clone(_state(states, key, params)))
+    return widened(vec.clone(entries(states, key, params)))
 
 
 def dry_run(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
@@ -220,72 +244,13 @@ def _sgd(group: dict[str, Any], states: list[dict[str, Any]], params: Vec, grad:
             vec.add_(d, buffer, group["momentum"])
         else:
             d = buffer
-    vec.scale_(d, -_lr(group))
+    vec.scale_(d, -rate(group))
     return d
 
 
-def _adam(group: dict[str, Any], states: list[dict[str, Any]], params: Vec, grad: Vec, kind: type) -> Vec:
-    beta1, beta2 = group["betas"]
-    decoupled = kind is AdamW or group.get("decoupled_weight_decay", False)  # torch 2.6 has no such key
-    g = vec.scale(grad, -1.0) if group["maximize"] else grad
-    if group["weight_decay"] != 0 and not decoupled:
-        g = vec.add(g, params, group["weight_decay"])
-    means = vec.lerp(_state(states, "exp_avg", params), g, 1 - beta1)
-    roots = vec.scale(_state(states, "exp_avg_sq", params), beta2)
-    vec.addcmul_(roots, g, g, 1 - beta2)
-    if group["amsgrad"]:
-        roots = vec.maximum(roots, _state(states, "max_exp_avg_sq", params))
-    of_means, of_squares = _bias_corrections(states, params, beta1, beta2)
-    vec.sqrt_(roots)
-    roots = _divided(roots, of_squares)
-    vec.shift_(roots, group["eps"])
-    steps = _divided(means, of_means)
-    vec.div_(steps, roots)
-    vec.scale_(steps, -_lr(group))
-    if group["weight_decay"] != 0 and decoupled:
-        vec.add_(steps, params, -_lr(group) * group["weight_decay"])
-    return steps
-
-
-def _bias_corrections(
-    states: list[dict[str, Any]], params: Vec, beta1: float, beta2: float
-) -> tuple[list[float] | Tensor, list[float] | Tensor]:
-    """Adam's divisors of the means and of the roots of the squares, in its next step, one for each parameter.
-
-    They are numbers where the host knows the step counts, as by default. Fused and capturable optimizers count on the
-    device; then they are tensors, because the host would wait.
-    """
-    counts = [torch.as_tensor(s.get("step", 0.0)).reshape(()) for s in states]
-    if all(n.is_cpu and type(n) in ORDINARY for n in counts):
-        numbers = [n + 1 for n in read(torch.stack(counts))]
-        return [1 - beta1**n for n in numbers], [math.sqrt(1 - beta2**n) for n in numbers]
-    device, dtype = params[0].device, vec.wide(params[0].device)  # float64 if possible, for an exact correction
-    following = torch.stack([n.to(device=device, dtype=dtype, non_blocking=True) for n in counts]) + 1
-    return 1 - beta1**following, torch.sqrt(1 - beta2**following)
-
-
-def _divided(v: Vec, divisors: list[float] | Tensor) -> Vec:
-    """Divide every tensor by its own divisor; in place if the divisors are numbers."""
-    if isinstance(divisors, Tensor):
-        return vec.stretch(v, divisors.reciprocal().to(v[0].dtype))
-    vec.div_(v, divisors)
-    return v
-
-
-FORMS: dict[type, Callable[..., Vec]] = {SGD: _sgd, Adam: _adam, AdamW: _adam}
+FORMS: dict[type, Callable[..., Vec]] = {SGD: _sgd, Adam: adam.step, AdamW: adam.step}
 
 
 def _widened(state: dict[str, Any]) -> dict[str, Any]:
     """An optimizer's state with fp32 copies of tensors in bf16 or fp16."""
     return {k: widened([v])[0] if isinstance(v, Tensor) else v for k, v in state.items()}
-
-
-def _lr(group: dict[str, Any]) -> float | Tensor:
-    lr: float | Tensor = group["lr"]
-    return lr.reshape(()) if isinstance(lr, Tensor) else lr
-
-
-def _state(states: list[dict[str, Any]], key: str, params: Vec) -> Vec:
-    """One entry of the optimizer's state for each parameter; zeros where there is none yet."""
-    missing = iter(vec.zeros([p for s, p in zip(states, params, strict=True) if key not in s]))
-    return [s[key] if key in s else next(missing) for s in states]

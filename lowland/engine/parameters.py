@@ -33,6 +33,7 @@ class Parameters:
         vec: The parameters.
         frozen: The parameters of the model that are not trainable.
         group: The index of each parameter's group, counted over all optimizers.
+        owners: The module of each parameter; of a tied one the first.
 
     Raises:
         ParameterError: Model and optimizers disagree, or the parameters cannot be perturbed reliably.
@@ -52,7 +53,7 @@ class Parameters:
         self._grouped = [[list(group["params"]) for group in o.param_groups] for o in optimizers]
         self._places = owners.places(model, list(trainable))
         self._kinds = Kinds(self.names, self.vec)
-        self._owners = [model.get_submodule(n.rpartition(".")[0]) for n in trainable]
+        self.owners = [model.get_submodule(n.rpartition(".")[0]) for n in trainable]
         self._selected: dict[Geometry, list[bool]] = {}
         self._trainable: list[bool] | None = None  # which are not frozen now; None until it is needed in a step
         Registrations.watch()
@@ -149,7 +150,7 @@ class Parameters:
         if select is None:
             return [True] * len(self.vec)
         if geometry not in self._selected:
-            modules = zip(self._owners, self.names, self.vec, strict=True)
+            modules = zip(self.owners, self.names, self.vec, strict=True)
             self._selected[geometry] = [_accepts(select, m, n, p) for m, n, p in modules]
         return self._selected[geometry]
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from lowland.core.criterion import Criterion
 from lowland.core.cutting import Cutter
 from lowland.core.loss import Loss
 from lowland.lab.metric import Metric
@@ -100,6 +101,14 @@ class Task(ABC):
     def training_loss(self, model: nn.Module, batch: Any, recipe: Recipe) -> Tensor | Loss:
         """The loss that training minimizes, by default ``loss``; override it to apply the recipe's label smoothing."""
         return self.loss(model, batch)
+
+    def training_criterion(self, recipe: Recipe) -> Criterion | None:
+        """The training loss in two parts, for methods that need the model's outputs, such as Functional SAM.
+
+        It must give the same losses as ``training_loss``, and is used in its place. None, the default, if the task does
+        not have it; such methods are then refused. A subclass that overrides the training loss only has none.
+        """
+        return None
 
     def judged(self, model: nn.Module, batch: Any) -> tuple[Tensor | Loss, Any]:
         """Loss and prediction of a batch for evaluation; override it to compute both in one forward pass."""

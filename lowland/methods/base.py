@@ -119,13 +119,15 @@ class Method(ABC):
                 "ascent needs a gradient, but got None, as a reading of Probe(batch, grad=False) has it; ask for the "
                 "gradient, too: Probe(batch)"
             )
-        return self.geometry.ascent(engine.params, grad, engine.radii(self.rho, self.geometry))
+        known = self.geometry.known(engine, grad)
+        return self.geometry.ascent(engine.params, grad, engine.radii(self.rho, self.geometry), **known)
 
     def ascent_(self, engine: Engine, grad: Vec) -> Vec:
         """:meth:`ascent` for a plan that does not need ``grad`` afterwards; its memory may hold the displacement."""
         if grad is None or type(self).ascent is not Method.ascent:
             return self.ascent(engine, grad)
-        return self.geometry.ascent_(engine.params, grad, engine.radii(self.rho, self.geometry))
+        known = self.geometry.known(engine, grad)
+        return self.geometry.ascent_(engine.params, grad, engine.radii(self.rho, self.geometry), **known)
 
     def ascent_later(self, engine: Engine, grad: Vec) -> Vec | Callable[[], Vec]:
         """:meth:`ascent` for one of several probes that are asked together.

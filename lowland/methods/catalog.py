@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lowland.core.geometry import L2, Adaptive, Geometry, Layerwise
+from lowland.core.geometry import L2, Adaptive, Geometry, Layerwise, Preconditioned
+from lowland.core.spectral import Spectral
 from lowland.methods.adasam import AdaSAM
 from lowland.methods.ae_sam import AESAM
 from lowland.methods.asam import ASAM
@@ -12,9 +13,11 @@ from lowland.methods.base import Method
 from lowland.methods.bisam import BiSAM
 from lowland.methods.esam import ESAM
 from lowland.methods.friendly_sam import FriendlySAM
+from lowland.methods.functional_sam import FunctionalSAM
 from lowland.methods.gsam import GSAM
 from lowland.methods.k_sam import KSAM
 from lowland.methods.late import Late
+from lowland.methods.le_sam import LESAM
 from lowland.methods.logits_sam import LogitsSAM
 from lowland.methods.looksam import LookSAM
 from lowland.methods.micro_sam import MicroSAM
@@ -53,6 +56,8 @@ METHODS: dict[str, type[Method]] = {
     "wsam": WSAM,
     "momentum-sam": MomentumSAM,
     "bisam": BiSAM,
+    "functional-sam": FunctionalSAM,
+    "le-sam": LESAM,
     "ae-sam": AESAM,
     "rst": RST,
     "async-sam": AsyncSAM,
@@ -63,4 +68,10 @@ METHODS: dict[str, type[Method]] = {
     "logits-sam": LogitsSAM,
 }
 
-GEOMETRIES: dict[str, type[Geometry]] = {"l2": L2, "adaptive": Adaptive, "layerwise": Layerwise}
+GEOMETRIES: dict[str, type[Geometry]] = {
+    "l2": L2,
+    "adaptive": Adaptive,
+    "layerwise": Layerwise,
+    "preconditioned": Preconditioned,
+    "spectral": Spectral,
+}

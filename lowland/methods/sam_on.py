@@ -101,7 +101,7 @@ class SAMON(Perturbing):
         """See :meth:`lowland.methods.base.Method.plan`."""
         here = yield self.probe(batch, wrt=self._chosen(engine))
         ball = self._ball()
-        e = ball.ascent(engine.params, here.grad, engine.radii(self.rho, ball))
+        e = ball.ascent(engine.params, here.grad, engine.radii(self.rho, ball), **ball.known(engine, here.grad))
         loss, up = here.loss, self.probe(batch, at=e)
         del here, e
         there = yield up

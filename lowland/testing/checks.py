@@ -6,7 +6,7 @@ import copy
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, product
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from lowland.core.errors import LowlandError, UsageError
 from lowland.engine import Engine
 from lowland.methods.base import Method
-from lowland.testing.networks import examples, losses, network, train
+from lowland.testing.networks import IN_PARTS, examples, losses, network, train
 
 STEPS = 10  # the total_steps of a training, for methods that need progress
 
@@ -30,37 +30,38 @@ class Trial:
         model: A function that makes the network, with equal weights at every call, from the arguments of
             :class:`Network`.
         optimizer: A function that makes the optimizer for a network.
+        loss_fn: The loss function.
     """
 
     method: Method
     model: Callable[..., nn.Module]
     optimizer: Callable[[nn.Module], Optimizer]
+    loss_fn: Any = losses
 
-    def engine(self, loss_fn: Any = losses, model: nn.Module | None = None, **options: Any) -> Engine:
+    def engine(self, model: nn.Module | None = None, **options: Any) -> Engine:
         """Make an engine with a new network; a method that needs progress gets ``total_steps``."""
         if self.method.needs_progress:
             options.setdefault("total_steps", STEPS)
         net = self.model() if model is None else model
-        return Engine(self.method, net, self.optimizer(net), loss_fn, **options)
+        return Engine(self.method, net, self.optimizer(net), self.loss_fn, **options)
 
 
 def trial_of(method: Method, optimizer: Callable[[nn.Module], Optimizer] | None = None) -> Trial:
-    """Make a trial with the first network and optimizer that the method does not refuse.
+    """Make a trial with the first network, optimizer and loss function that the method does not refuse.
 
     Raises:
-        AssertionError: The method refuses all networks and optimizers.
+        AssertionError: The method refuses all of them.
     """
     bases = [optimizer] if optimizer is not None else [_sgd, _adam]
-    refusals = []
-    for model in (network, _normalized):
-        for base in bases:
-            trial = Trial(method, model, base)
-            try:
-                trial.engine()
-            except LowlandError as error:
-                refusals.append(str(error))
-            else:
-                return trial
+    refusals: dict[str, None] = {}
+    for model, base, loss_fn in product((network, _normalized), bases, (losses, IN_PARTS)):
+        trial = Trial(method, model, base, loss_fn)
+        try:
+            trial.engine()
+        except LowlandError as error:
+            refusals[str(error)] = None
+        else:
+            return trial
     raise AssertionError(f"{method.kind} refuses every network and optimizer it is tried on: {'; '.join(refusals)}")
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from lowland.core.criterion import Criterion
 from lowland.engine import Engine
 
 FEATURES, CLASSES, EXAMPLES = 5, 3, 20
@@ -66,6 +67,13 @@ def examples(seed: int = 0, size: int = 8, dtype: torch.dtype = torch.float64) -
 def losses(model: nn.Module, batch: Any) -> Tensor:
     """One loss per example, shape ``(B,)``."""
     return cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
+IN_PARTS = Criterion(
+    lambda model, batch: model(batch[0]),
+    lambda logits, batch: cross_entropy(logits, batch[1], reduction="none"),
+)
+"""The same loss function in two parts, for methods that need the outputs."""
 
 
 def train(engine: Engine, steps: int, start: int = 0, size: int = 8) -> None:

@@ -34,6 +34,8 @@ BOUNDS: dict[tuple[str, str], tuple[int, int]] = {
     ("momentum-sam", "SGD"): (23, 23),
     ("momentum-sam", "AdamW"): (23, 23),
     ("bisam", "SGD"): (34, 34),
+    ("functional-sam", "SGD"): (26, 26),
+    ("le-sam", "SGD"): (33, 33),
     ("ae-sam", "SGD"): (25, 6),
     ("rst", "SGD"): (22, 3),
     ("async-sam", "SGD"): (30, 30),

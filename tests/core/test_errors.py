@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import lowland
 from lowland import METHODS, SAM, Engine, LookSAM, SAMPa
 from lowland.core import errors
 from lowland.core.errors import (
@@ -134,6 +135,9 @@ def test_unusable_losses_are_refused_by_every_method(method, loss):
         message = message.replace("4", "1")  # which sees shards of one example
     if type(method) is METHODS["bisam"]:
         method = dataclasses.replace(method, surrogate=loss_fn)
+    if type(method) is METHODS["functional-sam"]:
+        of_model = loss_fn
+        loss_fn = lowland.Criterion(lambda m, x: m(x), lambda out, x: of_model(lambda _: out, x))
     if isinstance(method, METHODS["k-sam"] | METHODS["esam"] | METHODS["micro-sam"]) and loss == "detached":
         message += '|reduction="none"'  # a mean, as well
     refused(engine_of(loss_fn, method), torch.ones(4, 3), LossError, message)

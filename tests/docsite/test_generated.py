@@ -22,7 +22,7 @@ HEADINGS = ["Cost", "When to use it", "When not to use it", "In code", "Fields",
 
 
 # docs/results.md was measured before lowland had them.
-UNMEASURED = {"unified-sam", "vasso", "xsam", "logits-sam"}
+UNMEASURED = {"functional-sam", "le-sam", "unified-sam", "vasso", "xsam", "logits-sam"}
 
 
 def text_of(key: str) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import lowland
-from lowland import L2, SAM, Batched, Engine, Layerwise, SAMPa
+from lowland import L2, SAM, Batched, Criterion, Engine, Layerwise, SAMPa
 from lowland.core.errors import ParameterError
 from lowland.methods import METHODS, make
 
@@ -29,10 +29,18 @@ def loss_fn(model, batch):
     return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
 
 
+def criterion(logits, batch):
+    return nn.functional.cross_entropy(logits, batch[1], reduction="none")
+
+
+in_parts = Criterion(lambda model, batch: model(batch[0]), criterion)
+
+
 def engine_of(method, model=None, **options):
     model = model or network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
-    return Engine(method, model, optimizer, loss_fn, **options), model, optimizer
+    loss = in_parts if isinstance(method, lowland.FunctionalSAM) else loss_fn
+    return Engine(method, model, optimizer, loss, **options), model, optimizer
 
 
 def step(engine, seed):
@@ -111,6 +119,7 @@ TEXTS = {
     "looksam": "looksam:k=3",
     "looksam-tensor": "looksam:k=3,decomposition=tensor",
     "layerwise": "sam:geometry=layerwise",
+    "spectral": "sam:geometry=spectral",
     "k-sam": "k-sam:k=4",
     "esam": "esam",
     "sl-sam": "sl-sam:s=0.7",
@@ -127,11 +136,11 @@ class Seen:
         self.base = [p.detach().clone() for p in model.parameters()]
         self.first, self.rest = [], []
 
-    def __call__(self, model, batch):
+    def forward(self, model, batch):
         moved = [p.detach() - b for p, b in zip(model.parameters(), self.base, strict=True)]
         self.first += [float(m.abs().max()) for m in moved[:2]]
         self.rest.append(float(torch.cat([m.reshape(-1) for m in moved[2:]]).norm()))
-        return loss_fn(model, batch)
+        return model(batch[0])
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
@@ -139,7 +148,8 @@ def test_what_is_frozen_midway_is_not_perturbed_and_keeps_weights_and_grad(text)
     method = make(text)
     engine, model, optimizer = engine_of(method)
     seen = None
-    engine.work.loss_fn = lambda m, b: (seen or loss_fn)(m, b)
+    watched = Criterion(lambda m, b: (seen or in_parts).forward(m, b), criterion)
+    engine.loss_fn = engine.work.loss_fn = watched
     for i in range(4):
         step(engine, i)
     model[0].requires_grad_(False)
@@ -157,7 +167,7 @@ def test_what_is_frozen_midway_is_not_perturbed_and_keeps_weights_and_grad(text)
         optimizer.step()
         optimizer.zero_grad()
         model[0].bias.grad = mark
-        if text in ("sam", "momentum-sam", "async-sam:share=1", "friendly-sam", "wsam"):
+        if text in ("sam", "momentum-sam", "async-sam:share=1", "friendly-sam", "wsam", "functional-sam"):
             assert max(seen.rest) == pytest.approx(method.rho, rel=1e-10)  # the norm is that of the others alone
     assert all(torch.equal(p, w) for p, w in zip(model[0].parameters(), weights, strict=True))
 

@@ -211,7 +211,7 @@ def test_unwrap_finds_the_torch_optimizer():
 @pytest.mark.parametrize("make", [m for name, m in CLOSED.items() if not name.startswith("sgd")])
 def test_step_counts_on_a_device_are_not_read(make, many, monkeypatch):
     """Fused and capturable optimizers count on the device, which no CPU has: here no tensor counts as readable."""
-    monkeypatch.setattr(lookahead, "ORDINARY", frozenset())
+    monkeypatch.setattr(lookahead.adam, "ORDINARY", frozenset())
     weights = [nn.Parameter(torch.randn(3, 2, dtype=torch.float64)) for _ in range(many)]
     optimizer = make(weights)
     for step in range(3):

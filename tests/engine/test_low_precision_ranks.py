@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conformance import SWITCHES, TEXTS, engine_of, method_of, model_for
+from conformance import SWITCHES, TEXTS, engine_of, loss_for, method_of, model_for
 from low_precision import inputs, squares, trained, wide_layer
-from problems import loss_fn, net, same, sgd, weights
+from problems import loss_fn, net, parted, same, sgd, weights
 from ranks import on_ranks
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -46,7 +46,7 @@ def test_layers_in_bf16_with_norms_in_fp32(text: str) -> None:
         method_of(text),
         model,
         sgd(model),
-        lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1], reduction="none"),
+        parted(text, lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1], reduction="none")),
     )
     index = torch.arange(8)
     for _ in range(4):
@@ -78,7 +78,9 @@ def on_a_mesh(text: str, groups: int) -> list[Tensor]:
     torch.manual_seed(0)
     model = net(dtype=torch.bfloat16)
     mesh = init_device_mesh("cpu", (groups,), mesh_dim_names=("probe",)) if groups else None
-    return trained(lowland.Engine(method_of(text), model, sgd(model), loss_fn, mesh=mesh), range(5), torch.bfloat16)
+    return trained(
+        lowland.Engine(method_of(text), model, sgd(model), loss_for(text), mesh=mesh), range(5), torch.bfloat16
+    )
 
 
 @pytest.mark.slow
@@ -105,7 +107,7 @@ def test_a_scaler_on_a_mesh_is_refused() -> None:
 def under_ddp(text: str) -> list[Tensor]:
     rank = torch.distributed.get_rank()
     model = DistributedDataParallel(net(dtype=torch.bfloat16))
-    engine = lowland.Engine(method_of(text), model, sgd(model), loss_fn)
+    engine = lowland.Engine(method_of(text), model, sgd(model), loss_for(text))
     for step in range(4):
         engine.optimizer.zero_grad()
         engine.backward(inputs(2 * step + rank, torch.bfloat16))
@@ -123,7 +125,7 @@ def sharded(text: str) -> bool:
     model = net(dtype=torch.bfloat16)
     fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
     optimizer = sgd(model)
-    engine = lowland.Engine(method_of(text), model, optimizer, loss_fn)
+    engine = lowland.Engine(method_of(text), model, optimizer, loss_for(text))
     for step in range(4):
         before = [p.to_local().clone() for p in engine.params]
         engine.backward(inputs(step, torch.bfloat16))

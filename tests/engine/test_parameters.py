@@ -5,7 +5,7 @@ import torch
 from conformance import TEXTS, method_of
 from torch import nn
 
-from lowland import SAM, Engine, LookSAM
+from lowland import SAM, Criterion, Engine, LookSAM
 from lowland.core.errors import ArgumentError, ParameterError
 from lowland.core.geometry import L2, Adaptive, Layerwise
 from lowland.engine.parameters import Parameters
@@ -191,7 +191,8 @@ def test_unused_parameters_keep_no_gradient_and_do_not_decay(text):
     model = network()
     model.unused = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.5)
-    engine = Engine(method_of(text), model, optimizer, lambda m, x: m[2](m[0](x)).square().sum(1))
+    loss_fn = Criterion(lambda m, x: m[2](m[0](x)), lambda out, x: out.square().sum(1))
+    engine = Engine(method_of(text), model, optimizer, loss_fn)
     before = model.unused.weight.detach().clone()
     for _ in range(3):
         engine.backward(torch.randn(4, 3))

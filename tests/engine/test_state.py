@@ -10,7 +10,20 @@ import torch
 from conformance import TEXTS, method_of
 from torch import nn
 
-from lowland import ARSAM, METHODS, SAM, SAMON, BiSAM, Engine, LogitsSAM, LookSAM, MicroSAM, SAMPa
+from lowland import (
+    ARSAM,
+    METHODS,
+    SAM,
+    SAMON,
+    BiSAM,
+    Criterion,
+    Engine,
+    FunctionalSAM,
+    LogitsSAM,
+    LookSAM,
+    MicroSAM,
+    SAMPa,
+)
 from lowland.core import schedule
 from lowland.core.errors import StateError
 
@@ -61,10 +74,14 @@ def loss_fn(model, batch):
     return (model(x)[:, 0] - y).square()
 
 
+in_parts = Criterion(lambda model, batch: model(batch[0])[:, 0], lambda out, batch: (out - batch[1]).square())
+
+
 def make(method, model=None) -> Engine:
     torch.manual_seed(0)
     model = Net() if model is None else model
-    return Engine(method, model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), loss_fn, seed=5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return Engine(method, model, optimizer, in_parts if isinstance(method, FunctionalSAM) else loss_fn, seed=5)
 
 
 def batch(step: int):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from guarded import CLOSE, data, engine_for, loss_fn, method_for, net, optimizer_for
+from problems import parted
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.utils.checkpoint import checkpoint
@@ -31,7 +32,7 @@ def test_cached_parametrizations_change_nothing(key):
         torch.manual_seed(1)
         model = nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 6)), nn.LayerNorm(6), nn.Linear(6, 3))
         optimizer = optimizer_for(key, model)
-        engine = lowland.Engine(method_for(key), model, optimizer, loss_fn, total_steps=9)
+        engine = lowland.Engine(method_for(key), model, optimizer, parted(key, loss_fn), total_steps=9)
         for step in range(5):
             optimizer.zero_grad()
             if cached:
@@ -110,7 +111,7 @@ def test_static_gradient_buffers_change_nothing(key):
     def trained(wrap):
         model = wrap(net())
         optimizer = optimizer_for(key, model)
-        engine = lowland.Engine(method_for(key), model, optimizer, loss_fn, total_steps=9)
+        engine = lowland.Engine(method_for(key), model, optimizer, parted(key, loss_fn), total_steps=9)
         for step in range(8):
             optimizer.zero_grad()
             engine.backward(data(2 * step))

@@ -20,9 +20,11 @@ from reference import (
     bisam,
     drive,
     esam,
+    functional_sam,
     geometry,
     gsam,
     k_sam,
+    le_sam,
     logits_sam,
     micro_sam,
     rst,
@@ -32,6 +34,7 @@ from reference import (
     wsam,
 )
 from reference.follow import BASES, PROBLEM, schedule
+from reference.in_parts import InParts
 from reference.model import concatenate
 from reference.normalized import Normalized
 from reference.sampling import Indexed
@@ -48,6 +51,7 @@ from lowland.methods.base import Perturbing
 STEPS = 8
 INDEXED = Indexed()
 NORMALIZED = Normalized()
+IN_PARTS = InParts()
 # A method, its twin, what the twin is told, and the problem.
 PAIRS: dict[str, tuple[Perturbing, Any, dict[str, Any], Any]] = {
     "sam": (lowland.SAM(rho=0.2), sam.SAM, {"rho": 0.2}, PROBLEM),
@@ -69,6 +73,8 @@ PAIRS: dict[str, tuple[Perturbing, Any, dict[str, Any], Any]] = {
     "rst": (lowland.RST(rho=0.2), rst.RST, {"rho": 0.2}, PROBLEM),
     "unified-sam": (lowland.UnifiedSAM(rho=0.2, lam=0.5), unified_sam.UnifiedSAM, {"rho": 0.2, "lam": 0.5}, PROBLEM),
     "logits-sam": (lowland.LogitsSAM(rho=0.2), logits_sam.LogitsSAM, {"rho": 0.2}, PROBLEM),
+    "functional-sam": (lowland.FunctionalSAM(rho=0.5), functional_sam.FunctionalSAM, {"rho": 0.5}, IN_PARTS),
+    "le-sam": (lowland.LESAM(rho=0.5, sigma=0.1), le_sam.LESAM, {"rho": 0.5, "sigma": 0.1}, PROBLEM),
 }
 
 

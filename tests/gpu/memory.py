@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from conformance import TEXTS, method_of
-from problems import EXAMPLES, loss_fn
+from problems import EXAMPLES, loss_fn, parted
 from torch import nn
 
 import lowland
@@ -73,7 +73,8 @@ def _peak(text: str, optimizer: str) -> float:
     with nullcontext() if there_are_gpus() else meter:
         before = torch.cuda.memory_allocated() if there_are_gpus() else 0
         model = _model()
-        engine = lowland.Engine(method_of(text), model, OPTIMIZERS[optimizer](model.parameters()), loss_fn)
+        base = OPTIMIZERS[optimizer](model.parameters())
+        engine = lowland.Engine(method_of(text), model, base, parted(text, loss_fn))
         most = 0
         for number in range(STEPS):
             batch = _batch(number)

@@ -20,7 +20,7 @@ def checks() -> Iterator[Check]:
     two = "the GPU and the CPU" if there_are_gpus() else "the branches of a GPU and those of a CPU, both on this CPU,"
     expectation = f"{two} give the same weights after {STEPS} steps in float64, up to {MOST:g}"
     for text in ALL:
-        for optimizer in OPTIMIZERS if text in TEXTS.values() else ["sgd"]:
+        for optimizer in OPTIMIZERS if text in TEXTS.values() else ["adamw" if "preconditioned" in text else "sgd"]:
             if suits(text, optimizer):
                 lacking = optimizer == ONLY_ON_A_GPU and not there_are_gpus()
                 missing = "torch refuses capturable=True on a CPU" if lacking else ""

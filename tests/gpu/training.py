@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from conformance import method_of
-from problems import EXAMPLES, loss_fn
+from problems import EXAMPLES, loss_fn, parted
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -104,7 +104,7 @@ class Training:
 
     Args:
         text: The method, as ``conformance`` spells it.
-        optimizer: A key of ``OPTIMIZERS``.
+        optimizer: A key of ``OPTIMIZERS``; by default SGD, or AdamW for a method that reads its second moment.
         device: The device; by default the GPU if there is one.
         dtype: The dtype of weights and inputs.
         dropout: The dropout rate.
@@ -117,7 +117,7 @@ class Training:
     def __init__(
         self,
         text: str,
-        optimizer: str = "sgd",
+        optimizer: str | None = None,
         *,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float64,
@@ -130,8 +130,9 @@ class Training:
         self.device, self.dtype, self.gpu_branches = device or here(), dtype, gpu_branches
         self.net = network(dropout).to(self.device, dtype)
         self.model = wrap(self.net)
-        self.optimizer, self.scaler = OPTIMIZERS[optimizer](self.net.parameters()), options.get("scaler")
-        self.engine = lowland.Engine(method_of(text), self.model, self.optimizer, loss, **options)
+        base = OPTIMIZERS[optimizer or ("adamw" if "preconditioned" in text else "sgd")]
+        self.optimizer, self.scaler = base(self.net.parameters()), options.get("scaler")
+        self.engine = lowland.Engine(method_of(text), self.model, self.optimizer, parted(text, loss), **options)
 
     def branches(self) -> AbstractContextManager[None]:
         """A context in which arithmetic takes the branches of a GPU; see ``gpu_branches``."""

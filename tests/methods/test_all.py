@@ -11,15 +11,17 @@ from conformance import (
     PARTIAL,
     SAMPA,
     at_radius,
+    base_for,
     calls_of_step,
     engine_of,
     every,
+    loss_for,
     method_of,
     model_for,
     spoil,
     vectors_of,
 )
-from problems import batch, loss_fn, net, same, sgd, train, weights
+from problems import batch, net, same, train, weights
 
 import lowland
 from lowland.core.errors import UsageError
@@ -42,7 +44,7 @@ def test_rho_zero_is_the_base_optimizer(text: str) -> None:
             dropout = 0.0 if text.startswith("async") else 0.3
             kinds = {} if text.startswith("micro") else {"norm": True, "dropout": dropout}
             model = net(**kinds)
-            train(lowland.Engine(method, model, sgd(model), loss_fn, rng="shared"), 10)
+            train(lowland.Engine(method, model, base_for(text)(model), loss_for(text), rng="shared"), 10)
             return weights(model)
 
     found, base = run(at_radius(method_of(text), 0.0)), run(lowland.Plain())
@@ -53,7 +55,7 @@ def test_rho_zero_is_the_base_optimizer(text: str) -> None:
         assert same(found, base)
 
 
-@pytest.mark.parametrize("text", [t for t in ALL if t.startswith("bisam")])
+@pytest.mark.parametrize("text", [t for t in ALL if t.startswith(("bisam", "functional-sam"))])
 def test_passes_are_refused_where_the_method_has_a_loss_of_its_own(text: str) -> None:
     engine = engine_of(text)
     with pytest.raises(UsageError, match=r"asks for another loss.*call engine\.backward\(batch\)"):

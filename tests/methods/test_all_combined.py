@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conformance import TEXTS, at_radius, engine_of, method_of, model_for
-from problems import batch, loss_fn, same, sgd, train, weights
+from conformance import TEXTS, at_radius, engine_of, loss_for, method_of, model_for
+from problems import batch, same, sgd, train, weights
 
 import lowland
 from lowland.core import schedule
@@ -18,7 +18,7 @@ every_method = pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 
 def engine_with(method: lowland.Method, text: str) -> lowland.Engine:
     model = model_for(text)
-    return lowland.Engine(method, model, sgd(model), loss_fn, seed=3)
+    return lowland.Engine(method, model, sgd(model), loss_for(text), seed=3)
 
 
 @every_method

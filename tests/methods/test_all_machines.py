@@ -9,7 +9,20 @@ from typing import Any
 import problems
 import pytest
 import torch
-from conformance import ALL, SAMPA, WAITING, calls_of_step, engine_of, every, method_of, model_for, spoil, vectors_of
+from conformance import (
+    ALL,
+    SAMPA,
+    WAITING,
+    base_for,
+    calls_of_step,
+    engine_of,
+    every,
+    loss_for,
+    method_of,
+    model_for,
+    spoil,
+    vectors_of,
+)
 from problems import batch, loss_fn, net, same, sgd, train, weights
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
@@ -44,7 +57,7 @@ def test_an_overflow_in_any_pass_skips_the_step_and_leaves_memory(text: str, val
         for nth in range(1, calls_of_step(text, step, dtype=torch.float32) + 1):
             model = model_for(text, dtype=torch.float32)
             scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=10**6)
-            engine = lowland.Engine(method_of(text), model, sgd(model), loss_fn, scaler=scaler)
+            engine = engine_of(text, model, scaler=scaler)
             for i in range(step + 1):
                 if i == step:
                     mend = spoil(engine, nth, value)
@@ -79,7 +92,7 @@ def test_no_host_synchronization(text: str, base: Any, scaled: bool, monkeypatch
         model = problems.Net(norm=True, odd=True)
         options = {"scaler": Scaler()} if scaled else {}
         kinds = {"amsgrad": True} if scaled else {}  # which AdaSAM insists on
-        engine = lowland.Engine(method_of(text), model, base(model, **kinds), loss_fn, rng="shared", **options)
+        engine = lowland.Engine(method_of(text), model, base(model, **kinds), loss_for(text), rng="shared", **options)
         inputs, targets = torch.empty(8, problems.FEATURES), torch.empty(8, dtype=torch.long)
         for _ in range(4):
             engine.backward((inputs, targets, torch.empty(8, dtype=torch.long)))
@@ -143,8 +156,8 @@ def test_a_compiled_model_gives_the_same_steps(text: str, compiled: Any) -> None
 
 @every
 def test_zero_gradients_give_a_base_step(text: str) -> None:
-    engine = engine_of(text, loss=lambda model, b: loss_fn(model, b) * 0.0)
-    other = engine_of("plain", model_for(text), loss=lambda model, b: loss_fn(model, b) * 0.0)
+    engine = engine_of(text, loss=loss_for(text, lambda losses: losses * 0.0))
+    other = engine_of("plain", model_for(text), loss=lambda model, b: loss_fn(model, b) * 0.0, base=base_for(text))
     train(engine, 8)
     train(other, 8)
     assert not same(weights(engine.model), weights(model_for(text)))  # weight decay has moved them
@@ -169,10 +182,7 @@ def test_micro_batches_are_exact(text: str, counted: bool) -> None:
     if counted and text.startswith(("k-sam", "esam", "ausam")):
         pytest.skip("needs one loss per example")
 
-    def loss(model: torch.nn.Module, b: Any) -> Any:
-        losses = loss_fn(model, b)
-        return lowland.Loss(losses.sum(), len(losses)) if counted else losses
-
+    loss = loss_for(text, (lambda losses: lowland.Loss(losses.sum(), len(losses))) if counted else None)
     one, other = engine_of(text, loss=loss), engine_of(text, loss=loss, micro_batch=3)
     train(one, 8)
     train(other, 8)

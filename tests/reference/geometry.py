@@ -50,3 +50,30 @@ def layerwise(w: Weights, g: Weights, rho: Rho) -> Weights:
         weight = norm([p]) or 1.0
         result.append(r * weight * x / (norm([x]) + TINY))
     return result
+
+
+def polar(g: np.ndarray, iterations: int) -> np.ndarray:
+    """`U p(S) V^T` of `g = U S V^T`: the singular values of `g / ||g||` go through `(15 s - 10 s^3 + 3 s^5) / 8`."""
+    u, s, v = np.linalg.svd(g, full_matrices=False)
+    s = s / (norm([g]) + TINY)
+    for _ in range(iterations):
+        s = (15.0 * s - 10.0 * s**3 + 3.0 * s**5) / 8.0
+    return (u * s) @ v
+
+
+def spectral(iterations: int = 12) -> Geometry:
+    """`rho sqrt(m/n) U V^T` for a gradient of shape (m, n); a vector has n = 1.
+
+    The exponents are those of Yang, Simon, Bernstein 2023, "A Spectral Condition for Feature Learning",
+    arXiv 2310.17813, which is about weights and updates; that they hold for perturbations is lowland's reading.
+    """
+
+    def ascent(w: Weights, g: Weights, rho: Rho) -> Weights:
+        result = []
+        for x, r in zip(g, _each(rho, w), strict=True):
+            matrix = x.reshape(x.shape[0] if x.ndim else 1, -1)
+            m, n = matrix.shape
+            result.append((r * np.sqrt(m / n) * polar(matrix, iterations)).reshape(x.shape))
+        return result
+
+    return ascent

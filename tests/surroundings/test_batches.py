@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import ALL, method_of
+from conformance import ALL, base_for, method_of
 from hand import close, grads, norm, sgd, square
+from problems import parted
 from torch import Tensor, nn
 
 import lowland
@@ -58,8 +59,7 @@ def on_graphs(model: Any, b: Any) -> Tensor:
 @pytest.mark.parametrize("text", [t for t in ALL if not t.startswith(("sam-on", "bisam", "adasam"))])
 def test_graphs_go_to_methods_that_do_not_cut(text: str) -> None:
     net, graph = nn.Linear(3, 1), Graph()
-    base = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    engine = lowland.Engine(method_of(text), net, base, on_graphs)
+    engine = lowland.Engine(method_of(text), net, base_for(text)(net), parted(text, on_graphs))
     if any(key in text for key in ("micro-sam", "k-sam", "ausam", "esam", "async-sam")):
         with pytest.raises(BatchError):
             engine.backward(graph)

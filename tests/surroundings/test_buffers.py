@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import ALL, engine_of, model_for
+from conformance import ALL, base_for, engine_of, model_for
 from hand import close, sgd, square
 from problems import batch
 from torch import Tensor, nn
@@ -61,7 +61,7 @@ def test_buffers_are_written_once_per_step(text: str) -> None:
     net = Queue()
     kinds: dict[str, Any] = {"amsgrad": True}
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, **kinds) if text == "adasam" else None
-    engine = engine_of(text, net, base=lambda m: optimizer or torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9))
+    engine = engine_of(text, net, base=lambda m: optimizer or base_for(text)(m, weight_decay=0.0))
 
     for step in range(4):
         engine.backward(batch(step))

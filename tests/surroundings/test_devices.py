@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from guarded import data, method_for
+from problems import parted
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -65,7 +66,7 @@ def trained(key: str, loss: Any, cut: Any, *, adam: bool = False, hook: bool = F
     optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     if adam or key == "adasam":
         optimizer = torch.optim.Adam(model.parameters(), amsgrad=True)
-    engine = lowland.Engine(method_for(key), model, optimizer, loss, total_steps=20)
+    engine = lowland.Engine(method_for(key), model, optimizer, parted(key, loss), total_steps=20)
     for step in range(4):
         engine.backward(cut(data(step)))
         optimizer.step()

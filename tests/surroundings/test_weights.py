@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import ALL, engine_of, method_of, model_for
+from conformance import ALL, base_for, engine_of, method_of, model_for
 from hand import close, grads, sgd, square
 from problems import batch
 from torch import Tensor, nn
@@ -109,7 +109,7 @@ def test_caches_of_derived_weights(text: str) -> None:
     def trained(cached: bool) -> list[Tensor]:
         model = net()
         kind = torch.optim.Adam(model.parameters(), lr=0.01, amsgrad=True) if text == "adasam" else None
-        engine = engine_of(text, model, base=lambda m: kind or torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9))
+        engine = engine_of(text, model, base=lambda m: kind or base_for(text)(m, weight_decay=0.0))
         for step in range(3):
             if cached:
                 with parametrize.cached():
@@ -180,7 +180,7 @@ def test_gradients_in_static_buffers_are_copied(text: str) -> None:
     def trained(wrap: Any) -> list[Tensor]:
         model = wrap(model_for(text))
         kind = torch.optim.Adam(model.parameters(), lr=0.01, amsgrad=True) if text == "adasam" else None
-        engine = engine_of(text, model, base=lambda m: kind or torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9))
+        engine = engine_of(text, model, base=lambda m: kind or base_for(text)(m, weight_decay=0.0))
         for step in range(6):
             engine.backward(batch(2 * step))
             engine.backward(batch(2 * step + 1))  # accumulates

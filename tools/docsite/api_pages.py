@@ -32,7 +32,7 @@ PAGES = {
     "engine": Page(
         "Engine",
         "What stands in a training loop: the engine, and what a loss function and a batch may be.",
-        _of("lowland", "Engine", "ClosureOptimizer", "Loss", "Parts", "Cutter", "Slices", "refresh_stats"),
+        _of("lowland", "Engine", "ClosureOptimizer", "Loss", "Criterion", "Parts", "Cutter", "Slices", "refresh_stats"),
     ),
     "methods": Page(
         "Methods of your own",
@@ -48,7 +48,7 @@ PAGES = {
     "geometry": Page(
         "Geometry and schedules",
         "How a gradient becomes a displacement, and radii and methods that change during the training.",
-        (*_of("lowland", "Geometry", "L2", "Adaptive", "Layerwise"), "lowland.schedule"),
+        (*_of("lowland", "Geometry", "L2", "Adaptive", "Layerwise", "Preconditioned", "Spectral"), "lowland.schedule"),
     ),
     "executors": Page(
         "Executors and ranks",

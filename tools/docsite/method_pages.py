@@ -20,6 +20,10 @@ SECTIONS = {  # of the docstring, by their headings on the page, in the page's o
     "Avoid": "When not to use it",
 }
 LATER = {"Invariants": "Invariants", "Differs": "Differences from the paper or its code", "Reference": "Reference"}
+IN_PARTS = """lowland.Criterion(
+    lambda model, batch: model(batch[0]),
+    lambda outputs, batch: torch.nn.functional.cross_entropy(outputs, batch[1], reduction="none"),
+)"""  # for a method that needs the outputs
 LEGEND = (
     "Blue: a gradient at the weights. Orange: a gradient at displaced weights. Grey: a forward pass alone. A box is as "
     "wide as its part of the batch, and filled as far as the pass differentiates the tensors. On the page of every "
@@ -97,7 +101,9 @@ def _call(key: str) -> str:
 def _example(key: str) -> Iterator[str]:
     yield "## In code"
     optimizer = specimen_optimizer(key)
-    yield f"```python\noptimizer = {optimizer}\nengine = lowland.Engine({_call(key)}, model, optimizer, loss_fn)\n```"
+    loss = f"loss_fn = {IN_PARTS}\n" if key == "functional-sam" else ""
+    engine = f"engine = lowland.Engine({_call(key)}, model, optimizer, loss_fn)"
+    yield f"```python\noptimizer = {optimizer}\n{loss}{engine}\n```"
     if key != "plain":
         yield f"```sh\nlowland compare --task digits --methods plain {key} --seeds 5\n```"
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812 - the name everybody knows it by
 from torch import Tensor, nn
 
 from lowland.core import checks
+from lowland.core.criterion import Criterion
 from lowland.core.errors import ArgumentError
 from lowland.lab import models
 from lowland.lab.data.images import ImageSet, subset
@@ -89,6 +90,14 @@ class Classification(Task):
         """The cross-entropy of each example with the recipe's label smoothing, shape ``(B,)``."""
         logits = model(batch[0]).float()
         return F.cross_entropy(logits, batch[1], reduction="none", label_smoothing=recipe.label_smoothing)
+
+    def training_criterion(self, recipe: Recipe) -> Criterion:
+        """The same in two parts: the logits, and their cross-entropy."""
+
+        def losses(logits: Tensor, batch: Any) -> Tensor:
+            return F.cross_entropy(logits, batch[1], reduction="none", label_smoothing=recipe.label_smoothing)
+
+        return Criterion(lambda model, batch: model(batch[0]).float(), losses)
 
     def judged(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         """Losses ``(B,)`` and logits ``(B, classes)`` from one forward pass."""

@@ -68,12 +68,25 @@ def check_model_is_fresh(trial: Trial) -> None:
 
 
 def check_loss_is_a_loss(trial: Trial) -> None:
-    """``loss`` and ``training_loss`` have an allowed shape, are finite, and have a gradient."""
+    """``loss``, ``training_loss`` and ``training_criterion`` have an allowed shape, are finite, and have a gradient."""
     batch = trial.batch("train", 0)
     for name, loss in trial.losses().items():
         mean = loss(trial.net().train(), batch).mean
         _promise(math.isfinite(float(mean.detach())), f"{name} of the fresh model is {float(mean.detach())}")
         _promise(mean.requires_grad, f"{name} has no gradient; compute it from model(…) without detach")
+
+
+def check_criterion_agrees(trial: Trial) -> None:
+    """``training_criterion`` gives the same loss as ``training_loss``."""
+    losses, batch = trial.losses(), trial.batch("test")
+    if "training_criterion" not in losses:
+        return
+    one, other = (losses[k](trial.net().eval(), batch) for k in ("training_loss", "training_criterion"))
+    _promise(
+        _close(float(one.mean.detach()), float(other.mean.detach())),
+        f"training_loss of a batch is {float(one.mean.detach()):.6g}, but {float(other.mean.detach()):.6g} by "
+        "training_criterion; let both compute the same loss",
+    )
 
 
 def check_losses_of_parts_combine(trial: Trial) -> None:
@@ -175,6 +188,7 @@ CHECKS: tuple[Callable[[Trial], None], ...] = (
     check_batches_repeat,
     check_model_is_fresh,
     check_loss_is_a_loss,
+    check_criterion_agrees,
     check_losses_of_parts_combine,
     check_order_is_free,
     check_metrics_add_up,

@@ -20,6 +20,7 @@ from lowland.lab.budget import Budget
 from lowland.lab.config import RunConfig
 from lowland.lab.data.wrapped import dataset
 from lowland.lab.task import Task
+from lowland.lab.training.evaluate import criterion_of
 
 EXAMPLES = 8  # the largest batch of the checks
 
@@ -68,12 +69,16 @@ class Trial:
         )
 
     def losses(self) -> dict[str, Callable[[nn.Module, Any], Terms]]:
-        """The functions of model and batch that compute the task's ``loss`` and ``training_loss``, by name."""
+        """The functions of model and batch that compute the task's losses, by the names of its methods."""
         recipe, size = self.task.recipe(self.model), self.batches.known_size
-        return {
+        found: dict[str, Callable[[nn.Module, Any], Terms]] = {
             "loss": lambda model, batch: terms(self.task.loss(model, batch), size(batch)),
             "training_loss": lambda model, batch: terms(self.task.training_loss(model, batch, recipe), size(batch)),
         }
+        parts = criterion_of(self.task, recipe)
+        if parts is not None:
+            found["training_criterion"] = lambda model, batch: terms(parts(model, batch), size(batch))
+        return found
 
     def half(self) -> int:
         """A part size just above half a batch, so that a batch is cut into two parts of different sizes."""

@@ -9,8 +9,9 @@ from functools import cache, lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from lowland.core.criterion import Criterion
 from lowland.engine import Engine
 from lowland.executors import Executor
 from lowland.lab.training.memory import LiveTensors
@@ -139,8 +140,10 @@ def run_specimen(
     return engine
 
 
-def _loss(model: nn.Module, batch: Any) -> Tensor:
-    return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+_loss = Criterion(
+    lambda model, batch: model(batch[0]),
+    lambda logits, batch: nn.functional.cross_entropy(logits, batch[1], reduction="none"),
+)
 
 
 def _peak(method: Method, steps: int) -> int:

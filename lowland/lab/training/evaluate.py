@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lowland.core.batch import Batches
+from lowland.core.criterion import Criterion
 from lowland.core.loss import Loss, LossFn
 from lowland.lab.metric import Metric
 from lowland.lab.recipe import Recipe
@@ -17,13 +18,34 @@ from lowland.lab.task import Task
 
 
 def training_loss(task: Task, recipe: Recipe, device: torch.device) -> LossFn:
-    """The loss function of a training: the task's ``training_loss``, under autocast if the precision is bf16."""
+    """The loss function of a training: the task's ``training_loss``, under autocast if the precision is bf16.
 
-    def loss_fn(model: nn.Module, batch: Any) -> Tensor | Loss:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16"):
-            return task.training_loss(model, batch, recipe)
+    It is in two parts, as a :class:`lowland.Criterion`, if the task has its training loss so.
+    """
 
-    return loss_fn
+    def cast(function: Callable[..., Any], *more: Any) -> Callable[[Any, Any], Any]:
+        def computed(first: Any, batch: Any) -> Any:
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16"):
+                return function(first, batch, *more)
+
+        return computed
+
+    parts = criterion_of(task, recipe)
+    if parts is None:
+        return cast(task.training_loss, recipe)
+    return Criterion(cast(parts.forward), cast(parts.criterion))
+
+
+def criterion_of(task: Task, recipe: Recipe) -> Criterion | None:
+    """The training loss in two parts; None if the task's class does not have the one that it trains with so.
+
+    A class that overrides the training loss, but not the parts that it inherits, trains with the loss.
+    """
+    kinds = type(task).__mro__
+    names = ("loss", "training_loss", "training_criterion")
+    place = {name: next(i for i, k in enumerate(kinds) if name in vars(k)) for name in names}
+    trained = place["training_loss"] if kinds[place["training_loss"]] is not Task else place["loss"]
+    return task.training_criterion(recipe) if place["training_criterion"] <= trained else None
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 import lowland
+from lowland import Criterion
 from lowland.core.errors import ArgumentError
 from lowland.lab import Metric, Recipe, Task
 from lowland.lab.names import make
@@ -153,6 +154,14 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "not finite": ({"loss": lambda self, m, b: errors(m, b).mean(1) / 0}, "loss_is_a_loss: .*fresh model is inf"),
     "detached": ({"loss": lambda self, m, b: errors(m, b).mean(1).detach()}, "loss_is_a_loss: .*has no gradient"),
     "training loss": ({"training_loss": lambda self, m, b, r: None}, "loss_is_a_loss: .*returned a NoneType"),
+    "criterion": (
+        {
+            "training_criterion": lambda self, recipe: Criterion(
+                lambda m, b: m(b[0]), lambda out, b: 2 * (out - b[1]).square().mean(1)
+            )
+        },
+        "criterion_agrees: .*training_loss of a batch is .*, but .* by training_criterion; let both",
+    ),
     "batch": ({"loss": centered}, "losses_of_parts_combine: .*if combined from its parts"),
     "count": ({"loss": counted_wrongly}, "losses_of_parts_combine: .*let Loss.total, count. count the terms of total"),
     "place": ({"loss": by_place}, "order_is_free: .*with its examples in reverse order"),
@@ -239,7 +248,7 @@ def test_what_one_fault_causes_is_said_once() -> None:
 
 def test_one_check_at_a_time() -> None:
     checks = dict(task_checks(Sums()))
-    assert len(checks) == 10
+    assert len(checks) == 11
     for check in checks.values():
         check()
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lowland import ESAM, KSAM, SLSAM
+from lowland import ESAM, KSAM, SLSAM, Criterion
 from lowland.lab.training import costs as module
 from lowland.lab.training.costs import BATCH, REQUIRED, STEPS, Costs, measure, specimen
 from lowland.lab.training.memory import LiveTensors
@@ -31,6 +31,8 @@ PUBLISHED = {
     "wsam": (2, 2, 0),
     "momentum-sam": (1, 1, 0),
     "bisam": (2, 2, 0),
+    "functional-sam": (2, 2, 0),
+    "le-sam": (2, 2, 0),
     "async-sam": (1 + 1 / 4, 1, 1),  # 1 + share, share = 1/4, side by side; the stale gradient is kept
     "late": (1 + (1 - 0.5), 1 + (1 - 0.5), 0),  # 1 + what is left for SAM, start = 0.5
     "unified-sam": (2, 2, 0),
@@ -127,7 +129,21 @@ def test_the_peak_is_beyond_plain():
 
 # The saved weights and nothing else, as SAM needs them; where tensors rest, their gradients are missing at the peak.
 @pytest.mark.parametrize(
-    "key", ["sam", "stable-sam", "adasam", "bisam", "momentum-sam", "ausam", "k-sam", "sl-sam", "rst", "ae-sam", "late"]
+    "key",
+    [
+        "sam",
+        "stable-sam",
+        "adasam",
+        "bisam",
+        "momentum-sam",
+        "ausam",
+        "k-sam",
+        "sl-sam",
+        "rst",
+        "ae-sam",
+        "late",
+        "functional-sam",
+    ],
 )
 def test_methods_that_hold_one_copy_of_the_weights(key):
     assert (0.5 if key == "sl-sam" else 0.95) < measure(specimen(key)).peak < 1.05
@@ -137,10 +153,9 @@ def test_methods_that_hold_one_copy_of_the_weights(key):
 # ASAM and BiSAM tell no figure of their own: they are SAM with another direction.
 HELD = {
     **dict.fromkeys(("sam", "ausam", "sl-sam", "k-sam", "esam", "stable-sam", "adasam", "ae-sam", "rst", "late"), 1),
-    **dict.fromkeys(("asam", "bisam", "unified-sam"), 1),
-    **dict.fromkeys(
-        ("micro-sam", "friendly-sam", "vasso", "gsam", "wsam", "async-sam"), 2
-    ),  # async-sam: 1 and a replica
+    **dict.fromkeys(("asam", "bisam", "unified-sam", "functional-sam", "le-sam"), 1),
+    # async-sam: 1 and a replica
+    **dict.fromkeys(("micro-sam", "friendly-sam", "vasso", "gsam", "wsam", "async-sam"), 2),
     **dict.fromkeys(("sampa", "looksam", "vsam", "arsam"), 3),  # 2 to 3; 3 at a refresh
     **dict.fromkeys(("plain", "momentum-sam", "sam-on", "logits-sam"), 0),
 }
@@ -159,11 +174,11 @@ def held(key, monkeypatch):
     """The most bytes alive when a pass begins."""
     meter, seen, inner = LiveTensors(), [], module._loss
 
-    def loss_fn(model, batch):
+    def forward(model, batch):
         seen.append(meter.live)
-        return inner(model, batch)
+        return inner.forward(model, batch)
 
-    monkeypatch.setattr(module, "_loss", loss_fn)
+    monkeypatch.setattr(module, "_loss", Criterion(forward, inner.criterion))
     with meter:
         engine = module.run_specimen(specimen(key), module.WATCHED)
     return max(seen) / sum(p.numel() * p.element_size() for p in engine.params)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from lowland import Loss
+from lowland import Criterion, Loss
 from lowland.lab.recipe import Recipe
 from lowland.lab.task import Task
 from lowland.lab.tasks.digits import Digits
-from lowland.lab.training.evaluate import better, evaluate, fingerprint, headline, training_loss
+from lowland.lab.training.evaluate import better, criterion_of, evaluate, fingerprint, headline, training_loss
 
 CPU = torch.device("cpu")
 LOGITS = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
@@ -59,6 +59,56 @@ def test_training_loss_is_per_example() -> None:
     torch.testing.assert_close(training_loss(Digits(), Recipe(), CPU)(nn.Identity(), batch), LOSSES)
     smooth: Any = training_loss(Digits(), Recipe(label_smoothing=0.5), CPU)(nn.Identity(), batch)
     torch.testing.assert_close(smooth, nn.CrossEntropyLoss(reduction="none", label_smoothing=0.5)(LOGITS, TARGETS))
+
+
+def test_a_task_in_two_parts_trains_with_the_same_loss() -> None:
+    loss: Any = training_loss(Digits(), Recipe(label_smoothing=0.5), CPU)
+    assert isinstance(loss, Criterion)
+    expected = Digits().training_loss(nn.Identity(), (LOGITS, TARGETS), Recipe(label_smoothing=0.5))
+    assert torch.equal(loss(nn.Identity(), (LOGITS, TARGETS)), expected)
+
+
+class Smoother(Digits):
+    def training_loss(self, model: nn.Module, batch: Any, recipe: Recipe) -> torch.Tensor:
+        return 2 * super().training_loss(model, batch, recipe)
+
+
+class Both(Smoother):
+    def training_criterion(self, recipe: Recipe) -> Criterion:
+        return Criterion(lambda model, batch: model(batch[0]), lambda logits, batch: 3 * logits.sum(1))
+
+
+class OnlyEvaluated(Digits):
+    def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:  # which no class of images trains with
+        return model(batch[0]).sum(1)
+
+
+class Smaller(Weighed):
+    def training_criterion(self, recipe: Recipe) -> Criterion:
+        return Criterion(lambda model, batch: model(batch[0]), lambda logits, batch: logits.sum(1))
+
+
+class SmallerStill(Smaller):
+    def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        return model(batch[0]).sum(1)
+
+
+@pytest.mark.parametrize(
+    ("task", "has"),
+    [
+        (Digits(), True),
+        (Smoother(), False),
+        (Both(), True),
+        (OnlyEvaluated(), True),
+        (Weighed(), False),
+        (Smaller(), True),
+        (SmallerStill(), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_parts_that_a_class_inherits_do_not_outlive_its_own_loss(task: Task, has: bool) -> None:
+    assert (criterion_of(task, Recipe()) is not None) == has
+    assert isinstance(training_loss(task, Recipe(), CPU), Criterion) == has
 
 
 def test_bf16_is_in_the_forward_pass_alone() -> None:

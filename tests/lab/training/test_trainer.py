@@ -45,6 +45,28 @@ def test_momentum_sam_without_momentum_is_refused_as_early(config):
         trainer(config, "momentum-sam", momentum=0.0, nesterov=False)
 
 
+def test_functional_sam_trains_on_a_task_in_two_parts_and_is_refused_on_another(config, tmp_path):
+    found = trainer(config, "functional-sam", precision="bf16")
+    batch = next(iter(loader_of(config).batches(0)))
+    before = found.engine.params[0].detach().clone()
+    assert found.step(batch, 0.0).isfinite()
+    assert not torch.equal(found.engine.params[0], before)
+
+    class Own(type(config.task)):
+        def training_loss(self, model, batch, recipe):
+            return self.loss(model, batch)
+
+    with pytest.raises(UsageError, match=r"must be a lowland\.Criterion.*; for a task, define its training_criterion"):
+        trainer(replace(config, task=Own()), "functional-sam")
+
+
+def test_a_geometry_without_its_second_moment_is_refused_as_early(config):
+    with pytest.raises(UsageError, match="the second moment is known for Adam and AdamW, but the optimizer is SGD"):
+        trainer(config, "sam:geometry=preconditioned")
+    found = trainer(config, "sam:geometry=preconditioned", optimizer="adamw", lr=1e-3, momentum=0.0, nesterov=False)
+    assert found.step(next(iter(loader_of(config).batches(0))), 0.0).isfinite()
+
+
 class OnHost(torch.Tensor):
     """What ``tensor.cpu()`` gives here; every other tensor stands for one on a GPU."""
 
