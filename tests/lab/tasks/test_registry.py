@@ -12,7 +12,7 @@ from lowland.lab.tasks.digits import Digits
 
 
 def test_names() -> None:
-    assert list(names.tasks()) == ["cifar10", "cifar100", "digits", "fashion-mnist"]
+    assert list(names.tasks()) == ["cifar10", "cifar100", "digits", "fashion-mnist", "qat"]
 
 
 @pytest.mark.parametrize("name", ["digits", "fashion-mnist", "cifar10", "cifar100"])
