@@ -40,6 +40,9 @@ class Survive(Survival):
     data: Path | None = None
     device: str = "auto"
 
+    def __post_init__(self) -> None:
+        """No check: :meth:`run` checks the settings, whose errors tyro would show in its own format."""
+
     def run(self, console: Console, argv: Sequence[str]) -> int:
         """Measure all finished runs, and print their table."""
         if not self.runs:

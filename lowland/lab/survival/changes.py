@@ -100,7 +100,7 @@ def changes_of(judge: Judge) -> list[Change]:
         changes.append(Change("noisy", f"noise {level:g}", given, draws))
     if wanted.forget is not None:
         second = second_of(judge.trained, wanted)
-        label = f"after {second.steps} steps of {second.text}"
+        label = f"after {second.text}"
         changes.append(
             Change("forgotten", label, second.settings(), [partial(_trained_further, judge, second)], second)
         )

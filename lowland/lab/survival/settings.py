@@ -28,7 +28,8 @@ class Survival:
             as digits:noise=0.4. Left out, forgetting is not measured.
         forget_steps: Steps of training on the second task, >= 1.
         forget_lr: Peak learning rate on the second task, > 0; left out, that of the task's recipe.
-        seed: Seed of the noise, of the order of the pixels, and of the training on the second task, >= 0.
+        seed: Seed of the noise and of the order of the pixels, >= 0. The training on the second task depends on the
+            seed of the run.
         examples: Only the first examples of each part are evaluated, >= 1; left out, all.
         refresh_stats: Training batches over which running statistics of BatchNorm are recomputed after each change, >=
             0; 0 keeps the statistics of the unchanged weights.
