@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -132,6 +134,14 @@ def test_other_methods_train(displace: str, method: str, tmp_path: Path) -> None
     assert not end.get("diverged")
 
 
+def test_plain_training_does_not_depend_on_where_a_perturbation_would_be_added(tmp_path: Path) -> None:
+    ends = [
+        train(config(Qat(bits=4, displace=displace), method="plain"), tmp_path / displace)  # type: ignore[arg-type]
+        for displace in ("latent", "quantized")
+    ]
+    assert ends[0]["weights_sha256"] == ends[1]["weights_sha256"]
+
+
 def test_a_run_resumes_bit_for_bit(kill: Callable[[int], AbstractContextManager[None]], tmp_path: Path) -> None:
     setting = replace(config(Qat(displace="quantized"), steps=8), checkpoint_every=4)
     end = train(setting, tmp_path / "whole")
@@ -153,3 +163,23 @@ def test_refusals() -> None:
     setting = replace(config(Qat()), model=lambda: Digits().model("mlp"))
     with pytest.raises(ArgumentError, match="model must be one that the task qat makes, but quantizes no weight"):
         Trainer(setting, SAM())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", [False, True])
+def test_two_ranks(shard: bool, tmp_path: Path) -> None:
+    """Two ranks take the steps of one, up to the order of sums; sharded weights are refused."""
+    words = ["train", "--task", "qat:bits=4,displace=quantized", "--method", "sam:rho=0.5", "--limit", "6"]
+    words += ["--threads", "1", "--device", "cpu", "--out", str(tmp_path), "--name", "ranks", *["--shard"] * shard]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lowland"]
+    ran = subprocess.run([*torchrun, *words], capture_output=True, text=True, timeout=120, check=False)
+    if shard:
+        assert ran.returncode != 0
+        assert "a layer must see the parameters that a pass displaces" in ran.stderr
+        return
+    assert ran.returncode == 0, ran.stderr
+    setting = config(Qat(bits=4, displace="quantized"), method="sam:rho=0.5", steps=6)
+    train(replace(setting, seed=0), tmp_path / "one")
+    one, two = (load_run(tmp_path / name, device="cpu").model for name in ("one", "ranks"))
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)  # the weights move by 1e-2
