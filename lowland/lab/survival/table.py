@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from lowland.lab.metric import LOSS
+from lowland.lab.quantize import targets
 from lowland.lab.survival.changes import Change, Figures, Judge
 from lowland.lab.survival.second import Second
 from lowland.lab.task import Task
@@ -26,6 +27,11 @@ class Table:
 
     def __init__(self, judge: Judge, weights: str) -> None:
         self.judge, self.weights = judge, weights
+        model = judge.trained.model
+        changed = sum(target.tensor.numel() for target in targets(model))
+        share = 100 * changed / sum(p.numel() for p in model.parameters())
+        counted = f" These layers have {share:.3g} % of all parameters."
+        self.help = HELP | {name: HELP[name] + counted for name in ("quantized", "noisy")}
 
     def measures(self, change: Change, before: Figures | None = None, after: Sequence[Figures] = ()) -> list[Measure]:
         """The measures of a change; without figures their values are None.
@@ -46,13 +52,13 @@ class Table:
                 values = [figures[part][name] for figures in after]
                 key = f"{change.name}-{part}-{name}"
                 title = f"{name}, {change.label}" if shown and unchanged else ""
-                found.append(self._measure(key, title, metric, values, settings, HELP[change.name]))
+                found.append(self._measure(key, title, metric, values, settings, self.help[change.name]))
                 if unchanged:
                     continue
                 lost = [] if before is None else _lost(before[part][name], values, metric)
                 title = f"{name} lost, {change.label}" if shown else ""
                 points = {**metric, "unit": "points" if metric["unit"] == "%" else metric["unit"]}
-                found.append(self._measure(f"{key}-lost", title, points, lost, settings, HELP[change.name]))
+                found.append(self._measure(f"{key}-lost", title, points, lost, settings, self.help[change.name]))
         return found if change.second is None else [*found, *self._learned(change, change.second, after)]
 
     def _learned(self, change: Change, second: Second, after: Sequence[Figures]) -> list[Measure]:
@@ -67,7 +73,7 @@ class Table:
                 metric,
                 [figures["second"][metric["name"]] for figures in after],
                 settings,
-                HELP["second"],
+                self.help["second"],
             )
             for metric in metrics
         ]
@@ -109,8 +115,11 @@ def _lost(before: float, after: Iterable[float], metric: Mapping[str, Any]) -> l
 
 HELP = {
     "unchanged": "The test part with the weights that the training left.",
-    "quantized": "How much worse the test part is after the weights of linear and convolutional layers are rounded.",
-    "noisy": "How much worse the test part is with Gaussian noise on the weights, relative to their root mean square.",
+    "quantized": "How much worse the test part is after the weights of linear and convolutional layers were rounded.",
+    "noisy": (
+        "How much worse the test part is with Gaussian noise on the weights of linear and convolutional layers, "
+        "relative to their root mean square."
+    ),
     "forgotten": "How much worse the first task's test part is after plain training on the second task.",
     "second": "The second task's test part after this training; without learning, forgetting says nothing.",
 }

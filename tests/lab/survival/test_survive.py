@@ -16,10 +16,13 @@ from torch import nn
 from lowland.core.errors import ArgumentError, UnknownNameError
 from lowland.executors.norm_stats import refresh_stats
 from lowland.lab import Survival, Trained, load_run, survive
+from lowland.lab.budget import Budget
 from lowland.lab.config import RunConfig
 from lowland.lab.data.wrapped import dataset
+from lowland.lab.recipe import Recipe
 from lowland.lab.survival.second import Permuted, second_of, trained_further
 from lowland.lab.survival.weights import add_noise_, deployed, quantize_
+from lowland.lab.task import Task
 from lowland.lab.tasks.digits import Digits
 from lowland.lab.training.evaluate import evaluate, fingerprint
 from lowland.lab.training.run import train
@@ -158,6 +161,8 @@ def test_forgetting_is_measured_after_a_training_that_learns(config: RunConfig, 
     state = torch.get_rng_state()
     found = survive(trained, Survival(bits=(), noise=(), forget="permuted", forget_steps=40, forget_lr=0.05))
     assert torch.equal(torch.get_rng_state(), state)
+    assert trained.record.end is not None
+    assert fingerprint(trained.model) == trained.record.end.weights_sha256
     second = second_of(trained, Survival(forget="permuted", forget_steps=40, forget_lr=0.05))
     other = trained_further(second)
     assert not other.training
@@ -218,6 +223,40 @@ class Texts(Digits):
             name: torch.utils.data.TensorDataset(part.inputs.flatten(1).float(), part.targets)
             for name, part in super().datasets(root).items()
         }
+
+
+def test_a_task_without_metrics_loses_in_its_loss(tmp_path: Path) -> None:
+    class Line(Task):
+        """Two numbers and their sum; the mean loss of a batch."""
+
+        def datasets(self, root: Path | None) -> dict[str, Any]:
+            inputs = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+            data = torch.utils.data.TensorDataset(inputs, inputs.sum(1, keepdim=True))
+            return {"train": data, "test": data}
+
+        def model(self, name: str) -> nn.Module:
+            return nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.1), nn.Linear(4, 1))
+
+        def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
+            return nn.functional.mse_loss(model(batch[0]), batch[1])
+
+    task = Line()
+    recipe = Recipe(lr=0.05, batch_size=20)
+    run = RunConfig(
+        task=task, model="default", method="plain", seed=0, recipe=recipe, budget=Budget(limit=9), device="cpu"
+    )
+    train(run, tmp_path / "run")
+    trained = load_run(tmp_path / "run", task=task, device="cpu")
+    found = survive(trained, Survival(bits=(2,), noise=(0.1,), draws=1))
+    shown = {m.title: m for m in found if m.title}
+    assert list(shown) == ["loss, unchanged", "loss lost, 2 bits", "loss lost, noise 0.1"]
+    now = values(found)
+    assert now["quantized-test-loss-lost"] == now["quantized-test-loss"] - now["unchanged-test-loss"]  # type: ignore
+    assert shown["loss lost, noise 0.1"].error is None  # of a single draw
+    assert "These layers have 100 % of all parameters" not in shown["loss lost, 2 bits"].help
+    assert f"These layers have {100 * 12 / 17:.3g} % of all parameters." in shown["loss lost, 2 bits"].help
+    with pytest.raises(ArgumentError, match="permuted needs batches that begin with images"):
+        survive(trained, Survival(forget="permuted"))
 
 
 def test_refusals(trained: Trained, config: RunConfig, tmp_path: Path) -> None:
