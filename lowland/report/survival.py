@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 GROUP = "survival"
-APART = 0.045  # the distance between the marks of two contestants, in steps of the horizontal axis
+# The distance between the marks of two contestants, and between the outermost ones at most, in steps of the horizontal
+# axis.
+APART, WIDTH = 0.045, 0.36
 
 
 class Axis(NamedTuple):
@@ -107,9 +109,9 @@ def _draw(lines: Sequence[Line], rows: Sequence[Row], look: Mapping[str, Look], 
         right = 0.31 + 0.085 * max(len(part) for line in lines for part in line.name)
         height = 0.75 + LINE_PT / 72 * sum(len(line.name) + 0.15 for line in lines)
         figure, axes = canvas(4.7, max(3.3, height), left=0.52, right=right)
-        middle = (len(lines) - 1) / 2
+        middle, apart = (len(lines) - 1) / 2, min(APART, WIDTH / len(lines))
         moved = [
-            line._replace(points=[(x + APART * (i - middle), mean) for x, mean in line.points])
+            line._replace(points=[(x + apart * (i - middle), mean) for x, mean in line.points])
             for i, line in enumerate(lines)
         ]
         for line in moved:
