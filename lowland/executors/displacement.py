@@ -98,7 +98,8 @@ def displaced(params: Vec, at: Vec, *, each: bool = False, noise: int | None = N
     check_displacement(params, at, each=each, noise=noise)
     with torch.no_grad():
         saved = vec.clone(params)
-        _moved.append((params, saved))
+        moved = (params, saved)
+        _moved.append(moved)
         try:
             move(params, at, noise)
             at.clear()
@@ -106,8 +107,9 @@ def displaced(params: Vec, at: Vec, *, each: bool = False, noise: int | None = N
             with torch.enable_grad():
                 yield
         finally:
+            # Passes of two engines may end in any order. Tuples of tensors have no truth value, so not by ``remove``.
+            _moved[:] = [other for other in _moved if other is not moved]
             put_back(params, saved)
-            _moved.pop()
             # Autocast caches low-precision copies of the weights and does not notice that the weights moved.
             torch.clear_autocast_cache()
 

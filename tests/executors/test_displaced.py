@@ -140,6 +140,12 @@ def test_a_layer_can_see_its_weights_without_the_displacement():
         with pytest.raises(UsageError, match="must see the parameters that a pass displaces"):
             undisplaced(params[0].detach().clone().requires_grad_())
     assert undisplaced(params[1]) is params[1]
+    first, second = (displaced([p], [torch.ones_like(p)]) for p in params)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)  # in the order of two engines whose passes overlap
+    assert_bits([undisplaced(params[1])], before[1:])
+    second.__exit__(None, None, None)
     with pytest.raises(ZeroDivisionError), displaced(params, [torch.zeros_like(p) for p in params]):
         raise ZeroDivisionError
     assert undisplaced(params[0]) is params[0]

@@ -61,6 +61,12 @@ def test_the_other_task_gives_data_models_and_recipe(cifar10_files: Path) -> Non
     assert names.make("qat:data=fashion-mnist").models[0] == "convnet"
 
 
+@pytest.mark.data
+@pytest.mark.parametrize(("data", "folder"), [("fashion-mnist", "FashionMNIST"), ("cifar10", "cifar-10-batches-py")])
+def test_the_checks_on_real_data(data: str, folder: str, real: Callable[[str], Path]) -> None:
+    assert check_task(Qat(data=data, bits=4, displace="quantized"), root=real(folder)) == []  # type: ignore[arg-type]
+
+
 def test_every_matrix_is_quantized_and_starts_from_the_latent_weights_of_the_other_task() -> None:
     plain = models.seeded(lambda: Digits().model("resnet20"), 3)
     model = models.seeded(lambda: Qat(bits=4).model("resnet20"), 3)
