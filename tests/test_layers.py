@@ -47,6 +47,7 @@ LAB: dict[str, list[str]] = {
     "tasks": ["nouns", "data", "models"],
     "training": ["nouns", "data", "models"],
     "studies": ["nouns", "data", "models", "training"],
+    "survival": ["nouns", "data", "models", "training"],
     "testing": ["nouns", "data", "models", "training"],
 }
 Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef

@@ -6,11 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 from torch.nn.utils import parametrize
 
 from lowland.core import precision, shards, vec
 from lowland.core.errors import UsageError
 from lowland.core.vec import Vec
+
+# The displaced parameters with their saved values, outermost first. Global, because backward may recompute a forward in
+# another thread.
+_moved: list[tuple[Vec, Vec]] = []
 
 
 def check_displacement(params: Vec, at: Vec, *, each: bool = False, noise: int | None = None) -> None:
@@ -93,6 +98,8 @@ def displaced(params: Vec, at: Vec, *, each: bool = False, noise: int | None = N
     check_displacement(params, at, each=each, noise=noise)
     with torch.no_grad():
         saved = vec.clone(params)
+        moved = (params, saved)
+        _moved.append(moved)
         try:
             move(params, at, noise)
             at.clear()
@@ -100,9 +107,34 @@ def displaced(params: Vec, at: Vec, *, each: bool = False, noise: int | None = N
             with torch.enable_grad():
                 yield
         finally:
+            # Passes of two engines may end in any order. Tuples of tensors have no truth value, so not by ``remove``.
+            _moved[:] = [other for other in _moved if other is not moved]
             put_back(params, saved)
             # Autocast caches low-precision copies of the weights and does not notice that the weights moved.
             torch.clear_autocast_cache()
+
+
+def undisplaced(p: Tensor) -> Tensor:
+    """The values of a parameter without the displacement of the running pass; outside of a displaced pass, ``p``.
+
+    For a layer that computes something from its weights that must not see the displacement, such as a quantizer.
+
+    Args:
+        p: The parameter itself, as the executor displaces it.
+
+    Raises:
+        UsageError: A pass is displaced, and ``p`` is trainable and not among its parameters.
+    """
+    for params, saved in _moved:
+        for moved, value in zip(params, saved, strict=True):
+            if moved is p:
+                return value
+    if _moved and p.requires_grad:
+        raise UsageError(
+            "a layer must see the parameters that a pass displaces, but sees other tensors, as under fully_shard; "
+            "train on one device or with DDP, or let the layer see the displaced weights"
+        )
+    return p
 
 
 def forget_derived() -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lowland.lab.recipe import Recipe
     from lowland.lab.studies.door import Comparison, compare, run_study
     from lowland.lab.studies.study import Study
+    from lowland.lab.survival.settings import Survival
+    from lowland.lab.survival.survive import survive
     from lowland.lab.task import Dataset, Task
     from lowland.lab.training.run import train
     from lowland.lab.training.trained import Trained, load_run
@@ -32,12 +34,14 @@ __all__ = [
     "Recipe",
     "RunConfig",
     "Study",
+    "Survival",
     "Task",
     "Trained",
     "compare",
     "load",
     "load_run",
     "run_study",
+    "survive",
     "train",
 ]
 
@@ -49,12 +53,14 @@ _PLACES = {
     "Recipe": "recipe:Recipe",
     "RunConfig": "config:RunConfig",
     "Study": "studies.study:Study",
+    "Survival": "survival.settings:Survival",
     "Task": "task:Task",
     "Trained": "training.trained:Trained",
     "compare": "studies.door:compare",
     "load": "names:make",
     "load_run": "training.trained:load_run",
     "run_study": "studies.door:run_study",
+    "survive": "survival.survive:survive",
     "train": "training.run:train",
 }
 

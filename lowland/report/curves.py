@@ -76,7 +76,7 @@ def curves(
         axes.set_xlim(left, max(left + 1e-9, *(line.points[-1][0] for line in lines)))
         title = score_title(number_format(rows)) if value == "test" else "training loss"
         label_axes(axes, "epoch" if over == "epoch" else "seconds of training", title)
-        _label_ends(figure, axes, lines, look)
+        label_ends(figure, axes, lines, look)
         return svg(figure)
 
 
@@ -97,7 +97,7 @@ def _lines(records: Sequence[RunRecord], rows: Sequence[Row], value: Value, over
     return [line for line in lines if line.points]
 
 
-def _label_ends(
+def label_ends(
     figure: Figure,
     axes: Axes,
     lines: Sequence[Line],

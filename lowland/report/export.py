@@ -64,6 +64,7 @@ def _parts(records: Sequence[RunRecord]) -> dict[str, str]:
     from lowland.report.curves import curves  # here: matplotlib loads slowly
     from lowland.report.drawing import looks
     from lowland.report.gains import gains
+    from lowland.report.survival import survival
 
     rows, finished = summarize(records), chosen(records)
     look = looks(rows)
@@ -73,6 +74,7 @@ def _parts(records: Sequence[RunRecord]) -> dict[str, str]:
         "seconds.svg": curves(finished, rows, look, over="seconds"),
         "loss.svg": curves(finished, rows, look, value="train_loss"),
     }
+    figures |= {f"survival-{number}.svg": svg for number, (svg, _) in enumerate(survival(rows, look), 1)}
     tables = {"table.md": markdown(rows)}
     tables |= {f"{group}.md": markdown(rows, shown) for group, shown in measures.tables(rows).items()}
     return tables | {name: standalone(svg) for name, svg in figures.items() if svg}

@@ -19,7 +19,8 @@ def tables(rows: Sequence[Row]) -> dict[str, list[Column]]:
     measures: dict[str, Measure] = {}
     for row in rows:
         for key, measured in row.measures.items():
-            measures.setdefault(key, measured.measure)
+            if measured.measure.title:
+                measures.setdefault(key, measured.measure)
     titles = _titles(measures)
     shown: dict[str, list[Column]] = {}
     for key, measure in measures.items():

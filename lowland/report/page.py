@@ -189,6 +189,7 @@ def _first(rows: Sequence[Row], look: Mapping[str, Look]) -> list[Figure]:
 
 def _figures(records: Sequence[RunRecord], rows: Sequence[Row], look: Mapping[str, Look]) -> list[Figure]:
     from lowland.report.curves import Over, Value, banded, curves
+    from lowland.report.survival import survival
 
     mean = ", mean over seeds" if any(len(row.seeds) > 1 for row in rows) else ""
     name = rows[0].metric.name
@@ -203,7 +204,7 @@ def _figures(records: Sequence[RunRecord], rows: Sequence[Row], look: Mapping[st
         svg = curves(records, rows, look, value=value, over=over)
         if svg:
             figures.append(Figure(svg, caption, caption + band))
-    return figures
+    return [*figures, *(Figure(svg, caption, caption) for svg, caption in survival(rows, look))]
 
 
 def _setting(records: Sequence[RunRecord]) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -60,8 +60,8 @@ def number_format(rows: Sequence[Row]) -> NumberFormat:
 
 
 def metric_format(metric: MetricRecord, values: Iterable[float]) -> NumberFormat:
-    """The number format for stored values: two decimals for percentages, else four digits of the smallest value."""
-    if metric.unit == "%":
+    """The number format for stored values: two decimals for percents and points, else four digits of the least."""
+    if metric.unit in ("%", "points"):
         return NumberFormat(metric)
     smallest = min((abs(metric.scale * value) for value in values if value), default=1.0)
     return NumberFormat(metric, min(6, max(0, 3 - math.floor(math.log10(smallest)))))

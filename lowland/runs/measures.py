@@ -25,7 +25,7 @@ class Measure:
     Args:
         group: The command that measured it, such as ``"sharpness"`` or ``"survival"``.
         name: The key of the value within its group, such as ``"worst-case"``.
-        title: The heading of its column, such as ``"worst-case m-sharpness"``.
+        title: The heading of its column, such as ``"worst-case m-sharpness"``; empty if it has no column.
         value: The value; None if it is not finite.
         error: The standard error of the value; None if it is exact or unknown.
         unit: The unit of the displayed value, such as ``"%"``.
@@ -54,7 +54,7 @@ class Measure:
 
 
 def append(folder: Path, measures: Iterable[Measure]) -> None:
-    """Append measures to the file of a run folder, one flushed line each.
+    """Append measures to the file of a run folder, one flushed line each; an incomplete last line is removed before.
 
     Raises:
         ArgumentError: The file cannot be written to.
@@ -62,9 +62,12 @@ def append(folder: Path, measures: Iterable[Measure]) -> None:
     lines = [json.dumps(_strict(asdict(measure)), ensure_ascii=False, allow_nan=False) for measure in measures]
     path = folder / MEASURES_FILE
     try:
-        complete = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
-        with path.open("a", encoding="utf-8") as file:
-            file.write(("" if complete else "\n") + "".join(f"{line}\n" for line in lines))
+        with path.open("a+b") as file:
+            file.seek(0)
+            last = file.read().rpartition(b"\n")[2]  # empty if the last line is complete
+            if last:  # left in the middle of the file, it would be refused
+                file.truncate(file.tell() - len(last))
+            file.write("".join(f"{line}\n" for line in lines).encode())
     except OSError as error:
         raise ArgumentError(
             f"runs must be folders that can be written to, but {path} cannot be ({error.strerror}); give rights there"

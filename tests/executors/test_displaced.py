@@ -12,6 +12,7 @@ from torch import nn
 from lowland import SAM, Engine
 from lowland.core.errors import UsageError
 from lowland.core.probe import Probe
+from lowland.executors.displacement import undisplaced
 from lowland.executors.local import displaced
 
 
@@ -124,3 +125,27 @@ def test_an_interrupt_while_gradients_are_collected_still_restores_the_weights()
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the error was told already
         passes.close()
+
+
+def test_a_layer_can_see_its_weights_without_the_displacement():
+    params = weights()
+    before, frozen = bits(params), nn.Parameter(torch.ones(2), requires_grad=False)
+    assert undisplaced(params[1]) is params[1]
+    with displaced(params, [torch.full_like(p, 0.1) for p in params]):
+        inner = [torch.full_like(params[1], 0.2)]
+        with displaced([params[1]], inner):  # the outermost values are those without any displacement
+            assert_bits([undisplaced(p) for p in params], before)
+        assert_bits([undisplaced(p) for p in params], before)
+        assert undisplaced(frozen) is frozen
+        with pytest.raises(UsageError, match="must see the parameters that a pass displaces"):
+            undisplaced(params[0].detach().clone().requires_grad_())
+    assert undisplaced(params[1]) is params[1]
+    first, second = (displaced([p], [torch.ones_like(p)]) for p in params)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)  # in the order of two engines whose passes overlap
+    assert_bits([undisplaced(params[1])], before[1:])
+    second.__exit__(None, None, None)
+    with pytest.raises(ZeroDivisionError), displaced(params, [torch.zeros_like(p) for p in params]):
+        raise ZeroDivisionError
+    assert undisplaced(params[0]) is params[0]

@@ -38,6 +38,11 @@ def test_a_killed_process_loses_its_last_line_alone(tmp_path: Path) -> None:
     file = tmp_path / MEASURES_FILE
     file.write_text(file.read_text()[:-20])
     assert read(tmp_path, SHA) == (measure(0.5),)
+    append(tmp_path, [measure(0.9, rho=0.2)])  # the next process goes on
+    assert read(tmp_path, SHA) == (measure(0.5), measure(0.9, rho=0.2))
+    file.write_text(file.read_text()[:10])  # killed in its first line
+    append(tmp_path, [measure(0.5)])
+    assert read(tmp_path, SHA) == (measure(0.5),)
 
 
 def test_other_lines_are_refused_and_named(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ PAGES = {
             "lowland.lab",
             *("Task", "Dataset", "Metric", "Recipe", "RunConfig", "Budget"),
             *("compare", "Comparison", "train", "load", "Study", "run_study", "load_run", "Trained"),
+            *("survive", "Survival"),
         ),
     ),
     "testing": Page(
