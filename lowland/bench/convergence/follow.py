@@ -16,8 +16,8 @@ from lowland.bench.convergence.problems import Problem, Weights
 from lowland.bench.convergence.theorem import Kind
 from lowland.methods import make
 
-FIRST = 1  # the first counted step: SAMPa's first step is a plain step, which gives x_1 and y_1 = x_0
-FAR = 1e100  # beyond it a trajectory has diverged; its square is still a number
+FIRST = 1  # the steps that are not counted: SAMPa's first step is a plain step, which gives x_1 and y_1 = x_0
+FAR = 1e6  # a trajectory that is so many times farther than it began, or than the radius, has diverged
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,13 @@ class Trajectory:
         distances: ``||x_t - x*||``.
         squares: ``||g(x_t)||^2``, of the gradient of the mean loss over all examples.
         values: The Lyapunov function: SAMPa's ``V_t`` for SAMPa, else the loss.
+        diverged: Whether it ends early, too far away.
     """
 
     distances: list[float]
     squares: list[float]
     values: list[float]
-
-    @property
-    def diverged(self) -> bool:
-        """Whether a value is not finite or beyond ``FAR``."""
-        return not all(abs(v) <= FAR for part in (self.distances, self.squares, self.values) for v in part)
+    diverged: bool
 
     @property
     def settled(self) -> float:
@@ -92,7 +89,10 @@ def follow(problem: Problem, method: lowland.Method, lr: float, steps: int, seed
     model = Weights(problem.start)
     optimizer = SGD(model.parameters(), lr=lr)
     engine = lowland.Engine(method, model, optimizer, problem.loss_fn, seed=seed)
-    path = Trajectory([], [], [])
+    distances: list[float] = []
+    squares: list[float] = []
+    values: list[float] = []
+    far = FAR * (torch.linalg.vector_norm(problem.start - problem.minimizer).item() + float(method.rho))  # type: ignore[arg-type]
     for number, batch in enumerate(problem.batches(seed), 1):
         engine.backward(batch)
         optimizer.step()
@@ -101,13 +101,12 @@ def follow(problem: Problem, method: lowland.Method, lr: float, steps: int, seed
         if isinstance(method, lowland.SAMPa):  # memory has g(y_t), of the batch at hand
             difference = gradient - engine.memory["grad_y"][0]
             value += (1 - lr * problem.smoothness) / 2 * difference.square().sum().item()
-        if number >= FIRST:
-            path.distances.append(torch.linalg.vector_norm(model.w.detach() - problem.minimizer).item())
-            path.squares.append(gradient.square().sum().item())
-            path.values.append(value)
-        if number == steps + FIRST or path.diverged:
+        distances.append(torch.linalg.vector_norm(model.w.detach() - problem.minimizer).item())
+        squares.append(gradient.square().sum().item())
+        values.append(value)
+        if number == steps + FIRST or not distances[-1] <= far:
             break
-    return path
+    return Trajectory(distances, squares, values, diverged=not distances[-1] <= far)
 
 
 def slope(places: Sequence[float], values: Sequence[float]) -> float | None:
@@ -141,5 +140,7 @@ def floor(method: str, lr: float, rho: float) -> float | None:
         lr: The step, < 1/2.
         rho: The radius.
     """
+    if lr >= 0.5:
+        return None
     forms = {"sam": lr * rho / (1 - lr), "OptSAM": rho, "RandSAM": rho * math.sqrt(lr / (1 - lr))}
-    return forms.get(method) if lr < 0.5 else None
+    return forms.get(method)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.functional import hessian as hessian_of
 from torch.nn.functional import softplus
 
 from lowland.core.errors import DataError, MissingExtraError
@@ -69,10 +70,7 @@ class Problem:
 
     def at(self, weights: Tensor) -> tuple[float, Tensor]:
         """The mean loss over all examples, and its gradient, shape ``(d,)``."""
-        w = weights.detach().clone().requires_grad_(True)
-        value = self.losses(w, self.examples).mean()
-        (gradient,) = torch.autograd.grad(value, w)
-        return value.item(), gradient
+        return _value_and_gradient(lambda w: self.losses(w, self.examples).mean(), weights)
 
     def batches(self, seed: int) -> Iterator[Tensor]:
         """Batches without end: all examples, or in each epoch a new permutation of them, cut into batches."""
@@ -85,6 +83,13 @@ class Problem:
                 yield from (self.examples[rows] for rows in torch.split(order, self.batch))
 
 
+def _value_and_gradient(loss: Callable[[Tensor], Tensor], weights: Tensor) -> tuple[float, Tensor]:
+    w = weights.detach().clone().requires_grad_(True)
+    value = loss(w)
+    (gradient,) = torch.autograd.grad(value, w)
+    return value.item(), gradient
+
+
 def _quadratic(curvature: Tensor, weights: Tensor, examples: Tensor) -> Tensor:
     """``1/2 sum_i h_i (w_i - z_i)^2`` for every example z."""
     return (weights - examples).square() @ curvature / 2
@@ -95,9 +100,12 @@ def _logistic(weights: Tensor, examples: Tensor) -> Tensor:
     return softplus(-(examples @ weights))
 
 
-def _unit(dimension: int) -> Tensor:
-    """The start of the quadratics: equal entries, length 1."""
-    return torch.full((dimension,), 1 / math.sqrt(dimension), dtype=torch.float64)
+def _start(dimension: int) -> Tensor:
+    """The start of the quadratics: equal entries, length sqrt(2).
+
+    A length that is a multiple of the radius would let the weights hit the minimizer of ``||x||^2`` exactly.
+    """
+    return torch.full((dimension,), math.sqrt(2 / dimension), dtype=torch.float64)
 
 
 def square() -> Problem:
@@ -109,7 +117,7 @@ def square() -> Problem:
         formula="||x||² in 10 dimensions",
         losses=partial(_quadratic, curvature),
         examples=zero[None],
-        start=_unit(10),
+        start=_start(10),
         minimizer=zero,
         smoothness=2.0,
     )
@@ -124,7 +132,7 @@ def valley() -> Problem:
         formula="½ Σ hᵢ xᵢ² with 10 curvatures from 0.01 to 1",
         losses=partial(_quadratic, curvature),
         examples=zero[None],
-        start=_unit(10),
+        start=_start(10),
         minimizer=zero,
         smoothness=curvature.max().item(),
     )
@@ -139,7 +147,7 @@ def noisy() -> Problem:
         formula="½ ||x − z||² over 64 examples z, in mini-batches of 8",
         losses=partial(_quadratic, torch.ones(10, dtype=torch.float64)),
         examples=examples,
-        start=examples.mean(0) + _unit(10),
+        start=examples.mean(0) + _start(10),
         minimizer=examples.mean(0),
         smoothness=1.0,
         batch=8,
@@ -189,10 +197,10 @@ def _newton(losses: Callable[[Tensor, Tensor], Tensor], examples: Tensor) -> Ten
         return losses(w, examples).mean()
 
     def gradient(w: Any) -> Any:
-        return torch.func.grad(mean)(torch.from_numpy(w)).numpy()
+        return _value_and_gradient(mean, torch.from_numpy(w))[1].numpy()
 
     def hessian(w: Any) -> Any:
-        return torch.func.hessian(mean)(torch.from_numpy(w)).numpy()
+        return hessian_of(mean, torch.from_numpy(w)).numpy()  # type: ignore[no-untyped-call]
 
     found = root(gradient, [0.0] * examples.shape[1], jac=hessian, options={"xtol": 1e-15})
     minimizer = torch.from_numpy(found.x)

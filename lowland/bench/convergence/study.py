@@ -28,7 +28,7 @@ from lowland.report.convergence.record import FloorRecord, ProblemRecord, RateRe
 
 HALVINGS = 4  # steps with which the methods settle on ||x||^2: lr, lr / 2, …
 LENGTHS = 6  # numbers of steps of the rates: steps, steps / 2, …
-POINTS = 120  # points of a curve in the record
+POINTS = 80  # points of a curve in the record
 RATED = ("sam", "sampa:lam=0", "sampa:lam=0.2")  # the methods whose rates are fitted
 LEAST = 100  # the fewest steps: shorter ones have no decade to fit
 
@@ -175,10 +175,12 @@ def _root_mean_square(values: Sequence[float]) -> float:
 
 
 def _floors(problem: Problem, name: str, setting: Setting) -> list[FloorRecord]:
-    """Where a method settles with smaller and smaller steps; each training is long enough to settle."""
+    """Where a method settles with smaller and smaller steps below 2 / L; each training is long enough to settle."""
     found = []
     for halving in range(HALVINGS):
         lr = setting.step_of(problem) / 2**halving
+        if lr >= limit("plain", problem.smoothness):
+            continue  # not even plain descent settles
         steps = max(setting.steps, math.ceil(60 / (lr * problem.smoothness)))
         path = follow(problem, contestants(setting.rho)[name].method, lr, steps)
         if not path.diverged:
@@ -190,7 +192,7 @@ def _floors(problem: Problem, name: str, setting: Setting) -> list[FloorRecord]:
 def _floor_slope(floors: Sequence[FloorRecord], name: str) -> float | None:
     """The exponent of lr in the distance; None where the method settles at the minimizer, to rounding."""
     own = [found for found in floors if found.method == name]
-    if min(found.distance for found in own) < SLACK:
+    if not own or min(found.distance for found in own) < SLACK:
         return None
     return slope([found.lr for found in own], [found.distance for found in own])
 
