@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from lowland.bench.convergence.study import Setting, study, total
+from lowland.core.errors import ArgumentError
 from lowland.report.convergence.page import export, write_page
 from lowland.report.convergence.record import Study
 from lowland.report.convergence.words import HEADINGS, cells, setting, title, verdict
@@ -48,6 +49,10 @@ class Convergence:
 
     def run(self, console: Console, argv: Sequence[str]) -> int:
         """Compute or read the study, print it, and write page and record."""
+        if self.out.suffix == ".json":
+            raise ArgumentError(
+                f"out must be a page, but is {self.out}, the record's name; write --out convergence.html"
+            )
         found = self._computed(console) if self.record is None else Study.read(self.record)
         written = [write_page(found, self.out, command=shlex.join(["lowland", *argv]))]
         if self.record is None:

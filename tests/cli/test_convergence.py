@@ -57,6 +57,7 @@ def test_a_large_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     [
         (["--steps", "5"], "steps must be an integer >= 100, but is 5"),
         (["--rho", "0"], "rho must be > 0, but is 0.0"),
+        (["--out", "page.json"], "out must be a page, but is page.json"),
         (["--record", "missing.json"], "record must be a JSON file of lowland convergence, but missing.json"),
     ],
 )

@@ -40,7 +40,7 @@ class Setting:
     Args:
         steps: Steps of a trajectory, >= 100.
         rho: The radius of all methods, > 0.
-        lr: The step on all problems, > 0; None takes half of :func:`step_of`'s limit on each problem.
+        lr: The step on all problems, > 0; None takes half of SAMPa's limit on each problem.
         seeds: Trajectories with mini-batches or random directions, >= 1.
 
     Raises:
@@ -53,7 +53,7 @@ class Setting:
     seeds: int = 3
 
     def __post_init__(self) -> None:
-        checks.integer("steps", self.steps, LEAST, "500 take about half a minute")
+        checks.integer("steps", self.steps, LEAST, "500 take about a minute")
         checks.integer("seeds", self.seeds, 1, "3 is usual")
         for name in ("rho", "lr"):
             value = getattr(self, name)

@@ -109,7 +109,7 @@ def _scale(axes: Axes, lines: Sequence[Line], decades: int) -> None:
         axis.set_major_locator(LogLocator(numticks=6))
         axis.set_minor_formatter(NullFormatter())
     if len(places) <= 6:
-        axes.set_xticks(places, [f"{x:.3g}" for x in places])
+        axes.set_xticks(places, [f"{x:.4g}" for x in places])
         axes.xaxis.set_minor_locator(NullLocator())
 
 

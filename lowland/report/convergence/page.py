@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def render(study: Study, command: str | None = None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"parts": list, "own": str, "unsaid": str}  # of the base, whose content is replaced
+    environment.filters["parts"] = re.compile(r"[^:]*:?").findall  # a long name may break between them
+    environment.filters |= {"own": str, "unsaid": str}  # of the base, whose content is replaced
     return environment.get_template("convergence/page.html").render(
         title=TITLE,
         study=study,

@@ -97,4 +97,4 @@ def settling(study: Study) -> Sequence[str]:
     if not found:
         return []
     lr = min(floor.lr for floor in study.floors)
-    return [f"On ||x||², with a step of {lr:.3g}, the methods settle away from the minimizer: {listed(found)}."]
+    return [f"On ||x||², with a step of {lr:.4g}, the methods settle away from the minimizer: {listed(found)}."]

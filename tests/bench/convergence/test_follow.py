@@ -68,6 +68,15 @@ def test_sam_settles_where_the_closed_form_says(lr: float) -> None:
     assert floor("sam", lr, RHO) == pytest.approx(path.settled, abs=SAME)
 
 
+@pytest.mark.parametrize("method", [lowland.SAMPa(rho=RHO, lam=0.0), lowland.AsyncSAM(rho=RHO, share=1.0)])
+def test_where_a_late_sign_settles_depends_on_the_start(method: lowland.Method) -> None:
+    """So no closed form is given: there are several cycles, all in proportion to the step."""
+    lr = 0.0625
+    found = {round(follow(parabola(1 + 0.07 * n), method, lr, 200).settled / (lr * RHO), 2) for n in range(4)}
+    assert len(found) > 1
+    assert 1 < min(found) < max(found) < 3
+
+
 @pytest.mark.parametrize("lr", [0.05, 0.25])
 def test_optsam_goes_to_a_point_at_distance_rho(lr: float) -> None:
     """Whatever the step: ``x_t + rho u`` shrinks by ``1 - 2 lr``, until the gradient there is as small as 1e-6."""
