@@ -27,6 +27,7 @@ from lowland.core.errors import ArgumentError
 from lowland.report.convergence.record import FloorRecord, ProblemRecord, RateRecord, Study, TraceRecord
 
 HALVINGS = 4  # steps with which the methods settle on ||x||^2: lr, lr / 2, …
+LONGEST = 20  # times the steps of the study: trainings that settle
 LENGTHS = 6  # numbers of steps of the rates: steps, steps / 2, …
 POINTS = 80  # points of a curve in the record
 RATED = ("sam", "sampa:lam=0", "sampa:lam=0.2")  # the methods whose rates are fitted
@@ -175,13 +176,18 @@ def _root_mean_square(values: Sequence[float]) -> float:
 
 
 def _floors(problem: Problem, name: str, setting: Setting) -> list[FloorRecord]:
-    """Where a method settles with smaller and smaller steps below 2 / L; each training is long enough to settle."""
+    """Where a method settles with smaller and smaller steps; each training is long enough to settle.
+
+    Left out are steps that are too large for SAMPa's theorem, with some of which nothing settles, and steps so small
+    that settling takes more than ``LONGEST`` times the steps of the study.
+    """
     found = []
     for halving in range(HALVINGS):
         lr = setting.step_of(problem) / 2**halving
-        if lr >= limit("plain", problem.smoothness):
-            continue  # not even plain descent settles
-        steps = max(setting.steps, math.ceil(60 / (lr * problem.smoothness)))
+        needed = 60 / (lr * problem.smoothness)  # plain descent shrinks by exp(-60)
+        if not holds("sampa", problem.smoothness, lr) or needed > LONGEST * setting.steps:
+            continue
+        steps = max(setting.steps, math.ceil(needed))
         path = follow(problem, contestants(setting.rho)[name].method, lr, steps)
         if not path.diverged:
             closed = floor(name, lr, setting.rho)

@@ -113,6 +113,12 @@ def test_what_diverges_is_recorded_without_numbers() -> None:
     assert isinstance(found, Study)
 
 
+def test_steps_with_which_nothing_settles_are_left_out() -> None:
+    square = PROBLEMS["square"]()
+    assert studies._floors(square, "sam", Setting(steps=100, lr=1e-3)) == []  # it would take 30,000 steps
+    assert [floor.lr for floor in studies._floors(square, "sam", Setting(steps=100, lr=1.5))] == [0.375, 0.1875]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
