@@ -92,6 +92,7 @@ def _commands() -> Any:
 
     from lowland.cli.bench.choice import Bench
     from lowland.cli.compare import Compare
+    from lowland.cli.convergence import Convergence
     from lowland.cli.methods import Methods
     from lowland.cli.report import Report
     from lowland.cli.survive import Survive
@@ -100,7 +101,7 @@ def _commands() -> Any:
 
     kinds = {
         "compare": Compare, "train": Train, "report": Report, "methods": Methods, "tasks": Tasks, "bench": Bench,
-        "survive": Survive,
+        "survive": Survive, "convergence": Convergence,
     }  # fmt: skip
     return Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items())]  # noqa: UP007
 

@@ -56,10 +56,25 @@ def write_page(
     Raises:
         ArgumentError: There are no records, or the file cannot be written.
     """
+    return write_text(path, render(records, title=title, command=command, remarks=remarks))
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a file atomically: after an error the old file is unchanged.
+
+    Args:
+        path: The file to write; its folder is created if missing.
+        text: Its contents.
+
+    Returns:
+        The path.
+
+    Raises:
+        ArgumentError: The file cannot be written.
+    """
     target = Path(path)
-    html = render(records, title=title, command=command, remarks=remarks)
     try:
-        _replace(target, html)
+        _replace(target, text)
     except OSError as error:
         raise ArgumentError(
             f"out must be a file that can be written to, but {target} cannot be ({error.strerror or error}); "

@@ -1,0 +1,1 @@
+"""SAM and SAMPa on convex problems with a fixed radius, beside what theorems promise: ``lowland convergence``."""

@@ -1,0 +1,1 @@
+"""The page of ``lowland convergence``, from its record. Needs no torch."""
