@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lowland.lab.recipe import Recipe
     from lowland.lab.studies.door import Comparison, compare, run_study
     from lowland.lab.studies.study import Study
+    from lowland.lab.studies.sweeps.door import SweepResult, sweep
+    from lowland.lab.studies.sweeps.settings import Settings as SweepSettings
     from lowland.lab.task import Dataset, Task
     from lowland.lab.training.run import train
 
@@ -31,10 +33,13 @@ __all__ = [
     "Recipe",
     "RunConfig",
     "Study",
+    "SweepResult",
+    "SweepSettings",
     "Task",
     "compare",
     "load",
     "run_study",
+    "sweep",
     "train",
 ]
 
@@ -46,10 +51,13 @@ _PLACES = {
     "Recipe": "recipe:Recipe",
     "RunConfig": "config:RunConfig",
     "Study": "studies.study:Study",
+    "SweepResult": "studies.sweeps.door:SweepResult",
+    "SweepSettings": "studies.sweeps.settings:Settings",
     "Task": "task:Task",
     "compare": "studies.door:compare",
     "load": "names:make",
     "run_study": "studies.door:run_study",
+    "sweep": "studies.sweeps.door:sweep",
     "train": "training.run:train",
 }
 

@@ -104,7 +104,7 @@ class RunRecord:
 
     ``contestant`` is the method's text and, after ``@``, the fields of its own recipe: ``plain@epochs=16``. The first
     of ``metrics`` is the headline. ``select`` is the epoch whose metrics a comparison uses: the last, or the best on
-    the validation part.
+    the validation part. ``pruned`` is the epoch after which a sweep ended the run before its budget was used up.
     """
 
     path: Path
@@ -128,6 +128,7 @@ class RunRecord:
     resumed: int
     warnings: tuple[str, ...]
     end: EndRecord | None
+    pruned: int | None = None
 
     @property
     def finished(self) -> bool:
