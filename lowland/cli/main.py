@@ -99,7 +99,8 @@ def _commands() -> Any:
     from lowland.cli.train import Train
 
     kinds = {
-        "compare": Compare, "sweep": Sweep, "train": Train, "report": Report, "methods": Methods, "tasks": Tasks, "bench": Bench,
+        "compare": Compare, "train": Train, "report": Report, "methods": Methods, "tasks": Tasks, "bench": Bench,
+        "sweep": Sweep,
     }  # fmt: skip
     return Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items())]  # noqa: UP007
 

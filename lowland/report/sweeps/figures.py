@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import TYPE_CHECKING
 
 from lowland.core.errors import MissingExtraError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BLUE, ORANGE = COLORS[0], COLORS[1]
+FAR = 4.0  # values that are this many times farther from the best than the median are cut off, so that others differ
 UNFINISHED = 0.06  # the height above the axis at which trials without a value are marked, as a fraction
 
 
@@ -37,7 +39,8 @@ def history(contestant: ContestantRecord, style: NumberFormat) -> str:
             steps.append((trial.number, best))
         last = contestant.trials[-1].number
         axes.step([*(n for n, _ in steps), last], [*(v for _, v in steps), best], where="post", color=ORANGE, lw=1.6)
-        axes.plot([t.number for t, _ in points], [v for _, v in points], "o", color=BLUE, ms=5, zorder=3)
+        for trial, value in points:
+            _mark(axes, trial.number, value, [v for _, v in points], style.metric)
         _limit(axes, [value for _, value in points], style.metric)
         _mark_unfinished(axes, [(trial, trial.number) for trial in contestant.trials])
         axes.set_xlim(-0.5, max(last, 1) + 0.5)
@@ -56,21 +59,23 @@ def slice_of(contestant: ContestantRecord, parameter: ParameterRecord, style: Nu
         figure, axes = canvas(5.6, 3.2, left=0.6, right=0.15)
         places = horizontal(axes, parameter)
         for trial, value in points:
-            chosen = trial == best
-            axes.plot(
-                place_of(trial.values[parameter.name], places),
-                value,
-                "o",
-                color=ORANGE if chosen else BLUE,
-                ms=8 if chosen else 5,
-                zorder=4 if chosen else 3,
-                alpha=1.0 if chosen else 0.75,
-            )
+            x = place_of(trial.values[parameter.name], places)
+            _mark(axes, x, value, [v for _, v in points], style.metric, best=trial == best)
         _limit(axes, [value for _, value in points], style.metric)
         marks = [(t, t.values[parameter.name]) for t in contestant.trials if parameter.name in t.values]
         _mark_unfinished(axes, [(t, place_of(text, places)) for t, text in marks])
         label_axes(axes, parameter.name, _title(style))
         return svg(figure)
+
+
+def shown(values: Sequence[float], metric: MetricRecord) -> tuple[float, float]:
+    """The lowest and the highest value of a scale: the best value, and the worst that is not far from the others."""
+    sign = 1 if metric.higher else -1
+    signed = [sign * value for value in values]
+    best, middle = max(signed), median(signed)
+    worst = max(min(signed), middle - FAR * (best - middle)) if best > middle else min(signed)
+    ends = (sign * worst, sign * best)
+    return min(ends), max(ends)
 
 
 def importance(shares: Mapping[str, float]) -> str:
@@ -135,9 +140,20 @@ def _scored(contestant: ContestantRecord, style: NumberFormat) -> list[tuple[Tri
     return [(trial, scale * trial.score) for trial in contestant.finished() if trial.score is not None]
 
 
+def _mark(
+    axes: Axes, x: float, value: float, values: Sequence[float], metric: MetricRecord, *, best: bool = False
+) -> None:
+    """Mark a trial; one that is far worse than the others as a triangle at the end of the scale."""
+    low, high = shown(values, metric)
+    inside = min(max(value, low), high)
+    marker = "o" if inside == value else "v" if value < low else "^"
+    size, above = (8, 4) if best else (5, 3)
+    axes.plot(x, inside, marker, color=ORANGE if best else BLUE, ms=size, zorder=above, alpha=1.0 if best else 0.75)
+
+
 def _limit(axes: Axes, values: Sequence[float], metric: MetricRecord) -> None:
     """Limit the vertical axis to the values, with space below for the marks of trials without a value."""
-    low, high = min(values), max(values)
+    low, high = shown(values, metric)
     room = (high - low) * 0.12 or abs(high) * 0.02 or 1.0
     axes.set_ylim(max(low - 1.6 * room, metric.bounds[0] - 1.6 * room), high + room)
 

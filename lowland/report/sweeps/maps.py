@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lowland.core.errors import MissingExtraError
 from lowland.report.drawing import INK, MUTED, NEUTRAL, PAPER, STYLE, label_axes, svg
-from lowland.report.sweeps.figures import horizontal, place_of, sorted_choices
+from lowland.report.sweeps.figures import horizontal, place_of, shown, sorted_choices
 from lowland.report.values import NumberFormat
 from lowland.runs.sweep import ContestantRecord, ParameterRecord, TrialRecord
 
@@ -56,8 +56,8 @@ def map_of(contestant: ContestantRecord, style: NumberFormat) -> str:
         return ""
     cells = _cells(contestant, pair, style)
     scores = [cell.score for cell in cells if cell.score is not None]
-    low, high = min(scores), max(scores)
-    norm = Normalize(low, high if high > low else low + 1)
+    low, high = shown(scores, style.metric)
+    norm = Normalize(low, high if high > low else low + 1, clip=True)
     with rc_context(STYLE):
         if is_grid(contestant, pair):
             columns, rows = (sorted_choices(each) for each in pair)
@@ -67,7 +67,8 @@ def map_of(contestant: ContestantRecord, style: NumberFormat) -> str:
             figure, axes = _frame(6.4, 3.9)
             _draw_points(axes, cells, pair, norm, style)
         label_axes(axes, pair[0].name, pair[1].name)
-        _draw_bar(figure, axes, (low, high), style)
+        cut = low > min(scores) or high < max(scores)
+        _draw_bar(figure, axes, (low, high), style, cut=cut)
         return svg(figure)
 
 
@@ -103,7 +104,7 @@ def _rank(trial: TrialRecord, sign: int) -> tuple[bool, float]:
 def _frame(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure whose axes have this size in inches, with space for a color bar on the right."""
     width, height = max(width, 2.4), max(height, 0.9)
-    left, right, top, bottom = 0.75, 1.15, 0.32, 0.5
+    left, right, top, bottom = 0.75, 1.65, 0.32, 0.5
     figure = Figure(figsize=(left + width + right, top + height + bottom))
     whole = (left + width + right, top + height + bottom)
     return figure, figure.add_axes((left / whole[0], bottom / whole[1], width / whole[0], height / whole[1]))
@@ -165,8 +166,8 @@ def _depth(score: float, norm: Normalize, style: NumberFormat) -> float:
     return depth if style.metric.higher else 1 - depth
 
 
-def _draw_bar(figure: Figure, axes: Axes, ends: tuple[float, float], style: NumberFormat) -> None:
-    """The color bar: the worst value at the bottom, the best at the top."""
+def _draw_bar(figure: Figure, axes: Axes, ends: tuple[float, float], style: NumberFormat, *, cut: bool) -> None:
+    """The color bar: the worst value at the bottom, the best at the top; ``cut`` if some values are worse."""
     place = axes.get_position()
     wide = 0.16 / figure.get_figwidth()
     bar = figure.add_axes((place.x1 + 2 * wide, place.y0, wide, place.height))
@@ -181,6 +182,8 @@ def _draw_bar(figure: Figure, axes: Axes, ends: tuple[float, float], style: Numb
     worst, best = ends if style.metric.higher else ends[::-1]
     scale = style.metric.scale
     labels = [style.value((worst + share * (best - worst)) / scale) for share in (0.0, 0.5, 1.0)]
+    if cut:
+        labels[0] += " or worse"
     bar.set_yticks([0.0, 0.5, 1.0] if worst != best else [0.5], labels=labels if worst != best else labels[:1])
     bar.tick_params(length=0)
     for spine in bar.spines.values():

@@ -69,8 +69,8 @@ def _contestant(contestant: ContestantRecord, record: SweepRecord, style: Number
         "pruned": contestant.count("pruned"),
         "diverged": contestant.count("diverged"),
         "score": style.value(None if best is None else best.score),
-        "values": NONE if best is None else values_text(best),
-        "sentence": best_sentence(contestant, record),
+        "chosen": NONE if best is None else values_text(best),
+        "sentence": best_sentence(contestant, record, named=False),
         "map": _map(contestant, style),
         "figures": _figures(contestant, style),
         "columns": ["trial", _metric(style), *(each.name for each in contestant.parameters), "outcome", "epochs"],
@@ -97,13 +97,16 @@ def _map(contestant: ContestantRecord, style: NumberFormat) -> Figure | None:
 
 
 def _figures(contestant: ContestantRecord, style: NumberFormat) -> list[Figure]:
-    from lowland.report.sweeps.figures import history, importance, slice_of
+    from lowland.report.sweeps.figures import history, importance, shown, slice_of
 
     name, without = (
         style.metric.name,
         "Marks at the bottom have no value: hollow were pruned, crosses diverged or were refused.",
     )
     bottom = f" {without}" if any(t.score is None and t.outcome != "running" for t in contestant.trials) else ""
+    scores = [style.metric.scale * trial.score for trial in contestant.finished() if trial.score is not None]
+    if scores and shown(scores, style.metric) != (min(scores), max(scores)):
+        bottom = f" Triangles are beyond the scale.{bottom}"
     drawn = [
         (slice_of(contestant, each, style), f"Validation {name} by {each.name}; the best trial is large.{bottom}")
         for each in contestant.parameters

@@ -41,22 +41,29 @@ def headline(record: SweepRecord) -> str:
     first, style = winners[0][1], style_of(record)
     value = f"{style.value(first.score)}{style.unit}"
     if len(record.contestants) == 1:
-        return best_sentence(record.contestants[0], record)
+        return best_sentence(record.contestants[0], record, named=False)
     return (
         f"The best validation {record.metric.name} is {value}, with {first.text}. {_equal_trials(record)} "
         "Whether the contestants differ is for the comparison on the test set to say."
     )
 
 
-def best_sentence(contestant: ContestantRecord, record: SweepRecord) -> str:
-    """The sentence about one contestant: its best trial, and how many trials it was chosen from."""
+def best_sentence(contestant: ContestantRecord, record: SweepRecord, *, named: bool = True) -> str:
+    """The sentence about one contestant: its best trial, and how many trials it was chosen from.
+
+    Args:
+        contestant: The contestant.
+        record: The sweep.
+        named: Whether the sentence names the contestant.
+    """
     best, style = contestant.best(record.metric.higher), style_of(record)
+    name = f"{contestant.text}: " if named else ""
     if best is None:
-        return f"{contestant.text}: no trial has finished; {_counts(contestant)}."
+        return f"{name}No trial has finished: {_counts(contestant)}."
     value = f"{style.value(best.score)}{style.unit}"
     over = "" if len(record.seeds) == 1 else f", the mean over {plural(len(record.seeds), 'seed')}"
     text = (
-        f"{contestant.text}: trial {best.number} has the best validation {record.metric.name}, {value}{over}, with "
+        f"{name}Trial {best.number} has the best validation {record.metric.name}, {value}{over}, with "
         f"{values_text(best)}; chosen from {_counts(contestant)}."
     )
     return " ".join([text, *_ties(contestant, best), *edges(contestant, best)])

@@ -57,13 +57,13 @@ class Plan:
         return TRIALS if settings.trials is None else settings.trials
 
 
-def study_name(plan: Plan, contestant: Template, first: RunConfig) -> str:
+def study_name(plan: Plan, contestant: Template) -> str:
     """The name of a contestant's study: the contestant, and a hash of everything that decides its trials."""
     settings = plan.settings
     decisive = [
         plan.task.text,
         contestant.text,
-        run_name(first),
+        run_name(plan.first(contestant)),
         settings.all_seeds,
         settings.sampler,
         settings.points,

@@ -194,5 +194,5 @@ def make_sampler(name: str, parameters: Sequence[Parameter], points: int | None,
 def make_pruner(name: str) -> optuna.pruners.BasePruner:
     """The pruner of a study."""
     if name == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=JUDGED, n_warmup_steps=1)
+        return optuna.pruners.MedianPruner(n_startup_trials=JUDGED)
     return optuna.pruners.HyperbandPruner() if name == "hyperband" else optuna.pruners.NopPruner()

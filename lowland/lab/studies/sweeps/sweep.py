@@ -75,9 +75,9 @@ class Sweep:
     ) -> None:
         self.plan, self.out, self.text, self.on_trial = plan, out, text, on_trial
         self._comparison = comparison
-        self.bases = [plan.first(contestant) for contestant in plan.contestants]
-        self._names = [study_name(plan, each, base) for each, base in zip(plan.contestants, self.bases, strict=True)]
-        metrics = self.bases[0].task.metrics
+        self._names = [study_name(plan, contestant) for contestant in plan.contestants]
+        self._shared = plan.base(plan.task.fill({p.name: p.values.ends[0] for p in plan.task.parameters}))
+        metrics = self._shared.task.metrics
         described: dict[str, Any] = metrics[0].described() if metrics else LOSS
         self._metric = MetricRecord(**described)
         self._current: _Current | None = None
@@ -85,7 +85,7 @@ class Sweep:
             self._locks = Locks(out) if ranks.first else None
             self.contests = self._make_contests(self._locks) if self._locks is not None else []
         digest = hashlib.sha256(json.dumps(self._names).encode()).hexdigest()[:8]
-        task, model = Path(self.bases[0].task_text).name, Path(self.bases[0].model_text).name
+        task, model = Path(self._shared.task_text).name, Path(self._shared.model_text).name
         readable = re.sub(r"[^A-Za-z0-9._=+-]", "_", f"{task}-{model}")[:120]
         self.path = out / f"sweep-{readable}-{digest}.json"
 
@@ -194,7 +194,7 @@ class Sweep:
         name = self._metric.name
         if record.end is None or record.end.diverged or not record.epochs:
             return None
-        if self.bases[0].select == "best":
+        if self._shared.select == "best":
             return None if record.end.best is None else record.end.best.validation.get(name)
         return record.epochs[-1].validation.get(name)
 
@@ -220,7 +220,7 @@ class Sweep:
 
     def record(self, *, importance: bool = False) -> SweepRecord:
         """The record of all trials so far."""
-        base, settings = self.bases[0], self.plan.settings
+        base, settings = self._shared, self.plan.settings
         seed = "" if settings.sampler == "grid" else f", seed {settings.sampler_seed}"
         made = SweepRecord(
             time=now(),
@@ -255,4 +255,4 @@ class Sweep:
         ]
 
     def _world(self) -> Any:
-        return world(self.bases[0].mesh, self.bases[0].device)
+        return world(self._shared.mesh, self._shared.device)
