@@ -64,12 +64,13 @@ class Sweep(Options):
     def run(self, console: Console, argv: Sequence[str]) -> int:
         """Train the missing trials, print the best of each method, and write the page."""
         from lowland.lab.studies.sweeps.door import run  # here: optuna loads slowly, and may be missing
+        from lowland.lab.studies.sweeps.samplers import masked
         from lowland.report.sweeps.page import write_page
         from lowland.report.sweeps.sentences import summary
 
         plan = self._plan()
         total = sum(plan.total(contestant) for contestant in plan.contestants)
-        typed = command(argv)
+        typed = [masked(word) for word in command(argv)]  # for files that are shown to others
         metrics = names.make(plan.task.fill({p.name: p.values.ends[0] for p in plan.task.parameters})).metrics
         with display(console, total, metrics) as lines:
             shown = Trials(lines, [each.text for each in plan.contestants])

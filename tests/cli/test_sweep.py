@@ -62,6 +62,15 @@ def test_the_same_command_keeps_what_is_done(tmp_path, capsys):
     assert "runs must be the record of one sweep alone" in capsys.readouterr().err
 
 
+def test_a_password_is_in_no_file(tmp_path, capsys):
+    storage = f"sqlite://me:secret@/{tmp_path}/trials.db"  # a URL that sqlite refuses, as its reason says
+    arguments = ["sweep", *TINY, "--method", "sam:rho=0.05|0.1", "--storage", storage, "--out", str(tmp_path)]
+    assert main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert "storage must be a database that can be opened" in shown
+    assert "secret" not in shown
+
+
 def test_ctrl_c_tells_how_to_go_on(tmp_path, capsys, monkeypatch):
     def interrupted(self, batch, progress):
         raise KeyboardInterrupt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from lowland.core.errors import ArgumentError, MissingExtraError
 from lowland.lab.studies.sweeps.locks import FileLock, Locks
 from lowland.lab.studies.sweeps.ranges import Choices, Range
 from lowland.lab.studies.sweeps.template import Parameter
+from lowland.runs.file import remove_incomplete_line
 
 try:
     import optuna
@@ -75,16 +77,38 @@ def open_storage(url: str | None, locks: Locks) -> Any:
         with locks.hold("storage"):  # two processes must not make the tables at once
             return optuna.storages.RDBStorage(url)
     except ImportError as error:
-        raise ArgumentError(f"storage {url!r} needs a driver that is not installed ({error}); install it") from None
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ArgumentError(f"storage must be a database that can be opened, but {url!r} cannot be: {reason}") from None
+        raise ArgumentError(
+            f"storage must be a database with a driver, but that of {masked(url)!r} is not installed ({error}); "
+            "install it"
+        ) from None
+    except Exception as error:  # of SQLAlchemy, or of the driver
+        reason = masked(next(iter(str(error).strip().splitlines()), type(error).__name__))
+        raise ArgumentError(
+            f"storage must be a database that can be opened, but {masked(url)!r} cannot be ({reason}); correct the URL"
+        ) from None
+
+
+def masked(text: str) -> str:
+    """A text in which the password of a URL is hidden.
+
+    Example:
+        >>> masked("--storage postgresql://me:secret@host/name")
+        '--storage postgresql://me:***@host/name'
+    """
+    return re.sub(r"(://[^:/@\s]*):[^/\s]*@", r"\1:***@", text)
 
 
 def open_journal(folder: Path, locks: Locks) -> Any:
-    """The storage in a file that several machines can share, also where databases cannot."""
+    """The storage in a file that several machines can share, also where databases cannot.
+
+    A process that was killed while it wrote, or on a full disk, leaves an incomplete last line, which is removed.
+    """
     lock: Any = FileLock(locks)
-    backend = JournalFileBackend(str(folder / JOURNAL), lock_obj=lock)
+    path = folder / JOURNAL
+    with locks.hold("journal"):
+        if path.exists():
+            remove_incomplete_line(path)
+    backend = JournalFileBackend(str(path), lock_obj=lock)
     return optuna.storages.JournalStorage(backend)
 
 

@@ -59,6 +59,13 @@ class Nearness(Pulled):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lost(Pulled):
+    """Measured by what is no number, while the loss is one."""
+
+    metrics: ClassVar = (lab.Metric(name="lost", update=gap, compute=lambda totals: float("nan")),)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Unheld(Pulled):
     """Without a validation part."""
 

@@ -227,6 +227,21 @@ def test_a_surplus_trial_does_not_count(place: Path, monkeypatch: pytest.MonkeyP
     assert more.contestants == swept(methods, trials=4, out="at_once").contestants
 
 
+def test_an_incomplete_line_of_the_journal_is_removed(place: Path) -> None:
+    swept(["plain@lr=0.01..0.3:log"], trials=2)
+    with Path("runs/sweeps.journal").open("ab") as journal:
+        journal.write(b'{"op_code": 4, "tri')  # as a full disk leaves it
+    record = swept(["plain@lr=0.01..0.3:log"], trials=4)
+    assert record.contestants == swept(["plain@lr=0.01..0.3:log"], trials=4, out="whole").contestants
+
+
+def test_a_metric_that_is_not_finite_is_no_score(place: Path) -> None:
+    record = grid(["plain@lr=0.1|0.2"], "pulled.py:Lost")
+    assert [trial.outcome for trial in record.contestants[0].trials] == ["failed"] * 2
+    assert record.contestants[0].trials[0].message == "the validation lost is not finite"
+    assert record.winners() == []
+
+
 def test_a_user_s_own_optuna_is_left_as_it_was(place: Path) -> None:
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.DEBUG)
