@@ -118,7 +118,7 @@ class Sweep(Options):
 
     def _plan(self) -> Any:
         from lowland.lab.studies.sweeps.plan import Plan
-        from lowland.lab.studies.sweeps.settings import Settings
+        from lowland.lab.studies.sweeps.settings import SweepSettings
         from lowland.lab.studies.sweeps.template import Template
 
         if self.budget == "seconds" and self.limit is None:
@@ -126,7 +126,7 @@ class Sweep(Options):
                 "limit must be given for a sweep whose budget is in seconds, because all its processes need the same; "
                 "give the seconds that one run may train, such as --limit 60"
             )
-        settings = Settings(
+        settings = SweepSettings(
             trials=self.trials,
             seeds=self.seeds,
             first_seed=self.first_seed,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lowland.lab.studies.door import Comparison, compare, run_study
     from lowland.lab.studies.study import Study
     from lowland.lab.studies.sweeps.door import SweepResult, sweep
-    from lowland.lab.studies.sweeps.settings import Settings as SweepSettings
+    from lowland.lab.studies.sweeps.settings import SweepSettings
     from lowland.lab.task import Dataset, Task
     from lowland.lab.training.run import train
 
@@ -52,7 +52,7 @@ _PLACES = {
     "RunConfig": "config:RunConfig",
     "Study": "studies.study:Study",
     "SweepResult": "studies.sweeps.door:SweepResult",
-    "SweepSettings": "studies.sweeps.settings:Settings",
+    "SweepSettings": "studies.sweeps.settings:SweepSettings",
     "Task": "task:Task",
     "compare": "studies.door:compare",
     "load": "names:make",

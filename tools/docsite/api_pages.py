@@ -66,6 +66,7 @@ PAGES = {
             "lowland.lab",
             *("Task", "Dataset", "Metric", "Recipe", "RunConfig", "Budget"),
             *("compare", "Comparison", "train", "load", "Study", "run_study"),
+            *("sweep", "SweepResult", "SweepSettings"),
         ),
     ),
     "testing": Page(

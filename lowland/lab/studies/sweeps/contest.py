@@ -14,7 +14,7 @@ from lowland.lab.studies.sweeps import samplers
 from lowland.lab.studies.sweeps.locks import Locks
 from lowland.lab.studies.sweeps.ranges import Range
 from lowland.lab.studies.sweeps.samplers import SURPLUS, counted
-from lowland.lab.studies.sweeps.settings import Settings
+from lowland.lab.studies.sweeps.settings import SweepSettings
 from lowland.lab.studies.sweeps.template import Parameter, Template
 from lowland.runs.sweep import ContestantRecord, Outcome, ParameterRecord, TrialRecord
 
@@ -43,7 +43,7 @@ class Contest:
         *,
         name: str,
         total: int,
-        settings: Settings,
+        settings: SweepSettings,
         storage: Any,
         locks: Locks,
         higher: bool,

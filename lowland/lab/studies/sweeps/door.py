@@ -20,7 +20,7 @@ from lowland.lab.studies.compare import run_name
 from lowland.lab.studies.study import Display, conduct
 from lowland.lab.studies.sweeps.plan import Plan, check
 from lowland.lab.studies.sweeps.samplers import quiet
-from lowland.lab.studies.sweeps.settings import COMPARED, Settings
+from lowland.lab.studies.sweeps.settings import COMPARED, SweepSettings
 from lowland.lab.studies.sweeps.sweep import Sweep
 from lowland.lab.studies.sweeps.template import Template
 from lowland.lab.task import Task
@@ -72,7 +72,7 @@ def sweep(
     validation: float = 0.0,
     trials: int | None = None,
     model: str | Callable[[], nn.Module] | None = None,
-    settings: Settings | None = None,
+    settings: SweepSettings | None = None,
     recipe: Recipe | None = None,
     budget: Kind = "steps",
     limit: float | None = None,
@@ -112,7 +112,7 @@ def sweep(
         ArgumentError: A range, a method or an option breaks its rule, or there is no validation part.
         MissingExtraError: optuna is not installed.
     """
-    settings = settings or Settings()
+    settings = settings or SweepSettings()
     if trials is not None:
         settings = replace(settings, trials=trials)
 

@@ -13,7 +13,7 @@ from lowland.lab.config import RunConfig
 from lowland.lab.studies.compare import run_name
 from lowland.lab.studies.contestants import grid
 from lowland.lab.studies.sweeps.ranges import Range
-from lowland.lab.studies.sweeps.settings import Settings
+from lowland.lab.studies.sweeps.settings import SweepSettings
 from lowland.lab.studies.sweeps.template import Parameter, Template
 from lowland.lab.training.prepare import complete, loader_of
 
@@ -34,7 +34,7 @@ class Plan:
     task: Template
     contestants: tuple[Template, ...]
     base: Callable[[str], RunConfig]
-    settings: Settings
+    settings: SweepSettings
 
     def config(self, contestant: Template, values: dict[str, str], seed: int) -> RunConfig:
         """The run of a contestant with these values."""

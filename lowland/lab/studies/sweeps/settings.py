@@ -14,7 +14,7 @@ COMPARED = 5  # the seeds of the comparison that follows a sweep: 0 to 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class SweepSettings:
     """How a sweep searches.
 
     Args:
