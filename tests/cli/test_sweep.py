@@ -14,6 +14,7 @@ TINY = ["--task", "digits", "--epochs", "2", "--limit", "6", "--threads", "1", "
 METHODS = ["--methods", "plain@lr=0.05..0.2:log", "sam:rho=0.05|0.1@lr=0.1|0.2"]
 
 
+@pytest.mark.slow
 def test_a_sweep_prints_trials_table_and_the_comparison_that_follows(tmp_path, capsys):
     out = ["--out", str(tmp_path), "--momentum", "0.5", "--nesterov", "False", "--select", "best"]
     arguments = ["sweep", *TINY, *METHODS, "--trials", "3", *out]
@@ -45,6 +46,7 @@ def test_a_sweep_prints_trials_table_and_the_comparison_that_follows(tmp_path, c
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_same_command_keeps_what_is_done(tmp_path, capsys):
     arguments = ["sweep", *TINY, "--method", "sam:rho=0.05..0.1", "--trials", "2", "--out", str(tmp_path)]
     assert main(arguments) == 0

@@ -63,6 +63,7 @@ def test_a_field_of_the_task(place: Path) -> None:
     assert best(record).values == {"task.to": "1.0", "lr": "0.2"}
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_trials(place: Path) -> None:
     methods = ["sam:rho=0.01..0.1:log@lr=0.01..0.2:log,batch_size=8|16"]
     one, two = (swept(methods, out=out, trials=12) for out in ("one", "two"))
@@ -74,6 +75,7 @@ def test_the_same_command_gives_the_same_trials(place: Path) -> None:
     assert all(0.01 <= float(values["rho"]) <= 0.1 and values["batch_size"] in ("8", "16") for values in first)
 
 
+@pytest.mark.slow
 def test_more_trials_go_on_where_fewer_have_ended(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     methods = ["plain@lr=0.01..0.3:log", "plain@momentum=0.1..0.9"]
     few = swept(methods, trials=3)
@@ -114,6 +116,7 @@ def long() -> lab.Recipe:
     return recipe.replace(epochs=10, batch_size=8)
 
 
+@pytest.mark.slow
 def test_pruning_ends_bad_trials_and_shows_no_finished_run(place: Path) -> None:
     rates = "plain@lr=0.2|0.21|0.22|0.23|0.24|0.001|0.25|0.002"
     record = grid([rates], pruner="median")
@@ -144,6 +147,7 @@ def test_a_pruned_run_can_be_resumed_to_the_end_of_a_run_that_never_was(place: P
     assert at_the_end["kind"] == "end"
 
 
+@pytest.mark.slow
 def test_hyperband_prunes_and_counts_all_trials(place: Path) -> None:
     record = swept(["plain@lr=0.0001..0.3:log"], trials=16, pruner="hyperband", recipe=long(), sampler="random")
     outcomes = [trial.outcome for trial in record.contestants[0].trials]
@@ -152,6 +156,7 @@ def test_hyperband_prunes_and_counts_all_trials(place: Path) -> None:
     assert best(record).score == min(trial.score for trial in record.contestants[0].finished())  # type: ignore[type-var]
 
 
+@pytest.mark.slow
 def test_a_trial_over_seeds_is_their_mean(place: Path) -> None:
     record = swept(["sam:rho=0.05|0.1"], "digits", sampler="grid", seeds=3, validation=0.1, recipe=digits())
     for trial in record.contestants[0].trials:
@@ -192,6 +197,7 @@ def test_equal_points_train_once(place: Path) -> None:
         assert trial.score == next(t.score for t in trials if t.values == trial.values)
 
 
+@pytest.mark.slow
 def test_a_database_keeps_the_trials(place: Path) -> None:
     url = f"sqlite:///{place}/trials.db"
     first = swept(["plain@lr=0.01..0.3:log"], trials=3, storage=url)
@@ -201,6 +207,7 @@ def test_a_database_keeps_the_trials(place: Path) -> None:
     assert study.n_trials == 3
 
 
+@pytest.mark.slow
 def test_a_trial_of_a_process_elsewhere_is_left_to_it(place: Path) -> None:
     """The locks of another folder are not seen here, so a running trial of its processes is theirs."""
     url = f"sqlite:///{place}/trials.db"
@@ -227,6 +234,7 @@ def test_a_surplus_trial_does_not_count(place: Path, monkeypatch: pytest.MonkeyP
     assert more.contestants == swept(methods, trials=4, out="at_once").contestants
 
 
+@pytest.mark.slow
 def test_an_incomplete_line_of_the_journal_is_removed(place: Path) -> None:
     swept(["plain@lr=0.01..0.3:log"], trials=2)
     with Path("runs/sweeps.journal").open("ab") as journal:
@@ -289,6 +297,7 @@ def test_a_range_is_good_if_other_fields_can_make_it_so(place: Path) -> None:
     assert [trial.outcome for trial in record.contestants[0].trials] == ["finished", "finished", "refused", "finished"]
 
 
+@pytest.mark.slow
 def test_optuna_may_be_missing() -> None:
     program = (
         "import sys; sys.modules['optuna'] = None\nfrom lowland import lab\n"
