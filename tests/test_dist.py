@@ -64,7 +64,7 @@ def test_the_library_needs_torch_alone(metadata: Message) -> None:
 def test_the_extras(metadata: Message) -> None:
     assert {"lab", "hf", "lightning", "accelerate", "all"} <= set(metadata.get_all("Provides-Extra", []))
     assert required(metadata, "hf") == required(metadata, "transformers") != set()
-    parts = ("lab", "transformers", "accelerate", "lightning", "skorch")
+    parts = ("lab", "text", "transformers", "accelerate", "lightning", "skorch")
     assert required(metadata, "all") == set().union(*(required(metadata, part) for part in parts))
 
 

@@ -25,6 +25,7 @@ ELSEWHERE = {  # the test that runs a page's blocks
     "own_method.md": "engine/test_plans.py",
     "own_task.md": "test_own_task_page.py",
     "parallel.md": "examples/test_parallel_examples.py",
+    "sweeps.md": "test_sweeps_page.py",
 }
 
 

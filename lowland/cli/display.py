@@ -58,6 +58,11 @@ class Lines:
         self.count += 1
         self._say(f"[{self.count}/{self.total}] {name}: {outcome(line, self.metrics, kept=kept)}")
 
+    def advance(self, count: int, text: str) -> None:
+        """Show a line of text, and the number of trials that have ended."""
+        self.count = count
+        self._say(f"[{self.count}/{self.total}] {text}")
+
     def left(self, update: Update) -> float | None:
         """The estimated seconds until the run's end, from the pace since the first update; None without a pace."""
         done = update.fraction - (update.fraction if self._first is None else self._first)
@@ -110,6 +115,14 @@ class Bars(Lines):
     def end(self, name: str, line: dict[str, Any], *, kept: bool) -> None:
         """Show the result of the run."""
         super().end(name, line, kept=kept)
+        self._finished()
+
+    def advance(self, count: int, text: str) -> None:
+        """Show a line of text, and the number of trials that have ended."""
+        super().advance(count, text)
+        self._finished()
+
+    def _finished(self) -> None:
         self._progress.update(self._run, visible=False)
         if self._runs is not None:
             self._progress.update(self._runs, completed=self.count, state=f"{self.count}/{self.total}")

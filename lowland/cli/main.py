@@ -96,12 +96,13 @@ def _commands() -> Any:
     from lowland.cli.methods import Methods
     from lowland.cli.report import Report
     from lowland.cli.survive import Survive
+    from lowland.cli.sweep import Sweep
     from lowland.cli.tasks import Tasks
     from lowland.cli.train import Train
 
     kinds = {
         "compare": Compare, "train": Train, "report": Report, "methods": Methods, "tasks": Tasks, "bench": Bench,
-        "survive": Survive, "convergence": Convergence,
+        "survive": Survive, "sweep": Sweep, "convergence": Convergence,
     }  # fmt: skip
     return Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items())]  # noqa: UP007
 

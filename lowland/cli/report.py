@@ -22,6 +22,9 @@ from lowland.report import (
     verdict,
     write_page,
 )
+from lowland.report.sweeps.page import write_page as write_sweep
+from lowland.report.sweeps.sentences import summary
+from lowland.runs.sweep import read as read_sweep
 
 
 @dataclass(kw_only=True)
@@ -29,7 +32,7 @@ class Report:
     """Rebuild table and page from runs.
 
     Args:
-        runs: Run folders, or folders of runs.
+        runs: Run folders, or folders of runs; or the record of a sweep, sweep-….json, whose page is written then.
         out: The page to write.
         title: Its heading; left out, made from the runs.
         export: A folder for the tables as Markdown and the figures as SVG, too.
@@ -44,6 +47,8 @@ class Report:
         """Read the runs, print the tables, and write the page."""
         if not self.runs:
             raise ArgumentError("runs must name at least one folder, but is empty; write: lowland report runs")
+        if any(path.suffix == ".json" for path in self.runs):
+            return self._sweep(console)
         records = read_all(self.runs)
         for heading, members in groups(records).items():
             rows = summarize(members)
@@ -59,4 +64,17 @@ class Report:
         console.print(f"page: {path}", markup=False, highlight=False, soft_wrap=True)
         for file in export(records, self.export) if self.export is not None else ():
             console.print(f"exported: {file}", markup=False, highlight=False, soft_wrap=True)
+        return 0
+
+    def _sweep(self, console: Console) -> int:
+        """Print the sentences of a sweep, and write its page."""
+        if len(self.runs) > 1 or self.title is not None or self.export is not None:
+            raise ArgumentError(
+                "runs must be the record of one sweep alone, without title and export, but there is more; write: "
+                f"lowland report {self.runs[0]}"
+            )
+        record = read_sweep(self.runs[0])
+        for text in summary(record):
+            console.print(text, markup=False, highlight=False)
+        console.print(f"page: {write_sweep(record, self.out)}", markup=False, highlight=False, soft_wrap=True)
         return 0

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lowland.lab.recipe import Recipe
     from lowland.lab.studies.door import Comparison, compare, run_study
     from lowland.lab.studies.study import Study
+    from lowland.lab.studies.sweeps.door import SweepResult, sweep
+    from lowland.lab.studies.sweeps.settings import SweepSettings
     from lowland.lab.survival.settings import Survival
     from lowland.lab.survival.survive import survive
     from lowland.lab.task import Dataset, Task
@@ -35,6 +37,8 @@ __all__ = [
     "RunConfig",
     "Study",
     "Survival",
+    "SweepResult",
+    "SweepSettings",
     "Task",
     "Trained",
     "compare",
@@ -42,6 +46,7 @@ __all__ = [
     "load_run",
     "run_study",
     "survive",
+    "sweep",
     "train",
 ]
 
@@ -54,6 +59,8 @@ _PLACES = {
     "RunConfig": "config:RunConfig",
     "Study": "studies.study:Study",
     "Survival": "survival.settings:Survival",
+    "SweepResult": "studies.sweeps.door:SweepResult",
+    "SweepSettings": "studies.sweeps.settings:SweepSettings",
     "Task": "task:Task",
     "Trained": "training.trained:Trained",
     "compare": "studies.door:compare",
@@ -61,6 +68,7 @@ _PLACES = {
     "load_run": "training.trained:load_run",
     "run_study": "studies.door:run_study",
     "survive": "survival.survive:survive",
+    "sweep": "studies.sweeps.door:sweep",
     "train": "training.run:train",
 }
 

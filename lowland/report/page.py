@@ -108,28 +108,15 @@ def render(
     """The page as a string; the arguments are those of :func:`write_page`."""
     if not records:
         raise ArgumentError("records must hold at least one run, but is empty; name the folder of a comparison")
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    except ImportError:
-        raise MissingExtraError("Jinja2", "lab") from None
     from lowland.report import drawing  # here: matplotlib loads slowly, and tables do not need it
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["parts"] = re.compile(r"@?[^:,@]*[:,]?").findall  # a long method text may break between them
-    environment.filters["own"] = own_recipe
-    environment.filters["unsaid"] = unsaid_fields
+    template = environment().get_template("page.html")
     sections = [_section(group) for group in groups(records).values()]
     for section in sections:
         section["notes"] += remarks
     heading = title or (sections[0]["title"] if len(sections) == 1 else f"{len(sections)} comparisons")
     commands = [command] if command else sorted({r.command for r in records if r.command})
-    return environment.get_template("page.html").render(
+    html: str = template.render(
         title=heading,
         sections=sections,
         commands=commands,
@@ -137,6 +124,30 @@ def render(
         date=max(record.time for record in records)[:10],
         dash=NONE,
     )
+    return html
+
+
+def environment() -> Any:
+    """The templates of pages.
+
+    Raises:
+        MissingExtraError: Jinja2 is not installed.
+    """
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError:
+        raise MissingExtraError("Jinja2", "lab") from None
+    made = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters["parts"] = re.compile(r"@?[^:,@]*[:,]?").findall  # a long method text may break between them
+    made.filters["own"] = own_recipe
+    made.filters["unsaid"] = unsaid_fields
+    return made
 
 
 def group_title(records: Sequence[RunRecord]) -> str:
@@ -271,7 +282,8 @@ def _run(record: RunRecord) -> dict[str, Any]:
         ("weights", shown.get("weights_sha256", "")[:8] or NONE),
     ]
     resumed = [f"resumed {_plural(record.resumed, 'time')}"] if record.resumed else []
-    unfinished = [] if record.finished else ["unfinished"]
+    ended = "unfinished" if record.pruned is None else f"pruned by a sweep after epoch {record.pruned}"
+    unfinished = [] if record.finished else [ended]
     return {"name": record.run, "figures": figures, "remarks": [*unfinished, *resumed, *record.warnings]}
 
 

@@ -56,7 +56,7 @@ class RunFile:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if path.exists() and not fresh:
-                _remove_incomplete_line(path)
+                remove_incomplete_line(path)
             self._file = path.open("wb" if fresh else "ab")
         except OSError as error:
             raise ArgumentError(
@@ -112,7 +112,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _remove_incomplete_line(path: Path) -> None:
+def remove_incomplete_line(path: Path) -> None:
+    """Cut a file after its last complete line; a killed process can leave an incomplete one."""
     content = path.read_bytes()
     size = content.rfind(b"\n") + 1  # of the complete lines, in bytes
     if size < len(content):

@@ -111,7 +111,7 @@ def _parse(text: str) -> tuple[list[dict[str, Any]], list[int]]:
 def _assemble(path: Path, lines: list[dict[str, Any]], damaged: list[int]) -> RunRecord:
     if not lines or lines[0].get("kind") != "config":
         raise ValueError('its first line is no {"kind": "config", ...}')
-    config, end, resumed = lines[0], None, 0
+    config, end, pruned, resumed = lines[0], None, None, 0
     epochs: dict[int, EpochRecord] = {}
     diverged: set[int] = set()  # epochs whose loss was not finite
     messages = [f"line {number} of the run file is damaged and was left out" for number in damaged]
@@ -126,9 +126,11 @@ def _assemble(path: Path, lines: list[dict[str, Any]], damaged: list[int]) -> Ru
         elif kind == "resumed":
             # drop the epochs after the checkpoint: the resumed run repeats them with other times
             epochs = {n: epoch for n, epoch in epochs.items() if epoch.step <= line["step"]}
-            end, resumed = None, resumed + 1
+            end, pruned, resumed = None, None, resumed + 1
         elif kind == "warning":
             messages.append(str(line["message"]))
+        elif kind == "pruned":
+            pruned = int(line["epoch"])
         elif kind == "end":
             end = _end(line)
     ordered = tuple(epochs[n] for n in sorted(epochs))
@@ -136,7 +138,16 @@ def _assemble(path: Path, lines: list[dict[str, Any]], damaged: list[int]) -> Ru
     if end is not None and ordered and ordered[-1].epoch in diverged:
         end = replace(end, diverged=True)
     taken = () if end is None else measures.read(path.parent, end.weights_sha256)
-    return _record(path, config, epochs=ordered, resumed=resumed, warnings=tuple(messages), end=end, measures=taken)
+    return _record(
+        path,
+        config,
+        epochs=ordered,
+        resumed=resumed,
+        warnings=tuple(messages),
+        end=end,
+        pruned=pruned,
+        measures=taken,
+    )
 
 
 def _record(path: Path, config: dict[str, Any], **rest: Any) -> RunRecord:

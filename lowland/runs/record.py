@@ -106,7 +106,8 @@ class RunRecord:
 
     ``contestant`` is the method's text and, after ``@``, the fields of its own recipe: ``plain@epochs=16``. The first
     of ``metrics`` is the headline. ``select`` is the epoch whose metrics a comparison uses: the last, or the best on
-    the validation part. ``measures`` are those of the final weights, taken after the training.
+    the validation part. ``pruned`` is the epoch after which a sweep ended the run before its budget was used up.
+    ``measures`` are those of the final weights, taken after the training.
     """
 
     path: Path
@@ -130,6 +131,7 @@ class RunRecord:
     resumed: int
     warnings: tuple[str, ...]
     end: EndRecord | None
+    pruned: int | None = None
     measures: tuple[Measure, ...] = ()
     validation: float = 0.0  # the fraction of the training part that was held out
 

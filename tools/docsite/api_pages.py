@@ -67,6 +67,7 @@ PAGES = {
             *("Task", "Dataset", "Metric", "Recipe", "RunConfig", "Budget"),
             *("compare", "Comparison", "train", "load", "Study", "run_study", "load_run", "Trained"),
             *("survive", "Survival"),
+            *("sweep", "SweepResult", "SweepSettings"),
         ),
     ),
     "testing": Page(

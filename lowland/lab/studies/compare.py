@@ -61,14 +61,20 @@ def expand(methods: Sequence[str], base: RunConfig) -> tuple[list[str], list[str
 def _refusal(key: str, base: RunConfig) -> str | None:
     """The message of the error with which a method refuses the model or the optimizer; None if it works."""
     try:
-        _check_method(grid(base, [key], 1)[0])
+        check_method(grid(base, [key], 1)[0])
     except (ParameterError, UsageError) as error:
         return str(error)
     return None
 
 
-def _check_method(config: RunConfig) -> None:
-    """Refuse a method that cannot work on the model, by making a trainer without taking a step."""
+def check_method(config: RunConfig) -> None:
+    """Refuse a method that cannot work on the model, by making a trainer without taking a step.
+
+    Raises:
+        ArgumentError: The method is unknown, or a field breaks its rule.
+        ParameterError: The method cannot work on the model.
+        UsageError: The method cannot work with the optimizer.
+    """
     with torch.random.fork_rng(devices=[config.on()] if config.on().type == "cuda" else []):
         Trainer(config, complete(config, loader_of(config)))
 
@@ -98,7 +104,7 @@ def compare(runs: Sequence[RunConfig], out: Path, display: Display, *, command: 
     names = {id(config): str(line["run"]) for config, line in zip(runs, lines, strict=True)}
     missing = {config.label: config for config in runs if history(out / names[id(config)]).end is None}
     for config in missing.values():
-        _check_method(config)
+        check_method(config)
     done = conduct(Grid(runs), out, display, name=lambda config: names[id(config)], command=command)
     return [folder for folder, _ in done]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lowland.lab.config import RunConfig
-from lowland.lab.training.run import Update, train
+from lowland.lab.training.run import Update, Watch, train
 from lowland.parallel import world
 from lowland.runs.file import history
 from lowland.runs.reader import read
@@ -60,7 +60,13 @@ class Display(Protocol):
 
 
 def conduct(
-    study: Study, out: Path, display: Display, *, name: Callable[[RunConfig], str], command: Sequence[str] = ()
+    study: Study,
+    out: Path,
+    display: Display,
+    *,
+    name: Callable[[RunConfig], str],
+    watch: Watch | None = None,
+    command: Sequence[str] = (),
 ) -> list[tuple[Path, RunRecord]]:
     """Train the runs that a study asks for, until it asks for no more.
 
@@ -72,6 +78,7 @@ def conduct(
         out: The folder that gets one folder per run.
         display: Shows the progress.
         name: A function from a run to the name of its folder.
+        watch: Called after each epoch of a run; see :func:`~lowland.lab.training.run.train`.
         command: The command line, for the run files.
 
     Returns:
@@ -84,7 +91,7 @@ def conduct(
             recorded = ranks.broadcast(history(folder).end)
             if recorded is None:
                 display.begin(folder.name)
-            line = recorded or train(config, folder, resume=True, progress=display.update, command=command)
+            line = recorded or train(config, folder, resume=True, progress=display.update, watch=watch, command=command)
             display.end(folder.name, line, kept=recorded is not None)
             record = ranks.broadcast(read(folder) if ranks.first else None)
         study.tell(config, record)

@@ -56,6 +56,7 @@ class Update:
 
 
 Progress = Callable[[Update], None]
+Watch = Callable[[dict[str, Any]], bool]  # gets each epoch line on the first rank; True prunes the run
 
 
 def train(
@@ -64,19 +65,21 @@ def train(
     *,
     resume: bool = False,
     progress: Progress | None = None,
+    watch: Watch | None = None,
     command: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Train one run to its end.
+    """Train one run to its end, or until ``watch`` prunes it.
 
     Args:
         config: The run.
         folder: The run folder, which gets ``run.jsonl``, ``checkpoints/`` and, with ``tensorboard``, ``events/``.
         resume: Resume the run in the folder. A finished run is not changed; without a run, a new one starts.
         progress: Called about ten times a second with the progress.
+        watch: Called on the first rank after each epoch with its line; a result of True ends the run as pruned.
         command: The command line, for the run file.
 
     Returns:
-        The ``end`` line of the run file.
+        The ``end`` line of the run file; the ``pruned`` line of a run that was pruned, which can be resumed.
 
     Raises:
         StateError: The folder has this run and ``resume`` is false, or it has another run.
@@ -96,8 +99,8 @@ def train(
                 return recorded.end
         with closing(_Run(config, folder, line, loader, lambda: Trainer(config, method, ranks), ranks)) as run:
             run.begin(recorded)
-            run.train(progress if ranks.first else None)
-            return run.finish()
+            pruned = run.train(progress if ranks.first else None, watch)
+            return pruned or run.finish()
 
 
 class _Run:
@@ -189,14 +192,22 @@ class _Run:
         engine = self.trainer.engine
         return self.config.budget.progress(steps=engine.step, gradients=engine.cost.gradients, seconds=self.seconds)
 
-    def train(self, progress: Progress | None) -> None:
-        """Train until the budget is used up, the loss is not finite, the patience is used up, or a signal stops it."""
+    def train(self, progress: Progress | None, watch: Watch | None = None) -> dict[str, Any] | None:
+        """Train until the budget is used up, the loss is not finite, the patience is used up, or a signal stops it.
+
+        Returns:
+            The ``pruned`` line if ``watch`` has ended the run before; otherwise None.
+        """
+        pruned = False
         with deferred() as signaled:
-            while (self.fraction() < 1 or self.batch) and not self._ends_early():
+            while not pruned and (self.fraction() < 1 or self.batch) and not self._ends_early():
                 self._rest_of_epoch(progress, signaled)
-                self._end_epoch()
+                line = self._end_epoch()
+                pruned = watch is not None and self.ranks.broadcast(self.ranks.first and watch(line))
                 self._agree(signaled())
         self._save()
+        pruned = pruned and self.fraction() < 1 and not self._ends_early()  # otherwise the run is at its end
+        return self.file.write("pruned", epoch=self.epoch, step=self.trainer.engine.step) if pruned else None
 
     def _ends_early(self) -> bool:
         """Whether the loss is not finite, or the patience is used up."""
@@ -219,7 +230,7 @@ class _Run:
             self._report(progress, loss)
             self.clock.start()
 
-    def _end_epoch(self) -> None:
+    def _end_epoch(self) -> dict[str, Any]:
         engine = self.trainer.engine
         self.epoch += 1
         self.judge.judge(self.trainer, self.epoch)
@@ -238,6 +249,7 @@ class _Run:
         if self.events is not None:
             self.events.write(line)
         self.batch = 0
+        return line
 
     def _report(self, progress: Progress | None, loss: Tensor) -> None:
         if progress is None or time.monotonic() - self._reported < PROGRESS_SECONDS:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lowland.core.errors import MissingExtraError
 from lowland.report.convergence import figures
 from lowland.report.convergence.record import ProblemRecord, Study
 from lowland.report.convergence.words import HEADINGS, HELP, cells, figure_text, setting, title, verdict
 from lowland.report.drawing import COLORS
 from lowland.report.export import standalone
-from lowland.report.page import Figure, write_text
+from lowland.report.page import Figure, environment, write_text
 
 TITLE = "SAM and SAMPa on convex problems with a fixed radius"
 
@@ -37,31 +35,22 @@ def write_page(study: Study, path: str | Path, command: str | None = None) -> Pa
 
 def render(study: Study, command: str | None = None) -> str:
     """The page as a string; equal studies have equal pages. The arguments are those of :func:`write_page`."""
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    except ImportError:
-        raise MissingExtraError("Jinja2", "lab") from None
-    here = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(here.parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    html: str = (
+        environment()
+        .get_template("convergence/page.html")
+        .render(
+            title=TITLE,
+            study=study,
+            verdict=verdict(study),
+            first=[figure for name, figure in _figures(study) if name == "floors"],
+            sections=[_section(study, problem) for problem in study.problems],
+            headings=HEADINGS,
+            help=HELP,
+            colors=list(enumerate(COLORS, 1)),
+            command=command,
+        )
     )
-    environment.filters["parts"] = re.compile(r"[^:]*:?").findall  # a long name may break between them
-    environment.filters |= {"own": str, "unsaid": str}  # of the base, whose content is replaced
-    return environment.get_template("convergence/page.html").render(
-        title=TITLE,
-        study=study,
-        verdict=verdict(study),
-        first=[figure for name, figure in _figures(study) if name == "floors"],
-        sections=[_section(study, problem) for problem in study.problems],
-        headings=HEADINGS,
-        help=HELP,
-        colors=list(enumerate(COLORS, 1)),
-        command=command,
-    )
+    return html
 
 
 def export(study: Study, folder: str | Path) -> list[Path]:

@@ -1,0 +1,1 @@
+"""Sweeps: searches for the field values with the best validation metric."""

@@ -1,0 +1,1 @@
+"""The report of a sweep, from its record alone; needs no torch."""
