@@ -64,6 +64,7 @@ def _parts(records: Sequence[RunRecord]) -> dict[str, str]:
     from lowland.report.curves import curves  # here: matplotlib loads slowly
     from lowland.report.drawing import looks
     from lowland.report.gains import gains
+    from lowland.report.landscapes import landscapes
 
     rows, finished = summarize(records), chosen(records)
     look = looks(rows)
@@ -72,6 +73,7 @@ def _parts(records: Sequence[RunRecord]) -> dict[str, str]:
         "epochs.svg": curves(finished, rows, look),
         "seconds.svg": curves(finished, rows, look, over="seconds"),
         "loss.svg": curves(finished, rows, look, value="train_loss"),
+        **{f"{drawn.name}.svg": drawn.svg for drawn in landscapes(finished, rows, look)},
     }
     tables = {"table.md": markdown(rows)}
     tables |= {f"{group}.md": markdown(rows, shown) for group, shown in measures.tables(rows).items()}
