@@ -94,11 +94,13 @@ def _commands() -> Any:
     from lowland.cli.compare import Compare
     from lowland.cli.methods import Methods
     from lowland.cli.report import Report
+    from lowland.cli.sharpness import Sharpness
     from lowland.cli.tasks import Tasks
     from lowland.cli.train import Train
 
     kinds = {
         "compare": Compare, "train": Train, "report": Report, "methods": Methods, "tasks": Tasks, "bench": Bench,
+        "sharpness": Sharpness,
     }  # fmt: skip
     return Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items())]  # noqa: UP007
 
