@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from lowland.cli.display import display
+from lowland.cli.display import Results, display
 from lowland.cli.options import DIVERGED, Options, command
+from lowland.lab.studies import flatness
 from lowland.lab.studies.compare import compare, expand, page_name
 from lowland.lab.studies.contestants import grid
 from lowland.parallel import ranks
-from lowland.report import legend, notes, read_all, rich_table, summarize, verdict, write_page
+from lowland.report import legend, measures, notes, read_all, rich_table, summarize, verdict, write_page
 
 
 @dataclass(kw_only=True)
@@ -27,13 +28,19 @@ class Compare(Options):
             plain training with twice the epochs, with twice the learning rate, and with averaged weights, which a
             method should beat.
         seeds: Number of seeds, >= 1; intervals need at least 2.
+        sharpness: Measures of flatness that are taken of the final weights after the trainings, such as worst trace;
+            `lowland sharpness` has their settings.
     """
 
     methods: tuple[str, ...] = ("plain", "sam", "sampa", "looksam", "micro-sam", "arsam")
     seeds: int = 3
+    sharpness: tuple[str, ...] = ()
 
     def run(self, console: Console, argv: Sequence[str]) -> int:
         """Train the missing runs, print the table and the verdict, and write the page."""
+        measured = flatness.Flatness(measures=self.sharpness)
+        if self.sharpness:
+            flatness.check(measured)  # before the trainings
         base = self.config()
         methods, omissions = expand(self.methods, base)
         for text in omissions:
@@ -43,11 +50,17 @@ class Compare(Options):
             folders = compare(runs, self.out, progress, command=command(argv))
         if ranks()[0] > 0:
             return 0  # only rank 0 reports
+        if self.sharpness:
+            with Results(console) as results:
+                flatness.measure_runs(read_all(folders), measured, results, data=self.data, device=self.device)
         records = read_all(folders)
         rows = summarize(records)
         page = self.out / page_name(runs)
         write_page(records, page, command=shlex.join(command(argv)), remarks=omissions)
         console.print(rich_table(rows, console.width))
+        for group, shown in measures.tables(rows).items():
+            console.print(f"{group} of the final weights")
+            console.print(rich_table(rows, console.width, shown))
         for text in (verdict(rows), *notes(records), *omissions, legend(rows), f"page: {page}"):
             if text:
                 console.print(text, markup=False, highlight=False, soft_wrap=text.startswith("page"))

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.status import Status
 
 from lowland.lab.metric import Metric
 from lowland.lab.training.evaluate import headline
@@ -126,6 +127,38 @@ class Bars(Lines):
         self._progress.update(self._run, visible=False)
         if self._runs is not None:
             self._progress.update(self._runs, completed=self.count, state=f"{self.count}/{self.total}")
+
+
+class Results:
+    """Prints a line for each result, and on a terminal what is being measured.
+
+    Args:
+        console: The console to print to.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._status: Status | None = console.status("") if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Remove what is shown of a measurement under way."""
+        if self._status is not None:
+            self._status.stop()
+
+    def begin(self, text: str) -> None:
+        """Show that a measurement begins."""
+        if self._status is not None:
+            self._status.update(text)
+            self._status.start()
+
+    def end(self, text: str) -> None:
+        """Show a result."""
+        if self._status is not None:
+            self._status.stop()
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def display(console: Console, total: int, metrics: Sequence[Metric] = ()) -> Lines:

@@ -95,6 +95,7 @@ def _commands() -> Any:
     from lowland.cli.convergence import Convergence
     from lowland.cli.methods import Methods
     from lowland.cli.report import Report
+    from lowland.cli.sharpness import Sharpness
     from lowland.cli.survive import Survive
     from lowland.cli.sweep import Sweep
     from lowland.cli.tasks import Tasks
@@ -102,7 +103,7 @@ def _commands() -> Any:
 
     kinds = {
         "compare": Compare, "train": Train, "report": Report, "methods": Methods, "tasks": Tasks, "bench": Bench,
-        "survive": Survive, "sweep": Sweep, "convergence": Convergence,
+        "sharpness": Sharpness, "survive": Survive, "sweep": Sweep, "convergence": Convergence,
     }  # fmt: skip
     return Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items())]  # noqa: UP007
 

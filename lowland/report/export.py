@@ -64,6 +64,7 @@ def _parts(records: Sequence[RunRecord]) -> dict[str, str]:
     from lowland.report.curves import curves  # here: matplotlib loads slowly
     from lowland.report.drawing import looks
     from lowland.report.gains import gains
+    from lowland.report.landscapes import landscapes
     from lowland.report.survival import survival
 
     rows, finished = summarize(records), chosen(records)
@@ -73,6 +74,7 @@ def _parts(records: Sequence[RunRecord]) -> dict[str, str]:
         "epochs.svg": curves(finished, rows, look),
         "seconds.svg": curves(finished, rows, look, over="seconds"),
         "loss.svg": curves(finished, rows, look, value="train_loss"),
+        **{f"{drawn.name}.svg": drawn.svg for drawn in landscapes(finished, rows, look)},
     }
     figures |= {f"survival-{number}.svg": svg for number, (svg, _) in enumerate(survival(rows, look), 1)}
     tables = {"table.md": markdown(rows)}

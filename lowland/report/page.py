@@ -32,6 +32,7 @@ class Figure:
     svg: str
     alt: str
     caption: str
+    wide: bool = False  # whether it has the full width of the page
 
 
 def write_page(
@@ -177,7 +178,7 @@ def _section(records: Sequence[RunRecord]) -> dict[str, Any]:
             for group, taken in measures.tables(rows).items()
         ],
         "first": _first(rows, look),
-        "figures": _figures(used, rows, look),
+        "figures": _figures(used, rows, look) + _landscapes(used, rows, look),
         "runs": [_run(record) for record in records],
         "setting": _setting(records),
     }
@@ -231,6 +232,12 @@ def _figures(records: Sequence[RunRecord], rows: Sequence[Row], look: Mapping[st
         if svg:
             figures.append(Figure(svg, caption, caption + band))
     return [*figures, *(Figure(svg, caption, caption) for svg, caption in survival(rows, look))]
+
+
+def _landscapes(records: Sequence[RunRecord], rows: Sequence[Row], look: Mapping[str, Look]) -> list[Figure]:
+    from lowland.report.landscapes import landscapes
+
+    return [Figure(drawn.svg, drawn.caption, drawn.caption, drawn.wide) for drawn in landscapes(records, rows, look)]
 
 
 def _setting(records: Sequence[RunRecord]) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from lowland.core import checks, precision
-from lowland.core.batch import Batches
+from lowland.core import checks
 from lowland.core.cutting import Cutter
-from lowland.core.errors import ArgumentError, ParameterError
 from lowland.core.geometry import L2
 from lowland.core.loss import LossFn
-from lowland.core.probe import Probe
-from lowland.core.transfer import scalar
-from lowland.core.vec import Vec
-from lowland.executors import Local, Work
+from lowland.sharpness.estimates import weighted
+from lowland.sharpness.surface import surface
 
 
 def m_sharpness(
@@ -55,60 +49,12 @@ def m_sharpness(
     """
     checks.at_least("rho", rho, 0, "0.05 is usual")
     checks.integer("m", m, 1, "128 is usual")
-    params: Vec = [p for p in model.parameters() if p.requires_grad]
-    if precision.is_low(params):
-        raise ParameterError(
-            "parameters must be fp32 or fp64 for a sharpness, but some are in bf16 or fp16, in which a displacement is "
-            "rounded; measure a copy: copy.deepcopy(model).float()"
-        )
-    splitter = Batches(cut)
-    work = Work(model, params, loss_fn=loss_fn, batches=splitter, scaler=None, micro_batch=None, rng="free")
-    executor, geometry = Local(), L2()
     rises: list[Tensor] = []
-    sizes: list[Tensor | float] = []
-    with _set_aside(model, params), _full_precision():
-        for batch in batches:
-            for part in splitter.split(batch, m):
-                (at_weights,) = executor.run(work, (Probe(part, cut=part is not batch),))
-                perturbed = geometry.ascent(params, at_weights.grad or [], rho)
-                (at_perturbed,) = executor.run(work, (Probe(part, at=perturbed, grad=False, cut=part is not batch),))
-                rises.append(at_perturbed.loss - at_weights.loss)
-                sizes.append(
-                    at_weights.divisor if isinstance(at_weights.divisor, Tensor) else float(splitter.size(part))
-                )
-    if not rises:
-        raise ArgumentError("batches must hold at least one batch, but are empty; pass training examples")
-    weights = torch.stack([scalar(n, rises[0].dtype, rises[0].device) for n in sizes])
-    weights = weights / weights.sum()
-    return (torch.stack(rises) * weights).sum()
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Disable TF32, whose rounding is larger than a small displacement."""
-    flags = [(torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32)]
-    flags.append((torch.backends.cudnn, torch.backends.cudnn.allow_tf32))  # type: ignore[arg-type]
-    try:
-        for backend, _ in flags:
-            backend.allow_tf32 = False
-        yield
-    finally:
-        for backend, allowed in flags:
-            backend.allow_tf32 = allowed
-
-
-@contextmanager
-def _set_aside(model: nn.Module, params: Vec) -> Iterator[None]:
-    """Set evaluation mode and clear ``.grad``; restore both afterwards."""
-    grads = [p.grad for p in params]
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for p in params:
-            p.grad = None
-        model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for p, grad in zip(params, grads, strict=True):
-            p.grad = grad
+    weights: list[Tensor] = []
+    with surface(model, loss_fn, cut) as around:
+        for piece in around.pieces(batches, m):
+            here = around.read(piece, grad=True)
+            there = around.read(piece, L2().ascent(around.params, here.grad or [], rho))
+            rises.append(there.loss - here.loss)
+            weights.append(around.weight(piece, here))
+    return weighted(rises, weights).value

@@ -72,11 +72,14 @@ PAGES = {
     ),
     "testing": Page(
         "Checks, sharpness, errors",
-        "Checks for methods and tasks of your own, a measure of flatness, and the errors that lowland raises.",
+        "Checks for methods and tasks of your own, measures of flatness, and the errors that lowland raises.",
         (
             *_of("lowland.testing", "check_method", "method_checks"),
             *_of("lowland.lab.testing", "check_task", "task_checks"),
-            "lowland.sharpness.m_sharpness",
+            *_of("lowland.sharpness", "m_sharpness", "worst_sharpness", "average_sharpness", "hessian_eigenvalues"),
+            *_of("lowland.sharpness", "hessian_trace", "hessian_density", "critical_sharpness", "loss_line"),
+            *_of("lowland.sharpness", "loss_plane", "loss_between", "Estimate", "Eigenvalues", "Density", "Critical"),
+            "lowland.sharpness.Slice",
             "lowland.core.errors",
         ),
     ),
