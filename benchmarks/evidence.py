@@ -96,6 +96,43 @@ EXPERIMENTS = (
         more="--epochs 30",
         seeds=1,
     ),
+    Experiment(
+        "qat",
+        (
+            comparison("qat:bits=4", f"{PLAIN} sam sampa:lam=0.2", seeds=5),
+            comparison("qat:bits=4,displace=quantized", "plain sam sampa:lam=0.2", seeds=5),
+        ),
+    ),
+    Experiment(
+        "survival",
+        (
+            comparison(
+                "fashion-mnist:examples=10000",
+                f"{PLAIN} sam sampa:lam=0.2 micro-sam late late:inner=micro-sam",
+                more="--model convnet --epochs 10",
+            ),
+            "survive {out} --forget permuted",
+        ),
+    ),
+    Experiment(
+        "rho-lambda",
+        tuple(
+            f"sweep --task digits:noise=0.4 --model {model} --methods sampa:rho=0.02..0.5:log,lam=0.0..1.0 "
+            "--sampler grid --grid 5 --seeds 2 --validation 0.2 --threads 1 --out {out}"
+            for model in ("mlp", "convnet")
+        ),
+    ),
+    Experiment(
+        "m",
+        (
+            comparison(
+                "digits:noise=0.2",
+                "plain sam micro-sam:m=2 micro-sam:m=4 micro-sam:m=8 micro-sam:m=16",
+                seeds=5,
+            ),
+            "sharpness {out} --measures worst average",
+        ),
+    ),
 )
 
 
