@@ -130,7 +130,7 @@ EXPERIMENTS = (
                 "plain sam micro-sam:m=2 micro-sam:m=4 micro-sam:m=8 micro-sam:m=16",
                 seeds=5,
             ),
-            "sharpness {out} --measures worst average",
+            "sharpness {out} --measures worst average --out {out}/sharpness.html",
         ),
     ),
 )
