@@ -12,7 +12,9 @@ from lowland.lab.tasks.digits import Digits
 
 
 def test_names() -> None:
-    assert list(names.tasks()) == ["cifar10", "cifar100", "digits", "fashion-mnist", "vit-large-batch"]
+    assert list(names.tasks()) == [
+        "cifar10", "cifar100", "digits", "fashion-mnist", "keypoints", "vit-large-batch"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["digits", "fashion-mnist", "cifar10", "cifar100"])
