@@ -13,7 +13,7 @@ from lowland.lab.tasks.digits import Digits
 
 def test_names() -> None:
     assert list(names.tasks()) == [
-        "cifar10", "cifar100", "digits", "fashion-mnist", "keypoints", "vit-large-batch"
+        "cifar10", "cifar100", "digits", "fashion-mnist", "keypoints", "transfer", "vit-large-batch"
     ]  # fmt: skip
 
 
