@@ -62,7 +62,8 @@ def test_tasks_are_listed_and_shown(capsys):
     assert main(["tasks"]) == 0
     shown = capsys.readouterr().out
     assert [line.partition(":")[0] for line in shown.splitlines() if not line.startswith(("Your", " "))] == [
-        "cifar10", "cifar100", "digits", "fashion-mnist", "keypoints", "transfer", "vit-large-batch"
+        "cifar10", "cifar100", "diabetes", "digits", "fashion-mnist", "keypoints", "tabular", "transfer",
+        "vit-large-batch",
     ]  # fmt: skip
     assert main(["tasks", "digits:noise=0.4"]) == 0
     shown = " ".join(capsys.readouterr().out.split())

@@ -88,7 +88,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_lowland_s_own_names() -> None:
     assert list(names.tasks()) == [
-        "cifar10", "cifar100", "digits", "fashion-mnist", "keypoints", "transfer", "vit-large-batch"
+        "cifar10", "cifar100", "diabetes", "digits", "fashion-mnist", "keypoints", "tabular", "transfer",
+        "vit-large-batch",
     ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from lowland.core.errors import ArgumentError, DataError
 from lowland.core.outside import hashed
 
 
-def contents(field: str, path: Path, expected: str | None) -> bytes:
+def verified(field: str, path: Path, expected: str | None) -> bytes:
     """The contents of a file.
 
     Args:

@@ -12,13 +12,16 @@ from lowland.core import checks
 from lowland.core.errors import ArgumentError
 from lowland.core.outside import hashed
 from lowland.lab import names
-from lowland.lab.data.contents import contents
+from lowland.lab.data.contents import verified
 from lowland.lab.data.images import ImageSet
 from lowland.lab.models.start import run_of, start_from, weights_file
 from lowland.lab.recipe import Recipe
 from lowland.lab.tasks.classification import Classification
 
-GENTLE = 0.1  # the factor of the learning rate in fine-tuning
+# The factor of the learning rate in fine-tuning. After 5 epochs of pre-training on 10,000 images of CIFAR-10's first
+# classes with the convolutional network, 10 epochs of fine-tuning on 1,000 images of the others, in batches of 50, gave
+# 70.9 % with a factor of 0.1 and 77.3 % with 0.5. Training from new weights gave 72.0 % (one seed each).
+GENTLE = 0.5
 
 
 def _sources() -> dict[str, type[Classification]]:
@@ -89,7 +92,7 @@ class Transfer(Classification):
                 f"fine-tuning, but {self.start} is one of {names.spell(made)}; make one with: {self._command}"
             )
         if self.weights is None:
-            digest = hashed(contents("start", weights_file(self.start, self._command), None))
+            digest = hashed(verified("start", weights_file(self.start, self._command), None))
             object.__setattr__(self, "weights", digest)
 
     @property
@@ -164,11 +167,11 @@ class Transfer(Classification):
                 f"`{self._command}`, and write transfer:start=FOLDER; side=scratch trains without one"
             )
         place = weights_file(self.start, self._command)
-        start_from(model, contents("start", place, self.weights), self.classes, place)
+        start_from(model, verified("start", place, self.weights), self.classes, place)
         return model
 
     def recipe(self, model: str) -> Recipe:
-        """The recipe of the source; fine-tuning has a tenth of its learning rate."""
+        """The recipe of the source; fine-tuning has half of its learning rate."""
         recipe = self._task.recipe(model)
         return recipe.replace(lr=GENTLE * recipe.lr) if self.side == "finetune" else recipe
 

@@ -13,7 +13,8 @@ from lowland.lab.tasks.digits import Digits
 
 def test_names() -> None:
     assert list(names.tasks()) == [
-        "cifar10", "cifar100", "digits", "fashion-mnist", "keypoints", "transfer", "vit-large-batch"
+        "cifar10", "cifar100", "diabetes", "digits", "fashion-mnist", "keypoints", "tabular", "transfer",
+        "vit-large-batch",
     ]  # fmt: skip
 
 

@@ -152,7 +152,7 @@ def test_two_ranks_train_as_one_process_does(tuning: Transfer, tmp_path: Path) -
 
 
 def test_without_a_start() -> None:
-    with pytest.raises(ArgumentError, match="start must name the run .*`lowland train --task transfer:source=digits"):
+    with pytest.raises(ArgumentError, match=r"start must name the run .*`lowland train --task transfer:source=digits"):
         fresh_model(config(Transfer(source="digits")))
 
 
@@ -164,13 +164,13 @@ def test_a_start_that_is_not_there(tmp_path: Path) -> None:
 def test_a_run_that_has_not_finished(tmp_path: Path) -> None:
     made = replace(config(Transfer(source="digits", side="pretrain"), "plain"), checkpoint_every=2)
     assert trained(tmp_path, made, deadly=2) is None
-    with pytest.raises(ArgumentError, match="start must be a finished run, but .* has not finished"):
+    with pytest.raises(ArgumentError, match=r"start must be a finished run, but .* has not finished"):
         Transfer(source="digits", start=str(tmp_path))
 
 
 def test_a_run_on_the_same_classes(start: Path, tmp_path: Path) -> None:
     trained(tmp_path, config(names.make("digits"), "plain"))
-    with pytest.raises(ArgumentError, match="which has not seen the classes .* is one of digits; make one with"):
+    with pytest.raises(ArgumentError, match=r"which has not seen the classes .* is one of digits; make one with"):
         Transfer(source="digits", start=str(tmp_path))
     with pytest.raises(ArgumentError, match="start must be a run of transfer:source=digits,first=6,side=pretrain"):
         Transfer(source="digits", start=str(start), first=6)
