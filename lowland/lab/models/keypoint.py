@@ -15,6 +15,9 @@ def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 class HeatMaps(nn.Module):
     """Three halvings of the image, three doublings, and at each size a sum of what went down and what comes up.
 
+    Three convolutions at the smallest size make a score depend on all pixels within 32 of its own, so that a
+    hidden joint can be found from the others.
+
     Args:
         joints: The number of joints.
         width: The channels at full size; they double with each halving.
@@ -25,7 +28,7 @@ class HeatMaps(nn.Module):
         widths = [width, 2 * width, 4 * width, 8 * width]
         self.stem = _convolution(1, width)
         self.down = nn.ModuleList(_convolution(a, b, stride=2) for a, b in pairwise(widths))
-        self.bottom = _convolution(widths[-1], widths[-1])
+        self.bottom = nn.Sequential(*(_convolution(widths[-1], widths[-1]) for _ in range(3)))
         # A transposed convolution, because the backward pass of interpolation may not repeat its results on a GPU.
         self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2) for a, b in pairwise(widths))
         self.merge = nn.ModuleList(_convolution(a, a) for a in widths[:-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,15 @@ def test_noise_among_classes_that_do_not_look_alike(cifar10_files: Path) -> None
     with pytest.raises(ArgumentError, match="no two classes of this side of cifar10 look alike"):
         task.datasets(cifar10_files)
     assert len(Transfer(side="scratch").datasets(cifar10_files)["train"]) == 25
+
+
+@pytest.mark.data
+def test_real_cifar10(real: Callable[[str], Path]) -> None:
+    root = real("cifar-10-batches-py")
+    for side in ("pretrain", "scratch"):
+        parts = Transfer(side=side).datasets(root)
+        assert torch.bincount(parts["train"].targets).tolist() == [5000] * 5
+        assert torch.bincount(parts["test"].targets).tolist() == [1000] * 5
 
 
 def test_the_weights_are_those_of_the_last_checkpoint(tuning: Transfer, tmp_path: Path) -> None:
