@@ -25,8 +25,9 @@ GENTLE = 0.5
 
 
 def _sources() -> dict[str, type[Classification]]:
-    """The tasks with images of classes, by name."""
-    return {n: k for n, k in names.tasks().items() if issubclass(k, Classification) and not issubclass(k, Transfer)}
+    """The tasks with images of their own, by name; a task over the images of another one has no classes of its own."""
+    kinds = {name: kind for name, kind in names.tasks().items() if issubclass(kind, Classification)}
+    return {name: kind for name, kind in kinds.items() if isinstance(getattr(kind, "classes", None), int)}
 
 
 @dataclass(frozen=True, kw_only=True)
