@@ -114,6 +114,7 @@ EXPERIMENTS = (
             "survive {out} --forget permuted",
         ),
     ),
+    compared("keypoints", "keypoints", f"{PLAIN} sam sampa:lam=0.2 looksam arsam"),
     Experiment(
         "rho-lambda",
         tuple(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,8 @@ class Tasks:
         model = self.model or task.models[0]
         _say(console, f"{names.spell(task)}: {parse(type(task)).title}")
         for label, text in self._described(task, model).items():
-            _say(console, f"  {label:9} {text}")
+            for number, line in enumerate(text.splitlines()):
+                _say(console, _hanging(f"  {'' if number else label:9} {line}", console.width))
         return 0
 
     def _described(self, task: Task, model: str) -> dict[str, str]:
@@ -60,7 +62,7 @@ class Tasks:
         defaults = plain_fields(Recipe())
         recipe = ", ".join(f"{name}={value}" for name, value in changed.items() if value != defaults[name])
         return {
-            "fields": "; ".join(
+            "fields": "\n".join(
                 f"{f.name}={getattr(task, f.name)} {explanations.get(f.name, '')}".strip() for f in fields
             )
             or "none",
@@ -80,8 +82,14 @@ class Tasks:
             return f"unknown, {error}"
 
 
+def _hanging(line: str, width: int) -> str:
+    """The line, continued below the text behind its label where it is too long."""
+    return textwrap.fill(line, width, subsequent_indent=" " * 14, break_long_words=False, break_on_hyphens=False)
+
+
 def _metric(metric: Metric) -> str:
-    return metric.name if metric.higher else f"{metric.name} (lower is better)"
+    notes = [f"in {metric.unit}"] * bool(metric.unit) + ["lower is better"] * (not metric.higher)
+    return f"{metric.name} ({', '.join(notes)})" if notes else metric.name
 
 
 def _source(task: Task) -> str:

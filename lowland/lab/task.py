@@ -82,6 +82,14 @@ class Task(ABC):
             name: The value of ``--model``, by default the first of ``models``.
         """
 
+    def initialize(self, model: nn.Module) -> nn.Module:
+        """The model with which a training begins, made from a new one; by default the new one.
+
+        Override it to load weights, without random numbers. It also gets a model that ``model`` did not make, from a
+        file or a package.
+        """
+        return model
+
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> Tensor | Loss:
         """The loss of a batch: one per example, shape ``(B,)``; a mean, shape ``()``; or a :class:`lowland.Loss`."""

@@ -87,7 +87,10 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_lowland_s_own_names() -> None:
-    assert list(names.tasks()) == ["cifar10", "cifar100", "digits", "fashion-mnist", "qat", "vit-large-batch"]
+    assert list(names.tasks()) == [
+        "cifar10", "cifar100", "diabetes", "digits", "fashion-mnist", "keypoints", "qat", "tabular", "transfer",
+        "vit-large-batch",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ["digits", "digits:noise=0.4", "cifar10:noise=0.2,noise_kind=asymmetric,noise_seed=3"])

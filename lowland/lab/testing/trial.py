@@ -58,7 +58,7 @@ class Trial:
     def net(self, seed: int = 0) -> nn.Module:
         """A new model, as a run with this seed makes it."""
         config = self.config("plain", seed)
-        return models.seeded(config.maker()[0], seed)
+        return self.task.seeded(seed).initialize(models.seeded(config.maker()[0], seed))
 
     def config(self, method: str, seed: int = 0) -> RunConfig:
         """The configuration of a run on the CPU with the task's own recipe."""

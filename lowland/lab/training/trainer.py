@@ -161,7 +161,7 @@ class Trainer:
 
 
 def fresh_model(config: RunConfig) -> nn.Module:
-    """Make the run's model with the initial weights of its seed.
+    """Make the run's model with the initial weights of its seed, or those that the task loads.
 
     Raises:
         ArgumentError: The function that makes the model does not return a module.
@@ -170,7 +170,7 @@ def fresh_model(config: RunConfig) -> nn.Module:
     model = models.seeded(maker, config.seed)
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model {config.model_text} must make an nn.Module, but made {model!r}; return the module")
-    return model
+    return config.task.seeded(config.seed).initialize(model)
 
 
 def _micro_batch(recipe: Recipe, world: World) -> int:

@@ -12,7 +12,10 @@ from lowland.lab.tasks.digits import Digits
 
 
 def test_names() -> None:
-    assert list(names.tasks()) == ["cifar10", "cifar100", "digits", "fashion-mnist", "qat", "vit-large-batch"]
+    assert list(names.tasks()) == [
+        "cifar10", "cifar100", "diabetes", "digits", "fashion-mnist", "keypoints", "qat", "tabular", "transfer",
+        "vit-large-batch",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["digits", "fashion-mnist", "cifar10", "cifar100"])
