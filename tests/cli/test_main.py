@@ -62,7 +62,7 @@ def test_tasks_are_listed_and_shown(capsys):
     assert main(["tasks"]) == 0
     shown = capsys.readouterr().out
     assert [line.partition(":")[0] for line in shown.splitlines() if not line.startswith(("Your", " "))] == [
-        "cifar10", "cifar100", "digits", "fashion-mnist"
+        "chars", "cifar10", "cifar100", "cola", "digits", "fashion-mnist", "mrpc", "rte", "sst2", "trec"
     ]  # fmt: skip
     assert main(["tasks", "digits:noise=0.4"]) == 0
     shown = " ".join(capsys.readouterr().out.split())

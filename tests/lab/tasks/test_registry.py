@@ -12,11 +12,15 @@ from lowland.lab.tasks.digits import Digits
 
 
 def test_names() -> None:
-    assert list(names.tasks()) == ["cifar10", "cifar100", "digits", "fashion-mnist"]
+    assert list(names.tasks()) == [
+        "chars", "cifar10", "cifar100", "cola", "digits", "fashion-mnist", "mrpc", "rte", "sst2", "trec"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["digits", "fashion-mnist", "cifar10", "cifar100"])
-def test_every_task_has_noise(name: str, cifar10_files: Path, cifar100_files: Path, fashion_files: Path) -> None:
+def test_every_task_with_images_has_noise(
+    name: str, cifar10_files: Path, cifar100_files: Path, fashion_files: Path
+) -> None:
     noisy, clean = names.make(f"{name}:noise=0.5,noise_seed=3"), names.make(name)
     assert isinstance(noisy, Classification)
     assert isinstance(clean, Classification)
@@ -46,7 +50,9 @@ def test_unknown_task_suggests_the_nearest() -> None:
         names.make("digits:nois=0.2")
 
 
-@pytest.mark.parametrize("name", ["fashion-mnist", "cifar10", "cifar100"])
+@pytest.mark.parametrize(
+    "name", ["fashion-mnist", "cifar10", "cifar100", "sst2", "trec", "cola", "mrpc", "rte", "chars"]
+)
 def test_missing_files(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"{name}: {tmp_path} has no"):
         names.make(name).datasets(tmp_path)
