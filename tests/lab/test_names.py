@@ -88,8 +88,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_lowland_s_own_names() -> None:
     assert list(names.tasks()) == [
-        "cifar10", "cifar100", "diabetes", "digits", "fashion-mnist", "keypoints", "qat", "tabular", "transfer",
-        "vit-large-batch",
+        "chars", "cifar10", "cifar100", "cola", "diabetes", "digits", "fashion-mnist", "keypoints", "mrpc", "qat",
+        "rte", "sst2", "tabular", "transfer", "trec", "vit-large-batch",
     ]  # fmt: skip
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from lowland.core.errors import DataError, MissingExtraError
 
-# The MD5 of each file, uncompressed, as its authors published it.
+# The MD5 of each file, uncompressed: of images as their authors published it, of texts that of the copy which lowland
+# was tried with, because most of their authors published none.
 MD5 = {
     "cifar-10-batches-py/data_batch_1": "c99cafc152244af753f735de768cd75f",
     "cifar-10-batches-py/data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
@@ -28,6 +29,19 @@ MD5 = {
     "FashionMNIST/raw/train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
     "FashionMNIST/raw/t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
     "FashionMNIST/raw/t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+    "glue/SST-2/train.tsv": "da409a0a939379ed32a470bc0f7fe99a",
+    "glue/SST-2/dev.tsv": "268856b487b2a31a28c0a93daaff7288",
+    "glue/SST-2/test-labeled.tsv": "33463d09bb4bacbdaf886f50edb2b437",
+    "glue/CoLA/train.tsv": "c79d4693b8681800338aa044bf9e797b",
+    "glue/CoLA/dev.tsv": "c5475ccefc9e7ca0917294b8bbda783c",
+    "glue/MRPC/train.tsv": "ae5807f0d122559375f4a88e5297fe82",
+    "glue/MRPC/dev.tsv": "46d7b1140a938ffaceeaaf9b70aca14c",
+    "glue/MRPC/test-labeled.tsv": "687dc92c863156d470b23b536ddf324b",
+    "glue/RTE/train.tsv": "d2844f558d111a16503144bb37a8165f",
+    "glue/RTE/dev.tsv": "973cb4178d4534cf745a01c309d4a66c",
+    "trec/train.txt": "fe4f4044708a614721ad3624936db917",
+    "trec/test.txt": "19d2d655c2f45e62b45e3a98c29a05c0",
+    "tinyshakespeare/input.txt": "6fb458f1232090904fb40fe944165e91",
 }
 
 

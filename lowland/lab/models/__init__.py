@@ -1,6 +1,7 @@
 """Models by name: ``build("resnet20", shape=(3, 32, 32), classes=10, seed=0)``.
 
-A new model is a function from image shape and number of classes to a module, and a line in ``MODELS``.
+A new model for images is a function from image shape and number of classes to a module, and a line in ``MODELS``.
+Transformers for texts are in ``encoder`` and ``gpt``, whose tasks make them.
 """
 
 from __future__ import annotations

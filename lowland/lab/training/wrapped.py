@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +27,20 @@ def wrap(model: nn.Module, world: World, *, shard: bool) -> nn.Module:
         return DistributedDataParallel(model, process_group=data.get_group())
     from torch.distributed.fsdp import fully_shard
 
-    for child in model.children():  # children are gathered one at a time
+    for child in _called(model):  # children are gathered one at a time
         if any(True for _ in child.parameters()):
             fully_shard(child, mesh=data)
     fully_shard(model, mesh=data)
     return model
+
+
+def _called(module: nn.Module) -> Iterator[nn.Module]:
+    """The children that have a forward of their own; of containers such as ``ModuleList``, their children."""
+    for child in module.children():
+        if type(child).forward is nn.Module.forward:
+            yield from _called(child)
+        else:
+            yield child
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:

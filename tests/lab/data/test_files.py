@@ -86,8 +86,8 @@ def test_torn_gzip_is_a_data_error(both: Path, keep: int) -> None:
         read(both)
 
 
-def test_every_task_file_has_a_published_checksum() -> None:
-    assert len(files.MD5) == 6 + 2 + 4
+def test_every_task_file_has_a_checksum() -> None:
+    assert len(files.MD5) == 6 + 2 + 4 + 10 + 2 + 1
     assert all(len(value) == 32 for value in files.MD5.values())
 
 

@@ -13,13 +13,15 @@ from lowland.lab.tasks.digits import Digits
 
 def test_names() -> None:
     assert list(names.tasks()) == [
-        "cifar10", "cifar100", "diabetes", "digits", "fashion-mnist", "keypoints", "qat", "tabular", "transfer",
-        "vit-large-batch",
+        "chars", "cifar10", "cifar100", "cola", "diabetes", "digits", "fashion-mnist", "keypoints", "mrpc", "qat",
+        "rte", "sst2", "tabular", "transfer", "trec", "vit-large-batch",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["digits", "fashion-mnist", "cifar10", "cifar100"])
-def test_every_task_has_noise(name: str, cifar10_files: Path, cifar100_files: Path, fashion_files: Path) -> None:
+def test_every_task_with_images_has_noise(
+    name: str, cifar10_files: Path, cifar100_files: Path, fashion_files: Path
+) -> None:
     noisy, clean = names.make(f"{name}:noise=0.5,noise_seed=3"), names.make(name)
     assert isinstance(noisy, Classification)
     assert isinstance(clean, Classification)
@@ -49,7 +51,9 @@ def test_unknown_task_suggests_the_nearest() -> None:
         names.make("digits:nois=0.2")
 
 
-@pytest.mark.parametrize("name", ["fashion-mnist", "cifar10", "cifar100"])
+@pytest.mark.parametrize(
+    "name", ["fashion-mnist", "cifar10", "cifar100", "sst2", "trec", "cola", "mrpc", "rte", "chars"]
+)
 def test_missing_files(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"{name}: {tmp_path} has no"):
         names.make(name).datasets(tmp_path)

@@ -226,10 +226,10 @@ def test_a_surplus_trial_does_not_count(place: Path, monkeypatch: pytest.MonkeyP
     swept(methods, trials=2)
     real = contest.Contest.begun
     answers = iter([1])  # what a process reads before another begins the last trial
-    monkeypatch.setattr(contest.Contest, "begun", lambda self: next(answers, None) or real(self))
-    record = swept(methods, trials=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(contest.Contest, "begun", lambda self: next(answers, None) or real(self))
+        record = swept(methods, trials=2)
     assert [trial.outcome for trial in record.contestants[0].trials] == ["finished"] * 2
-    monkeypatch.undo()
     more = swept(methods, trials=4)
     assert more.contestants == swept(methods, trials=4, out="at_once").contestants
 
