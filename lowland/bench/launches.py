@@ -28,10 +28,11 @@ from lowland.core.errors import UnknownNameError
 from lowland.lab.models import build
 from lowland.methods import METHODS, make
 
-# Operations that launch nothing: views, and memory without values.
+# Operations that launch nothing: views, memory without values, and a question about memory.
 _FREE = (
     "alias as_strided detach empty empty_like empty_strided expand new_empty new_empty_strided permute reshape select "
-    "slice split split_with_sizes squeeze t transpose unbind unsqueeze view _unsafe_view _reshape_alias lift_fresh"
+    "slice split split_with_sizes squeeze t transpose unbind unsqueeze view _unsafe_view _reshape_alias lift_fresh "
+    "is_pinned"
 )
 FREE = frozenset(_FREE.split())
 LIST = "_foreach"  # begins the names of operations on lists
