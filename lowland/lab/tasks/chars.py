@@ -25,6 +25,7 @@ from lowland.lab.metric import Metric
 from lowland.lab.models.gpt import GPTS, gpt
 from lowland.lab.recipe import Recipe
 from lowland.lab.task import Task
+from lowland.lab.tasks.defaults import TEXTS
 from lowland.lab.tasks.groups import without_decay_of_vectors
 
 SOURCE = "https://github.com/karpathy/char-rnn (data/tinyshakespeare/input.txt)"
@@ -120,6 +121,10 @@ class Chars(Task):
     def param_groups(self, model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
         """Matrices with weight decay; norms without."""
         return without_decay_of_vectors(model)
+
+    def defaults(self, method: str, model: str) -> Mapping[str, Any]:
+        """Fields of methods for which the class's defaults do not suit these networks; see :data:`TEXTS`."""
+        return TEXTS.get(method, {})
 
     def recipe(self, model: str) -> Recipe:
         """AdamW with warm-up and a cosine schedule."""

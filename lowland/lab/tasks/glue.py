@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from lowland.lab.data import files
 from lowland.lab.data.tables import LabelledTexts, Table
@@ -78,6 +78,10 @@ class Sst2(TextClassification):
 
     length: int = 80
     classes: ClassVar[int] = 2
+
+    def settings(self, model: str) -> dict[str, Any]:
+        """3 epochs, because one has 2,104 steps."""
+        return {"epochs": 3}
 
     def labelled(self, root: Path | None) -> Mapping[str, LabelledTexts]:
         """See :func:`read`."""

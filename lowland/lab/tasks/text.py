@@ -22,6 +22,7 @@ from lowland.lab.models.encoder import ENCODERS, encoder
 from lowland.lab.recipe import Recipe
 from lowland.lab.task import Task
 from lowland.lab.tasks.classification import ACCURACY
+from lowland.lab.tasks.defaults import TEXTS
 from lowland.lab.tasks.groups import without_decay_of_vectors
 
 
@@ -89,6 +90,10 @@ class TextClassification(Task):
     def param_groups(self, model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
         """Matrices with weight decay; biases and norms without."""
         return without_decay_of_vectors(model)
+
+    def defaults(self, method: str, model: str) -> Mapping[str, Any]:
+        """Fields of methods for which the class's defaults do not suit these networks; see :data:`TEXTS`."""
+        return TEXTS.get(method, {})
 
     def recipe(self, model: str) -> Recipe:
         """AdamW with warm-up and a cosine schedule."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from lowland.lab.data import files
 from lowland.lab.data.tables import LabelledTexts, labelled_lines
@@ -25,6 +25,10 @@ class Trec(TextClassification):
 
     length: int = 64
     classes: ClassVar[int] = 6
+
+    def settings(self, model: str) -> dict[str, Any]:
+        """6 epochs: 83.3 % of a validation part were right then, as after the fourth (one seed)."""
+        return {"epochs": 6}
 
     def labelled(self, root: Path | None) -> Mapping[str, LabelledTexts]:
         """Read ``trec/train.txt`` and ``trec/test.txt``; for errors see :func:`files.read`."""

@@ -111,3 +111,15 @@ def test_capitals(lowercase: bool) -> None:
 
     quiet, loud = Loud(lowercase=lowercase).datasets(None)["train"].batch(torch.arange(2), None)[0]
     assert torch.equal(quiet, loud) == lowercase
+
+
+@pytest.mark.parametrize("name", ["sst2", "trec", "cola", "mrpc", "rte", "chars"])
+def test_recipes_and_defaults(name: str) -> None:
+    task = names.make(name)
+    for model in task.models:
+        recipe = task.recipe(model)
+        assert (recipe.optimizer, recipe.schedule, recipe.warmup, recipe.clip) == ("adamw", "cosine", 0.1, 1.0)
+        assert recipe.epochs == {"sst2": 3, "trec": 6}.get(name, 10)
+        assert task.defaults("momentum-sam", model) == {"rho": 0.3}  # with 3, neither questions nor plays are learned
+        assert task.defaults("sl-sam", model) == {"s": 0.9}
+        assert task.defaults("looksam", model) == task.defaults("sam", model) == {}

@@ -37,6 +37,7 @@ def test_every_task_trains_with_every_method(text_files: Path, tmp_path: Path, n
     assert set(end["test"]) == {"loss", *(metric.name for metric in task.metrics)}
 
 
+@pytest.mark.slow
 def test_classes_are_learned(tmp_path: Path) -> None:
     """One word decides the class."""
     made = config("pairs", "plain", 0.1, budget=Budget(limit=120))
@@ -44,6 +45,7 @@ def test_classes_are_learned(tmp_path: Path) -> None:
     assert end["test"]["accuracy"] == 1.0
 
 
+@pytest.mark.slow
 def test_words_are_learned(tmp_path: Path) -> None:
     made = config("play", "plain", 0.0, budget=Budget(limit=120))
     end = train(replace(made, recipe=made.recipe.replace(epochs=20, lr=1e-2)), tmp_path / "run")
@@ -51,6 +53,7 @@ def test_words_are_learned(tmp_path: Path) -> None:
     assert end["test"]["loss"] == pytest.approx(end["test"]["bits_per_character"] * math.log(2), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sampa", "looksam:k=3", "micro-sam:m=2", "ausam:warmup=2,ramp=6"])
 @pytest.mark.parametrize("kind", ["pairs", "play"])
 def test_a_resumed_run_has_the_same_bits(tmp_path: Path, kill: Any, kind: str, method: str) -> None:
@@ -82,6 +85,7 @@ def test_micro_batches_take_the_step_of_the_batch(tmp_path: Path, kind: str) -> 
     assert_near(tmp_path / "three", tmp_path / "one")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "method", "mesh"), [
     ("pairs", "sam", {"mesh": "data=2"}),
     ("pairs", "sampa", {"mesh": "probe=2"}),
