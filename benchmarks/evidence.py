@@ -28,6 +28,7 @@ DONE = "done.json"
 ENDED = (0, 3)  # exit codes of commands that have ended; 3: a training diverged, which is a result
 
 PLAIN = "plain equal-cost"
+TEXTS = f"{PLAIN} sam sampa:lam=0.2 looksam micro-sam"
 FAMILY = f"{PLAIN} sam sampa:lam=0 sampa:lam=0.2 looksam micro-sam arsam momentum-sam late"
 
 
@@ -89,6 +90,9 @@ EXPERIMENTS = (
         ),
     ),
     compared("vit", "cifar10:examples=5000", f"{PLAIN} sam sampa:lam=0.2 looksam", more="--model vit-tiny --epochs 15"),
+    compared("trec", "trec", TEXTS, more="--epochs 10", seeds=5),
+    compared("sst2", "sst2", TEXTS, more="--epochs 8 --limit 3000"),
+    compared("chars", "chars", TEXTS, more="--epochs 8 --limit 2000"),
     compared(
         "large-batch",
         "vit-large-batch:examples=10000",
@@ -121,6 +125,14 @@ EXPERIMENTS = (
             f"sweep --task digits:noise=0.4 --model {model} --methods sampa:rho=0.02..0.5:log,lam=0.0..1.0 "
             "--sampler grid --grid 5 --seeds 2 --validation 0.2 --threads 1 --out {out}"
             for model in ("mlp", "convnet")
+        ),
+    ),
+    Experiment(
+        "rho-lambda-text",
+        tuple(
+            f"sweep --task trec --model {model} --epochs 8 --methods sampa:rho=0.02..0.5:log,lam=0.0..1.0 "
+            "--sampler grid --grid 5 --validation 0.1 --threads 1 --out {out}"
+            for model in ("encoder-tiny", "encoder-small")
         ),
     ),
     Experiment(
