@@ -39,14 +39,14 @@ class Table(NamedTuple):
 
 @cache
 def tables() -> tuple[Table, ...]:
-    """All tables whose rows are methods, in the page's order."""
+    """All tables of comparisons, whose rows are methods, in the page's order."""
     found, heading, budget, lines = [], "", "", RESULTS.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines):
-        if line.startswith("## "):
-            heading, budget = line.removeprefix("## "), ""
+        if line.startswith(("## ", "### ")):
+            heading, budget = line.lstrip("# "), ""
         elif match := re.match(r"Equal (steps|gradients)(, on [\w ]+)?", line):
             budget = match[0]
-        elif line.startswith("| method |"):
+        elif line.startswith("| method |") and set(SHOWN) <= set(cells(line)):
             rows = {}
             for row in lines[number + 2 :]:
                 if not row.startswith("| `"):
