@@ -51,3 +51,16 @@ def one_of(name: str, value: Any, choices: Iterable[Any]) -> None:
     if value not in options:
         listed = ", ".join(repr(o) for o in options)
         raise ArgumentError(f"{name} must be one of {listed}, but is {value!r}; choose one of these")
+
+
+def fraction(name: str, value: Any) -> None:
+    """Refuse what is no number in [0, 1), where 0 means none.
+
+    Raises:
+        ArgumentError: It is not.
+
+    Example:
+        >>> fraction("dropout", 0.1)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ArgumentError(f"{name} must be in [0, 1), but is {value!r}; 0 switches it off")

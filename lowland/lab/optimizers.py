@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -38,8 +39,9 @@ class _Layerwise(Optimizer):
                     self._step(p, p.grad, self.state[p], group)
         return loss
 
+    @abstractmethod
     def _step(self, p: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        raise NotImplementedError
+        """Change one parameter, and its state, in place."""
 
 
 class LARS(_Layerwise):
@@ -68,8 +70,7 @@ class LARS(_Layerwise):
     def __init__(
         self, params: Any, lr: float = 1.0, momentum: float = 0.9, weight_decay: float = 5e-4, trust: float = 1e-3
     ) -> None:
-        if not 0 <= momentum < 1:
-            raise ArgumentError(f"momentum must be in [0, 1), but is {momentum!r}; take 0.9")
+        checks.fraction("momentum", momentum)
         if trust <= 0:
             raise ArgumentError(f"trust must be > 0, but is {trust!r}; take 0.001")
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay, trust=trust)

@@ -76,7 +76,7 @@ class Recipe:
         checks.integer("epochs", self.epochs, 1, "take at least one")
         checks.integer("batch_size", self.batch_size, 1, "take 64 or 128")
         for name in ("momentum", "warmup", "label_smoothing"):
-            _fraction(name, getattr(self, name))
+            checks.fraction(name, getattr(self, name))
         if self.clip is not None:
             _above_zero("clip", self.clip, "None does not clip")
         checks.integer("accumulate", self.accumulate, 1, "1 runs the batch at once")
@@ -223,8 +223,3 @@ def is_transformer(model: str) -> bool:
 def _above_zero(name: str, value: Any, remedy: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ArgumentError(f"{name} must be a number > 0, but is {value!r}; {remedy}")
-
-
-def _fraction(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise ArgumentError(f"{name} must be in [0, 1), but is {value!r}; 0 switches it off")

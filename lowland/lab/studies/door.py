@@ -106,6 +106,28 @@ def compare(
         ParameterError: A method cannot work on the model. No run is trained then.
         UsageError: A method cannot work with the optimizer. No run is trained then.
     """
+    base = base_config(task, model, recipe, budget, limit, Path(out), **options)
+    runs = grid(base, methods, seeds)
+    folders = run_all(runs, Path(out), _Lines(len(runs), progress), command=_command())
+    if ranks()[0] > 0:
+        return Comparison([], folders, [], None, "")
+    return _result(runs, folders, Path(out), page=page)
+
+
+def base_config(
+    task: Task | str,
+    model: str | Callable[[], nn.Module] | None,
+    recipe: Recipe | None,
+    budget: Kind,
+    limit: float | None,
+    out: Path,
+    **options: Any,
+) -> RunConfig:
+    """The configuration of a plain run that the runs of a study share; the arguments are those of :func:`compare`.
+
+    Raises:
+        ArgumentError: A task or an option is unknown or breaks its rule.
+    """
     task = names.make(task) if isinstance(task, str) else task
     if not isinstance(task, Task):
         raise ArgumentError(f"task must be a lowland.lab.Task or a name, but is {task!r}; see lowland.lab.Task")
@@ -113,12 +135,7 @@ def compare(
     shared = recipe or task.recipe(model if isinstance(model, str) else task.models[0])
     start = Budget(kind=budget, limit=1.0 if limit is None else limit)
     base = RunConfig(task=task, model=model, method="plain", seed=0, recipe=shared, budget=start, **options)
-    base = replace(base, budget=default_budget(budget, limit, base, Path(out)))
-    runs = grid(base, methods, seeds)
-    folders = run_all(runs, Path(out), _Lines(len(runs), progress), command=_command())
-    if ranks()[0] > 0:
-        return Comparison([], folders, [], None, "")
-    return _result(runs, folders, Path(out), page=page)
+    return replace(base, budget=default_budget(budget, limit, base, out))
 
 
 def run_study(

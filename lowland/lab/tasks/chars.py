@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812 - the name everybody knows it by
 from torch import Tensor, nn
 
 from lowland.core import checks
-from lowland.core.errors import ArgumentError, DataError
+from lowland.core.errors import DataError
 from lowland.lab.data import files
 from lowland.lab.data.characters import Windows, alphabet, symbols
 from lowland.lab.data.tables import decoded
@@ -81,8 +81,7 @@ class Chars(Task):
         checks.integer("context", self.context, 1, "take 128")
         checks.integer("vocab", self.vocab, 2, "take the characters of the training part and one more")
         checks.one_of("tied", self.tied, (True, False))
-        if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
-            raise ArgumentError(f"dropout must be in [0, 1), but is {self.dropout!r}; 0 switches it off")
+        checks.fraction("dropout", self.dropout)
 
     def text(self, root: Path | None) -> str:
         """Read ``tinyshakespeare/input.txt``; for errors see :func:`files.read`."""

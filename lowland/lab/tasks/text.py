@@ -13,7 +13,6 @@ import torch.nn.functional as F  # noqa: N812 - the name everybody knows it by
 from torch import Tensor, nn
 
 from lowland.core import checks
-from lowland.core.errors import ArgumentError
 from lowland.lab.data import tokens
 from lowland.lab.data.tables import LabelledTexts
 from lowland.lab.data.texts import Texts
@@ -53,8 +52,7 @@ class TextClassification(Task):
         checks.integer("vocab", self.vocab, tokens.MARKS + tokens.BYTES, "take a few thousand")
         checks.integer("length", self.length, 5, "take 128")
         checks.one_of("lowercase", self.lowercase, (True, False))
-        if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
-            raise ArgumentError(f"dropout must be in [0, 1), but is {self.dropout!r}; 0 switches it off")
+        checks.fraction("dropout", self.dropout)
 
     @abstractmethod
     def labelled(self, root: Path | None) -> Mapping[str, LabelledTexts]:

@@ -12,11 +12,11 @@ from torch import nn
 
 from lowland.core.errors import ArgumentError
 from lowland.lab import names
-from lowland.lab.budget import Budget, Kind
+from lowland.lab.budget import Kind
 from lowland.lab.config import RunConfig
 from lowland.lab.recipe import Recipe
-from lowland.lab.studies.compare import budget as default_budget
 from lowland.lab.studies.compare import run_name
+from lowland.lab.studies.door import base_config
 from lowland.lab.studies.study import Display, conduct
 from lowland.lab.studies.sweeps.plan import Plan, check
 from lowland.lab.studies.sweeps.samplers import quiet
@@ -117,23 +117,14 @@ def sweep(
         settings = replace(settings, trials=trials)
 
     def base(text: str) -> RunConfig:
-        made = names.make(text) if isinstance(task, str) else task
-        if not isinstance(made, Task):
-            raise ArgumentError(f"task must be a lowland.lab.Task or a name, but is {task!r}; see lowland.lab.Task")
-        chosen = made.models[0] if model is None else model
-        shared = recipe or made.recipe(chosen if isinstance(chosen, str) else made.models[0])
-        start = Budget(kind=budget, limit=1.0 if limit is None else limit)
-        config = RunConfig(
-            task=made,
-            model=chosen,
-            method="plain",
-            seed=settings.first_seed,
-            recipe=shared,
-            budget=start,
-            validation=validation,
-            **options,
-        )
-        return _with_budget(config, budget, limit, Path(out))
+        if budget == "seconds" and limit is None:
+            raise ArgumentError(
+                "limit must be given for a sweep whose budget is in seconds, because all its processes need the same; "
+                "give the seconds that one run may train"
+            )
+        own = text if isinstance(task, str) else task
+        config = base_config(own, model, recipe, budget, limit, Path(out), validation=validation, **options)
+        return replace(config, seed=settings.first_seed)
 
     template = Template.task(task) if isinstance(task, str) else Template(names.spell(task), ())
     plan = Plan(task=template, contestants=tuple(map(Template.contestant, methods)), base=base, settings=settings)
@@ -171,16 +162,6 @@ def run(
             return study.path, study.write(importance=True) if study.is_first else None
         finally:
             study.close()
-
-
-def _with_budget(config: RunConfig, kind: Kind, limit: float | None, out: Path) -> RunConfig:
-    """The configuration with its budget; the same in all processes of a sweep."""
-    if kind == "seconds" and limit is None:
-        raise ArgumentError(
-            "limit must be given for a sweep whose budget is in seconds, because all its processes need the same; give "
-            "the seconds that one run may train"
-        )
-    return replace(config, budget=default_budget(kind, limit, config, out))
 
 
 def _print(record: SweepRecord, contest: int, trial: TrialRecord) -> None:
