@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
+
+from torch import nn
 
 from lowland.core.errors import ArgumentError
 
@@ -64,3 +67,20 @@ def fraction(name: str, value: Any) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
         raise ArgumentError(f"{name} must be in [0, 1), but is {value!r}; 0 switches it off")
+
+
+def call_error(function: Callable[..., Any], count: int) -> str | None:
+    """Why a function cannot be called with ``count`` positional arguments: its signature, and Python's reason.
+
+    Returns:
+        None if it can be called so, or if Python does not know its signature, as of built-in functions.
+    """
+    try:
+        signature = inspect.signature(function.forward if isinstance(function, nn.Module) else function)
+    except (TypeError, ValueError):
+        return None
+    try:
+        signature.bind(*[None] * count)
+    except TypeError as error:
+        return f"{signature} cannot be called so ({error})"
+    return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lowland.core import checks
 from lowland.core.errors import ArgumentError, LossError
 from lowland.core.loss import Loss
 from lowland.core.precision import of_vectors
@@ -60,16 +60,9 @@ def _check(name: str, part: Any, takes: str, example: str) -> None:
     kind = type(part).__name__ if isinstance(part, nn.Module) else getattr(part, "__name__", repr(part))
     if not callable(part) or isinstance(part, type) or type(part).__module__ == "torch.nn.modules.loss":
         raise ArgumentError(f"{name} must be a function {takes}, but is {kind}; write {example}")
-    try:
-        signature = inspect.signature(part.forward if isinstance(part, nn.Module) else part)
-    except (TypeError, ValueError):  # Python does not know the signature, for example of built-in functions
-        return
-    try:
-        signature.bind(None, None)
-    except TypeError as error:
-        raise ArgumentError(
-            f"{name} must be a function {takes}, but {kind} cannot be called so ({error}); write {example}"
-        ) from None
+    reason = checks.call_error(part, 2)
+    if reason is not None:
+        raise ArgumentError(f"{name} must be a function {takes}, but {kind}{reason}; write {example}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -151,17 +151,9 @@ def check_loss_fn(loss_fn: Any) -> None:
         raise ArgumentError(
             f"loss_fn must be a function (model, batch) -> loss, but {name} does not take a model and a batch; {remedy}"
         )
-    try:
-        takes = inspect.signature(loss_fn.forward if isinstance(loss_fn, nn.Module) else loss_fn)
-    except (TypeError, ValueError):  # Python does not know the signature, for example of built-in functions
-        return
-    try:
-        takes.bind(None, None)
-    except TypeError as error:
-        raise ArgumentError(
-            f"loss_fn must be a function (model, batch) -> loss, but {name}{takes} cannot be called so ({error}); "
-            f"{remedy}"
-        ) from None
+    reason = checks.call_error(loss_fn, 2)
+    if reason is not None:
+        raise ArgumentError(f"loss_fn must be a function (model, batch) -> loss, but {name}{reason}; {remedy}")
 
 
 def check_scaler(scaler: Any) -> None:
