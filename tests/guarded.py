@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import lowland
-from lowland.lab.training.costs import REQUIRED
 from lowland.methods import make
+from lowland.planner.costs import REQUIRED
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}  # float64; SAM adds 1e-12 to the norm
 

@@ -15,8 +15,8 @@ import lowland
 import lowland.lab.tasks
 from lowland.cli.main import main
 from lowland.lab import names as lab_names
-from lowland.lab.training.costs import measure
 from lowland.methods import METHODS, make
+from lowland.planner.costs import measure
 from lowland.testing import check_task
 
 PAGE = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")

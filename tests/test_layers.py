@@ -20,7 +20,10 @@ MODULES = {
 # "" is lowland/__init__.py, the names users import.
 UPTO = {  # what a list of folders stands for
     "engine": ["core", "methods", "executors", "engine"],
-    "lab": ["core", "methods", "executors", "engine", "", "parallel", "sharpness", "testing", "runs", "report"],
+    "lab": [
+        *("core", "methods", "executors", "engine", "", "parallel"),
+        *("planner", "sharpness", "testing", "runs", "report"),
+    ],
 }
 FOLDERS: dict[str, list[str]] = {
     "core": [],
@@ -29,6 +32,7 @@ FOLDERS: dict[str, list[str]] = {
     "engine": ["core", "methods", "executors"],
     "": UPTO["engine"],
     "parallel": ["core", "executors"],
+    "planner": [*UPTO["engine"], "", "parallel"],
     "sharpness": [*UPTO["engine"], ""],
     "testing": [*UPTO["engine"], ""],
     "integrations": UPTO["engine"],

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import lowland
-from lowland.lab.training.costs import measure, specimen
 from lowland.methods import METHODS
+from lowland.planner.costs import measure, specimen
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -24,7 +24,7 @@ import lowland
 from lowland.core import checks
 from lowland.core.errors import UnknownNameError
 from lowland.lab.models import build
-from lowland.lab.training.memory import LiveTensors
+from lowland.planner.memory import LiveTensors
 
 Step = Callable[[], None]
 CYCLE = 5  # LookSAM's k, and the number of steps its cost is averaged over

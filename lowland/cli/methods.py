@@ -18,9 +18,9 @@ from rich.text import Text
 
 from lowland.cli.docstrings import Docstring, parse
 from lowland.core.errors import LowlandError
-from lowland.lab.training.costs import REQUIRED, Costs, measure, specimen
 from lowland.methods import GEOMETRIES, METHODS, kind_of, outside, spell
 from lowland.methods.base import Method, Perturbing
+from lowland.planner.costs import REQUIRED, Costs, measure, specimen
 
 NOTE = (
     "The cheapest methods come first. The costs are measured while a tiny model trains. Gradients per step: all "

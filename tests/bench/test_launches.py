@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from lowland.bench import launches
-from lowland.bench.launches import Launches
 from lowland.core.errors import UnknownNameError
 from lowland.methods import METHODS
+from lowland.planner.launches import Launches
 
 # At most so many launches has the step with most of them, and the step with fewest. A faster method lowers its bound.
 BOUNDS: dict[tuple[str, str], tuple[int, int]] = {

@@ -9,9 +9,9 @@ from rich.console import Console
 from lowland.cli.methods import Methods, by_cost, gradients, page, paper
 from lowland.core.errors import UnknownNameError
 from lowland.core.probe import Probe
-from lowland.lab.training.costs import Costs
 from lowland.methods import METHODS
 from lowland.methods.base import Method
+from lowland.planner.costs import Costs
 
 
 def shown(width: int, name: str | None = None) -> list[str]:

@@ -14,8 +14,8 @@ from docsite.figures import costs_figure, steps_figure
 from docsite.trace import steps_of, trace
 
 import lowland
-from lowland.lab.training.costs import STEPS, measure, specimen
 from lowland.methods import METHODS
+from lowland.planner.costs import STEPS, measure, specimen
 
 ROOT = Path(__file__).parents[2]
 HEADINGS = ["Cost", "When to use it", "When not to use it", "In code", "Fields", "Invariants", "Reference"]

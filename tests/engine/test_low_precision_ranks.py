@@ -18,7 +18,7 @@ import lowland
 from lowland.core.errors import ParameterError
 from lowland.executors import Batched
 from lowland.executors.displacement import move
-from lowland.lab.training.memory import LiveTensors
+from lowland.planner.memory import LiveTensors
 from lowland.sharpness import m_sharpness
 
 # Models of several dtypes, other executors, several ranks

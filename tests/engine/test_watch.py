@@ -16,8 +16,8 @@ import lowland
 from lowland.core import vec
 from lowland.core.errors import ArgumentError, UsageError
 from lowland.core.probe import Probe
-from lowland.lab.training.memory import LiveTensors
 from lowland.methods.base import Method
+from lowland.planner.memory import LiveTensors
 
 
 def method(plan: Any, init: Any = None) -> Method:

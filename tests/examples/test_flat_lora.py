@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import lowland
-from lowland.lab.training.memory import LiveTensors
+from lowland.planner.memory import LiveTensors
 
 PATH = Path(__file__).parents[2] / "examples" / "flat_lora.py"
 STEPS, RHO, S = 6, 0.4, 2.0

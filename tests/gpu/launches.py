@@ -16,9 +16,10 @@ from torch.utils import _pytree as pytree
 import lowland
 from gpu.checks import NO_GPU, Check
 from gpu.training import CPU, here, there_are_gpus
-from lowland.bench.launches import CASES, FIELDS, WARMUP, Launches
+from lowland.bench.launches import CASES, FIELDS, WARMUP
 from lowland.core.at_hand import elsewhere
 from lowland.methods import make
+from lowland.planner.launches import Launches
 
 CASE = "160-tensors"
 Step = Callable[[], Any]

@@ -19,8 +19,8 @@ import lowland
 from gpu.checks import Check
 from gpu.training import OPTIMIZERS, here, suits, there_are_gpus
 from lowland.core.at_hand import elsewhere
-from lowland.lab.training.memory import LiveTensors
 from lowland.methods import METHODS
+from lowland.planner.memory import LiveTensors
 
 STEPS, FIRST = 14, 2  # the steps, and the first one that is watched: the optimizer's state is there then
 ROOM = 0.25  # multiples of P for activations, losses and tables, and for the allocator's rounding

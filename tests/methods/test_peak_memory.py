@@ -10,8 +10,8 @@ from torch import nn
 
 import lowland
 from lowland.core.at_hand import elsewhere
-from lowland.lab.training.memory import LiveTensors
 from lowland.methods import make
+from lowland.planner.memory import LiveTensors
 
 WIDTH = 256  # so large that tensors are not joined, for which vectors are copied
 # SGD with momentum; AdamW, whose own step takes half a copy more than SGD's, so that a method's vectors count less.

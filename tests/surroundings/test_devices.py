@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lowland
 from lowland.core import vec
-from lowland.lab.training.costs import measure
 from lowland.methods import METHODS
+from lowland.planner.costs import measure
 from lowland.testing.networks import network
 
 

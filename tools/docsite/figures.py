@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from matplotlib import rc_context
 from matplotlib.patches import Rectangle
 
-from docsite.trace import SHOWN, Pass, length, steps_of
+from docsite.trace import SHOWN, length, span, steps_of
 from lowland.cli.methods import by_cost
-from lowland.lab.training.costs import Costs
+from lowland.planner.asks import Pass
+from lowland.planner.costs import Costs
 from lowland.report.drawing import COLORS, GREY, LINE, MUTED, PAPER, STYLE, canvas, label_axes, svg
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def steps_figure(key: str) -> str:
             for together in step:
                 for row, one in enumerate(together):
                     _draw(axes, one, start, row)
-                start += max(one.length for one in together)
+                start += max(span(one) for one in together)
             axes.axvline(start, color=MUTED, lw=0.8, ymin=0, ymax=1, zorder=1)
         label_axes(axes, "time, in gradients of the full batch", "")
         return _framed(svg(figure), f"The passes of {len(steps)} steps of {key}")
@@ -51,7 +52,7 @@ def _draw(axes: Axes, one: Pass, start: float, row: int) -> None:
     """A pass as a box: filled as far as it differentiates the tensors; grey if it is a forward pass."""
     color = FORWARD if not one.tensors else DISPLACED if one.displaced else AT_WEIGHTS
     low, high, gap = -row - 0.9, 0.8, 0.035
-    place, width = start + gap, one.length - 2 * gap
+    place, width = start + gap, span(one) - 2 * gap
     axes.add_patch(Rectangle((place, low), width, high * (one.tensors or 1.0), facecolor=color, lw=0, zorder=3))
     axes.add_patch(Rectangle((place, low), width, high, fill=False, edgecolor=color, lw=1.0, zorder=4))
 

@@ -11,9 +11,9 @@ from docsite.markup import inline
 from docsite.trace import steps_of
 from lowland.cli.docstrings import Docstring, parse
 from lowland.cli.methods import defaults, gradients, paper
-from lowland.lab.training.costs import REQUIRED, STEPS, measure, specimen
 from lowland.methods import METHODS
 from lowland.methods.base import Perturbing
+from lowland.planner.costs import REQUIRED, STEPS, measure, specimen
 
 SECTIONS = {  # of the docstring, by their headings on the page, in the page's order
     "Use": "When to use it",

@@ -24,13 +24,13 @@ from lowland.lab.training.clock import Clock, typical
 from lowland.lab.training.events import Events
 from lowland.lab.training.judge import Judge
 from lowland.lab.training.losses import Losses
-from lowland.lab.training.memory import reserved
 from lowland.lab.training.prepare import check_select, complete, line_of, loader_of
 from lowland.lab.training.pulse import Pulse
 from lowland.lab.training.resumption import changed_versions, check_folder, restarted
 from lowland.lab.training.signals import Stopped, deferred
 from lowland.lab.training.trainer import Trainer, rehearse, settings
 from lowland.parallel import World, world
+from lowland.planner.memory import reserved
 from lowland.runs.file import History, NoFile, RunFile, history
 
 SAVE_SECONDS = 30.0  # the shortest time between checkpoints without ``checkpoint_every``

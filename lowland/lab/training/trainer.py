@@ -23,11 +23,11 @@ from lowland.lab.training.average import Average
 from lowland.lab.training.checkpoint import ALONE
 from lowland.lab.training.determinism import deterministic
 from lowland.lab.training.evaluate import training_loss
-from lowland.lab.training.memory import meter
 from lowland.lab.training.snapshot import Snapshot
 from lowland.lab.training.wrapped import Unwrapped, wrap
 from lowland.methods.base import Method
 from lowland.parallel import World
+from lowland.planner.memory import meter
 
 REHEARSED = 6  # the steps of a memory measurement: a cycle of LookSAM(k=5) and the next ascent step
 

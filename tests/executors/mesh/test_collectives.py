@@ -12,7 +12,7 @@ import torch.distributed as dist
 from lowland.core.errors import RankError
 from lowland.executors.mesh import collectives
 from lowland.executors.mesh.exchange import Exchange
-from lowland.lab.training.memory import LiveTensors
+from lowland.planner.memory import LiveTensors
 
 
 class Shown:

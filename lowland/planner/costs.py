@@ -14,10 +14,10 @@ from torch import nn
 from lowland.core.criterion import Criterion
 from lowland.engine import Engine
 from lowland.executors import Executor
-from lowland.lab.training.memory import LiveTensors
 from lowland.methods import make
 from lowland.methods.base import Method
 from lowland.methods.plain import Plain
+from lowland.planner.memory import LiveTensors
 
 STEPS = 100  # two windows of ARSAM, twenty cycles of LookSAM
 WATCHED = 55  # steps under the memory meter: a window of ARSAM, with at least one refresh

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lowland.lab.training import memory, trainer
-from lowland.lab.training.memory import LiveTensors
+from lowland.lab.training import trainer
+from lowland.planner import memory
+from lowland.planner.memory import LiveTensors
 
 
 def test_peak_and_what_is_left():

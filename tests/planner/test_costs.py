@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from lowland import ESAM, KSAM, SLSAM, Criterion
-from lowland.lab.training import costs as module
-from lowland.lab.training.costs import BATCH, REQUIRED, STEPS, Costs, measure, specimen
-from lowland.lab.training.memory import LiveTensors
 from lowland.methods import METHODS, make
+from lowland.planner import costs as module
+from lowland.planner.costs import BATCH, REQUIRED, STEPS, Costs, measure, specimen
+from lowland.planner.memory import LiveTensors
 
 B = BATCH
 # As published: gradients per step in full-batch equivalents, how many of them one after another, and vectors of the

@@ -1,0 +1,99 @@
+"""What the steps of a method ask for, read off its plan while it runs."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias
+
+from lowland.core.batch import Batches
+from lowland.core.probe import Probe, Reading
+from lowland.executors.base import Work
+from lowland.executors.local import Local
+from lowland.methods.base import Method
+from lowland.planner.costs import STEPS, run_specimen
+
+
+class Pass(NamedTuple):
+    """One pass over examples of a step's batch.
+
+    Args:
+        examples: The fraction of the batch.
+        tensors: The fraction of the parameter tensors that are differentiated; 0 for a forward pass.
+        displaced: Whether the weights are displaced.
+        synced: Whether ranks that share the batch average its gradient at once.
+    """
+
+    examples: float
+    tensors: float
+    displaced: bool
+    synced: bool
+
+
+Ask: TypeAlias = tuple[Pass, ...]
+"""Passes that a method asks for together, which do not depend on each other."""
+
+Step: TypeAlias = tuple[Ask, ...]
+"""The asks of one step, each of which depends on those before it."""
+
+
+class Traced(Local):
+    """Answers probes one after the other, and writes down what they ask for.
+
+    Args:
+        width: How many probes it says that it answers at once, for methods that ask for as many.
+
+    Attributes:
+        steps: The asks of every step so far.
+    """
+
+    def __init__(self, width: int = 1) -> None:
+        super().__init__()
+        self.width = width
+        self.steps: list[Step] = []
+        self._examples: int | None = None
+
+    def begin(self, batch: Any) -> None:
+        """Begin a step."""
+        self.steps.append(())
+        self._examples = Batches().known_size(batch)
+        super().begin(batch)
+
+    def run(self, work: Work, probes: tuple[Probe, ...]) -> tuple[Reading, ...]:
+        """Write down the probes, and answer them."""
+        self.steps[-1] = (*self.steps[-1], tuple(self._pass(work, probe) for probe in probes))
+        return super().run(work, probes)
+
+    def _pass(self, work: Work, probe: Probe) -> Pass:
+        size = work.batches.known_size(probe.batch)
+        examples = 1.0 if size is None or not self._examples else size / self._examples
+        covered = 1.0 if probe.wrt is None else sum(probe.wrt) / len(probe.wrt)
+        return Pass(examples, covered if probe.grad else 0.0, probe.at is not None, probe.grad and probe.sync)
+
+
+def read(method: Method, *, width: int = 1) -> tuple[Step, ...]:
+    """The asks of a method's steps in the tiny training that measures its cost.
+
+    The training has :data:`lowland.planner.costs.STEPS` steps, so it has all of a cycle, a warm-up or a late start.
+    What a method decides by its gradients may be otherwise on another model.
+
+    Args:
+        method: The method.
+        width: How many probes the executor answers at once; some methods ask for as many together.
+
+    Returns:
+        One entry for each step.
+
+    Example:
+        >>> from lowland import SAMPa
+        >>> len(read(SAMPa())[-1]), len(read(SAMPa())[-1][0])
+        (1, 2)
+    """
+    return _read(method, repr(method), width)
+
+
+# The text is part of the cache key, because 1 and 1.0 are equal but can mean different methods (count and fraction).
+@lru_cache(maxsize=128)
+def _read(method: Method, text: str, width: int) -> tuple[Step, ...]:
+    traced = Traced(width)
+    run_specimen(method, STEPS, executor=traced)
+    return tuple(traced.steps)
