@@ -24,7 +24,7 @@ Place: TypeAlias = "tuple[int, int]"  # a storage, and the byte offset of a tens
 def is_foreign(method: Method) -> bool:
     """Whether a method, or a method inside it, is not one of lowland's."""
     inside = (getattr(method, f.name) for f in fields(method))
-    own = type(method).__module__.startswith("lowland.methods.")
+    own = type(method).__module__.startswith(("lowland.methods.", "lowland.planner."))
     return not own or any(is_foreign(part) for part in inside if isinstance(part, Method))
 
 

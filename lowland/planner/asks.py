@@ -21,12 +21,14 @@ class Pass(NamedTuple):
         tensors: The fraction of the parameter tensors that are differentiated; 0 for a forward pass.
         displaced: Whether the weights are displaced.
         synced: Whether ranks that share the batch average its gradient at once.
+        entries: The fraction of the parameters' entries that are differentiated; 0 for a forward pass.
     """
 
     examples: float
     tensors: float
     displaced: bool
     synced: bool
+    entries: float = 1.0
 
 
 Ask: TypeAlias = tuple[Pass, ...]
@@ -60,14 +62,33 @@ class Traced(Local):
 
     def run(self, work: Work, probes: tuple[Probe, ...]) -> tuple[Reading, ...]:
         """Write down the probes, and answer them."""
-        self.steps[-1] = (*self.steps[-1], tuple(self._pass(work, probe) for probe in probes))
+        self.steps[-1] = (*self.steps[-1], asked(work, probes, self._examples))
         return super().run(work, probes)
 
-    def _pass(self, work: Work, probe: Probe) -> Pass:
+
+def asked(work: Work, probes: tuple[Probe, ...], examples: int | None) -> Ask:
+    """The passes that probes ask for.
+
+    Args:
+        work: The model under training.
+        probes: Probes that are asked together.
+        examples: The examples of the step's batch; None if they are not known.
+    """
+
+    def one(probe: Probe) -> Pass:
         size = work.batches.known_size(probe.batch)
-        examples = 1.0 if size is None or not self._examples else size / self._examples
-        covered = 1.0 if probe.wrt is None else sum(probe.wrt) / len(probe.wrt)
-        return Pass(examples, covered if probe.grad else 0.0, probe.at is not None, probe.grad and probe.sync)
+        part = 1.0 if size is None or not examples else size / examples
+        wrt = [probe.grad] * len(work.params) if probe.wrt is None or not probe.grad else probe.wrt
+        chosen = [p.numel() for p, wanted in zip(work.params, wrt, strict=True) if wanted]
+        return Pass(
+            examples=part,
+            tensors=len(chosen) / len(wrt),
+            displaced=probe.at is not None,
+            synced=probe.grad and probe.sync,
+            entries=sum(chosen) / sum(p.numel() for p in work.params),
+        )
+
+    return tuple(map(one, probes))
 
 
 def read(method: Method, *, width: int = 1) -> tuple[Step, ...]:

@@ -30,10 +30,11 @@ from torch import Tensor, nn
 
 from lowland.bench import overhead
 from lowland.bench.two_processes.network import DEVICE, Network, network
-from lowland.bench.two_processes.pair import Pair, memory, pair
+from lowland.bench.two_processes.pair import Pair, pair
 from lowland.core import checks
 from lowland.core.errors import ArgumentError, UnknownNameError
 from lowland.lab.models import build
+from lowland.planner.ranks import memory
 
 RANKS = 2
 WARMUP = 5  # rounds that do not count, after a change of bandwidth, too

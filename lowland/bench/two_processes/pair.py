@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from lowland.core.errors import LowlandError
+from lowland.planner.ranks import memory
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 PATIENCE = 120.0  # seconds for which a rank waits for the other rank in a collective
 GRACE = 5.0  # further seconds, in which a rank whose collective timed out reports the error
 PAUSE = 1.0  # seconds in which the other rank's error arrives
-KEEP = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1000000000000"
 TOLD = 1500  # characters of a rank's last output that an error shows
 
 
@@ -97,15 +97,6 @@ def _understood(line: bytes) -> dict[str, Any]:
         return {"error": ""}
     answer: dict[str, Any] = json.loads(line)
     return {"error": f"failed:\n{answer['error'].strip()}"} if "error" in answer else answer
-
-
-def memory() -> dict[str, str]:
-    """The environment that makes glibc keep freed memory for all variants; the user's own value, if set.
-
-    By default glibc gives large blocks back to the kernel at once and asks for them anew, layer by layer. A training
-    step on the CPU then spends part of its time in page faults, in which two processes slow each other down.
-    """
-    return {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", KEEP)}
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from statistics import median
 from typing import Any
 
 import torch
@@ -71,28 +69,3 @@ class Clock:
         event = self._gpu.Event(enable_timing=True)
         event.record(self._gpu.current_stream(self.device))
         return event
-
-
-def typical(laps: Sequence[float], gradients: Sequence[float]) -> float | None:
-    """The mean time of a step without outliers.
-
-    The median over all steps would ignore the expensive steps of a method that computes a second gradient only every
-    fifth step. So each step counts with the median time of the steps that compute equally many gradients.
-
-    Args:
-        laps: The time of each step, in seconds.
-        gradients: The number of gradients of each step.
-
-    Returns:
-        Seconds; None without steps.
-
-    Example:
-        >>> typical([1.0, 1.0, 1.0, 9.0, 2.0], [1, 1, 1, 1, 2])
-        1.2
-    """
-    groups: dict[float, list[float]] = {}
-    for lap, count in zip(laps, gradients, strict=True):
-        groups.setdefault(round(count, 3), []).append(lap)
-    if not groups:
-        return None
-    return sum(median(group) * len(group) for group in groups.values()) / len(laps)

@@ -20,7 +20,7 @@ from lowland.lab.config import RunConfig
 from lowland.lab.data.loader import Loader
 from lowland.lab.identity import IDENTITY, now, refuse_other
 from lowland.lab.training import checkpoint
-from lowland.lab.training.clock import Clock, typical
+from lowland.lab.training.clock import Clock
 from lowland.lab.training.events import Events
 from lowland.lab.training.judge import Judge
 from lowland.lab.training.losses import Losses
@@ -31,6 +31,7 @@ from lowland.lab.training.signals import Stopped, deferred
 from lowland.lab.training.trainer import Trainer, rehearse, settings
 from lowland.parallel import World, world
 from lowland.planner.memory import reserved
+from lowland.planner.typical import typical
 from lowland.runs.file import History, NoFile, RunFile, history
 
 SAVE_SECONDS = 30.0  # the shortest time between checkpoints without ``checkpoint_every``

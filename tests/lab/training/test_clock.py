@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lowland.lab.training.clock import Clock, typical
+from lowland.lab.training.clock import Clock
+from lowland.planner.typical import typical
 
 
 def test_only_steps_count(monkeypatch):

@@ -1,0 +1,1 @@
+"""Holds the planner's predictions against measured steps."""

@@ -1,0 +1,276 @@
+"""Measures what steps are made of: single passes in every layout, and each method's own arithmetic.
+
+Everything takes turns, step by step, so that changes of the machine's speed affect all of it alike. All ranks run the
+same turns; a barrier comes before every step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from lowland.core.errors import LowlandError
+from lowland.core.transfer import has_streams
+from lowland.methods.base import Method
+from lowland.planner.asks import Step
+from lowland.planner.calibration import Calibration, Kind, Order, record
+from lowland.planner.canned import Canned
+from lowland.planner.layout import Layout
+from lowland.planner.line import Line, fit
+from lowland.planner.subject import Subject
+
+WARMUP = 5  # rounds that are not counted: allocators, caches and optimizer states fill
+ROUNDS = 20  # rounds that are counted
+ORDERED: tuple[Kind, ...] = ("pass", "again", "displaced", "forward", "part")
+CHOSEN = 0.5  # the fraction of the tensors whose gradient the order "part" asks for, up to one tensor
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One step that is timed once in every round.
+
+    Args:
+        step: Takes the step.
+        prepare: Called before the step, outside of its time.
+        alone: Only the first rank takes the step.
+    """
+
+    step: Callable[[], None]
+    prepare: Callable[[], None] = lambda: None
+    alone: bool = False
+
+
+def take(
+    turns: Mapping[Any, Turn],
+    device: torch.device,
+    *,
+    rounds: int = ROUNDS,
+    warmup: int = WARMUP,
+    tick: Callable[[], None] | None = None,
+) -> dict[Any, list[float]]:
+    """Take rounds of all turns, each round beginning with another one.
+
+    Args:
+        turns: The turns by name, the same on all ranks.
+        device: The device whose work a step's time includes.
+        rounds: The rounds that are counted, >= 1.
+        warmup: Rounds before them, which are not counted.
+        tick: Called after every round.
+
+    Returns:
+        Seconds of every counted step on this rank; none for a turn that only the first rank takes, on another rank.
+    """
+    names = list(turns)
+    seconds: dict[Any, list[float]] = {name: [] for name in turns}
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    for number in range(warmup + rounds):
+        start = number % len(names)
+        for name in names[start:] + names[:start]:
+            turn = turns[name]
+            if turn.alone and not first:
+                _meet()
+                continue
+            turn.prepare()
+            _settle(device)
+            if not turn.alone:
+                _meet()
+            begun = time.perf_counter()
+            turn.step()
+            _settle(device)
+            lap = time.perf_counter() - begun
+            if turn.alone:
+                _meet()
+            if number >= warmup:
+                seconds[name].append(lap)
+        if tick is not None:
+            tick()
+    return seconds
+
+
+def _settle(device: torch.device) -> None:
+    """Wait for the device."""
+    if has_streams(device):
+        getattr(torch, device.type).synchronize(device)
+
+
+def _meet() -> None:
+    """Wait for all ranks."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What passes take in one layout.
+
+    Args:
+        layout: The layout.
+        lines: Seconds of a pass against the examples of a rank, by kind: "again", "displaced", "forward"; "together",
+            a round of displaced passes, one in every probe group; "unsynced", a step's pass whose gradient ranks
+            average at the end of the step.
+        once: Seconds of a step beyond its passes and the method's own work: what ranks compare and average once.
+        part: The time of a gradient of half of the tensors, as a fraction of one of all tensors.
+        alone: Whether every rank trains for itself at the same time.
+    """
+
+    layout: Layout
+    lines: Mapping[str, Line]
+    once: float
+    part: float
+    alone: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own:
+    """What a method does beyond its passes.
+
+    Args:
+        method: The method as text.
+        steps: The asks of the measured steps.
+        seconds: The time of each of these steps without its passes, with the update by the base optimizer.
+        width: The number of probes that the plan was told are answered at once.
+    """
+
+    method: str
+    steps: tuple[Step, ...]
+    seconds: tuple[float, ...]
+    width: int = 1
+
+
+@dataclass
+class _Calibrating:
+    """The engine of one layout, whose steps follow an order."""
+
+    subject: Subject
+    layout: Layout
+    mesh: Any
+    alone: bool
+    order: Order = field(default_factory=Order)
+
+    def __post_init__(self) -> None:
+        self.order.together = self.layout.width
+        method = Calibration(order=self.order)
+        self.engine, self.optimizers = self.subject.engine(method, self.layout, self.mesh, alone=self.alone)
+
+    def turn(self, kind: Kind, examples: int) -> Turn:
+        """The step of a kind on this many examples."""
+        batch = self.subject.part(examples)
+
+        def prepare() -> None:
+            self.order.kind = kind
+
+        def step() -> None:
+            for optimizer in self.optimizers:
+                optimizer.zero_grad()
+            self.engine.backward(batch)
+            for optimizer in self.optimizers:
+                optimizer.step()
+
+        return Turn(step, prepare)
+
+    def kinds(self) -> tuple[Kind, ...]:
+        """What can be ordered in this layout."""
+        more: list[Kind] = []
+        if self.layout.width > 1:
+            more.append("together")
+        if self.layout.data > 1 and not self.alone:
+            more.append("unsynced")
+        return (*ORDERED, *more)
+
+
+def passes(
+    subject: Subject, layout: Layout, sizes: Sequence[int], mesh: Any = None, *, alone: bool = False
+) -> dict[tuple[Kind, int], Turn]:
+    """The turns that measure the passes of a layout.
+
+    Args:
+        subject: The training.
+        layout: The layout.
+        sizes: The examples of a rank, at least two numbers that differ.
+        mesh: The ``DeviceMesh`` of the layout; None on one rank.
+        alone: Whether every rank trains for itself.
+    """
+    calibrating = _Calibrating(subject, layout, mesh, alone)
+    return {(kind, n): calibrating.turn(kind, n) for kind in calibrating.kinds() for n in sizes}
+
+
+def arithmetic(subject: Subject, method: Method, width: int = 1) -> tuple[Turn, Canned]:
+    """The turn that measures a method's own work, and the executor that has written down its asks."""
+    canned = Canned(record(subject), width, subject.batches)
+    engine, optimizers = subject.engine(method, Layout(), alone=True, executor=canned)
+
+    def step() -> None:
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        engine.backward(subject.batch)
+        for optimizer in optimizers:
+            optimizer.step()
+
+    return Turn(step, canned.stock), canned
+
+
+def rates(
+    layout: Layout, seconds: Mapping[tuple[Kind, int], Sequence[float]], own: float, *, alone: bool = False
+) -> Rates:
+    """The rates of a layout from the times of its turns.
+
+    Args:
+        layout: The layout.
+        seconds: The times of the turns of :func:`passes`, by kind and examples, in the order of rounds.
+        own: Seconds of a calibrating step without its passes.
+        alone: Whether every rank trained for itself.
+    """
+    sizes = sorted({n for _, n in seconds})
+    kinds = {kind for kind, _ in seconds}
+
+    def beyond(kind: Kind) -> list[float]:
+        """Seconds of the second pass of a kind at every size."""
+        pairs = [zip(seconds[kind, n], seconds["pass", n], strict=True) for n in sizes]
+        return [max(median(a - b for a, b in pair), 1e-9) for pair in pairs]
+
+    lines = {kind: fit(sizes, beyond(kind)) for kind in ("again", "displaced", "forward")}
+    parts = [p / max(q, 1e-9) for p, q in zip(beyond("part"), beyond("again"), strict=True)]
+    once = median(median(seconds["pass", n]) - own - lines["again"](n) for n in sizes)
+    for kind in ("together", "unsynced"):
+        if kind in kinds:
+            whole = [max(median(seconds[kind, n]) - own - max(once, 0.0), 1e-9) for n in sizes]
+            lines[kind] = fit(sizes, whole)
+    return Rates(layout=layout, lines=lines, once=max(once, 0.0), part=min(median(parts), 1.0), alone=alone)
+
+
+def own(method: str, canned: Canned, seconds: Sequence[float]) -> Own:
+    """What a method does beyond its passes, from the times of its last steps.
+
+    A step's time is the median of all steps that ask alike, because single steps scatter.
+    """
+    steps = tuple(canned.steps[-len(seconds) :])
+    alike: dict[Any, list[float]] = {}
+    for step, lap in zip(steps, seconds, strict=True):
+        alike.setdefault(shape(step), []).append(lap)
+    typical = {key: median(laps) for key, laps in alike.items()}
+    return Own(method=method, steps=steps, seconds=tuple(typical[shape(step)] for step in steps), width=canned.width)
+
+
+def shape(step: Step) -> tuple[Any, ...]:
+    """What makes two steps alike: their passes, whichever tensors these differentiate."""
+    return tuple(tuple((round(p.examples, 3), p.tensors > 0, p.displaced) for p in ask) for ask in step)
+
+
+def attempted(subject: Subject, methods: Iterable[tuple[str, Method]], width: int) -> dict[str, tuple[Turn, Canned]]:
+    """The turns of those methods that can train here; a method that the engine refuses is left out."""
+    made = {}
+    for text, method in methods:
+        try:
+            turn, canned = arithmetic(subject, method, width)
+            turn.prepare()
+            turn.step()
+        except LowlandError:
+            continue
+        made[text] = (turn, canned)
+    return made

@@ -1,0 +1,134 @@
+"""Predicts the peak of a rank's memory: what a method keeps while a pass runs, and what the pass takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch.optim import Optimizer
+
+from lowland.core.probe import Probe, Reading
+from lowland.engine import Engine
+from lowland.executors.base import Work
+from lowland.executors.local import Local
+from lowland.methods.base import Method
+from lowland.planner.asks import Pass
+from lowland.planner.calibration import Calibration, Order, record
+from lowland.planner.canned import Canned
+from lowland.planner.layout import Layout
+from lowland.planner.line import Line, fit
+from lowland.planner.memory import LiveTensors
+from lowland.planner.subject import Subject
+
+USUAL = 4  # steps after which one was measured that the engine does not watch: it watches steps 0, 1, 2, 4, 8, …
+STEPS = 6  # steps whose memory is looked at: a cycle of LookSAM(k=5) and the next refresh
+Kind = Literal["again", "displaced", "forward"]
+KINDS: tuple[Kind, ...] = ("again", "displaced", "forward")
+
+
+class _Metered(Local):
+    """Answers probes, and notes how far memory rises above what was there when a pass began."""
+
+    def __init__(self, meter: LiveTensors) -> None:
+        super().__init__()
+        self.meter, self.last = meter, 0
+
+    def run(self, work: Work, probes: tuple[Probe, ...]) -> tuple[Reading, ...]:
+        """See :meth:`lowland.executors.base.Executor.run`."""
+        before, self.meter.peak = self.meter.live, self.meter.live
+        readings = super().run(work, probes)
+        self.last = self.meter.peak - before
+        return readings
+
+
+def passes(subject: Subject, sizes: Sequence[int]) -> dict[Kind, Line]:
+    """The bytes that a pass takes beyond what was there, against its examples, by kind.
+
+    They are activations, the gradient, and at displaced weights the saved weights.
+
+    Args:
+        subject: The training.
+        sizes: The examples of a pass, at least two numbers that differ.
+    """
+    lines: dict[Kind, Line] = {}
+    for kind in KINDS:
+        taken = []
+        for size in sizes:
+            with LiveTensors() as meter:
+                executor = _Metered(meter)
+                method = Calibration(order=Order(kind=kind))
+                engine, optimizers = subject.engine(method, Layout(), alone=True, executor=executor)
+                _train(engine, optimizers, subject.part(size), USUAL)
+                taken.append(float(executor.last))
+        lines[kind] = fit(sizes, taken)
+    return lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What a method has in memory.
+
+    Args:
+        passes: The passes of the looked-at steps, each with the bytes that are there when it begins: the model, the
+            optimizers' states, and what the method keeps.
+        arithmetic: The most bytes between passes.
+    """
+
+    passes: tuple[tuple[Pass, int], ...]
+    arithmetic: int
+
+    def peak(self, lines: Mapping[Kind, Line], layout: Layout, examples: int) -> float:
+        """The peak in bytes, without the batch and without buffers of exchanges.
+
+        Args:
+            lines: What passes take, from :func:`passes`.
+            layout: The layout.
+            examples: The examples of a step.
+        """
+        peaks = [there + _taken(one, lines, layout, examples) for one, there in self.passes]
+        return max(float(self.arithmetic), *peaks)
+
+
+def _taken(one: Pass, lines: Mapping[Kind, Line], layout: Layout, examples: int) -> float:
+    n = examples * one.examples / layout.data
+    n = n if layout.micro_batch is None else min(n, layout.micro_batch)
+    return lines["forward" if not one.tensors else "displaced" if one.displaced else "again"](n)
+
+
+def kept(subject: Subject, method: Method, width: int = 1, steps: int = STEPS) -> Kept:
+    """What a method has in memory when its passes begin.
+
+    Args:
+        subject: The training.
+        method: The method.
+        width: How many probes the plan is told are answered at once.
+        steps: The steps that are looked at.
+    """
+    recorded = record(subject)
+    found: list[tuple[Pass, int]] = []
+    with LiveTensors() as meter:
+        canned = Canned(recorded, width, subject.batches)
+        canned.watch = lambda one: found.append((one, meter.live))
+        engine, optimizers = subject.engine(method, Layout(), alone=True, executor=canned)
+        _train(engine, optimizers, subject.batch, steps)
+        arithmetic = meter.peak
+    return Kept(passes=tuple(dict.fromkeys(found)), arithmetic=arithmetic)
+
+
+def measured(subject: Subject, method: Method, layout: Layout, steps: int = STEPS) -> int:
+    """The peak in bytes while a method trains on one rank, to hold a prediction against."""
+    with LiveTensors() as meter:
+        engine, optimizers = subject.engine(method, layout, alone=True)
+        _train(engine, optimizers, subject.batch, steps)
+    return meter.peak
+
+
+def _train(engine: Engine, optimizers: Sequence[Optimizer], batch: Any, steps: int) -> None:
+    """Take steps."""
+    for _ in range(steps):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        engine.backward(batch)
+        for optimizer in optimizers:
+            optimizer.step()

@@ -1,0 +1,215 @@
+"""Predicts a method's step in a layout from single passes and the method's own work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lowland.planner.asks import Ask, Pass, Step
+from lowland.planner.layout import Layout, waves
+from lowland.planner.line import Line
+from lowland.planner.measure import CHOSEN, Own, Rates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a step is predicted to take.
+
+    Args:
+        method: The method as text.
+        layout: The layout.
+        examples: The examples of a step.
+        seconds: The mean time of a step.
+        error: The standard error of this time by the scatter of the fitted lines, as a fraction of it.
+        passes: Seconds of the passes that follow each other, as one device takes them alone.
+        busy: Seconds more, because the other ranks compute at the same time.
+        exchange: Seconds of exchanges between ranks that backward does not hide.
+        own: Seconds of the method's own arithmetic and of the update.
+        bytes: Bytes of gradients that the first rank sends in a step.
+        memory: The peak of a rank's memory in bytes; None where it was not measured.
+    """
+
+    method: str
+    layout: Layout
+    examples: int
+    seconds: float
+    error: float
+    passes: float
+    busy: float
+    exchange: float
+    own: float
+    bytes: float
+    memory: float | None = None
+
+    @property
+    def speed(self) -> float:
+        """Examples in a second."""
+        return self.examples / self.seconds
+
+    @property
+    def bound(self) -> str:
+        """What a step spends most of its time on beside its passes, or "passes" if that is less than a tenth."""
+        parts = {"busy": self.busy, "exchange": self.exchange, "own": self.own}
+        largest = max(parts, key=lambda name: parts[name])
+        return largest if parts[largest] >= 0.1 * self.seconds else "passes"
+
+
+@dataclass
+class _Sum:
+    """Seconds, and the square of their standard error."""
+
+    seconds: float = 0.0
+    square: float = 0.0
+
+    def add(self, line: Line, size: float, factor: float = 1.0) -> None:
+        """Add a time on a line."""
+        time = factor * line(size)
+        self.seconds += time
+        self.square += (line.error * time) ** 2
+
+
+def predict(
+    own: Own, layout: Layout, examples: int, *, here: Rates, busy: Rates, quiet: Rates, parameters: int
+) -> Prediction:
+    """The mean step of a method in a layout.
+
+    A step takes the method's own work; then, for every ask, one round of passes for as many probes as the layout
+    answers at once; and what ranks compare and average once a step. A pass over n examples takes a time on a line.
+
+    Args:
+        own: The method's own work, with the asks of its steps.
+        layout: The layout.
+        examples: The examples of a step, of all ranks together.
+        here: The rates of the layout.
+        busy: The rates of ranks that train at the same time, each for itself; on one rank those of the layout.
+        quiet: The rates of one device alone.
+        parameters: The bytes of the parameters.
+    """
+    shown = [_step(step, layout, examples, here, busy) for step in own.steps]
+    apart = [_alone(step, layout, examples, busy) for step in own.steps]
+    single = [_alone(step, layout, examples, quiet) for step in own.steps]
+    count = len(own.steps)
+    total, of_own = sum(s.seconds for s in shown) / count, sum(own.seconds) / count
+    passes, with_others = sum(s.seconds for s in single) / count, sum(s.seconds for s in apart) / count
+    return Prediction(
+        method=own.method,
+        layout=layout,
+        examples=examples,
+        seconds=total + of_own,
+        error=math.sqrt(sum(s.square for s in shown) / count) / (total + of_own),
+        passes=passes,
+        busy=with_others - passes,
+        exchange=total - with_others,
+        own=of_own,
+        bytes=sum(sent(step, layout) for step in own.steps) / count * parameters,
+    )
+
+
+def _step(step: Step, layout: Layout, examples: int, here: Rates, busy: Rates) -> _Sum:
+    """The passes and exchanges of one step."""
+    total = _Sum(here.once)
+    for ask in step:
+        if len(ask) > 1 and layout.width > 1:
+            for _ in range(waves(ask, layout.width)):
+                total.add(here.lines["together"], _examples(ask, examples, layout))
+        else:
+            for one in ask:
+                _add(total, one, layout, examples, here if _averaged(one, layout) else busy)
+    if "unsynced" in here.lines and _averages_at_the_end(step):
+        n = examples / layout.data
+        total.seconds += max(here.lines["unsynced"](n) - busy.lines["again"](n), 0.0)
+    return total
+
+
+def _averaged(one: Pass, layout: Layout) -> bool:
+    """Whether the pass takes part in its layout's exchanges, as losses and unsynchronized gradients do not."""
+    return layout.data == 1 or (one.synced and one.tensors == 1)
+
+
+def _averages_at_the_end(step: Step) -> bool:
+    passes = [p for ask in step for p in ask if p.tensors]
+    return any(not p.synced or p.tensors < 1 for p in passes)
+
+
+def _alone(step: Step, layout: Layout, examples: int, rates: Rates) -> _Sum:
+    """The passes of one step that follow each other, without what ranks exchange."""
+    total = _Sum()
+    for ask in step:
+        rounds = waves(ask, layout.width) if layout.probe > 1 else len(ask)
+        for one in sorted(ask, key=lambda p: -p.examples)[:rounds]:
+            _add(total, one, layout, examples, rates)
+    return total
+
+
+def _add(total: _Sum, one: Pass, layout: Layout, examples: int, rates: Rates) -> None:
+    """Add one pass, in micro-batches where the layout has them."""
+    n = examples * one.examples / layout.data
+    line = rates.lines["forward" if not one.tensors else "displaced" if one.displaced else "again"]
+    factor = 1.0 if not one.tensors else 1 - (1 - rates.part) * (1 - one.tensors) / CHOSEN
+    for size in pieces(n, layout.micro_batch):
+        total.add(line, size, factor)
+
+
+def pieces(examples: float, most: int | None) -> list[float]:
+    """The sizes of the micro-batches of one pass.
+
+    Example:
+        >>> pieces(10, 4)
+        [4, 4, 2]
+    """
+    if most is None or examples <= most:
+        return [examples]
+    whole = int(examples // most)
+    rest = examples - whole * most
+    return [most] * whole + ([rest] if rest > 1e-9 else [])
+
+
+def _examples(ask: Ask, examples: int, layout: Layout) -> float:
+    return max(p.examples for p in ask) * examples / layout.data
+
+
+def sent(step: Step, layout: Layout) -> float:
+    """The gradients that the first rank sends in a step, in multiples of the parameters.
+
+    A probe group sends its gradient once in every round of an ask. Ranks that share a batch average every synchronized
+    gradient once; of gradients of some tensors only these; and the result of a step with unsynchronized gradients.
+    """
+    total = 0.0
+    for ask in step:
+        rounds = waves(ask, layout.probe)
+        mine = [p for p in ask if p.tensors][: rounds if layout.probe > 1 else None]
+        if layout.probe > 1:
+            total += len(mine)
+        if layout.data > 1:
+            total += sum(p.entries for p in mine if p.synced)
+    if layout.data > 1 and any(p.tensors and not p.synced for ask in step for p in ask):
+        total += 1
+    return total
+
+
+def best(predictions: Sequence[Prediction]) -> dict[str, Prediction]:
+    """The fastest layout of every method, the fastest method first."""
+    fastest: dict[str, Prediction] = {}
+    for one in sorted(predictions, key=lambda p: p.seconds):
+        fastest.setdefault(one.method, one)
+    return fastest
+
+
+def why(one: Prediction, all_of_it: Sequence[Prediction]) -> str:
+    """One sentence that says what bounds a step, and what the next layout would take.
+
+    Args:
+        one: The prediction.
+        all_of_it: The predictions of all layouts of the method.
+    """
+    said = {
+        "passes": "its passes take the time",
+        "busy": "the ranks slow each other down while they compute",
+        "exchange": "it waits for exchanges between ranks",
+        "own": "its own arithmetic and the update take as long as a good part of its passes, as with small models",
+    }[one.bound]
+    others = sorted((p for p in all_of_it if p.layout != one.layout), key=lambda p: p.seconds)
+    if not others:
+        return f"{one.layout}: {said}."
+    return f"{one.layout}: {said}; {others[0].layout} would take {others[0].seconds / one.seconds:.2f} times as long."

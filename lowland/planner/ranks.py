@@ -1,0 +1,79 @@
+"""Starts the ranks of one machine by torchrun, and follows what they say."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lowland.core.errors import LowlandError
+
+TICK = "tick"  # the line that rank 0 prints after every round
+KEEP = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1000000000000"
+
+
+class RanksError(LowlandError, RuntimeError):
+    """The ranks that were started have failed."""
+
+
+def memory() -> dict[str, str]:
+    """The environment that makes glibc keep freed memory; the user's own value, if set.
+
+    By default glibc gives large blocks back to the kernel at once and asks for them anew, layer by layer. A training
+    step on the CPU then spends part of its time in page faults, in which several processes slow each other down.
+    """
+    return {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", KEEP)}
+
+
+def run(
+    module: str, arguments: Sequence[str], ranks: int, *, threads: int = 1, tick: Callable[[], None] | None = None
+) -> Any:
+    """Run a module in ranks of this machine, and return what rank 0 has written.
+
+    The module gets the arguments, and a last one: the file that rank 0 writes its JSON to. A line ``tick`` on standard
+    output reports a round.
+
+    Args:
+        module: The full name of the module, which has a main program.
+        arguments: Its arguments.
+        ranks: The number of ranks, >= 1.
+        threads: PyTorch's CPU threads of a rank, >= 1.
+        tick: Called for every round.
+
+    Raises:
+        RanksError: The ranks ended with an error; the message has the end of what they wrote.
+    """
+    with tempfile.TemporaryDirectory(prefix="lowland-") as folder:
+        out, log = Path(folder) / "result.json", Path(folder) / "errors"
+        start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", module]
+        command = [sys.executable, *(start if ranks > 1 else ["-m", module]), *arguments, str(out)]
+        environment = {**os.environ, **memory(), "OMP_NUM_THREADS": str(threads)}
+        with (
+            log.open("wb") as errors,
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment) as process,
+        ):
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    if line.strip() == TICK.encode() and tick is not None:
+                        tick()
+            except BaseException:
+                process.terminate()
+                raise
+        if process.returncode or not out.exists():
+            said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise RanksError(
+                f"the {ranks} ranks ended with exit code {process.returncode}; they wrote:\n" + "\n".join(said[-30:])
+            )
+        return json.loads(out.read_text(encoding="utf-8"))
+
+
+def say_tick() -> None:
+    """Report a round, on rank 0."""
+    if os.environ.get("RANK", "0") == "0":
+        print(TICK, flush=True)

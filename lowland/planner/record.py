@@ -1,0 +1,42 @@
+"""Surveys as JSON, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from lowland.planner.asks import Pass
+from lowland.planner.layout import Layout
+from lowland.planner.line import Line
+from lowland.planner.measure import Own, Rates
+from lowland.planner.survey import Measured, Survey
+
+
+def to_json(survey: Survey) -> dict[str, Any]:
+    """A survey as dictionaries, lists, numbers and text."""
+    return asdict(survey)
+
+
+def from_json(data: Mapping[str, Any]) -> Survey:
+    """The survey that :func:`to_json` has given."""
+    return Survey(
+        ranks=data["ranks"],
+        examples=data["examples"],
+        parameters=data["parameters"],
+        quiet=_rates(data["quiet"]),
+        busy=_rates(data["busy"]),
+        rates=[_rates(each) for each in data["rates"]],
+        own=[_own(each) for each in data["own"]],
+        measured=[Measured(**{**each, "layout": Layout(**each["layout"])}) for each in data["measured"]],
+    )
+
+
+def _rates(data: Mapping[str, Any]) -> Rates:
+    lines = {kind: Line(**line) for kind, line in data["lines"].items()}
+    return Rates(**{**data, "layout": Layout(**data["layout"]), "lines": lines})
+
+
+def _own(data: Mapping[str, Any]) -> Own:
+    steps = tuple(tuple(tuple(Pass(*one) for one in ask) for ask in step) for step in data["steps"])
+    return Own(**{**data, "steps": steps, "seconds": tuple(data["seconds"])})

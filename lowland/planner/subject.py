@@ -1,0 +1,145 @@
+"""The training that is planned: its model, optimizers, loss function and batch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from lowland.core.batch import Batches
+from lowland.core.errors import ArgumentError, UsageError
+from lowland.core.loss import LossFn
+from lowland.engine import Engine
+from lowland.executors.base import Executor
+from lowland.executors.batched import Batched
+from lowland.executors.mesh.messages import BUCKET
+from lowland.methods.base import Method
+from lowland.planner.layout import Layout
+
+SLOW = 1e-8  # what learning rates are multiplied by, so that measured steps leave the weights where they are
+STEPS = 200  # the training that measured steps belong to, for methods that ask for their progress
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The training that is planned. Its model and optimizers are copied, never changed.
+
+    Args:
+        model: The model, not wrapped for several ranks.
+        optimizers: Its optimizers.
+        loss_fn: The loss function of the engine.
+        batch: A batch of one step, on the model's device, as all ranks together take it.
+        batches: What cuts it.
+    """
+
+    model: nn.Module
+    optimizers: Sequence[Optimizer]
+    loss_fn: LossFn
+    batch: Any
+    batches: Batches
+
+    @classmethod
+    def of(cls, engine: Engine, batch: Any) -> Subject:
+        """The training of an engine.
+
+        Args:
+            engine: The engine; neither it nor its model changes.
+            batch: A batch of one step.
+
+        Raises:
+            UsageError: The engine has no loss function, or its model is wrapped or sharded.
+        """
+        if engine.loss_fn is None:
+            raise UsageError("a plan runs the model, but the engine has loss_fn=None; pass Engine(…, loss_fn=…)")
+        replicas = engine.work.replicas
+        if replicas.ddps or replicas.sharded:
+            raise UsageError(
+                "a plan divides the model over ranks itself, but this model is wrapped or sharded; pass an engine "
+                "with the bare model"
+            )
+        return cls(engine.model, engine.optimizers, engine.loss_fn, batch, engine.batches)
+
+    @property
+    def size(self) -> int | None:
+        """The number of examples in the batch; None if it cannot be cut."""
+        return self.batches.known_size(self.batch)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the first parameter."""
+        return next(self.model.parameters()).device
+
+    @property
+    def parameters(self) -> int:
+        """The bytes of all trainable parameters."""
+        return sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
+
+    def part(self, examples: int) -> Any:
+        """A batch of the first ``examples`` examples.
+
+        Raises:
+            ArgumentError: The batch has fewer examples, or cannot be cut.
+        """
+        size = self.size
+        if examples == size:
+            return self.batch
+        if size is None or not 1 <= examples <= size:
+            raise ArgumentError(
+                f"examples must be between 1 and the {size} of the batch, but is {examples}; pass a batch that "
+                "can be cut and has as many"
+            )
+        return self.batches.take(self.batch, slice(0, examples))
+
+    def copies(self) -> tuple[nn.Module, list[Optimizer]]:
+        """A copy of the model, and of its optimizers with learning rates of nearly zero."""
+        model, optimizers = copy.deepcopy((self.model, list(self.optimizers)))
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = group["lr"] * SLOW
+        return model, optimizers
+
+    def engine(
+        self, method: Method, layout: Layout, mesh: Any = None, *, alone: bool = False, executor: Executor | None = None
+    ) -> tuple[Engine, Sequence[Optimizer]]:
+        """An engine on a copy of the model, divided by a layout.
+
+        Args:
+            method: The method.
+            layout: The layout.
+            mesh: The ``DeviceMesh`` of all ranks with the dimensions "probe" and "data"; None on one rank.
+            alone: Whether every rank trains for itself, without averages.
+            executor: What answers the probes; by default what the layout says.
+        """
+        model, optimizers = self.copies()
+        model.train()
+        if layout.data > 1 and not alone:
+            group = mesh["data"].get_group()
+            # The fastest settings of DDP, see lowland.bench.two_processes.worker.
+            model = DistributedDataParallel(
+                model, process_group=group, bucket_cap_mb=BUCKET / 2**20, gradient_as_bucket_view=True
+            )
+            model.broadcast_buffers = False
+        engine = Engine(
+            method,
+            model,
+            optimizers,
+            self.loss_fn,
+            mesh=mesh["probe"] if layout.probe > 1 and not alone else None,
+            executor=executor or (Batched(layout.together) if layout.together > 1 else None),
+            micro_batch=layout.micro_batch,
+            cut=self.batches.cutter,
+            allow_unaveraged=alone or layout.data == 1,
+            total_steps=STEPS,
+        )
+        return engine, optimizers
+
+
+def leaves(optimizers: Sequence[Optimizer]) -> list[Tensor]:
+    """All tensors in the state of optimizers."""
+    states = (state for optimizer in optimizers for state in optimizer.state.values())
+    return [value for state in states for value in state.values() if isinstance(value, Tensor)]

@@ -1,0 +1,227 @@
+"""Measures all layouts of a number of ranks at once, and the methods' own work beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from lowland.core.errors import LowlandError
+from lowland.engine import Engine
+from lowland.methods.base import Method
+from lowland.planner import measure
+from lowland.planner.asks import read
+from lowland.planner.calibration import Calibration
+from lowland.planner.layout import Layout, suits
+from lowland.planner.measure import Own, Rates, Turn
+from lowland.planner.subject import Subject
+from lowland.planner.typical import typical
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The steps of a method in a layout, as they were measured.
+
+    Args:
+        method: The method as text.
+        layout: The layout.
+        seconds: The mean time of a step without outliers.
+        bytes: Bytes of gradients that the first rank sent in a step.
+    """
+
+    method: str
+    layout: Layout
+    seconds: float
+    bytes: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What one number of ranks was measured to take.
+
+    Args:
+        ranks: The number of ranks.
+        examples: The examples of a step.
+        parameters: The bytes of the parameters.
+        quiet: The rates of one device alone.
+        busy: The rates of ranks that train at the same time, each for itself; on one rank those of ``quiet``.
+        rates: The rates of every layout.
+        own: What methods do beyond their passes; one entry for each width that they were told.
+        measured: Steps that were measured beside, to be compared with predictions.
+    """
+
+    ranks: int
+    examples: int
+    parameters: int
+    quiet: Rates
+    busy: Rates
+    rates: Sequence[Rates]
+    own: Sequence[Own]
+    measured: Sequence[Measured] = ()
+
+    def own_of(self, method: str, width: int) -> Own | None:
+        """What a method does beyond its passes, told this width; None if it was not measured."""
+        found = [o for o in self.own if o.method == method and o.width == width]
+        return found[0] if found else None
+
+
+@dataclass
+class _Real:
+    """The steps of a method as they are trained, for a comparison with what was predicted."""
+
+    engine: Engine
+    optimizers: Sequence[Any]
+    batch: Any
+    gradients: list[float] = field(default_factory=list)
+    sums: list[int] = field(default_factory=list)
+    reduced: list[int] = field(default_factory=lambda: [0])
+
+    def step(self) -> None:
+        """Take a step, and note how many gradients it asked for."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        before = self.engine.cost.gradients
+        self.engine.backward(self.batch)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.gradients.append(self.engine.cost.gradients - before)
+        self.sums.append(self.engine.cost.bytes + self.reduced[0])
+
+    def count(self) -> None:
+        """Count the bytes of DistributedDataParallel's all-reduces, which run where the engine does not see them."""
+
+        def counted(group: Any, bucket: Any) -> Any:
+            buffer = bucket.buffer()
+            self.reduced[0] += buffer.numel() * buffer.element_size()
+            return allreduce_hook(group, bucket)
+
+        # DistributedDataParallel reads the annotations, which must not be text here.
+        counted.__annotations__ = {"bucket": dist.GradBucket, "return": torch.futures.Future[torch.Tensor]}
+        if isinstance(self.engine.model, DistributedDataParallel):
+            self.engine.model.register_comm_hook(None, counted)
+
+    def sent(self, steps: int) -> float:
+        """The mean of the bytes that this rank has sent in each of its last steps."""
+        return (self.sums[-1] - self.sums[-1 - steps]) / steps
+
+
+def meshes(ranks: Sequence[Layout], device: str) -> dict[Layout, Any]:
+    """A ``DeviceMesh`` with the dimensions "probe" and "data" for every layout, over all ranks."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    made: dict[tuple[int, int], Any] = {}
+    for layout in ranks:
+        key = (layout.probe, layout.data)
+        if layout.ranks > 1 and key not in made:
+            made[key] = init_device_mesh(device, key, mesh_dim_names=("probe", "data"))
+    return {layout: made.get((layout.probe, layout.data)) for layout in ranks}
+
+
+def survey(
+    subject: Subject,
+    methods: Mapping[str, Method],
+    layouts: Sequence[Layout],
+    sizes: Mapping[Layout, Sequence[int]],
+    *,
+    rounds: int = measure.ROUNDS,
+    checked: bool = False,
+    tick: Callable[[], None] | None = None,
+) -> Survey:
+    """Measure passes, layouts and methods in the ranks of this process group; all ranks call it alike.
+
+    Args:
+        subject: The training. Its batch has the examples of a step.
+        methods: The methods by their text. Those that the engine refuses here are left out.
+        layouts: Layouts of all ranks.
+        sizes: The examples of a rank at which the passes of a layout are timed, at least two that differ.
+        rounds: How often each step is timed.
+        checked: Measure the methods' steps themselves, too.
+        tick: Called after every round.
+
+    Returns:
+        The same on all ranks.
+    """
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    mesh, single = meshes(layouts, subject.device.type), Layout()
+    turns: dict[Any, Turn] = {}
+    apart = sorted({n for layout in layouts for n in sizes[layout]})
+    for key, turn in measure.passes(subject, single, apart, alone=True).items():
+        turns["busy", *key] = turn
+        if ranks > 1:
+            turns["quiet", *key] = Turn(turn.step, turn.prepare, alone=True)
+    for layout in layouts:
+        if layout != single:
+            for key, turn in measure.passes(subject, layout, sizes[layout], mesh[layout]).items():
+                turns[layout, *key] = turn
+    bare, _ = measure.arithmetic(subject, Calibration())
+    turns["own"] = bare
+    canned = {}
+    for width in sorted({layout.width for layout in layouts}):
+        for text, (turn, executor) in measure.attempted(subject, methods.items(), width).items():
+            turns["own", text, width] = turn
+            canned[text, width] = executor
+    real = _reals(subject, methods, layouts, mesh) if checked else {}
+    turns |= {("real", *key): Turn(one.step) for key, one in real.items()}
+    seconds = _together(measure.take(turns, subject.device, rounds=rounds, tick=tick))
+    own = median(seconds["own"])
+
+    def rates(name: Any, layout: Layout, *, alone: bool) -> Rates:
+        chosen = {key[1:]: laps for key, laps in seconds.items() if isinstance(key, tuple) and key[0] == name}
+        return measure.rates(layout, chosen, own, alone=alone)
+
+    busy = rates("busy", single, alone=True)
+    return Survey(
+        ranks=ranks,
+        examples=subject.size or 1,
+        parameters=subject.parameters,
+        quiet=rates("quiet", single, alone=True) if ranks > 1 else busy,
+        busy=busy,
+        rates=[busy if layout == single else rates(layout, layout, alone=False) for layout in layouts],
+        own=[measure.own(text, e, seconds["own", text, width]) for (text, width), e in canned.items()],
+        measured=[_measured(key, one, seconds["real", *key]) for key, one in real.items()],
+    )
+
+
+def _reals(
+    subject: Subject, methods: Mapping[str, Method], layouts: Sequence[Layout], mesh: Mapping[Layout, Any]
+) -> dict[tuple[str, Layout], _Real]:
+    """The methods as they are trained, in every layout that suits them."""
+    made = {}
+    for layout in layouts:
+        index = 0 if mesh[layout] is None or layout.data == 1 else mesh[layout]["data"].get_local_rank()
+        batch = subject.batches.chunk(subject.batch, layout.data)[index]
+        for text, method in methods.items():
+            if not suits(layout, read(method, width=layout.width)):
+                continue
+            try:
+                one = _Real(*subject.engine(method, layout, mesh[layout]), batch)
+                one.count()
+                one.step()
+            except LowlandError:
+                continue
+            made[text, layout] = one
+    return made
+
+
+def _measured(key: tuple[str, Layout], one: _Real, laps: Sequence[float]) -> Measured:
+    seconds = typical(laps, one.gradients[-len(laps) :]) or 0.0
+    return Measured(method=key[0], layout=key[1], seconds=seconds, bytes=one.sent(len(laps)))
+
+
+def _together(seconds: dict[Any, list[float]]) -> dict[Any, list[float]]:
+    """The times of all ranks, averaged over the ranks that took the step."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return seconds
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, list(seconds.values()))
+    merged = {}
+    for place, name in enumerate(seconds):
+        rows = [laps[place] for laps in everyone if laps[place]]
+        merged[name] = [sum(laps) / len(rows) for laps in zip(*rows, strict=True)]
+    return merged
