@@ -69,6 +69,7 @@ def _dispatch(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     from lowland.cli.options import Options
+    from lowland.cli.plan import Plan
     from lowland.lab.training.signals import Stopped
     from lowland.parallel import ranks, world
 
@@ -78,7 +79,8 @@ def _dispatch(argv: Sequence[str]) -> int:
     with _readable_warnings(Console(stderr=True)):
         try:
             # Several runs of one command share the ranks.
-            with world(selected.mesh, selected.device) if isinstance(selected, Options) else nullcontext():
+            mesh = getattr(selected, "mesh", None)
+            with world(mesh, selected.device) if isinstance(selected, Options | Plan) else nullcontext():
                 return int(selected.run(console, argv))
         except Stopped as stop:
             return _stopped(selected, argv, stop.signum)
@@ -94,6 +96,7 @@ def _commands() -> Any:
     from lowland.cli.compare import Compare
     from lowland.cli.convergence import Convergence
     from lowland.cli.methods import Methods
+    from lowland.cli.plan import Plan
     from lowland.cli.report import Report
     from lowland.cli.sharpness import Sharpness
     from lowland.cli.survive import Survive
@@ -103,7 +106,7 @@ def _commands() -> Any:
 
     kinds = {
         "compare": Compare, "train": Train, "report": Report, "methods": Methods, "tasks": Tasks, "bench": Bench,
-        "sharpness": Sharpness, "survive": Survive, "sweep": Sweep, "convergence": Convergence,
+        "sharpness": Sharpness, "survive": Survive, "sweep": Sweep, "convergence": Convergence, "plan": Plan,
     }  # fmt: skip
     return Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items())]  # noqa: UP007
 

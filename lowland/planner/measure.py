@@ -18,6 +18,7 @@ import torch.distributed as dist
 from lowland.core.errors import LowlandError
 from lowland.core.transfer import has_streams
 from lowland.methods.base import Method
+from lowland.parallel import broadcast
 from lowland.planner.asks import Step
 from lowland.planner.calibration import Calibration, Kind, Order, record
 from lowland.planner.canned import Canned
@@ -27,6 +28,8 @@ from lowland.planner.subject import Subject
 
 WARMUP = 5  # rounds that are not counted: allocators, caches and optimizer states fill
 ROUNDS = 20  # rounds that are counted
+FEWEST, MOST = 5, 60  # rounds that are counted where the time is limited
+Tick = Callable[[float], None]  # gets the fraction that is done
 ORDERED: tuple[Kind, ...] = ("pass", "again", "displaced", "forward", "part")
 CHOSEN = 0.5  # the fraction of the tensors whose gradient the order "part" asks for, up to one tensor
 
@@ -52,7 +55,8 @@ def take(
     *,
     rounds: int = ROUNDS,
     warmup: int = WARMUP,
-    tick: Callable[[], None] | None = None,
+    limit: float | None = None,
+    tick: Tick | None = None,
 ) -> dict[Any, list[float]]:
     """Take rounds of all turns, each round beginning with another one.
 
@@ -61,36 +65,48 @@ def take(
         device: The device whose work a step's time includes.
         rounds: The rounds that are counted, >= 1.
         warmup: Rounds before them, which are not counted.
-        tick: Called after every round.
+        limit: About how many seconds all rounds may take. The warm-up then decides how many are counted: at least
+            ``FEWEST``, at most ``MOST``.
+        tick: Called after every round with the fraction that is done.
 
     Returns:
         Seconds of every counted step on this rank; none for a turn that only the first rank takes, on another rank.
     """
-    names = list(turns)
+    names, begun = list(turns), time.perf_counter()
     seconds: dict[Any, list[float]] = {name: [] for name in turns}
     first = not dist.is_initialized() or dist.get_rank() == 0
-    for number in range(warmup + rounds):
+    number = 0
+    while number < warmup + rounds:
         start = number % len(names)
         for name in names[start:] + names[:start]:
-            turn = turns[name]
-            if turn.alone and not first:
-                _meet()
-                continue
-            turn.prepare()
-            _settle(device)
-            if not turn.alone:
-                _meet()
-            begun = time.perf_counter()
-            turn.step()
-            _settle(device)
-            lap = time.perf_counter() - begun
-            if turn.alone:
-                _meet()
-            if number >= warmup:
+            lap = _lap(turns[name], device, first=first)
+            if number >= warmup and lap is not None:
                 seconds[name].append(lap)
+        number += 1
+        if number == warmup and limit is not None:
+            passed = time.perf_counter() - begun
+            rounds = broadcast(round(min(max((limit - passed) * warmup / passed, FEWEST), MOST)))
         if tick is not None:
-            tick()
+            tick(number / (warmup + rounds) if number >= warmup or limit is None else 0.0)
     return seconds
+
+
+def _lap(turn: Turn, device: torch.device, *, first: bool) -> float | None:
+    """The seconds of one step; None on a rank that does not take it."""
+    if turn.alone and not first:
+        _meet()
+        return None
+    turn.prepare()
+    _settle(device)
+    if not turn.alone:
+        _meet()
+    begun = time.perf_counter()
+    turn.step()
+    _settle(device)
+    lap = time.perf_counter() - begun
+    if turn.alone:
+        _meet()
+    return lap
 
 
 def _settle(device: torch.device) -> None:

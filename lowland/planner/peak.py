@@ -116,12 +116,22 @@ def kept(subject: Subject, method: Method, width: int = 1, steps: int = STEPS) -
     return Kept(passes=tuple(dict.fromkeys(found)), arithmetic=arithmetic)
 
 
+def exchanged(layout: Layout) -> float:
+    """The memory of exchanges between ranks, in multiples of the parameters.
+
+    Ranks that share a batch have the gradients a second time, in the buckets of DistributedDataParallel. Every group of
+    a probe mesh has two places for the gradients of all groups, and copies those of the others for the plan.
+    """
+    buckets = 1.0 if layout.data > 1 else 0.0
+    return buckets + (2.0 * layout.probe if layout.probe > 1 else 0.0)
+
+
 def measured(subject: Subject, method: Method, layout: Layout, steps: int = STEPS) -> int:
     """The peak in bytes while a method trains on one rank, to hold a prediction against."""
     with LiveTensors() as meter:
         engine, optimizers = subject.engine(method, layout, alone=True)
         _train(engine, optimizers, subject.batch, steps)
-    return meter.peak
+    return int(meter.peak)
 
 
 def _train(engine: Engine, optimizers: Sequence[Optimizer], batch: Any, steps: int) -> None:

@@ -197,19 +197,22 @@ def best(predictions: Sequence[Prediction]) -> dict[str, Prediction]:
 
 
 def why(one: Prediction, all_of_it: Sequence[Prediction]) -> str:
-    """One sentence that says what bounds a step, and what the next layout would take.
+    """One sentence: what a step spends its time on, and what the fastest other mesh would take.
 
     Args:
         one: The prediction.
         all_of_it: The predictions of all layouts of the method.
     """
-    said = {
-        "passes": "its passes take the time",
-        "busy": "the ranks slow each other down while they compute",
-        "exchange": "it waits for exchanges between ranks",
-        "own": "its own arithmetic and the update take as long as a good part of its passes, as with small models",
-    }[one.bound]
-    others = sorted((p for p in all_of_it if p.layout != one.layout), key=lambda p: p.seconds)
-    if not others:
-        return f"{one.layout}: {said}."
-    return f"{one.layout}: {said}; {others[0].layout} would take {others[0].seconds / one.seconds:.2f} times as long."
+    parts = [
+        ("passes", one.passes),
+        ("other ranks that compute at the same time", one.busy),
+        ("exchanges", one.exchange),
+        ("arithmetic and update", one.own),
+    ]
+    spent = " + ".join(f"{name} {time * 1e3:.2f}" for name, time in parts if time >= 0.005 * one.seconds)
+    others = [p for p in all_of_it if p.layout.mesh != one.layout.mesh]
+    sentence = f"{one.layout}: {one.seconds * 1e3:.2f} ms = {spent}"
+    if others:
+        other = min(others, key=lambda p: p.seconds)
+        sentence += f"; {other.layout} would take {other.seconds / one.seconds:.2f} times as long"
+    return sentence

@@ -13,7 +13,7 @@ from typing import Any
 
 from lowland.core.errors import LowlandError
 
-TICK = "tick"  # the line that rank 0 prints after every round
+TICK = "lowland-done "  # begins the lines that rank 0 prints after every round, with the fraction that is done
 KEEP = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1000000000000"
 
 
@@ -31,19 +31,19 @@ def memory() -> dict[str, str]:
 
 
 def run(
-    module: str, arguments: Sequence[str], ranks: int, *, threads: int = 1, tick: Callable[[], None] | None = None
+    module: str, arguments: Sequence[str], ranks: int, *, threads: int = 1, tick: Callable[[float], None] | None = None
 ) -> Any:
     """Run a module in ranks of this machine, and return what rank 0 has written.
 
-    The module gets the arguments, and a last one: the file that rank 0 writes its JSON to. A line ``tick`` on standard
-    output reports a round.
+    The module gets the arguments, and a last one: the file that rank 0 writes its JSON to. It may call
+    :func:`say_done`.
 
     Args:
         module: The full name of the module, which has a main program.
         arguments: Its arguments.
         ranks: The number of ranks, >= 1.
         threads: PyTorch's CPU threads of a rank, >= 1.
-        tick: Called for every round.
+        tick: Called with the fraction that is done, whenever rank 0 says it.
 
     Raises:
         RanksError: The ranks ended with an error; the message has the end of what they wrote.
@@ -60,8 +60,8 @@ def run(
             try:
                 assert process.stdout is not None
                 for line in process.stdout:
-                    if line.strip() == TICK.encode() and tick is not None:
-                        tick()
+                    if line.startswith(TICK.encode()) and tick is not None:
+                        tick(float(line.split()[-1]))
             except BaseException:
                 process.terminate()
                 raise
@@ -73,7 +73,7 @@ def run(
         return json.loads(out.read_text(encoding="utf-8"))
 
 
-def say_tick() -> None:
-    """Report a round, on rank 0."""
+def say_done(fraction: float) -> None:
+    """Report on rank 0 which fraction is done."""
     if os.environ.get("RANK", "0") == "0":
-        print(TICK, flush=True)
+        print(f"{TICK}{fraction:.4f}", flush=True)

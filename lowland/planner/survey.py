@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -19,7 +19,7 @@ from lowland.planner import measure
 from lowland.planner.asks import read
 from lowland.planner.calibration import Calibration
 from lowland.planner.layout import Layout, suits
-from lowland.planner.measure import Own, Rates, Turn
+from lowland.planner.measure import Own, Rates, Tick, Turn
 from lowland.planner.subject import Subject
 from lowland.planner.typical import typical
 
@@ -102,7 +102,10 @@ class _Real:
             return allreduce_hook(group, bucket)
 
         # DistributedDataParallel reads the annotations, which must not be text here.
-        counted.__annotations__ = {"bucket": dist.GradBucket, "return": torch.futures.Future[torch.Tensor]}
+        counted.__annotations__ = {
+            "bucket": dist.GradBucket,  # type: ignore[attr-defined]
+            "return": torch.futures.Future[torch.Tensor],
+        }
         if isinstance(self.engine.model, DistributedDataParallel):
             self.engine.model.register_comm_hook(None, counted)
 
@@ -130,8 +133,9 @@ def survey(
     sizes: Mapping[Layout, Sequence[int]],
     *,
     rounds: int = measure.ROUNDS,
+    seconds: float | None = None,
     checked: bool = False,
-    tick: Callable[[], None] | None = None,
+    tick: Tick | None = None,
 ) -> Survey:
     """Measure passes, layouts and methods in the ranks of this process group; all ranks call it alike.
 
@@ -141,8 +145,9 @@ def survey(
         layouts: Layouts of all ranks.
         sizes: The examples of a rank at which the passes of a layout are timed, at least two that differ.
         rounds: How often each step is timed.
+        seconds: About how long the rounds may take together; it takes the place of ``rounds``.
         checked: Measure the methods' steps themselves, too.
-        tick: Called after every round.
+        tick: Called after every round with the fraction that is done.
 
     Returns:
         The same on all ranks.
@@ -168,11 +173,11 @@ def survey(
             canned[text, width] = executor
     real = _reals(subject, methods, layouts, mesh) if checked else {}
     turns |= {("real", *key): Turn(one.step) for key, one in real.items()}
-    seconds = _together(measure.take(turns, subject.device, rounds=rounds, tick=tick))
-    own = median(seconds["own"])
+    laps = _together(measure.take(turns, subject.device, rounds=rounds, limit=seconds, tick=tick))
+    own = median(laps["own"])
 
     def rates(name: Any, layout: Layout, *, alone: bool) -> Rates:
-        chosen = {key[1:]: laps for key, laps in seconds.items() if isinstance(key, tuple) and key[0] == name}
+        chosen = {key[1:]: row for key, row in laps.items() if isinstance(key, tuple) and key[0] == name}
         return measure.rates(layout, chosen, own, alone=alone)
 
     busy = rates("busy", single, alone=True)
@@ -183,8 +188,8 @@ def survey(
         quiet=rates("quiet", single, alone=True) if ranks > 1 else busy,
         busy=busy,
         rates=[busy if layout == single else rates(layout, layout, alone=False) for layout in layouts],
-        own=[measure.own(text, e, seconds["own", text, width]) for (text, width), e in canned.items()],
-        measured=[_measured(key, one, seconds["real", *key]) for key, one in real.items()],
+        own=[measure.own(text, e, laps["own", text, width]) for (text, width), e in canned.items()],
+        measured=[_measured(key, one, laps["real", *key]) for key, one in real.items()],
     )
 
 

@@ -42,7 +42,7 @@ def main() -> int:
             {layout: sizes(int(batch), layout) for layout in chosen},
             rounds=int(rounds),
             checked=True,
-            tick=ranks.say_tick,
+            tick=ranks.say_done,
         )
         if here.first:
             Path(out).write_text(json.dumps(record.to_json(result)), encoding="utf-8")

@@ -1,1 +1,1 @@
-"""Plans of a task's training: the planner's measurements in the processes that torchrun starts."""
+"""Plans of a task's training, measured in the processes that torchrun starts."""

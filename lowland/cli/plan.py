@@ -1,0 +1,145 @@
+"""``lowland plan``: which method, in which layout, is fastest on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from lowland.bench.overhead import machine
+from lowland.cli.options import Changes
+from lowland.core.errors import ArgumentError
+from lowland.lab.planning.plan_task import Training, plan_task, processes
+from lowland.parallel import place, ranks
+from lowland.planner import predict
+from lowland.planner.plan import SECONDS
+from lowland.planner.plan import Plan as Found
+from lowland.report.page import write_text
+
+BOUNDS = {
+    "passes": "passes",
+    "busy": "busy neighbors",
+    "exchange": "exchange",
+    "own": "arithmetic",
+}
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """Predict the steps of every method on one process and on several, and say which is fastest here and why.
+
+    Measures the task's model for a minute: single passes in every layout, and each method's arithmetic without its
+    passes. From these it predicts time, bytes and memory of each method's step in every layout that fits. No method is
+    trained. Without torchrun it starts the processes itself; under torchrun it measures the ranks that there are.
+
+    Args:
+        task: digits, cifar10:noise=0.4 or another of `lowland tasks`, or your own: my_task.py:Pose:joints=17,
+            package.module:Pose.
+        model: A model of the task, my_task.py:Net, or a torchvision or timm name; by default the task's first model.
+        methods: Methods, each such as sam or sampa:rho=0.1; all means every listed method that works on the model.
+        processes: Numbers of processes to measure, each >= 1; by default 1, 2, 4, … up to the CPU cores or GPUs.
+        threads: CPU threads of each process, >= 1; by default the cores are divided.
+        seconds: About how long the measuring may take, > 0; the processes need some seconds more to start.
+        data: Folder of the data files; by default the environment variable LOWLAND_DATA.
+        device: cpu, cuda, or auto for a GPU if there is one.
+        out: The record to write, as JSON.
+        recipe: Optimizer, batch size and precision; by default the task's values (see lowland tasks NAME).
+    """
+
+    task: str = "digits"
+    model: str | None = None
+    methods: tuple[str, ...] = ("all",)
+    processes: tuple[int, ...] | None = None
+    threads: int | None = None
+    seconds: float = SECONDS
+    data: Path | None = None
+    device: str = "auto"
+    out: Path = Path("plan.json")
+    recipe: Changes = field(default_factory=Changes)
+
+    def run(self, console: Console, argv: Sequence[str]) -> int:
+        """Measure, print the table and the recommendation, write the record."""
+        if not self.seconds > 0:
+            raise ArgumentError(f"seconds must be above 0, but is {self.seconds}; leave --seconds out for a minute")
+        training = self.training()
+        numbers = processes(self.processes, place(self.device))
+        with _progress(console) as tick:
+            found = plan_task(training, self.methods, numbers, seconds=self.seconds, threads=self.threads, tick=tick)
+        if ranks()[0] > 0:
+            return 0
+        console.print(table(found))
+        for text in recommendation(found):
+            console.print(text, markup=False, highlight=False)
+        for name, reason in found.left_out.items():
+            console.print(f"left out: {name}: {reason}", style="yellow", markup=False, highlight=False)
+        record = {"training": asdict(training), "machine": machine(), "command": ["lowland", *argv], **found.to_json()}
+        path = write_text(self.out, json.dumps(record, indent=1) + "\n")
+        console.print(f"record: {path}", markup=False, highlight=False, soft_wrap=True)
+        return 0
+
+    def training(self) -> Training:
+        """What the training is made from."""
+        changes = {name: value for name, value in asdict(self.recipe).items() if value is not None}
+        if changes.get("momentum") == 0:
+            changes.setdefault("nesterov", False)
+        data = None if self.data is None else str(self.data)
+        return Training(task=self.task, model=self.model, recipe=changes, data=data, device=self.device)
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[str, float], None]]:
+    """A bar for each part of the measuring; on no terminal, a line when a part begins."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        known: dict[str, Any] = {}
+
+        def tick(text: str, fraction: float) -> None:
+            if text not in known:
+                known[text] = bars.add_task(text, total=1.0)
+                if not console.is_terminal:
+                    console.print(f"measuring: {text}", markup=False, highlight=False)
+            bars.update(known[text], completed=fraction)
+
+        yield tick
+
+
+def table(found: Found) -> Table:
+    """The fastest layout of every method."""
+    rows = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("method", "layout", "ms a step", "of plain", "examples/s", "MB sent", "MB memory", "bound by"):
+        rows.add_column(
+            title, justify="left" if title in ("method", "layout", "bound by") else "right", overflow="fold"
+        )
+    fastest = predict.best(found.predictions)
+    plain = fastest.get("plain")
+    for name, one in fastest.items():
+        rows.add_row(
+            name,
+            str(one.layout),
+            f"{one.seconds * 1e3:.2f} ± {100 * one.error:.0f} %",
+            "" if plain is None else f"{one.seconds / plain.seconds:.2f}",
+            f"{one.speed:,.0f}",
+            f"{one.bytes / 1e6:.2f}" if one.bytes else "",
+            "" if one.memory is None else f"{one.memory / 1e6:.0f}",
+            BOUNDS[one.bound],
+        )
+    return rows
+
+
+def recommendation(found: Found) -> list[str]:
+    """What to choose, in sentences."""
+    fastest = list(predict.best(found.predictions))
+    named = [name for name in fastest if name != "plain"][:1] + ["sam", "sampa"]
+    shown = [name for name in ("plain", *dict.fromkeys(named)) if name in fastest]
+    said = [f"{name} is fastest on {found.why(name)}." for name in shown]
+    if "plain" in fastest and len(fastest) > 1:
+        said.append(f"Beside plain training, {named[0]} has the cheapest step.")
+    return said

@@ -1,0 +1,177 @@
+"""Plans the training of a task: which method, in which layout, is fastest on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lowland.core.errors import ArgumentError, LowlandError
+from lowland.lab import names
+from lowland.lab.budget import Budget
+from lowland.lab.config import RunConfig
+from lowland.lab.data.loader import Loader
+from lowland.lab.training.prepare import complete, loader_of
+from lowland.lab.training.trainer import Trainer, settings
+from lowland.methods.base import Method
+from lowland.parallel import ranks
+from lowland.planner import plan as planner
+from lowland.planner import ranks as started
+from lowland.planner import record
+from lowland.planner.plan import Plan
+from lowland.planner.subject import Subject
+
+WORKER = "lowland.lab.planning.worker"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What a training is made from, in this process and in those that are started.
+
+    Args:
+        task: The task as text.
+        model: The model as text; None is the task's first model.
+        recipe: The recipe's fields that differ from the task's.
+        data: The folder of the data files; None is the environment variable ``LOWLAND_DATA``.
+        device: ``cpu``, ``cuda``, or ``auto`` for a GPU if there is one.
+    """
+
+    task: str = "digits"
+    model: str | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    data: str | None = None
+    device: str = "auto"
+
+    def config(self) -> RunConfig:
+        """The configuration of a plain run."""
+        task = names.make(self.task)
+        model = self.model or task.models[0]
+        return RunConfig(
+            task=task,
+            model=model,
+            method="plain",
+            seed=0,
+            recipe=task.recipe(model).replace(**self.recipe),
+            budget=Budget(kind="steps", limit=1.0),
+            data=None if self.data is None else Path(self.data),
+            device=self.device,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A task's training, ready to be planned.
+
+    Args:
+        subject: Model, optimizer, loss and a batch, as the training has them.
+        methods: The methods by their text.
+        left_out: Methods that cannot be made for this task, each with the reason.
+    """
+
+    subject: Subject
+    methods: Mapping[str, Method]
+    left_out: Mapping[str, str]
+
+
+def prepared(config: RunConfig, methods: Sequence[str]) -> Planned:
+    """Make model, optimizer and the first batch of a run, and the methods with the task's defaults.
+
+    Args:
+        config: The run; its method is not used.
+        methods: The methods as text; "all" means every method of the catalog.
+    """
+    loader = loader_of(config)
+    trainer = Trainer(config, complete(replace(config, method="plain"), loader))
+    batch = next(islice(loader.batches(0), 1))
+    subject = replace(Subject.of(trainer.engine, batch), batches=trainer.engine.batches)
+    made, reasons = {}, {}
+    for text in expanded(methods):
+        try:
+            made[text] = _made(config, loader, text)
+        except LowlandError as error:
+            if text in methods:
+                raise
+            reasons[text] = str(error)
+    return Planned(subject=subject, methods=made, left_out=reasons)
+
+
+def expanded(methods: Sequence[str]) -> list[str]:
+    """The methods, each once, with "all" replaced by the catalog."""
+    return list(dict.fromkeys(t for text in methods for t in (planner.catalog() if text == "all" else [text])))
+
+
+def _made(config: RunConfig, loader: Loader, text: str) -> Method:
+    return complete(replace(config, method=text), loader)
+
+
+def processes(wanted: Sequence[int] | None, device: torch.device) -> list[int]:
+    """The numbers of processes that are measured.
+
+    Args:
+        wanted: Numbers, each >= 1; None means 1, 2, 4, … up to the number of GPUs or of CPU cores.
+        device: The device of the training.
+    """
+    if wanted is not None:
+        if not wanted or any(type(k) is not int or k < 1 for k in wanted):
+            raise ArgumentError(f"processes must be numbers >= 1, but are {list(wanted)}; write --processes 1 2")
+        return sorted(set(wanted))
+    most = torch.cuda.device_count() if device.type == "cuda" else cores()
+    return [2**i for i in range(most.bit_length()) if 2**i <= most]
+
+
+def cores() -> int:
+    """The CPU cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1
+
+
+def plan_task(
+    training: Training,
+    methods: Sequence[str],
+    numbers: Sequence[int],
+    *,
+    seconds: float,
+    threads: int | None = None,
+    tick: Callable[[str, float], None] | None = None,
+) -> Plan:
+    """Plan a training.
+
+    Under torchrun the ranks of this process group are measured, and all ranks call this alike. Otherwise torchrun
+    starts each number of processes on this machine, one after the other.
+
+    Args:
+        training: The training.
+        methods: The methods as text; "all" means every method of the catalog.
+        numbers: The numbers of processes.
+        seconds: About how long the measuring may take, > 0.
+        threads: CPU threads of each process; None divides the cores.
+        tick: Called with what is done now, and the fraction of it that is done.
+    """
+    config, say = training.config(), tick or (lambda text, fraction: None)
+    with settings(config):
+        ready = prepared(config, methods)
+        shown, reasons = planner.fitting(ready.subject, ready.methods)
+        reasons = {**ready.left_out, **reasons}
+        if ranks()[1] > 1:
+            found = planner.of_subject(ready.subject, shown, seconds=seconds, tick=lambda f: say("ranks", f))
+            return replace(found, left_out={**reasons, **found.left_out})
+        say("memory", 0.0)
+        memories = planner.memory(ready.subject, shown)
+    surveys = []
+    for number in numbers:
+        given = {"training": asdict(training), "methods": list(shown), "seconds": seconds / len(numbers)}
+
+        def done(fraction: float, number: int = number) -> None:
+            say(f"{number} process{'es' if number > 1 else ''}", fraction)
+
+        each = threads or max(cores() // number, 1)
+        surveys.append(record.from_json(started.run(WORKER, [json.dumps(given)], number, threads=each, tick=done)))
+    return planner.joined(surveys, memories, shown, left_out=reasons, room=planner.room(config.on()))

@@ -1,0 +1,247 @@
+"""Plans a training: predicts every method in every layout that fits, and says which is fastest and why."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from lowland.core.errors import ArgumentError, LowlandError
+from lowland.engine import Engine
+from lowland.methods import METHODS, make, spell
+from lowland.methods.base import Method
+from lowland.planner import peak, predict
+from lowland.planner.asks import read
+from lowland.planner.costs import REQUIRED
+from lowland.planner.layout import Layout, layouts, suits
+from lowland.planner.measure import Tick
+from lowland.planner.predict import Prediction
+from lowland.planner.record import to_json
+from lowland.planner.subject import Subject
+from lowland.planner.survey import Survey, survey
+
+SECONDS = 60.0  # of measuring
+CUTS = (1, 2, 4)  # into how many micro-batches a rank's part is cut
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a training is predicted to take, with every method in every layout that fits.
+
+    Attributes:
+        predictions: The predictions, the fastest first.
+        surveys: What was measured, one survey for each number of ranks.
+        left_out: Methods that cannot train here, each with the reason.
+        room: The bytes of memory that a rank has; None where it is not known.
+    """
+
+    predictions: Sequence[Prediction]
+    surveys: Sequence[Survey]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    room: int | None = None
+
+    def best(self, method: str | None = None) -> Prediction:
+        """The fastest prediction of a method, or of all methods.
+
+        Raises:
+            ArgumentError: There is none for this method.
+        """
+        chosen = [p for p in self.predictions if method in (None, p.method)]
+        if not chosen:
+            known = ", ".join(dict.fromkeys(p.method for p in self.predictions)) or "none"
+            raise ArgumentError(f"method must be one of those that were planned, {known}, but is {method!r}")
+        return chosen[0]
+
+    def why(self, method: str) -> str:
+        """One sentence: what bounds the method's fastest layout, and what the next one would take."""
+        return predict.why(self.best(method), [p for p in self.predictions if p.method == method])
+
+    def __str__(self) -> str:
+        return "\n".join(lines(self))
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as dictionaries, lists, numbers and text."""
+        return {
+            "predictions": [{**asdict(p), "bound": p.bound, "shown": str(p.layout)} for p in self.predictions],
+            "surveys": [to_json(each) for each in self.surveys],
+            "left_out": dict(self.left_out),
+            "room": self.room,
+            "why": {name: self.why(name) for name in predict.best(self.predictions)},
+        }
+
+
+def plan(
+    engine: Engine,
+    batch: Any,
+    methods: Sequence[str | Method] | None = None,
+    *,
+    seconds: float = SECONDS,
+    tick: Tick | None = None,
+) -> Plan:
+    """Plan the training of an engine with the ranks of this process group, or on one device without one.
+
+    Nothing of the engine changes. Its model is copied, once for every layout and method. All ranks call this alike.
+
+    Args:
+        engine: The engine. Its model is not wrapped, and its method is planned if ``methods`` is None.
+        batch: A batch of one step of all ranks together, on the model's device.
+        methods: The methods, as text or as objects.
+        seconds: About how long the measuring may take, > 0.
+        tick: Called after every round of steps with the fraction that is done.
+
+    Raises:
+        UsageError: The engine has no loss function, or its model is wrapped or sharded.
+        ArgumentError: A method is unknown.
+    """
+    subject = Subject.of(engine, batch)
+    chosen = [engine.method] if methods is None else methods
+    return of_subject(subject, dict(map(named, chosen)), seconds=seconds, tick=tick)
+
+
+def named(method: str | Method) -> tuple[str, Method]:
+    """A method with its text."""
+    if isinstance(method, str):
+        return method, make(method, fill=lambda key: REQUIRED.get(key, {}))
+    try:
+        return spell(method), method
+    except ArgumentError:
+        return repr(method), method
+
+
+def catalog() -> list[str]:
+    """All methods of the catalog that need no fields."""
+    return [name for name in METHODS if name not in REQUIRED]
+
+
+def of_subject(
+    subject: Subject,
+    methods: Mapping[str, Method],
+    *,
+    seconds: float = SECONDS,
+    tick: Tick | None = None,
+) -> Plan:
+    """Plan a training with the ranks of this process group."""
+    shown, reasons = fitting(subject, methods)
+    found = surveyed(subject, shown, seconds=seconds, tick=tick)
+    return joined([found], memory(subject, shown), shown, left_out=reasons, room=room(subject.device))
+
+
+def surveyed(
+    subject: Subject, methods: Mapping[str, Method], *, seconds: float = SECONDS, tick: Tick | None = None
+) -> Survey:
+    """Measure all layouts of the ranks of this process group that suit a method."""
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    chosen = [each for each in layouts(ranks, subject.size) if any(_suits(each, m) for m in methods.values())]
+    sizes = {each: _sizes(subject.size, each) for each in chosen}
+    return survey(subject, methods, chosen, sizes, seconds=seconds, tick=tick)
+
+
+def fitting(subject: Subject, methods: Mapping[str, Method]) -> tuple[dict[str, Method], dict[str, str]]:
+    """The methods that can train here, and the reasons why the others cannot."""
+    shown, reasons = {}, {}
+    for text, method in methods.items():
+        try:
+            subject.engine(method, Layout(), alone=True)
+        except LowlandError as error:
+            reasons[text] = str(error)
+        else:
+            shown[text] = method
+    if not shown:
+        raise ArgumentError(f"no method can train here: {'; '.join(reasons.values()) or 'none is given'}")
+    return shown, reasons
+
+
+def _suits(layout: Layout, method: Method) -> bool:
+    return suits(layout, read(method, width=layout.width))
+
+
+def _sizes(size: int | None, layout: Layout) -> list[int]:
+    """A rank's part of the batch, and what methods and micro-batches make of it."""
+    part = (size or 1) // layout.data
+    sizes = sorted({max(part // cut, 1) for cut in CUTS})
+    if len(sizes) < 2:
+        raise ArgumentError(
+            f"batch must have at least two examples for every rank that divides it, so that times can be measured "
+            f"at two sizes, but a rank has {part}; pass a larger batch that can be cut"
+        )
+    return sizes
+
+
+def memory(subject: Subject, methods: Mapping[str, Method]) -> dict[str, Callable[[Layout], float]]:
+    """For every method a function that gives the peak of a rank's memory in a layout, in bytes."""
+    sizes = _sizes(subject.size, Layout())
+    lines, examples = peak.passes(subject, sizes), subject.size or 1
+    made: dict[str, Callable[[Layout], float]] = {}
+    for text, method in methods.items():
+        kept = peak.kept(subject, method)
+
+        def of(layout: Layout, kept: peak.Kept = kept) -> float:
+            return kept.peak(lines, layout, examples) + peak.exchanged(layout) * subject.parameters
+
+        made[text] = of
+    return made
+
+
+def joined(
+    surveys: Iterable[Survey],
+    memories: Mapping[str, Callable[[Layout], float]],
+    methods: Mapping[str, Method],
+    *,
+    left_out: Mapping[str, str],
+    room: int | None,
+) -> Plan:
+    """The plan from surveys of several numbers of ranks."""
+    surveys = list(surveys)
+    every = [
+        replace(one, memory=memories[one.method](one.layout) if one.method in memories else None)
+        for each in surveys
+        for one in predictions(each, methods)
+    ]
+    kept = [p for p in every if room is None or p.memory is None or p.memory <= room]
+    return Plan(predictions=sorted(kept, key=lambda p: p.seconds), surveys=surveys, left_out=dict(left_out), room=room)
+
+
+def predictions(found: Survey, methods: Mapping[str, Method]) -> list[Prediction]:
+    """The predictions from one survey: every method in every layout that suits it, with and without micro-batches."""
+    made = []
+    for rates in found.rates:
+        for text, method in methods.items():
+            own = found.own_of(text, rates.layout.width)
+            if own is None or not _suits(rates.layout, method):
+                continue
+            part = found.examples // rates.layout.data
+            for micro in dict.fromkeys([None, *(part // cut for cut in CUTS[1:] if part // cut)]):
+                layout = replace(rates.layout, micro_batch=micro)
+                made.append(
+                    predict.predict(
+                        own,
+                        layout,
+                        found.examples,
+                        here=rates,
+                        busy=found.busy,
+                        quiet=found.quiet,
+                        parameters=found.parameters,
+                    )
+                )
+    return made
+
+
+def room(device: torch.device) -> int | None:
+    """The bytes of memory that are free on a device; None where it is not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo") as lines_of_file:
+            free = next(line for line in lines_of_file if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+    return int(free.split()[1]) * 1024 // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+
+
+def lines(plan: Plan) -> list[str]:
+    """The fastest layout of every method, the fastest method first, in lines of text."""
+    return [f"{name} on {plan.why(name)}" for name in predict.best(plan.predictions)]
