@@ -137,7 +137,7 @@ def table(found: Found) -> Table:
 def recommendation(found: Found) -> list[str]:
     """What to choose, in sentences."""
     fastest = list(predict.best(found.predictions))
-    named = [name for name in fastest if name != "plain"][:1] + ["sam", "sampa"]
+    named = [*[name for name in fastest if name != "plain"][:1], "sam", "sampa"]
     shown = [name for name in ("plain", *dict.fromkeys(named)) if name in fastest]
     said = [f"{name} is fastest on {found.why(name)}." for name in shown]
     if "plain" in fastest and len(fastest) > 1:
