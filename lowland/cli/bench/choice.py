@@ -13,6 +13,7 @@ from lowland.cli.bench.comm import Comm
 from lowland.cli.bench.launches import Launches
 from lowland.cli.bench.overhead import Overhead
 from lowland.cli.bench.parallel import Parallel
+from lowland.cli.bench.plan import Plan
 
 
 @dataclass(kw_only=True)
@@ -24,6 +25,7 @@ class Bench:
         | Annotated[Launches, tyro.conf.subcommand(Launches.name)]
         | Annotated[Parallel, tyro.conf.subcommand(Parallel.name)]
         | Annotated[Comm, tyro.conf.subcommand(Comm.name)]
+        | Annotated[Plan, tyro.conf.subcommand(Plan.name)]
     ) = field(default_factory=Overhead)
 
     def run(self, console: Console, argv: Sequence[str]) -> int:
