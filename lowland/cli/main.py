@@ -79,7 +79,8 @@ def _dispatch(argv: Sequence[str]) -> int:
     with _readable_warnings(Console(stderr=True)):
         try:
             # Several runs of one command share the ranks.
-            mesh = getattr(selected, "mesh", None)
+            given = getattr(selected, "mesh", None)
+            mesh = None if given == "auto" else given
             with world(mesh, selected.device) if isinstance(selected, Options | Plan) else nullcontext():
                 return int(selected.run(console, argv))
         except Stopped as stop:

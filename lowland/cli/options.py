@@ -65,7 +65,10 @@ class Options:
             a step, data divides every batch, and replicate divides every batch for methods that perturb separately in
             each group of ranks; by default every batch is divided. A single process computes the same without ranks,
             except for computations that see one rank's part of a batch at a time: BatchNorm, and methods that perturb
-            or choose examples on each rank separately.
+            or choose examples on each rank separately. auto is the mesh for which the planner predicts the fastest
+            steps (see lowland plan); the run file says which and why.
+        executor: What answers gradients that a method asks together: local, one after the other; auto, one pass for all
+            of them where the first steps show that this is faster.
         shard: Shard the weights over the data dimension with fully_shard instead of keeping a copy on every rank; each
             evaluation gathers them temporarily.
         tensorboard: Also write TensorBoard event files.
@@ -86,6 +89,7 @@ class Options:
     threads: int | None = None
     device: str = "auto"
     mesh: str | None = None
+    executor: Literal["local", "auto"] = "local"
     shard: bool = False
     tensorboard: bool = False
     checkpoint_every: int | None = None
@@ -116,7 +120,8 @@ class Options:
 
 
 _PASSED_ON = (
-    "validation", "select", "patience", "data", "threads", "device", "mesh", "shard", "tensorboard", "checkpoint_every",
+    "validation", "select", "patience", "data", "threads", "device", "mesh", "executor", "shard", "tensorboard",
+    "checkpoint_every",
 )  # fmt: skip
 
 

@@ -21,6 +21,8 @@ from lowland.methods.base import Method
 from lowland.parallel import parse, place
 
 Select = Literal["last", "best"]
+Executor = Literal["local", "auto"]
+AUTO = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +45,12 @@ class RunConfig:
         data: The folder of the data files; None is the environment variable ``LOWLAND_DATA``.
         threads: The number of PyTorch's CPU threads, >= 1; None keeps PyTorch's choice.
         device: ``cpu``, ``cuda``, or ``auto`` for a GPU if there is one.
-        mesh: How the ranks that torchrun starts divide the work, such as ``probe=2,data=2``; None divides every batch.
+        mesh: How the ranks that torchrun starts divide the work, such as ``probe=2,data=2``; None divides every batch,
+            and "auto" is the mesh for which the planner predicts the fastest steps.
             A single process computes the same without ranks, except for computations that see one rank's part of a
             batch at a time: BatchNorm, and methods that perturb or choose examples on each rank separately.
+        executor: What answers probes that a method asks together: "local", one after the other; "auto", one pass for
+            all of them where the first steps show that this is faster. The results differ by rounding.
         shard: Shard the weights over the data dimension with ``fully_shard``; otherwise every rank has all weights.
         tensorboard: Write TensorBoard event files.
         checkpoint_every: The number of steps between checkpoints, >= 1; None saves every half minute, or less often
@@ -67,6 +72,7 @@ class RunConfig:
     threads: int | None = None
     device: str = "auto"
     mesh: str | None = None
+    executor: Executor = "local"
     shard: bool = False
     tensorboard: bool = False
     checkpoint_every: int | None = None
@@ -80,8 +86,9 @@ class RunConfig:
             )
         checks.integer("seed", self.seed, 0, "number seeds from 0")
         checks.one_of("select", self.select, ("last", "best"))
-        if self.mesh is not None:
-            parse(self.mesh)
+        checks.one_of("executor", self.executor, ("local", AUTO))
+        if self.given_mesh is not None:
+            parse(self.given_mesh)
         checks.integer("keep", self.keep, 1, "2 survives a damaged checkpoint")
         if self.checkpoint_every is not None:
             checks.integer("checkpoint_every", self.checkpoint_every, 1, "None saves by the clock")
@@ -89,12 +96,17 @@ class RunConfig:
             checks.integer("threads", self.threads, 1, "None leaves the choice to PyTorch")
         if self.patience is not None:
             checks.integer("patience", self.patience, 1, "None never stops early")
-        if self.shard and self.mesh is not None and "data" not in parse(self.mesh):
+        if self.shard and self.given_mesh is not None and "data" not in parse(self.given_mesh):
             raise ArgumentError(
                 f"shard needs a data dimension, over which it divides the weights, but mesh is {self.mesh!r}; write "
                 f"{self.mesh},data=2"
             )
         object.__setattr__(self, "recipe", resolved(self.recipe, self.on()))
+
+    @property
+    def given_mesh(self) -> str | None:
+        """The mesh that was given; None where it is the default, or where the planner chooses it."""
+        return None if self.mesh == AUTO else self.mesh
 
     @property
     def task_text(self) -> str:

@@ -123,19 +123,36 @@ def of_subject(
     *,
     seconds: float = SECONDS,
     tick: Tick | None = None,
+    where: Callable[[Layout], bool] = lambda layout: True,
 ) -> Plan:
-    """Plan a training with the ranks of this process group."""
+    """Plan a training with the ranks of this process group; the arguments are those of :func:`surveyed`."""
     shown, reasons = fitting(subject, methods)
-    found = surveyed(subject, shown, seconds=seconds, tick=tick)
+    found = surveyed(subject, shown, seconds=seconds, tick=tick, where=where)
     return joined([found], memory(subject, shown), shown, left_out=reasons, room=room(subject.device))
 
 
 def surveyed(
-    subject: Subject, methods: Mapping[str, Method], *, seconds: float = SECONDS, tick: Tick | None = None
+    subject: Subject,
+    methods: Mapping[str, Method],
+    *,
+    seconds: float = SECONDS,
+    tick: Tick | None = None,
+    where: Callable[[Layout], bool] = lambda layout: True,
 ) -> Survey:
-    """Measure all layouts of the ranks of this process group that suit a method."""
+    """Measure the layouts of the ranks of this process group that suit a method.
+
+    Args:
+        subject: The training.
+        methods: The methods by their text.
+        seconds: About how long the measuring may take.
+        tick: Called after every round with the fraction that is done.
+        where: Whether a layout may be chosen.
+    """
     ranks = dist.get_world_size() if dist.is_initialized() else 1
-    chosen = [each for each in layouts(ranks, subject.size) if any(_suits(each, m) for m in methods.values())]
+    every = layouts(ranks, subject.size)
+    chosen = [each for each in every if where(each) and any(_suits(each, m) for m in methods.values())]
+    if not chosen:
+        raise ArgumentError(f"no layout of {ranks} ranks suits {', '.join(methods)}; choose the mesh yourself")
     sizes = {each: _sizes(subject.size, each) for each in chosen}
     return survey(subject, methods, chosen, sizes, seconds=seconds, tick=tick)
 

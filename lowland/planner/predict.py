@@ -92,6 +92,8 @@ def predict(
     count = len(own.steps)
     total, of_own = sum(s.seconds for s in shown) / count, sum(own.seconds) / count
     passes, with_others = sum(s.seconds for s in single) / count, sum(s.seconds for s in apart) / count
+    if layout.ranks == 1:  # nothing but passes, also where one pass answers several probes
+        passes = with_others = total
     return Prediction(
         method=own.method,
         layout=layout,

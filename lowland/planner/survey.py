@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -173,7 +174,9 @@ def survey(
             canned[text, width] = executor
     real = _reals(subject, methods, layouts, mesh) if checked else {}
     turns |= {("real", *key): Turn(one.step) for key, one in real.items()}
-    laps = _together(measure.take(turns, subject.device, rounds=rounds, limit=seconds, tick=tick))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the method asked for")  # calibrating steps leave groups idle
+        laps = _together(measure.take(turns, subject.device, rounds=rounds, limit=seconds, tick=tick))
     own = median(laps["own"])
 
     def rates(name: Any, layout: Layout, *, alone: bool) -> Rates:

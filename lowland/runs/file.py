@@ -40,6 +40,15 @@ def history(folder: Path) -> History:
     return History(config, end, job)
 
 
+def planned(folder: Path) -> dict[str, Any] | None:
+    """The last choice of a mesh that a run file records; None if its mesh was given."""
+    found = None
+    for line in _lines(folder / RUN_FILE):
+        if line.get("kind") == "planned":
+            found = {name: value for name, value in line.items() if name != "kind"}
+    return found
+
+
 class RunFile:
     """Appends lines to a run file.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
 from pathlib import Path
 
 import torch
@@ -31,7 +30,6 @@ def main() -> int:
     """
     case, batch, rounds, methods, out = sys.argv[1:]
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # a mesh warns of methods that leave groups idle
     with world(device="cpu") as here:
         subject = CASES[case].subject(int(batch))
         chosen = [layout for layout in layouts(here.size, int(batch)) if layout.probe <= WIDEST]

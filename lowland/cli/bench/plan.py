@@ -57,6 +57,6 @@ def said(result: dict[str, Any]) -> str:
         f"{result['case']}: the median error of times is {100 * result['median']:.1f} %, and "
         f"{100 * result['within']:.0f} % of them lie within 15 %; bytes are "
         f"{'exact' if result['exact'] else 'not exact'}; the largest error of memory is "
-        f"{100 * result['memory_error']:.1f} %; for {sum(near)} of {len(near)} methods the layout that was predicted to be "
-        f"the fastest is, or takes at most {100 * held.NEAR:.0f} % longer."
+        f"{100 * result['memory_error']:.1f} %; for {sum(near)} of {len(near)} methods the layout that was predicted "
+        f"to be the fastest is, or takes at most {100 * held.NEAR:.0f} % longer."
     )

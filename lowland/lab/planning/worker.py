@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import warnings
 from pathlib import Path
 
 import torch
@@ -27,7 +26,6 @@ def main() -> int:
     """
     arguments, out = json.loads(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    warnings.simplefilter("ignore")  # a mesh warns of methods that leave groups idle
     training = Training(**arguments["training"])
     with world(device=training.device) as here:
         ready = prepared(training.config(), arguments["methods"])

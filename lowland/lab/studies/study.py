@@ -87,7 +87,7 @@ def conduct(
     runs = []
     while (config := study.ask()) is not None:
         folder = out / name(config)
-        with world(config.mesh, config.device) as ranks:  # only the first rank reads the files
+        with world(config.given_mesh, config.device) as ranks:  # only the first rank reads the files
             recorded = ranks.broadcast(history(folder).end)
             if recorded is None:
                 display.begin(folder.name)

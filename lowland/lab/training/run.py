@@ -24,6 +24,7 @@ from lowland.lab.training.clock import Clock
 from lowland.lab.training.events import Events
 from lowland.lab.training.judge import Judge
 from lowland.lab.training.losses import Losses
+from lowland.lab.training.placed import placed
 from lowland.lab.training.prepare import check_select, complete, line_of, loader_of
 from lowland.lab.training.pulse import Pulse
 from lowland.lab.training.resumption import changed_versions, check_folder, restarted
@@ -86,6 +87,7 @@ def train(
         StateError: The folder has this run and ``resume`` is false, or it has another run.
         Stopped: SIGINT or SIGTERM was received; a checkpoint has been written.
     """
+    config, plan = placed(config, folder)
     with world(config.mesh, config.device) as ranks, settings(config):
         recorded = History(*ranks.broadcast(history(folder)))
         loader = loader_of(config, ranks.batch_part)
@@ -100,6 +102,8 @@ def train(
                 return recorded.end
         with closing(_Run(config, folder, line, loader, lambda: Trainer(config, method, ranks), ranks)) as run:
             run.begin(recorded)
+            if plan is not None:
+                run.file.write("planned", **plan)
             pruned = run.train(progress if ranks.first else None, watch)
             return pruned or run.finish()
 
@@ -175,6 +179,7 @@ class _Run:
             forwards_per_step=(engine.cost.forwards - engine.cost.gradients) / engine.step,
             peak_memory=self.peak,
             **reserved(self.config.on()),
+            **self.trainer.chosen(),
             **self.judge.final(self.trainer),
         )
 

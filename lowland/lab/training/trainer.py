@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from lowland.core.errors import ArgumentError
 from lowland.engine import Engine
+from lowland.executors.auto import Auto
 from lowland.lab import models
 from lowland.lab.config import RunConfig
 from lowland.lab.data.loader import Loader
@@ -74,6 +75,7 @@ class Trainer:
             self.optimizer,
             training_loss(task, recipe, self.device),
             mesh=world.along("probe", "replicate"),
+            executor="auto" if config.executor == "auto" else None,
             micro_batch=_micro_batch(recipe, world) if recipe.accumulate > 1 else None,
             cut=task.cut,
             seed=config.seed,
@@ -104,6 +106,11 @@ class Trainer:
         if self.average is not None:
             self.average.update(self.engine.step)
         return loss
+
+    def chosen(self) -> dict[str, Any]:
+        """The executor that ``executor="auto"`` has chosen, for the end line; "" where it had nothing to choose yet."""
+        executor = self.engine.executor.inner
+        return {"executor": executor.choice} if isinstance(executor, Auto) else {}
 
     @contextmanager
     def evaluated(self) -> Iterator[nn.Module]:

@@ -1,0 +1,73 @@
+"""Chooses the mesh of a run by the planner, or takes the choice of the run that it resumes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lowland.core.errors import UsageError
+from lowland.lab.config import AUTO, RunConfig
+from lowland.lab.training.prepare import complete, loader_of
+from lowland.lab.training.trainer import Trainer, settings
+from lowland.parallel import World, world
+from lowland.planner import plan as planner
+from lowland.planner.layout import Layout
+from lowland.planner.subject import Subject
+from lowland.runs.file import planned
+
+SECONDS = 20.0  # of measuring, once for every task, model, method and number of ranks
+_choices: dict[tuple[Any, ...], dict[str, Any]] = {}  # what this process has planned
+
+
+def placed(config: RunConfig, folder: Path) -> tuple[RunConfig, dict[str, Any] | None]:
+    """The run with a mesh in place of "auto", and the plan that chose it; all ranks call this alike.
+
+    A run that is resumed keeps its mesh if there are as many ranks as before.
+
+    Args:
+        config: The run.
+        folder: The run folder.
+
+    Returns:
+        The run; and ``mesh``, ``ranks``, ``seconds`` (predicted for a step) and ``why``, None without "auto".
+    """
+    if config.mesh != AUTO:
+        return config, None
+    with world(None, config.device) as ranks:
+        earlier = ranks.broadcast(planned(folder) if ranks.first else None)
+        if earlier is None or earlier["ranks"] != ranks.size:
+            key = (config.task_text, config.model_text, config.recipe, config.method_text, ranks.size, config.shard)
+            if key not in _choices:
+                _choices[key] = ranks.broadcast(_chosen(config, ranks))  # a clock decides: that of the first rank
+            earlier = _choices[key]
+    return replace(config, mesh=earlier["mesh"]), earlier
+
+
+def _chosen(config: RunConfig, ranks: World) -> dict[str, Any]:
+    """Measure, and choose."""
+    if ranks.size == 1:
+        return {"mesh": None, "ranks": 1, "seconds": None, "why": "one process has no mesh"}
+
+    def allowed(layout: Layout) -> bool:
+        return layout.data > 1 or not config.shard
+
+    with settings(config), torch.random.fork_rng(devices=[config.on()] if config.on().type == "cuda" else []):
+        loader = loader_of(config)
+        method = complete(config, loader)
+        engine = Trainer(replace(config, shard=False), method).engine
+        if engine.loss_fn is None:
+            raise UsageError("mesh=auto must know the loss; choose the mesh yourself")
+        batch = next(islice(loader.batches(0), 1))
+        subject = Subject.of(engine, batch)
+        found = planner.of_subject(subject, {config.method_text: method}, seconds=SECONDS, where=allowed)
+    best = found.best()
+    return {
+        "mesh": best.layout.mesh,
+        "ranks": ranks.size,
+        "seconds": best.seconds,
+        "why": found.why(config.method_text),
+    }
