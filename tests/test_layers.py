@@ -52,6 +52,7 @@ LAB: dict[str, list[str]] = {
     "training": ["nouns", "data", "models"],
     "studies": ["nouns", "data", "models", "training"],
     "survival": ["nouns", "data", "models", "training"],
+    "planning": ["nouns", "data", "models", "training"],
     "testing": ["nouns", "data", "models", "training"],
 }
 Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef

@@ -24,6 +24,8 @@ from lowland.planner.measure import Own, Rates, Tick, Turn
 from lowland.planner.subject import Subject
 from lowland.planner.typical import typical
 
+SINGLE = Layout()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
@@ -154,46 +156,57 @@ def survey(
         The same on all ranks.
     """
     ranks = dist.get_world_size() if dist.is_initialized() else 1
-    mesh, single = meshes(layouts, subject.device.type), Layout()
-    turns: dict[Any, Turn] = {}
-    apart = sorted({n for layout in layouts for n in sizes[layout]})
-    for key, turn in measure.passes(subject, single, apart, alone=True).items():
-        turns["busy", *key] = turn
-        if ranks > 1:
-            turns["quiet", *key] = Turn(turn.step, turn.prepare, alone=True)
-    for layout in layouts:
-        if layout != single:
-            for key, turn in measure.passes(subject, layout, sizes[layout], mesh[layout]).items():
-                turns[layout, *key] = turn
-    bare, _ = measure.arithmetic(subject, Calibration())
-    turns["own"] = bare
-    canned = {}
-    for width in sorted({layout.width for layout in layouts}):
-        for text, (turn, executor) in measure.attempted(subject, methods.items(), width).items():
-            turns["own", text, width] = turn
-            canned[text, width] = executor
+    mesh = meshes(layouts, subject.device.type)
+    turns = {"own": measure.arithmetic(subject, Calibration())[0], **_passes(subject, layouts, sizes, mesh, ranks)}
+    canned = {
+        (text, width): made
+        for width in sorted({layout.width for layout in layouts})
+        for text, made in measure.attempted(subject, methods.items(), width).items()
+    }
+    turns |= {("own", *key): turn for key, (turn, _) in canned.items()}
     real = _reals(subject, methods, layouts, mesh) if checked else {}
     turns |= {("real", *key): Turn(one.step) for key, one in real.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the method asked for")  # calibrating steps leave groups idle
         laps = _together(measure.take(turns, subject.device, rounds=rounds, limit=seconds, tick=tick))
-    own = median(laps["own"])
-
-    def rates(name: Any, layout: Layout, *, alone: bool) -> Rates:
-        chosen = {key[1:]: row for key, row in laps.items() if isinstance(key, tuple) and key[0] == name}
-        return measure.rates(layout, chosen, own, alone=alone)
-
-    busy = rates("busy", single, alone=True)
+    busy = _rates(laps, "busy", SINGLE)
     return Survey(
         ranks=ranks,
         examples=subject.size or 1,
         parameters=subject.parameters,
-        quiet=rates("quiet", single, alone=True) if ranks > 1 else busy,
+        quiet=_rates(laps, "quiet", SINGLE) if ranks > 1 else busy,
         busy=busy,
-        rates=[busy if layout == single else rates(layout, layout, alone=False) for layout in layouts],
-        own=[measure.own(text, e, laps["own", text, width]) for (text, width), e in canned.items()],
+        rates=[busy if layout == SINGLE else _rates(laps, layout, layout) for layout in layouts],
+        own=[measure.own(key[0], made[1], laps["own", *key]) for key, made in canned.items()],
         measured=[_measured(key, one, laps["real", *key]) for key, one in real.items()],
     )
+
+
+def _passes(
+    subject: Subject,
+    layouts: Sequence[Layout],
+    sizes: Mapping[Layout, Sequence[int]],
+    mesh: Mapping[Layout, Any],
+    ranks: int,
+) -> dict[Any, Turn]:
+    """The turns that time passes: of ranks that train for themselves, of one rank alone, and in every layout."""
+    turns: dict[Any, Turn] = {}
+    apart = sorted({n for layout in layouts for n in sizes[layout]})
+    for key, turn in measure.passes(subject, SINGLE, apart, alone=True).items():
+        turns["busy", *key] = turn
+        if ranks > 1:
+            turns["quiet", *key] = Turn(turn.step, turn.prepare, alone=True)
+    for layout in layouts:
+        if layout != SINGLE:
+            made = measure.passes(subject, layout, sizes[layout], mesh[layout])
+            turns |= {(layout, *key): turn for key, turn in made.items()}
+    return turns
+
+
+def _rates(laps: Mapping[Any, Sequence[float]], name: Any, layout: Layout) -> Rates:
+    """The rates from the turns that have this name."""
+    chosen = {key[1:]: row for key, row in laps.items() if isinstance(key, tuple) and key[0] == name}
+    return measure.rates(layout, chosen, median(laps["own"]), alone=name in ("busy", "quiet"))
 
 
 def _reals(
