@@ -22,6 +22,8 @@ class Pass(NamedTuple):
         displaced: Whether the weights are displaced.
         synced: Whether ranks that share the batch average its gradient at once.
         entries: The fraction of the parameters' entries that are differentiated; 0 for a forward pass.
+        reach: The fraction of the tensors from the first that is differentiated to the last of the model, which is how
+            far backward has to go.
     """
 
     examples: float
@@ -29,6 +31,7 @@ class Pass(NamedTuple):
     displaced: bool
     synced: bool
     entries: float = 1.0
+    reach: float = 1.0
 
 
 Ask: TypeAlias = tuple[Pass, ...]
@@ -78,7 +81,7 @@ def asked(work: Work, probes: tuple[Probe, ...], examples: int | None) -> Ask:
     def one(probe: Probe) -> Pass:
         size = work.batches.known_size(probe.batch)
         part = 1.0 if size is None or not examples else size / examples
-        wrt = [probe.grad] * len(work.params) if probe.wrt is None or not probe.grad else probe.wrt
+        wrt = [probe.grad] * len(work.params) if probe.wrt is None or not probe.grad else [*probe.wrt]
         chosen = [p.numel() for p, wanted in zip(work.params, wrt, strict=True) if wanted]
         return Pass(
             examples=part,
@@ -86,6 +89,7 @@ def asked(work: Work, probes: tuple[Probe, ...], examples: int | None) -> Ask:
             displaced=probe.at is not None,
             synced=probe.grad and probe.sync,
             entries=sum(chosen) / sum(p.numel() for p in work.params),
+            reach=(len(wrt) - wrt.index(True)) / len(wrt) if chosen else 1.0,
         )
 
     return tuple(map(one, probes))

@@ -148,9 +148,23 @@ def _add(total: _Sum, one: Pass, layout: Layout, examples: int, rates: Rates) ->
     """Add one pass, in micro-batches where the layout has them."""
     n = examples * one.examples / layout.data
     line = rates.lines["forward" if not one.tensors else "displaced" if one.displaced else "again"]
-    factor = 1.0 if not one.tensors else 1 - (1 - rates.part) * (1 - one.tensors) / CHOSEN
     for size in pieces(n, layout.micro_batch):
-        total.add(line, size, factor)
+        total.add(line, size, partial(one, rates, size))
+
+
+def partial(one: Pass, rates: Rates, examples: float) -> float:
+    """What a gradient of some tensors takes, as a fraction of one of all tensors.
+
+    Forward is whole. Backward passes through all layers from the last to the first chosen tensor, and computes the
+    gradients of the chosen ones. Calibrating steps with every second tensor tell how large the first share is.
+    """
+    if not 0 < one.tensors < 1:
+        return 1.0
+    forward = min(rates.lines["forward"](examples) / max(rates.lines["again"](examples), 1e-12), 1.0)
+    backward = 1 - forward
+    through = 1.0 if backward <= 0 else ((rates.part - forward) / backward - CHOSEN) / (1 - CHOSEN)
+    through = min(max(through, 0.0), 1.0)
+    return forward + backward * (through * one.reach + (1 - through) * one.tensors)
 
 
 def pieces(examples: float, most: int | None) -> list[float]:
