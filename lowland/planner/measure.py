@@ -133,6 +133,8 @@ class Rates:
         once: Seconds of a step beyond its passes and the method's own work: what ranks compare and average once.
         part: The time of a gradient of half of the tensors, as a fraction of one of all tensors.
         alone: Whether every rank trains for itself at the same time.
+        collectives: Seconds of a collective against the bytes of one rank, alone and with nothing to hide behind:
+            "all-reduce" over the data dimension, "all-gather" and "broadcast" over the probe dimension.
     """
 
     layout: Layout
@@ -140,6 +142,7 @@ class Rates:
     once: float
     part: float
     alone: bool = False
+    collectives: Mapping[str, Line] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,8 +33,10 @@ def from_json(data: Mapping[str, Any]) -> Survey:
 
 
 def _rates(data: Mapping[str, Any]) -> Rates:
-    lines = {kind: Line(**line) for kind, line in data["lines"].items()}
-    return Rates(**{**data, "layout": Layout(**data["layout"]), "lines": lines})
+    lines, collectives = (
+        {kind: Line(**line) for kind, line in data[name].items()} for name in ("lines", "collectives")
+    )
+    return Rates(**{**data, "layout": Layout(**data["layout"]), "lines": lines, "collectives": collectives})
 
 
 def _own(data: Mapping[str, Any]) -> Own:

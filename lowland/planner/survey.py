@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lowland.core.errors import LowlandError
 from lowland.engine import Engine
 from lowland.methods.base import Method
-from lowland.planner import measure
+from lowland.planner import collectives, measure
 from lowland.planner.asks import read
 from lowland.planner.calibration import Calibration
 from lowland.planner.layout import Layout, suits
@@ -200,13 +200,17 @@ def _passes(
         if layout != SINGLE:
             made = measure.passes(subject, layout, sizes[layout], mesh[layout])
             turns |= {(layout, *key): turn for key, turn in made.items()}
+            bare = collectives.turns(layout, mesh[layout], subject.parameters, subject.device)
+            turns |= {("bare", layout, *key): turn for key, turn in bare.items()}
     return turns
 
 
 def _rates(laps: Mapping[Any, Sequence[float]], name: Any, layout: Layout) -> Rates:
     """The rates from the turns that have this name."""
     chosen = {key[1:]: row for key, row in laps.items() if isinstance(key, tuple) and key[0] == name}
-    return measure.rates(layout, chosen, median(laps["own"]), alone=name in ("busy", "quiet"))
+    bare = {key[2:]: row for key, row in laps.items() if isinstance(key, tuple) and key[:2] == ("bare", name)}
+    rates = measure.rates(layout, chosen, median(laps["own"]), alone=name in ("busy", "quiet"))
+    return replace(rates, collectives=collectives.lines(bare))
 
 
 def _reals(
