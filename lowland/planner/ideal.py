@@ -195,9 +195,8 @@ def _wave(wave: Ask, setting: Setting) -> tuple[float, float]:
 
 def _unhidden(seconds: Callable[[float], float], setting: Setting, backward: float) -> float:
     """Seconds of messages of all parameters that do not hide in a backward."""
-    count = max(math.ceil(setting.size / setting.bucket), 1)
-    each = seconds(setting.size / count)
-    return max(each, count * each - setting.overlap * backward)
+    each = seconds(setting.size / setting.messages)
+    return max(each, setting.messages * each - setting.overlap * backward)
 
 
 def _sent(wave: Ask, setting: Setting) -> float:

@@ -85,6 +85,11 @@ class Setting:
         return self.per_device if self.per_device is not None else (self.batch or 0.0) / self.data
 
     @property
+    def messages(self) -> int:
+        """Messages of an exchange that can hide: ``ceil(size / bucket)``, at least 1."""
+        return max(math.ceil(self.size / self.bucket), 1)
+
+    @property
     def probes(self) -> Place:
         """Where the ranks lie that exchange the gradients of different probes."""
         return self._place(self.probe, "probe")
