@@ -81,6 +81,19 @@ def advantage(setting: Setting, rival: Rival = "data", extra: float = 0.0) -> fl
     return theirs - own - extra
 
 
+def critical_base(setting: Setting, rival: Rival = "data", extra: float = 0.0) -> float:
+    """The base of a gradient, a, above which SAMPa is faster, in seconds; below 0 if it always is.
+
+    The backward stays as it is, so forward has the same change. The difference grows as a against both rivals.
+
+    Args:
+        setting: See :func:`advantage`.
+        rival: See :func:`advantage`.
+        extra: See :func:`advantage`.
+    """
+    return setting.gradient.base - advantage(setting, rival, extra)
+
+
 def critical(
     setting: Setting,
     quantity: Quantity,

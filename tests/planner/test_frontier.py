@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lowland.core.errors import ArgumentError
 from lowland.methods import make
 from lowland.planner.asks import read
-from lowland.planner.frontier import Quantity, Rival, advantage, critical, meshes
+from lowland.planner.frontier import Quantity, Rival, advantage, critical, critical_base, meshes
 from lowland.planner.ideal import predict
 from lowland.planner.line import Line
 from lowland.planner.links import Link, Network
@@ -50,6 +50,17 @@ def test_the_difference_is_that_of_the_predictions(setting: Setting) -> None:
     assert advantage(setting, extra=0.5) == pytest.approx(advantage(setting) - 0.5)
     local = replace(setting, batch=None, per_device=setting.local)
     assert advantage(local) == pytest.approx(advantage(setting), rel=1e-9, abs=1e-12)
+
+
+@settings(deadline=None)
+@given(meshes_of(), st.sampled_from(["data", "one"]))
+def test_at_the_critical_base_both_take_equally_long(setting: Setting, rival: Rival) -> None:
+    base = critical_base(setting, rival, 0.01)
+    moved = base - setting.gradient.base
+    lines = [Line(line.base + moved, line.slope) for line in (setting.gradient, setting.forward)]
+    if lines[1].base >= 0:  # times are never below 0
+        there = replace(setting, gradient=lines[0], forward=lines[1])
+        assert advantage(there, rival, 0.01) == pytest.approx(0.0, abs=1e-9)
 
 
 @settings(deadline=None)

@@ -22,6 +22,7 @@ try:
 except ImportError:
     raise MissingExtraError("simpy", "lab") from None
 
+MANY = 1000  # steps whose sum is drawn by the central limit theorem
 MOST = 20.0  # mean times between failures that a part of a training may take; it is then repeated e^20 times
 
 
@@ -180,7 +181,7 @@ class _Run:
     def _reach(self, steps: int) -> Generator[Any, Any, None]:
         """Run steps and write a checkpoint, as often as it takes without a failure."""
         while True:
-            begun, useful = self.env.now, float(self.rng.choice(self.times, steps).sum())
+            begun, useful = self.env.now, self._draw(steps)
             try:
                 yield self.env.timeout(useful + self.failures.checkpoint)
             except simpy.Interrupt:
@@ -199,3 +200,10 @@ class _Run:
                 self.failed += 1
             else:
                 return
+
+    def _draw(self, steps: int) -> float:
+        """Seconds of so many steps; the sum of many is normal."""
+        if steps <= MANY:
+            return float(self.rng.choice(self.times, steps).sum())
+        spread = float(self.times.std()) * math.sqrt(steps)
+        return steps * float(self.times.mean()) + spread * float(self.rng.standard_normal())
