@@ -129,7 +129,7 @@ class Simulate:
 
 
 def _table(found: Scaling, kept: Kept, title: str) -> Table:
-    rows = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    rows = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0))
     for name in HEADINGS:
         rows.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for point in shown(found, kept):

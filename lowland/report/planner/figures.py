@@ -103,7 +103,11 @@ def pair(study: Scaling) -> str:
     """Two devices: how much faster SAMPa is than data-parallel SAM, and where it is slower than SAM on one device."""
     grid = study.pair
     with rc_context(STYLE):
-        figure, axes = canvas(5.6, 3.7, left=0.62, right=1.3)
+        figure, axes = canvas(5.2, 3.5, left=0.62, right=RIGHT)
+        axes.set_xscale("log")  # before the labels of the lines, for which gaps are cut
+        axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(_plain))
         shown = [level for level in LEVELS if _between(level, grid.over_data)]
         bandwidths = [b / 1e9 for b in grid.bandwidths]
         if shown:
@@ -112,10 +116,6 @@ def pair(study: Scaling) -> str:
         if _between(1.0, grid.over_one):
             axes.contourf(grid.batches, bandwidths, grid.over_one, [0.0, 1.0], colors=[GREY], alpha=0.3)
             axes.contour(grid.batches, bandwidths, grid.over_one, [1.0], colors=[NEUTRAL], linewidths=1.5)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(FuncFormatter(_plain))
         for mark in study.marks:
             axes.axhline(mark.bandwidth / 1e9, color=MUTED, lw=0.7, ls=(0, (2, 3)))
         label_axes(axes, "examples of a step", "GB/s between the two devices")

@@ -84,7 +84,7 @@ def verdict(study: Scaling) -> str:
     if min(gains) >= 1:
         parts.append(
             "On two devices SAMPa is faster than data-parallel SAM for all batches and bandwidths drawn, "
-            f"{min(gains):.3g} to {max(gains):.3g} times."
+            f"{min(gains):.2f} to {max(gains):.2f} times."
         )
     sam, sampa = (study.of(name, "global") for name in ("sam", "sampa"))
     end = saturation(sam)
