@@ -71,12 +71,23 @@ def efficiency(study: Scaling, kept: Kept) -> str:
 
 
 def step_seconds(study: Scaling) -> str:
-    """Milliseconds of a step against devices with one global batch, of the methods that SAM is compared with."""
+    """Milliseconds of a simulated step against devices, with one global batch."""
     curves = []
     for name, look in looks(study).items():
         points = study.of(name, "global")
         curves.append(Curve(name, [p.devices for p in points], [1e3 * p.simulated for p in points], look))
     return _drawn(curves, "devices", "ms per step")
+
+
+def gains(study: Scaling) -> str:
+    """How many times faster than data-parallel SAM's a simulated step is, against devices, with one global batch."""
+    sam = {p.devices: p.simulated for p in study.of("sam", "global")}
+    curves = []
+    for name, look in looks(study).items():
+        points = [p for p in study.of(name, "global") if p.devices in sam and name != "sam"]
+        y = [sam[p.devices] / p.simulated for p in points]
+        curves.append(Curve(name, [p.devices for p in points], y, look))
+    return _drawn(curves, "devices", "times as fast as SAM", log_y=False)
 
 
 def costs(study: Scaling) -> str:

@@ -118,7 +118,7 @@ def test_looks() -> None:
 def test_the_page(tmp_path: Path) -> None:
     path = write_page(STUDY, tmp_path / "deep" / "page.html", command="lowland simulate --devices 8")
     text = path.read_text(encoding="utf-8")
-    assert text.count("<svg") == 6
+    assert text.count("<svg") == 7
     assert "lowland simulate --devices 8" in text
     assert "a document" in text
     assert all(limit.replace("'", "&#39;") in text for limit in NOT_COVERED)
@@ -136,6 +136,6 @@ def test_figures_are_exported(tmp_path: Path) -> None:
     files = export(STUDY, tmp_path / "figures")
     assert [file.name for file in files] == [
         f"simulation-{name}.svg"
-        for name in ("pair", "bases", "efficiency-device", "efficiency-global", "steps", "costs")
+        for name in ("pair", "bases", "efficiency-device", "efficiency-global", "steps", "gains", "costs")
     ]
     assert "var(" not in files[0].read_text(encoding="utf-8")
