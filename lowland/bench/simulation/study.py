@@ -22,10 +22,11 @@ from lowland.planner.links import Algorithm, Link, Network, flat
 from lowland.planner.setting import Setting
 from lowland.planner.simulation.noise import Noise
 from lowland.planner.simulation.steps import step_times
-from lowland.planner.simulation.training import Failures, train
+from lowland.planner.simulation.training import Failures, steps_between, train
 from lowland.report.planner.record import Base, Kept, Mark, Pair, Point, Scaling
 
 GRID = 41  # batches and bandwidths of the figure of two devices
+PARTS = 10_000  # of a training, from one checkpoint to the next, that are simulated; more are like them
 LARGEST = 100_000  # devices
 BATCHES, BANDWIDTHS = (1.0, 1e4), (1e8, 1e12)
 OUTWARD = ("ethernet10", "ethernet100", "hdr", "ndr")  # links between hosts, drawn beside the chosen one
@@ -191,7 +192,8 @@ def _point(choice: Choice, contestant: _Contestant, kept: Kept, devices: int) ->
     times = step_times(contestant.steps, mesh, choice.steps, noise=noise, seed=choice.seed)
     failures = choice.failures(devices)
     count = max(round(choice.examples / mesh.examples), 1)
-    training = train(times, count, failures, devices, seed=choice.seed)
+    part = min(count, PARTS * steps_between(times, count, failures))
+    training = train(times, part, failures, devices, seed=choice.seed)
     one = predict(contestant.alone, choice.setting(per_device=mesh.local))
     return Point(
         method=contestant.text,
@@ -207,8 +209,8 @@ def _point(choice: Choice, contestant: _Contestant, kept: Kept, devices: int) ->
         simulated=float(times.mean()),
         error=float(times.std(ddof=1)) / choice.steps**0.5,
         alone=mesh.local / one.total,
-        hours=training.seconds / 3600,
-        failures=training.failures,
+        hours=training.seconds / 3600 * count / part,
+        failures=round(training.failures * count / part),
         interval=failures.interval if math.isfinite(failures.interval) else None,
     )
 

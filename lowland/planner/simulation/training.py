@@ -23,7 +23,7 @@ except ImportError:
     raise MissingExtraError("simpy", "lab") from None
 
 MANY = 1000  # steps whose sum is drawn by the central limit theorem
-MOST = 20.0  # mean times between failures that a part of a training may take; it is then repeated e^20 times
+MOST = 3.0  # mean times between failures that a part of a training may take; it is then repeated e^3 times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,14 @@ class Failures:
 
     def best_interval(self, devices: int) -> float:
         """The interval that minimizes :meth:`first_order`: ``sqrt(2 checkpoint between)``."""
+        if math.isinf(self.mtbf):
+            return math.inf  # and not nan where a checkpoint takes no time
         return math.sqrt(2 * self.checkpoint * self.between(devices))
+
+
+def steps_between(times: Array, count: int, failures: Failures) -> int:
+    """Steps from one checkpoint to the next: the interval, rounded, but at least 1 and at most ``count``."""
+    return max(1, round(min(failures.interval / float(np.mean(times)), count)))
 
 
 class Training(NamedTuple):
@@ -138,7 +145,7 @@ def train(
     checks.integer("count", count, 1, "give the steps of a training")
     checks.integer("devices", devices, 1, "give all devices of the mesh")
     mean, between = float(np.mean(times)), failures.between(devices)
-    every = min(count, max(1, round(min(failures.interval / mean, count))))
+    every = steps_between(times, count, failures)
     longest = every * mean + failures.checkpoint + failures.restart
     if longest > MOST * between:
         raise ArgumentError(

@@ -104,6 +104,6 @@ def _bought(sam: Point, sampa: Point) -> str:
     ratio = sam.seconds / sampa.seconds
     faster = f"{ratio:.2f} times faster" if ratio >= 1 else f"{1 / ratio:.2f} times slower"
     return (
-        f"On {sam.devices:,} devices a step of SAM takes {1e3 * sam.seconds:.3g} ms, and of SAMPa on {sampa.probe} × "
-        f"{sampa.data:,} {1e3 * sampa.seconds:.3g} ms, which is {faster}."
+        f"On {sam.devices:,} devices a step of SAM takes {1e3 * sam.seconds:,.1f} ms, and of SAMPa on {sampa.probe} × "
+        f"{sampa.data:,} {1e3 * sampa.seconds:,.1f} ms, which is {faster}."
     )

@@ -78,6 +78,17 @@ def test_stragglers_and_failures_cost_time_and_a_seed_repeats_them() -> None:
     assert found.settings["failures"] == "every 0.5 h on each device"
 
 
+def test_a_long_training_is_like_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    choice = replace(SMALL, sigma=0.0, mtbf=10.0, restart=1.0, checkpoint=0.5, examples=1e8, methods=("sam",))
+    whole = study(choice).of("sam", "global")
+    monkeypatch.setattr(studies, "PARTS", 300)
+    for one, other in zip(whole, study(choice).of("sam", "global"), strict=True):
+        assert other.hours == pytest.approx(one.hours, rel=0.01)
+        assert other.failures == pytest.approx(one.failures, rel=0.5, abs=5)
+    free = study(replace(choice, mtbf=float("inf"), checkpoint=0.0)).of("sam", "global")
+    assert [p.interval for p in free] == [None] * 5
+
+
 def test_a_record_is_read_back(tmp_path: Any) -> None:
     found = study(SMALL)
     path = tmp_path / "simulation.json"

@@ -52,6 +52,7 @@ def test_the_best_interval() -> None:
     assert best == pytest.approx(math.sqrt(2 * 2.0 * 1e4))
     at = [Failures(interval=x * best, **base).first_order(100) for x in (0.9, 1.0, 1.1)]
     assert at[1] < min(at[0], at[2])
+    assert math.isinf(Failures(checkpoint=0.0).best_interval(1))  # without failures
     exact = [Failures(interval=x * best, **base).expected(100) for x in (0.8, 1.0, 1.25)]
     assert exact[1] < min(exact[0], exact[2])
 

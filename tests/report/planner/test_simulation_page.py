@@ -92,7 +92,7 @@ def test_the_verdict() -> None:
     )
     assert "1.01 to 1.90 times" in said
     assert "data-parallel SAM saturates at 2 devices" in said
-    assert "On 8 devices a step of SAM takes 3.75e+03 ms, and of SAMPa on 2 × 4 1.5e+03 ms, which is 2.50 times" in said
+    assert "On 8 devices a step of SAM takes 3,750.0 ms, and of SAMPa on 2 × 4 1,500.0 ms, which is 2.50 times" in said
     slower = replace(STUDY, points=[*SAM, replace(SAMPA[1], compute=7.5)])
     assert "2.00 times slower" in verdict(slower)
     assert verdict(replace(STUDY, points=SAM[:2])).endswith("Data-parallel SAM does not saturate on these devices.")
