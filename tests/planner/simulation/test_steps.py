@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lowland.core.errors import ArgumentError
 from lowland.methods import make
-from lowland.planner.asks import Step, read
+from lowland.planner.asks import Pass, Step, read
 from lowland.planner.costs import REQUIRED
 from lowland.planner.ideal import predict, step_time
 from lowland.planner.line import Line
@@ -48,6 +50,29 @@ def test_without_noise_the_events_give_the_closed_form(key: str, probe: int, dat
         one_by_one = [step_time(step, setting).total for step in steps]
         assert simulated == pytest.approx(one_by_one, rel=1e-9)
         assert simulated.mean() == pytest.approx(predict(steps, setting).total, rel=1e-9)
+
+
+@st.composite
+def plans(draw: Any) -> Step:
+    """A step of random asks; the passes of an ask are all of the same parameters, as a mesh wants it."""
+    asks = []
+    for _ in range(draw(st.integers(1, 4))):
+        tensors = draw(st.sampled_from([0.0, 0.25, 1.0]))
+        sizes = draw(st.lists(st.sampled_from([0.1, 0.5, 1.0]), min_size=1, max_size=5))
+        asks.append(tuple(Pass(n, tensors, False, bool(tensors) and draw(st.booleans())) for n in sizes))
+    return tuple(asks)
+
+
+@settings(deadline=None)
+@given(plans(), st.sampled_from(MESHES[:6]), st.floats(0, 1), st.sampled_from(["probe", "data"]), st.booleans())
+def test_any_plan_has_its_closed_form(
+    step: Step, mesh: tuple[int, int], overlap: float, inner: Any, hosts: bool
+) -> None:
+    base = BASE | {"overlap": overlap, "inner": inner}
+    if hosts and mesh[0] * mesh[1] % 4 == 0:
+        base["network"] = HOSTS
+    setting = Setting(**base, probe=mesh[0], data=mesh[1])
+    assert step_times((step,), setting, 3) == pytest.approx(step_time(step, setting).total, rel=1e-9)
 
 
 @pytest.mark.parametrize("devices", [1, 3, 64, 1000])
