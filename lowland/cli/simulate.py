@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
 
 from rich import box
 from rich.console import Console
@@ -15,6 +14,7 @@ from rich.table import Table
 
 from lowland.bench.simulation.study import Choice, study, total
 from lowland.core.errors import ArgumentError
+from lowland.planner.links import Algorithm
 from lowland.report.page import write_text
 from lowland.report.planner.page import export, write_page
 from lowland.report.planner.record import Kept, Scaling
@@ -76,7 +76,7 @@ class Simulate:
     lanes: int = 8
     within_latency: float = 5e-6
     between_latency: float = 2e-5
-    algorithm: Literal["ring", "tree", "halving"] = "halving"
+    algorithm: Algorithm = "halving"
     methods: tuple[str, ...] = ("sam", "sampa", "micro-sam", "looksam", "async-sam")
     batch: float = 64
     global_batch: float = 16_384

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from lowland.bench.simulation import study as studies
+from lowland.bench.simulation.study import Choice
 from lowland.cli.main import main
+from lowland.cli.simulate import Simulate
 from lowland.report.planner.record import Scaling
 
 SMALL = [
@@ -17,6 +20,10 @@ SMALL = [
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(studies, "GRID", 5)
+
+
+def test_options_have_the_defaults_of_the_study() -> None:
+    assert all(getattr(Simulate(), field.name) == getattr(Choice(), field.name) for field in fields(Choice))
 
 
 @pytest.mark.slow

@@ -255,7 +255,7 @@ def _settings(choice: Choice) -> dict[str, str]:
     return {
         "pass": f"{1e3 * choice.base:.4g} ms + {1e3 * choice.slope:.4g} ms an example, of which {choice.forward:.3g} "
         "are forward",
-        "gradient": f"{choice.parameters:,.6g} parameters of {choice.width} bytes",
+        "gradient": f"{choice.parameters:,.0f} parameters of {choice.width} bytes",
         "batch per device": f"{choice.batch:,.6g}",
         "global batch": f"{choice.global_batch:,.6g}",
         "within a host": f"{choice.host} devices, {within.bandwidth / 1e9:,.4g} GB/s, {1e6 * within.latency:.4g} µs",
@@ -265,6 +265,6 @@ def _settings(choice: Choice) -> dict[str, str]:
         "stragglers": f"sigma {choice.sigma:.3g}" + (f", one device × {choice.slow:.3g}" if choice.slow > 1 else ""),
         "failures": hours,
         "checkpoints": f"{each}, {choice.checkpoint:.4g} s; restarts {choice.restart:.4g} s",
-        "training": f"{choice.examples:,.6g} examples",
+        "training": f"{choice.examples:,.0f} examples",
         "simulated": f"{choice.steps} steps of each method and mesh, seed {choice.seed}",
     }

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-RIGHT = 1.45  # the space for the names of the lines, in inches
+LEFT, RIGHT = 0.85, 1.45  # the space for numbers and for the names of the lines, in inches
 LEVELS = (1.02, 1.1, 1.25, 1.5, 2.0, 3.0)  # of the figure of two devices
 
 
@@ -114,7 +114,7 @@ def pair(study: Scaling) -> str:
     """Two devices: how much faster SAMPa is than data-parallel SAM, and where it is slower than SAM on one device."""
     grid = study.pair
     with rc_context(STYLE):
-        figure, axes = canvas(5.2, 3.5, left=0.62, right=RIGHT)
+        figure, axes = canvas(5.2, 3.5, left=LEFT, right=RIGHT)
         axes.set_xscale("log")  # before the labels of the lines, for which gaps are cut
         axes.set_yscale("log")
         for axis in (axes.xaxis, axes.yaxis):
@@ -163,7 +163,7 @@ def _drawn(
     if len({x for curve in drawn for x in curve.x}) < 2:
         return ""
     with rc_context(STYLE):
-        figure, axes = canvas(5.2, 3.5, left=0.62, right=RIGHT)
+        figure, axes = canvas(5.2, 3.5, left=LEFT, right=RIGHT)
         for curve in drawn:
             axes.plot(
                 curve.x, curve.y, color=curve.look.color, ls=curve.dashes, lw=1.5 if curve.dashes == "-" else 1.1,
