@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from rich import box
@@ -52,6 +52,8 @@ class Simulate:
         width: Bytes of an entry of a gradient: 4 for float32, 2 for bfloat16.
         overlap: The fraction of a backward in which an exchange can hide, in [0, 1].
         bucket: Bytes of a message of an exchange that can hide; the last one never hides.
+        arithmetic: Seconds of a method's arithmetic on vectors in a step, such as: sam 0.001 sampa 0.003. Methods that
+            are not named have none.
         update: Seconds of the optimizer's step, >= 0.
         sigma: Differences between devices and steps: the standard deviation of the logarithm of a pass's time, >= 0.
         slow: How many times longer passes take on one of the devices, >= 1.
@@ -87,6 +89,7 @@ class Simulate:
     width: int = 4
     overlap: float = 0.5
     bucket: float = 25 * 2**20
+    arithmetic: dict[str, float] = field(default_factory=dict)
     update: float = 0.0
     sigma: float = 0.05
     slow: float = 1.0
@@ -121,7 +124,7 @@ class Simulate:
         return 0
 
     def _computed(self, console: Console) -> Scaling:
-        choice = Choice(**{field.name: getattr(self, field.name) for field in fields(Choice)})
+        choice = Choice(**{option.name: getattr(self, option.name) for option in fields(Choice)})
         columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             bar = progress.add_task("simulate", total=total(choice))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any, NamedTuple, get_args
 
 import lowland
 from lowland.core import checks
-from lowland.core.errors import ArgumentError
+from lowland.core.errors import ArgumentError, UnknownNameError
 from lowland.methods import make
 from lowland.planner.asks import Step, read
 from lowland.planner.costs import REQUIRED
@@ -59,6 +59,7 @@ class Choice:
     width: int = 4
     overlap: float = 0.5
     bucket: float = 25 * 2**20
+    arithmetic: dict[str, float] = field(default_factory=dict)
     update: float = 0.0
     sigma: float = 0.05
     slow: float = 1.0
@@ -93,6 +94,10 @@ class Choice:
         for name in ("parameters", "examples", "mtbf"):
             if not getattr(self, name) > 0:
                 raise ArgumentError(f"{name} must be > 0, but is {getattr(self, name)!r}; give a positive number")
+        for name, seconds in self.arithmetic.items():
+            checks.at_least(f"arithmetic of {name}", seconds, 0, "give seconds of a step, such as sampa 0.001")
+            if name not in self.methods:
+                raise UnknownNameError("method in arithmetic", name, self.methods)
         if not self.methods:
             raise ArgumentError("methods must name at least one method, but is empty; sam is one")
         if self.base + self.slope == 0:
@@ -118,6 +123,11 @@ class Choice:
             "update": self.update,
         }
         return Setting(**given | changes)
+
+    @property
+    def extra(self) -> float:
+        """Seconds that SAMPa's arithmetic takes longer than SAM's."""
+        return self.arithmetic.get("sampa", 0.0) - self.arithmetic.get("sam", 0.0)
 
     def failures(self, devices: int) -> Failures:
         """Failures and checkpoints; by default the interval is Young's."""
@@ -186,7 +196,8 @@ def _point(choice: Choice, contestant: _Contestant, kept: Kept, devices: int) ->
     """One method on one mesh."""
     probe, data = contestant.probe, devices // contestant.probe
     batch = {"per_device": choice.batch} if kept == "per device" else {"batch": choice.global_batch}
-    mesh = choice.setting(probe=probe, data=data, **batch)
+    arithmetic = choice.arithmetic.get(contestant.text, 0.0)
+    mesh = choice.setting(probe=probe, data=data, arithmetic=arithmetic, **batch)
     ideal = predict(contestant.steps, mesh)
     noise = Noise(sigma=choice.sigma, slow=choice.slow)
     times = step_times(contestant.steps, mesh, choice.steps, noise=noise, seed=choice.seed)
@@ -194,7 +205,7 @@ def _point(choice: Choice, contestant: _Contestant, kept: Kept, devices: int) ->
     count = max(round(choice.examples / mesh.examples), 1)
     part = min(count, PARTS * steps_between(times, count, failures))
     training = train(times, part, failures, devices, seed=choice.seed)
-    one = predict(contestant.alone, choice.setting(per_device=mesh.local))
+    one = predict(contestant.alone, choice.setting(per_device=mesh.local, arithmetic=arithmetic))
     return Point(
         method=contestant.text,
         kept=kept,
@@ -219,12 +230,13 @@ def _pair(choice: Choice) -> Pair:
     """SAMPa on two devices, whose link has the latency within a host."""
     batches, bandwidths = (_spaced(*ends) for ends in (BATCHES, BANDWIDTHS))
     asks, over_data, over_one = _contestant("sampa"), [], []
+    arithmetic = choice.arithmetic.get("sam", 0.0)
     for bandwidth in bandwidths:
         network = flat(Link(choice.within_latency, bandwidth), choice.algorithm)
-        settings = [choice.setting(data=2, batch=batch, network=network) for batch in batches]
-        own = [predict(asks.steps, meshes(s)[2]).total for s in settings]
-        over_data.append([1 + advantage(s) / t for s, t in zip(settings, own, strict=True)])
-        over_one.append([1 + advantage(s, "one") / t for s, t in zip(settings, own, strict=True)])
+        settings = [choice.setting(data=2, batch=batch, network=network, arithmetic=arithmetic) for batch in batches]
+        own = [predict(asks.steps, meshes(s)[2]).total + choice.extra for s in settings]
+        over_data.append([1 + advantage(s, "data", choice.extra) / t for s, t in zip(settings, own, strict=True)])
+        over_one.append([1 + advantage(s, "one", choice.extra) / t for s, t in zip(settings, own, strict=True)])
     return Pair(batches=batches, bandwidths=bandwidths, over_data=over_data, over_one=over_one)
 
 
@@ -236,7 +248,8 @@ def _bases(choice: Choice) -> list[Base]:
         lanes = choice.lanes if name == choice.between else 1
         outward = link(name, choice.between_latency, lanes)
         network = replace(choice.network, between=outward)
-        bases = [critical_base(choice.setting(data=n, per_device=choice.batch, network=network)) for n in devices]
+        settings = [choice.setting(data=n, per_device=choice.batch, network=network) for n in devices]
+        bases = [critical_base(s, "data", choice.extra) for s in settings]
         title = LINKS[name].title if name in LINKS else f"{name} GB/s"
         found.append(Base(link=f"{lanes} × {title}" if lanes > 1 else title, devices=devices, bases=bases))
     return found
@@ -262,6 +275,7 @@ def _settings(choice: Choice) -> dict[str, str]:
         "between hosts": f"{outward.bandwidth / 1e9:,.4g} GB/s a host, {1e6 * outward.latency:.4g} µs",
         "all-reduce": choice.algorithm,
         "overlap": f"{choice.overlap:.3g} of a backward, messages of {choice.bucket / 2**20:.4g} MiB",
+        "arithmetic": ", ".join(f"{name} {1e3 * s:.4g} ms" for name, s in choice.arithmetic.items()) or "none",
         "stragglers": f"sigma {choice.sigma:.3g}" + (f", one device × {choice.slow:.3g}" if choice.slow > 1 else ""),
         "failures": hours,
         "checkpoints": f"{each}, {choice.checkpoint:.4g} s; restarts {choice.restart:.4g} s",

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEFT, RIGHT = 0.85, 1.45  # the space for numbers and for the names of the lines, in inches
-LEVELS = (1.02, 1.1, 1.25, 1.5, 2.0, 3.0)  # of the figure of two devices
+LEVELS = (1.0, 1.02, 1.1, 1.25, 1.5, 2.0, 3.0)  # of the figure of two devices
 
 
 class Curve(NamedTuple):

@@ -39,7 +39,7 @@ NOT_COVERED = (
     "No program reaches the rates that documents state; latencies, overlap and times of passes are assumed here.",
     "A pass takes a base and a time for each example, also for few examples, for which real times are steps.",
     "Overlap is a fixed fraction of a backward; an exchange does not slow the backward in which it hides down.",
-    "The arithmetic of methods counts as nothing, and loading data and evaluation are not in a step.",
+    "Methods whose arithmetic is not given have none; loading data and evaluation are not in a step.",
     "Stragglers are independent in every step; failures are independent of each other, and all devices wait for each.",
     "Whether a method reaches the same accuracy with another batch: this is about time alone.",
 )
@@ -85,6 +85,13 @@ def verdict(study: Scaling) -> str:
         parts.append(
             "On two devices SAMPa is faster than data-parallel SAM for all batches and bandwidths drawn, "
             f"{min(gains):.2f} to {max(gains):.2f} times."
+        )
+    elif max(gains) <= 1:
+        parts.append("On two devices SAMPa is slower than data-parallel SAM for all batches and bandwidths drawn.")
+    else:
+        parts.append(
+            f"On two devices SAMPa is from {1 / min(gains):.2f} times slower to {max(gains):.2f} times faster than "
+            "data-parallel SAM, depending on batch and bandwidth."
         )
     sam, sampa = (study.of(name, "global") for name in ("sam", "sampa"))
     end = saturation(sam)

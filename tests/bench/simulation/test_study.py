@@ -65,6 +65,17 @@ def test_the_grid_and_the_bases_are_those_of_the_frontier() -> None:
     assert found.bases[0].bases[-1] == critical_base(SMALL.setting(data=16, per_device=64))
 
 
+def test_arithmetic_counts_against_its_method() -> None:
+    free, found = study(SMALL), study(replace(SMALL, arithmetic={"sam": 0.001, "sampa": 0.005}))
+    assert [p.rest for p in found.points] == [0.001 if p.method == "sam" else 0.005 for p in found.points]
+    assert found.bases[0].bases == pytest.approx([base + 0.004 for base in free.bases[0].bases])
+    one, batch = found.pair, found.pair.batches[1]
+    pair = SMALL.setting(data=2, batch=batch, network=flat(Link(5e-6, one.bandwidths[2]), "halving"))
+    sam = predict(read(make("sam")), pair).total + 0.001
+    sampa = predict(read(make("sampa"), width=2), replace(pair, probe=2, data=1)).total + 0.005
+    assert one.over_data[2][1] == pytest.approx(sam / sampa)
+
+
 def test_stragglers_and_failures_cost_time_and_a_seed_repeats_them() -> None:
     choice = replace(SMALL, mtbf=0.5, restart=1.0, checkpoint=0.5, examples=1e7)
     found, again = study(choice), study(choice)
@@ -111,6 +122,8 @@ def test_a_record_is_read_back(tmp_path: Any) -> None:
         ({"base": 0, "slope": 0}, "base or slope must be > 0"),
         ({"mtbf": 0}, "mtbf must be > 0, but is 0"),
         ({"methods": ()}, "methods must name at least one method"),
+        ({"arithmetic": {"sam": -1.0}}, "arithmetic of sam must be a number >= 0"),
+        ({"arithmetic": {"same": 1.0}}, "unknown method in arithmetic 'same': did you mean 'sam'"),
         ({"steps": 1}, "steps must be an integer >= 2, but is 1"),
     ],
 )

@@ -96,8 +96,14 @@ def test_the_verdict() -> None:
     slower = replace(STUDY, points=[*SAM, replace(SAMPA[1], compute=7.5)])
     assert "2.00 times slower" in verdict(slower)
     assert verdict(replace(STUDY, points=SAM[:2])).endswith("Data-parallel SAM does not saturate on these devices.")
-    losing = replace(STUDY, points=SAMPA, pair=replace(STUDY.pair, over_data=[[0.9, 1.1, 1.2]] * 3))
-    assert verdict(losing) == ""
+    some = replace(STUDY, points=SAMPA, pair=replace(STUDY.pair, over_data=[[0.8, 1.1, 1.2]] * 3))
+    assert "from 1.25 times slower to 1.20 times faster than data-parallel SAM" in verdict(some)
+    assert "1.0×" not in render(some)
+    assert "1×" in render(some)
+    none = replace(some, pair=replace(STUDY.pair, over_data=[[0.8, 0.9, 0.9]] * 3))
+    assert (
+        verdict(none) == "On two devices SAMPa is slower than data-parallel SAM for all batches and bandwidths drawn."
+    )
 
 
 def test_cells_and_rows() -> None:
