@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -121,6 +123,36 @@ def test_places_on_hosts() -> None:
     for mesh in ({"data": 12}, {"data": 4, "probe": 3}, {"data": 8, "probe": 3}):
         with pytest.raises(ArgumentError, match="hosts must divide the mesh evenly"):
             places(**mesh)
+
+
+@pytest.mark.parametrize("inner", ["probe", "data"])
+@pytest.mark.parametrize("host", [1, 2, 3, 4, 6, 8])
+def test_places_by_counting_ranks(host: int, inner: Any) -> None:
+    free = {name: value for name, value in BASE.items() if name != "network"}
+    network = Network(within=Link(0.0, 1e9), between=Link(0.0, 1e9), host=host)
+    for probe, data in product(range(1, 9), range(1, 9)):
+        numbers = {
+            (g, i): i * probe + g if inner == "probe" else g * data + i for g in range(probe) for i in range(data)
+        }
+        hosts = {place: number // host for place, number in numbers.items()}
+        counted = [_counted(hosts, dimension) for dimension in (0, 1)]
+        try:
+            setting = Setting(**free, network=network, probe=probe, data=data, batch=64, inner=inner)
+        except ArgumentError:
+            assert None in counted
+        else:
+            assert [setting.probes, setting.replicas] == counted
+
+
+def _counted(hosts: dict[tuple[int, int], int], dimension: int) -> Place | None:
+    """The place of the groups along a dimension; None if they are not alike."""
+    groups: dict[int, Counter[int]] = {}
+    for place, host in hosts.items():
+        groups.setdefault(place[1 - dimension], Counter())[host] += 1
+    inside = {count for group in groups.values() for count in group.values()}
+    spans = {len(group) for group in groups.values()}
+    shared = {sum(host in group for group in groups.values()) for host in hosts.values()}
+    return Place(*inside, *spans, *shared) if len(inside) == len(spans) == len(shared) == 1 else None
 
 
 def test_groups_of_a_host_share_its_link() -> None:
