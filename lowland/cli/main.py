@@ -100,6 +100,7 @@ def _commands() -> Any:
     from lowland.cli.plan import Plan
     from lowland.cli.report import Report
     from lowland.cli.sharpness import Sharpness
+    from lowland.cli.simulate import Simulate
     from lowland.cli.survive import Survive
     from lowland.cli.sweep import Sweep
     from lowland.cli.tasks import Tasks
@@ -108,6 +109,7 @@ def _commands() -> Any:
     kinds = {
         "compare": Compare, "train": Train, "report": Report, "methods": Methods, "tasks": Tasks, "bench": Bench,
         "sharpness": Sharpness, "survive": Survive, "sweep": Sweep, "convergence": Convergence, "plan": Plan,
+        "simulate": Simulate,
     }  # fmt: skip
     return Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items())]  # noqa: UP007
 

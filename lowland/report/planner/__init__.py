@@ -1,0 +1,1 @@
+"""The page of ``lowland simulate``, from its record. Needs no torch."""
