@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+from lowland.bench.planning import simulated
 from lowland.bench.planning.cases import CASES, Case, sizes
 from lowland.core.errors import UnknownNameError
 from lowland.methods import make
@@ -38,6 +39,7 @@ class Row:
         layout: The layout, in words.
         ranks: The number of processes that were there.
         predicted: Seconds of a step.
+        simulated: Seconds of a step by the simulator of many devices, from the same lines.
         measured: Seconds of a step.
         sent: Bytes of gradients that the first rank was predicted to send in a step.
         counted: Bytes that it sent.
@@ -47,6 +49,7 @@ class Row:
     layout: str
     ranks: int
     predicted: float
+    simulated: float
     measured: float
     sent: float
     counted: float
@@ -111,15 +114,19 @@ def rows_of(survey: Survey, methods: Sequence[str]) -> list[Row]:
     """The predictions of one survey beside what it measured."""
     made = {text: make(text) for text in methods}
     predicted = {(p.method, p.layout): p for p in plan.predictions(survey, made)}
-    return [_row(one, predicted[one.method, one.layout], survey.ranks) for one in survey.measured]
+    return [_row(one, predicted[one.method, one.layout], survey) for one in survey.measured]
 
 
-def _row(one: Measured, predicted: Prediction, number: int) -> Row:
+def _row(one: Measured, predicted: Prediction, survey: Survey) -> Row:
+    rates = next(each for each in survey.rates if each.layout == one.layout)
+    own = survey.own_of(one.method, one.layout.width)
+    assert own is not None
     return Row(
         method=one.method,
         layout=str(one.layout),
-        ranks=number,
+        ranks=survey.ranks,
         predicted=predicted.seconds,
+        simulated=simulated.seconds(survey, rates, own),
         measured=one.seconds,
         sent=predicted.bytes,
         counted=one.bytes,
@@ -142,6 +149,7 @@ def summary(rows: Sequence[Row], memory: dict[str, tuple[float, int]]) -> dict[s
 
     Returns:
         ``median``, the median of the errors of times without their signs; ``within``, the share of them up to 15 %;
+        ``simulated``, the median of the errors of simulated times;
         ``exact``, whether all bytes are exact; ``memory_error``, the largest error of memory; ``chosen``, for each
         method the measured time of the layout that was predicted to be the fastest, in multiples of the fastest.
     """
@@ -153,6 +161,7 @@ def summary(rows: Sequence[Row], memory: dict[str, tuple[float, int]]) -> dict[s
         chosen[method] = min(own, key=lambda row: row.predicted).measured / fastest
     return {
         "median": median(errors),
+        "simulated": median(abs(row.simulated / row.measured - 1) for row in rows),
         "within": sum(error <= 0.15 for error in errors) / len(errors),
         "exact": all(abs(row.sent - row.counted) < 0.5 for row in rows),
         "memory_error": max(abs(p / m - 1) for p, m in memory.values()),

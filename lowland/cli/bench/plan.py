@@ -38,11 +38,12 @@ class Plan(Timed):
     def tables(self, result: dict[str, Any]) -> Iterable[Table | str]:
         """Predicted and measured steps of one case, and how well the predictions hold."""
         rows = Table(box=box.SIMPLE_HEAD, title=result["case"], title_justify="left", pad_edge=False)
-        for title in ("method", "layout", "predicted ms", "measured ms", "error", "MB sent", "counted"):
+        for title in ("method", "layout", "predicted ms", "simulated ms", "measured ms", "error", "MB sent", "counted"):
             rows.add_column(title, justify="left" if title in ("method", "layout") else "right", no_wrap=True)
         for row in (held.Row(**row) for row in result["rows"]):
-            times = f"{1e3 * row.predicted:.2f}", f"{1e3 * row.measured:.2f}", f"{100 * row.error:+.1f} %"
-            rows.add_row(row.method, row.layout, *times, f"{row.sent / 1e6:.3f}", f"{row.counted / 1e6:.3f}")
+            times = (f"{1e3 * time:.2f}" for time in (row.predicted, row.simulated, row.measured))
+            sent = (f"{size / 1e6:.3f}" for size in (row.sent, row.counted))
+            rows.add_row(row.method, row.layout, *times, f"{100 * row.error:+.1f} %", *sent)
         return [rows, said(result)]
 
     def machine(self) -> dict[str, Any]:
@@ -55,7 +56,8 @@ def said(result: dict[str, Any]) -> str:
     near = [ratio <= 1 + held.NEAR for ratio in result["chosen"].values()]
     return (
         f"{result['case']}: the median error of times is {100 * result['median']:.1f} %, and "
-        f"{100 * result['within']:.0f} % of them lie within 15 %; bytes are "
+        f"{100 * result['within']:.0f} % of them lie within 15 %; that of the simulator is "
+        f"{100 * result['simulated']:.1f} %; bytes are "
         f"{'exact' if result['exact'] else 'not exact'}; the largest error of memory is "
         f"{100 * result['memory_error']:.1f} %; for {sum(near)} of {len(near)} methods the layout that was predicted "
         f"to be the fastest is, or takes at most {100 * held.NEAR:.0f} % longer."
