@@ -87,6 +87,5 @@ def sizes(batch: int, layout: Layout) -> list[int]:
     Methods have passes on a rank's part, on half of it and on a quarter.
     """
     part = batch // layout.data
-    return sorted(
-        {max(1, part * 3 // 16), part * 3 // 8, part * 3 // 4, part * 15 // 16} - {part, part // 2, part // 4}
-    )
+    chosen = {part * numerator // 16 for numerator in (3, 6, 12, 15, 20)}
+    return sorted(n for n in chosen - {part, part // 2, part // 4} if 1 <= n <= batch)
