@@ -33,6 +33,7 @@ from lowland.lab.training.evaluate import evaluate
 from lowland.methods import make as make_method
 from lowland.runs.statistics import estimate, paired
 
+NEEDED = ["lowland.lab.tasks.digits", "sklearn.datasets", "sklearn.model_selection"]  # what every client imports
 METHODS = ["plain", "sam", "sampa", "looksam", "momentum-sam"]
 ROOT = os.environ.get("LOWLAND_DATA")
 
@@ -204,7 +205,7 @@ def main(words: list[str] | None = None) -> dict[str, dict[int, dict[str, Any]]]
     names = ("task", "model", "clients", "alpha", "local_epochs", "batch_size", "lr", "memory", "kill", "nan")
     settings = {name.replace("_", "-"): getattr(options, name) for name in names}
     runs: dict[str, dict[int, dict[str, Any]]] = {method: {} for method in options.methods}
-    with Processes(client, options.clients, at_once=options.at_once, run_config=settings) as grid:
+    with Processes(client, options.clients, at_once=options.at_once, run_config=settings, preload=NEEDED) as grid:
         for seed in range(options.first_seed, options.first_seed + options.seeds):
             for method in options.methods:
                 runs[method][seed] = run = train(grid, options, method, seed)

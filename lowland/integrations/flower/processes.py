@@ -17,6 +17,8 @@ from lowland.core import checks
 from lowland.core.errors import ArgumentError, UsageError
 from lowland.integrations.flower.worker import CRASHED, Worker, error_reply, numbered
 
+PRELOADED = ["torch._dynamo"]  # which an optimizer imports in its first step, for seconds in every process
+
 
 class Processes(Grid):  # type: ignore[misc]
     """Clients as processes of this machine, which a server reaches as Flower's clients: no network, no ray.
@@ -65,7 +67,7 @@ class Processes(Grid):  # type: ignore[misc]
         forks = "forkserver" in multiprocessing.get_all_start_methods()
         system: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
         if forks:
-            system.set_forkserver_preload([__name__, *preload])
+            system.set_forkserver_preload([__name__, *PRELOADED, *preload])
         self._restart, self._at_once = restart, at_once or count
         self._run: Any = None
         self._identity = _identified()

@@ -151,7 +151,7 @@ class Guarded:
     def _say(self, found: Round) -> None:
         for what, reasons in (("failed", found.failed), ("refused", found.refused)):
             for node, reason in reasons.items():
-                LOG.warning("round %d: the result of client %d %s: %s", found.number, node, what, reason)
+                LOG.warning("round %d: the result of node %d %s: %s", found.number, node, what, reason)
         if not found.changed:
             LOG.warning("round %d: fewer than %d usable results, so the weights stay as they are", found.number,
                         self.min_results)  # fmt: skip
