@@ -110,7 +110,7 @@ def test_state_in_a_folder_resumes_bit_for_bit_in_a_new_context(tmp_path: Path) 
         found = client_app(in_folder)(message(arrays, number), place)
         assert same(found.content["arrays"], result)
         assert not place.state
-    assert [path.name for path in (tmp_path / "client").iterdir()] == ["lowland.pt"]
+    assert [path.name for path in (tmp_path / "client").iterdir()] == ["lowland_0.pt"]
 
 
 def test_kept_state_that_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_kept_state_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     place.state[kept.RECORD] = ConfigRecord({"state": b"torn"})
     with pytest.raises(StateError, match="damaged"):
         kept.load(engine, optimizer, place, None)
-    (tmp_path / "lowland.pt").write_bytes(b"torn")
+    (tmp_path / "lowland_0.pt").write_bytes(b"torn")
     with pytest.raises(StateError, match="damaged"):
         kept.load(engine, optimizer, place, tmp_path)
 

@@ -14,6 +14,7 @@ except (ImportError, RuntimeError) as error:
 from lowland.integrations.flower.arrays import arrays_of, load_arrays
 from lowland.integrations.flower.client import Local, client_app
 from lowland.integrations.flower.processes import Processes
+from lowland.integrations.flower.ranks import dismiss, follow, leading
 from lowland.integrations.flower.server import FedAvg, Guarded, Round, guarded
 
 __all__ = [
@@ -24,6 +25,9 @@ __all__ = [
     "Round",
     "arrays_of",
     "client_app",
+    "dismiss",
+    "follow",
     "guarded",
+    "leading",
     "load_arrays",
 ]

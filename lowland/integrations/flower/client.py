@@ -22,6 +22,7 @@ from lowland.engine import Engine
 from lowland.integrations import refusals
 from lowland.integrations.flower import kept
 from lowland.integrations.flower.arrays import arrays_of, load_arrays
+from lowland.integrations.flower.ranks import agreed
 from lowland.methods.base import Method
 
 OPTIONS = ("mesh", "executor", "micro_batch", "cut", "rng", "seed")
@@ -151,7 +152,9 @@ def run_round(local: Local, context: Context, config: Mapping[str, Any]) -> dict
     """
     engine = Engine(local.method, local.model, local.optimizer, local.loss_fn, **local.options)
     if local.memory == "kept":
-        kept.load(engine, local.optimizer, context, local.folder)
+        found = kept.load(engine, local.optimizer, context, local.folder)
+        if "mesh" in local.options:
+            agreed(found, local.options["mesh"])
     before, losses = engine.cost.gradients, list[Tensor]()
     with _seeded(local.seed, int(config.get("server-round", 0))):
         for number, batch in enumerate(local.batches):

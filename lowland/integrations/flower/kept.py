@@ -13,6 +13,8 @@ from torch.optim import Optimizer
 
 from lowland.core.errors import StateError
 from lowland.engine import Engine
+from lowland.integrations import checkpoints
+from lowland.integrations.flower.ranks import rank
 
 RECORD = "lowland"  # the record of context.state
 
@@ -69,8 +71,8 @@ def load(engine: Engine, optimizer: Optimizer, context: Context, folder: str | o
 
 
 def path_of(folder: str | os.PathLike[str]) -> Path:
-    """The file of a client's folder."""
-    return Path(folder) / "lowland.pt"
+    """The file of this rank in a client's folder."""
+    return checkpoints.path_of(folder, rank())
 
 
 def _kept(context: Context, folder: str | os.PathLike[str] | None) -> bytes | None:
