@@ -188,7 +188,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=int, default=20)
     made.add_argument("--local-epochs", type=int, default=1)
     made.add_argument("--batch-size", type=int, default=32)
-    made.add_argument("--lr", type=float, default=0.05)
+    made.add_argument("--lr", type=float, help="constant in all rounds; by default the peak of the task's recipe")
     made.add_argument("--memory", choices=["anew", "kept"], default="anew", help="the methods' memory in each round")
     made.add_argument("--accuracy", type=float, default=90.0, help="in percent")
     made.add_argument("--at-once", type=int, default=2, help="clients that train at the same time")
@@ -202,6 +202,8 @@ def parser() -> argparse.ArgumentParser:
 def main(words: list[str] | None = None) -> dict[str, dict[int, dict[str, Any]]]:
     """Train with all methods and seeds, and print the table."""
     options = parser().parse_args(words)
+    task = load(options.task, options.first_seed)[0]
+    options.lr = task.recipe(options.model or task.models[0]).lr if options.lr is None else options.lr
     names = ("task", "model", "clients", "alpha", "local_epochs", "batch_size", "lr", "memory", "kill", "nan")
     settings = {name.replace("_", "-"): getattr(options, name) for name in names}
     runs: dict[str, dict[int, dict[str, Any]]] = {method: {} for method in options.methods}
