@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from torch import nn
 
 import lowland
@@ -111,6 +113,32 @@ def test_state_in_a_folder_resumes_bit_for_bit_in_a_new_context(tmp_path: Path) 
         assert same(found.content["arrays"], result)
         assert not place.state
     assert [path.name for path in (tmp_path / "client").iterdir()] == ["lowland_0.pt"]
+
+
+def test_a_round_of_nan_keeps_what_was_kept_before() -> None:
+    place = context(0, memory="kept", fails="nan@0@2")
+    app()(message(first_arrays(), 1), place)
+    before = place.state[kept.RECORD]["state"]
+    spoiled = app()(message(first_arrays(), 2), place).content
+    assert not math.isfinite(spoiled["metrics"]["loss"])
+    assert place.state[kept.RECORD]["state"] == before
+    clean = context(0, memory="kept")
+    app()(message(first_arrays(), 1), clean)
+    results = [app()(message(first_arrays(), 3), each).content["arrays"] for each in (place, clean)]
+    assert same(*results)
+
+
+def test_replies_and_states_pass_flower_s_serialization() -> None:
+    place = context(0, memory="kept")
+    content = app()(message(first_arrays(), 1), place).content
+    sent = recorddict_from_proto(recorddict_to_proto(content))
+    assert same(sent["arrays"], content["arrays"])
+    assert dict(sent["metrics"]) == dict(content["metrics"])
+    state = recorddict_from_proto(recorddict_to_proto(place.state))
+    again = context(0, memory="kept")
+    again.state = state
+    results = [app()(message(first_arrays(), 2), each).content["arrays"] for each in (place, again)]
+    assert same(*results)
 
 
 def test_kept_state_that_does_not_fit_is_refused(tmp_path: Path) -> None:

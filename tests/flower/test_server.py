@@ -127,6 +127,14 @@ def test_a_result_without_metrics_is_left_out() -> None:
     assert "0 MetricRecords" in guard.rounds[0].refused[2]
 
 
+def test_a_result_that_was_not_asked_for_is_left_out() -> None:
+    guard = begun()
+    del guard._sent[2]
+    found, _ = guard.aggregate_train(1, [trained(0), trained(1)])
+    assert guard.rounds[0].refused == {2: "it was not asked for"}
+    assert same(found, begun().aggregate_train(1, [trained(0)])[0])
+
+
 def test_failed_clients_are_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
     failed = Message(Error(8, "it died"), reply_to=message(first_arrays(), 1, 1))
     guard = begun()

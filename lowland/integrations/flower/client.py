@@ -21,7 +21,7 @@ from lowland.core.loss import LossFn
 from lowland.engine import Engine
 from lowland.integrations import refusals
 from lowland.integrations.flower import kept
-from lowland.integrations.flower.arrays import arrays_of, load_arrays
+from lowland.integrations.flower.arrays import arrays_of, load_arrays, not_finite
 from lowland.integrations.flower.ranks import agreed
 from lowland.methods.base import Method
 
@@ -43,7 +43,7 @@ class Local:
         examples: The number of the client's examples, >= 1, which weighs its result in the average.
         memory: "anew" begins method and optimizer anew in every round. "kept" gives both the state that they had at
             the end of the client's last round: SAMPa's gradient and batch, LookSAM's vector, the base optimizer's
-            momentum, and the count of steps.
+            momentum, and the count of steps. A round that ends with NaN or infinity keeps what was kept before it.
         folder: The folder that holds the kept state of this client alone; None holds it in Flower's ``context.state``,
             which lives as long as the client's SuperNode. Choose a new folder for a new training.
         clip: Maximum norm to which the gradient is clipped, > 0; None does not clip.
@@ -167,11 +167,12 @@ def run_round(local: Local, context: Context, config: Mapping[str, Any]) -> dict
             local.optimizer.zero_grad()
     if not losses:
         raise ArgumentError("batches must have at least one batch, but has none; leave this client out of the split")
-    if local.memory == "kept":
+    loss = float(torch.stack(losses).double().mean())
+    if local.memory == "kept" and math.isfinite(loss) and not_finite(arrays_of(local.model)) is None:
         kept.save(engine, local.optimizer, context, local.folder)
     return {
         WEIGHT: local.examples,
-        "loss": float(torch.stack(losses).double().mean()),
+        "loss": loss,
         "steps": len(losses),
         "gradients": engine.cost.gradients - before,
     }
@@ -211,5 +212,5 @@ def _progress(local: Local, config: Mapping[str, Any], number: int) -> float:
 def _seeded(seed: int, number: int) -> Iterator[None]:
     """Seed torch's random numbers of the host for one round, so that they do not depend on earlier rounds."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed((seed << 32) + number)
+        torch.default_generator.manual_seed(((seed << 32) + number) % 2**63)
         yield

@@ -192,9 +192,10 @@ class Processes(Grid):  # type: ignore[misc]
 
     def _collect(self, timeout: float | None) -> None:
         """Wait until a working client replies or dies, take all replies, and hand out more messages."""
-        busy = {c.connection: c for c in self._clients.values() if c.message is not None}
-        for connection in wait(list(busy), timeout) if busy else []:
-            client = busy[connection]
+        working = [c for c in self._clients.values() if c.message is not None]
+        signs = {sign: c for c in working for sign in (c.connection, c.process.sentinel)}
+        ready = wait(list(signs), timeout) if signs else []
+        for client in dict.fromkeys(signs[sign] for sign in ready):
             self._reply(client.receive())
         self._hand_out()
 

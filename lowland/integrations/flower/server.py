@@ -130,6 +130,8 @@ class Guarded:
         records, metrics = list(reply.content.array_records.values()), list(reply.content.metric_records.values())
         if len(records) != 1 or len(metrics) != 1:
             return f"it has {len(records)} ArrayRecords and {len(metrics)} MetricRecords in place of one of each"
+        if node not in self._sent:
+            return "it was not asked for"
         difference = differing(self._sent[node], records[0])
         if difference is not None:
             return difference

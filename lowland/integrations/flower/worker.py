@@ -83,6 +83,8 @@ class Worker:
         message, self.message = self.message, None
         assert message is not None
         try:
+            if not self.connection.poll():  # a process of its own may hold the connection of a dead client open
+                raise EOFError
             reply, context = self.connection.recv()
         except (EOFError, OSError):
             self.process.join(PATIENCE)
