@@ -31,7 +31,7 @@ from lowland.lab.data.wrapped import dataset
 from lowland.lab.recipe import make_optimizer
 from lowland.lab.training.evaluate import evaluate
 from lowland.methods import make as make_method
-from lowland.runs.statistics import estimate, paired
+from lowland.runs.statistics import effect, estimate, holm, paired
 
 NEEDED = ["lowland.lab.tasks.digits", "sklearn.datasets", "sklearn.model_selection"]  # what every client imports
 METHODS = ["plain", "sam", "sampa", "looksam", "momentum-sam"]
@@ -155,20 +155,24 @@ def spread(values: list[float | None], most: str) -> str:
 
 
 def table(runs: dict[str, dict[int, dict[str, Any]]], accuracy: float) -> str:
-    """A row for each method."""
+    """A row for each method; differences have a verdict, corrected by Holm's method for their number."""
     first = next(iter(runs))
     final = {m: {seed: run["accuracy"][-1] for seed, run in by_seed.items()} for m, by_seed in runs.items()}
     head = f"rounds to {accuracy:g} % | MB to {accuracy:g} % | reached | final accuracy, % | minus {first} | gradients"
     lines = [f"| method | {head} |", "|---" * 7 + "|"]
+    against = {method: paired(final[method], final[first]) for method in runs if method != first}
+    corrected = dict(zip(against, holm([found.p if found else None for found in against.values()]), strict=True))
     for method, by_seed in runs.items():
         numbers = [reached(run, accuracy) for run in by_seed.values()]
         size = [None if n is None else r["bytes"][n] / 1e6 for n, r in zip(numbers, by_seed.values(), strict=True)]
         most = max(len(run["accuracy"]) - 1 for run in by_seed.values())
         counted = f"{sum(n is not None for n in numbers)} of {len(numbers)}"
         cost = sum(run["gradients"] for run in by_seed.values()) / len(by_seed)
-        against = "" if method == first else interval(paired(final[method], final[first]), "+")
+        minus = ""
+        if (found := against.get(method)) is not None:
+            minus = f"{interval(found, '+')} {effect(found, corrected[method])}"
         cells = [spread(numbers, f">{most}"), spread(size, "more"), counted, interval(estimate(final[method].values()))]
-        lines.append(f"| {method} | {' | '.join([*cells, against, f'{cost:.2f}'])} |")
+        lines.append(f"| {method} | {' | '.join([*cells, minus, f'{cost:.2f}'])} |")
     return "\n".join(lines)
 
 

@@ -98,7 +98,18 @@ def test_the_table(example: Any) -> None:
     assert cells[2][:4] == ["plain", "2 [2, >2]", "4 [4, more]", "2 of 3"]
     assert cells[3][:4] == ["sam", "1 [1, >2]", "2 [2, more]", "2 of 3"]
     assert cells[2][4:] == ["80.00 ± 24.84", "", "1.00"]  # s = 10: 4.303 · 10/√3
-    assert cells[3][4:] == ["83.67 ± 23.87", "+3.67 ± 3.79", "2.00"]  # differences 2, 4, 5: s = 1.528
+    assert cells[3][4:] == ["83.67 ± 23.87", "+3.67 ± 3.79 open", "2.00"]  # differences 2, 4, 5: s = 1.528
     assert len({len(row) for row in cells}) == 1
+    assert "open" in example.table({"plain": runs["plain"], "same": runs["plain"]}, 80)  # no p value
+
+
+def test_verdicts_are_corrected_for_their_number(example: Any) -> None:
+    """The differences 4, 10, 10, 1, 5 have s² = 15.5, t = 3.408 and p = 0.027: better alone, open among four."""
+    plain = {seed: run([10, 50, 80]) for seed in range(5)}
+    other = {seed: run([10, 50, 80 + rise]) for seed, rise in enumerate((4, 10, 10, 1, 5))}
+    assert "+6.00 ± 4.89 better" in example.table({"plain": plain, "a": other}, 80)
+    four = example.table({"plain": plain, "a": other, "b": other, "c": other, "d": other}, 80)
+    assert four.count("open") == 4
+    assert "better" not in four
     assert example.reached(run([10, 50, 80]), 50) == 1
     assert example.reached(run([10, 50, 80]), 81) is None
