@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-
-import pytest
-import torch
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "federated.md").read_text(encoding="utf-8")
@@ -24,21 +22,19 @@ def ran(title: str) -> dict[str, Any]:
 
 
 def test_every_block_is_run() -> None:
-    assert set(BLOCKS) == {"my_federation.py", "server", "two devices"}
+    assert set(BLOCKS) == {"my_federation.py", "my_server.py", "two devices"}
     assert PAGE.count("```python") == len(BLOCKS)
 
 
-def test_client_and_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "my_federation.py").write_text(BLOCKS["my_federation.py"], encoding="utf-8")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    names = ran("server")
-    assert [found.averaged for found in names["strategy"].rounds] == [(1, 2, 3), (1, 2, 3)]
-    assert "1 (1, 2, 3) {} {}" in capsys.readouterr().out
-    model = torch.nn.Linear(8, 2)
-    model.load_state_dict(names["weights"])
-    inputs = torch.randn(500, 8)
-    assert float((model(inputs).argmax(1) == (inputs[:, 0] > 0)).double().mean()) > 0.8
-    monkeypatch.delitem(sys.modules, "my_federation")
+def test_client_and_server(tmp_path: Path) -> None:
+    for name in ("my_federation.py", "my_server.py"):
+        (tmp_path / name).write_text(BLOCKS[name], encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "my_server.py"]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert [line.rsplit(" ", 1)[0] for line in ended.stdout.splitlines()] == [
+        f"{number} (1, 2, 3) {{}} {{}}" for number in (1, 2)
+    ]
 
 
 def on_two() -> list[str]:

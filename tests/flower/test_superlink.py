@@ -40,6 +40,8 @@ out = "OUT"
 """
 CLIENT = "from flower.federation import app as made\n\napp = made()\n"
 SERVER = """
+import os
+
 import torch
 from flower.federation import first_arrays
 from flwr.serverapp import ServerApp
@@ -53,7 +55,9 @@ def main(grid, context):
     strategy = FedAvg(fraction_evaluate=0.0)
     result = strategy.start(grid, first_arrays(), num_rounds=2, timeout=120)
     told = [(len(r.averaged), list(r.failed.values()), r.examples) for r in strategy.rounds]
-    torch.save({"weights": dict(result.arrays.to_torch_state_dict()), "rounds": told}, context.run_config["out"])
+    out = context.run_config["out"]
+    torch.save({"weights": dict(result.arrays.to_torch_state_dict()), "rounds": told}, out + ".unfinished")
+    os.replace(out + ".unfinished", out)
 """
 
 
@@ -117,7 +121,6 @@ def run_app(folder: Path, environment: dict[str, str]) -> None:
 def awaited(path: Path) -> Any:
     for _ in range(int(PATIENCE)):
         if path.exists():
-            threading.Event().wait(1)  # until it is complete
             return torch.load(path, weights_only=True)
         threading.Event().wait(1)
     raise AssertionError(f"no result after {PATIENCE:.0f} s:\n{(path.parent / 'log').read_text()[-5000:]}")

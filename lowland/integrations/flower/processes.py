@@ -25,8 +25,9 @@ class Processes(Grid):  # type: ignore[misc]
 
     ::
 
-        with Processes(make_app, 10) as grid:
-            result = FedAvg(fraction_evaluate=0.0).start(grid, arrays_of(Net()), num_rounds=20)
+        if __name__ == "__main__":  # because the processes import the script, too
+            with Processes(make_app, 10) as grid:
+                result = FedAvg(fraction_evaluate=0.0).start(grid, arrays_of(Net()), num_rounds=20)
 
     A client that dies in the middle of a message answers with an error, and so it does from then on. Its context, with
     what it kept, is that after its last reply. An exception of a client is an error, too, but the client lives.
