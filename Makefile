@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 STAMP := $(VENV)/.installed
 INTEGRATIONS := .venv-integrations
+FLOWER := .venv-flower
 TORCHVISION := .torchvision
 
-.PHONY: setup evidence demo test check ci test-branches gpu test-integrations docs dist clean
+.PHONY: setup evidence demo test check ci test-branches gpu test-integrations test-flower docs dist clean
 
 setup: $(STAMP)
 
@@ -72,6 +73,16 @@ $(TORCHVISION)/.installed: requirements-torchvision.txt constraints.txt | $(INTE
 		-c constraints.txt -r requirements-torchvision.txt || echo "no torchvision: tests of timm and fastai are skipped"
 	touch $@
 
+# Flower has one, too: it wants older packages than torch's and lowland's other tools.
+test-flower: $(FLOWER)/.installed
+	$(FLOWER)/bin/python -m pip check
+	OMP_NUM_THREADS=1 $(FLOWER)/bin/python -m pytest -q --durations=10 tests/flower
+
+$(FLOWER)/.installed: pyproject.toml constraints-flower.txt
+	test -x $(FLOWER)/bin/python || $(PYTHON) -m venv $(FLOWER)
+	$(FLOWER)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-flower.txt -e '.[federated]'
+	touch $@
+
 docs: setup
 	OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
@@ -84,4 +95,4 @@ dist: setup
 	$(BIN)/python tools/try_dist.py dist --python $(TRY)
 
 clean:
-	rm -rf $(VENV) $(INTEGRATIONS) $(TORCHVISION) build dist site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(INTEGRATIONS) $(FLOWER) $(TORCHVISION) build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -19,6 +19,7 @@ BLOCK = re.compile(r"^```py(?:thon)?(?: [^\n]*)?\n(.*?)^```", re.MULTILINE | re.
 ELSEWHERE = {  # the test that runs a page's blocks
     "README.md": "test_readme.py",
     "CONTRIBUTING.md": "test_contributing.py",
+    "federated.md": "flower/test_page.py",
     "integrations.md": "integrations/test_page.py",
     "methods.md": "test_readme.py",
     "migrate.md": "migrated/page.py",

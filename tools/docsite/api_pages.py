@@ -91,6 +91,10 @@ PAGES = {
             *_of("lowland.integrations.accelerate", "Sharpness"),
             *_of("lowland.integrations.lightning", "Sharpness"),
             *_of("lowland.integrations.skorch", "SharpnessMixin"),
+            *_of("lowland.integrations.flower", "Local", "client_app", "FedAvg", "Guarded", "guarded", "Round"),
+            *_of(
+                "lowland.integrations.flower", "Processes", "arrays_of", "load_arrays", "leading", "follow", "dismiss"
+            ),
         ),
     ),
 }
