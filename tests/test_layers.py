@@ -53,6 +53,7 @@ LAB: dict[str, list[str]] = {
     "studies": ["nouns", "data", "models", "training"],
     "survival": ["nouns", "data", "models", "training"],
     "testing": ["nouns", "data", "models", "training"],
+    "planning": ["nouns", "data", "models", "training"],
 }
 Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 SOURCES = sorted(p for d in ("lowland", "tests", "examples", "benchmarks", "tools") for p in (ROOT / d).rglob("*.py"))
