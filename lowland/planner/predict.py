@@ -92,6 +92,8 @@ def predict(
     count = len(own.steps)
     total, of_own = sum(s.seconds for s in shown) / count, sum(own.seconds) / count
     passes, with_others = sum(s.seconds for s in single) / count, sum(s.seconds for s in apart) / count
+    if layout.ranks == 1:  # one device exchanges nothing and has no neighbors: all but its own work are passes
+        passes = with_others = total
     return Prediction(
         method=own.method,
         layout=layout,
@@ -111,11 +113,14 @@ def _step(step: Step, layout: Layout, examples: int, here: Rates, busy: Rates) -
     total = _Sum(here.once)
     for ask in step:
         if len(ask) > 1 and layout.width > 1:
+            n = _examples(ask, examples, layout)
+            more = len(pieces(n, layout.micro_batch)) - 1
             for _ in range(waves(ask, layout.width)):
-                total.add(here.lines["together"], _examples(ask, examples, layout))
+                total.add(here.lines["together"], n)
+                total.add(busy.lines["displaced"], 0, more)  # a micro-batch more adds what a pass of none takes
         else:
             for one in ask:
-                _add(total, one, layout, examples, here if _averaged(one, layout) else busy)
+                _add(total, one, layout, examples, here if _averaged(one, layout) else busy, busy)
     if "unsynced" in here.lines and _averages_at_the_end(step):
         n = examples / layout.data
         total.seconds += max(here.lines["unsynced"](n) - busy.lines["again"](n), 0.0)
@@ -138,17 +143,18 @@ def _alone(step: Step, layout: Layout, examples: int, rates: Rates) -> _Sum:
     for ask in step:
         rounds = waves(ask, layout.width) if layout.probe > 1 else len(ask)
         for one in sorted(ask, key=lambda p: -p.examples)[:rounds]:
-            _add(total, one, layout, examples, rates)
+            _add(total, one, layout, examples, rates, rates)
     return total
 
 
-def _add(total: _Sum, one: Pass, layout: Layout, examples: int, rates: Rates) -> None:
-    """Add one pass, in micro-batches where the layout has them."""
-    n = examples * one.examples / layout.data
-    line = rates.lines["forward" if not one.tensors else "displaced" if one.displaced else "again"]
-    factor = 1.0 if not one.tensors else 1 - (1 - rates.part) * (1 - one.tensors) / CHOSEN
-    for size in pieces(n, layout.micro_batch):
-        total.add(line, size, factor)
+def _add(total: _Sum, one: Pass, layout: Layout, examples: int, rates: Rates, busy: Rates) -> None:
+    """Add one pass, in micro-batches where the layout has them; ranks exchange with the last one only."""
+    kind = "forward" if not one.tensors else "displaced" if one.displaced else "again"
+    *earlier, last = pieces(examples * one.examples / layout.data, layout.micro_batch)
+    for sizes, chosen in ((earlier, busy), ([last], rates)):
+        factor = 1.0 if not one.tensors else 1 - (1 - chosen.part) * (1 - one.tensors) / CHOSEN
+        for size in sizes:
+            total.add(chosen.lines[kind], size, factor)
 
 
 def pieces(examples: float, most: int | None) -> list[float]:
