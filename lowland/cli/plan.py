@@ -21,7 +21,9 @@ from lowland.core.errors import ArgumentError
 from lowland.lab.planning.plan_task import Training, plan_task, processes
 from lowland.parallel import place, ranks
 from lowland.planner.plan import SECONDS
+from lowland.report import read_all
 from lowland.report.page import write_text
+from lowland.report.plans.buys import buys
 from lowland.report.plans.page import export, write_page
 from lowland.report.plans.record import VERSION, PlanRecord
 from lowland.report.plans.words import HEADINGS, cells, recommendation
@@ -49,6 +51,8 @@ class Plan:
         out: The page to write; the record is written beside it as .json.
         record: Draw the page from this record instead of measuring.
         export: A folder for the figures as SVG, too.
+        runs: Folders with runs of a comparison. They decide whether plain training with twice the steps is the better
+            buy than a method; `lowland compare --methods plain equal-cost sam` trains it, too.
         recipe: Optimizer, batch size and precision; by default the task's values (see lowland tasks NAME).
     """
 
@@ -63,22 +67,29 @@ class Plan:
     out: Path = Path("plan.html")
     record: Path | None = None
     export: Path | None = None
+    runs: tuple[Path, ...] = ()
     recipe: Changes = field(default_factory=Changes)
 
     def run(self, console: Console, argv: Sequence[str]) -> int:
         """Measure or read the plan, print it, and write page and record."""
         self._check()
+        records = read_all(self.runs)  # before anything is measured
         entries = self._measured(console) if self.record is None else PlanRecord.read(self.record)[1]
         if ranks()[0] > 0:
             return 0  # only rank 0 reports
         found = PlanRecord.of(entries)
+        if records:
+            entries["runs"] = buys(records, found)
+            found = PlanRecord.of(entries)
         written = [write_page(found, self.out, command=shlex.join(["lowland", *argv]))]
-        if self.record is None:
+        if self.record is None or records:
             written.append(write_text(self.out.with_suffix(".json"), json.dumps(entries, indent=1) + "\n"))
         if self.export is not None:
             written += export(found, self.export)
         console.print(table(found))
         for text in recommendation(found):
+            console.print(text, markup=False, highlight=False)
+        for text in found.runs:
             console.print(text, markup=False, highlight=False)
         for name, reason in found.left_out.items():
             console.print(f"left out: {name}: {reason}", style="yellow", markup=False, highlight=False)
@@ -104,7 +115,7 @@ class Plan:
         config = training.config()
         return {
             "version": VERSION,
-            "task": self.task,
+            "task": config.task_text,
             "model": config.model,
             "recipe": asdict(config.recipe),
             "machine": machine(),

@@ -202,7 +202,24 @@ def joined(
         for one in predictions(each, methods)
     ]
     kept = [p for p in every if room is None or p.memory is None or p.memory <= room]
+    if not kept:
+        raise ArgumentError(_nothing(surveys, every, room))
     return Plan(predictions=sorted(kept, key=lambda p: p.seconds), surveys=surveys, left_out=dict(left_out), room=room)
+
+
+def _nothing(surveys: Sequence[Survey], every: Sequence[Prediction], room: int | None) -> str:
+    """The message that no layout is left."""
+    if every:
+        least = min(p.memory for p in every if p.memory is not None)
+        return (
+            f"a rank must have the memory of a step, at least {least / 1e6:.0f} MB, but has "
+            f"{(room or 0) / 1e6:.0f} MB; take a smaller batch or fewer processes"
+        )
+    ranks, sizes = (sorted({getattr(s, name) for s in surveys}) for name in ("ranks", "examples"))
+    return (
+        f"the ranks must divide the batch or a method's probes, but {ranks} ranks divide neither the {sizes} examples "
+        "nor the probes of a method; take another number of processes, another batch size, or SAMPa"
+    )
 
 
 def predictions(found: Survey, methods: Mapping[str, Method]) -> list[Prediction]:
