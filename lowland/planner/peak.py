@@ -15,7 +15,7 @@ from lowland.executors.local import Local
 from lowland.methods.base import Method
 from lowland.planner.asks import Pass
 from lowland.planner.calibration import Calibration, Order, record
-from lowland.planner.canned import Canned
+from lowland.planner.canned import Canned, Recorded
 from lowland.planner.layout import Layout
 from lowland.planner.line import Line, fit
 from lowland.planner.memory import LiveTensors
@@ -96,7 +96,13 @@ def _taken(one: Pass, lines: Mapping[Kind, Line], layout: Layout, examples: int)
     return lines["forward" if not one.tensors else "displaced" if one.displaced else "again"](n)
 
 
-def kept(subject: Subject, method: Method, width: int = 1, steps: int = STEPS) -> Kept:
+def kept(
+    subject: Subject,
+    method: Method,
+    width: int = 1,
+    steps: int = STEPS,
+    recorded: Sequence[Recorded] | None = None,
+) -> Kept:
     """What a method has in memory when its passes begin.
 
     Args:
@@ -104,8 +110,9 @@ def kept(subject: Subject, method: Method, width: int = 1, steps: int = STEPS) -
         method: The method.
         width: How many probes the plan is told are answered at once.
         steps: The steps that are looked at.
+        recorded: Answers of passes; None runs them.
     """
-    recorded = record(subject)
+    recorded = recorded or record(subject)
     found: list[tuple[Pass, int]] = []
     with LiveTensors() as meter:
         canned = Canned(recorded, width, subject.batches)

@@ -11,11 +11,13 @@ import torch
 import torch.distributed as dist
 
 from lowland.core.errors import ArgumentError, LowlandError
+from lowland.core.transfer import has_streams
 from lowland.engine import Engine
 from lowland.methods import METHODS, make, spell
 from lowland.methods.base import Method
-from lowland.planner import peak, predict
+from lowland.planner import measure, peak, predict
 from lowland.planner.asks import read
+from lowland.planner.calibration import record
 from lowland.planner.costs import REQUIRED
 from lowland.planner.layout import Layout, layouts, suits
 from lowland.planner.measure import Tick
@@ -84,7 +86,7 @@ def plan(
 ) -> Plan:
     """Plan the training of an engine with the ranks of this process group, or on one device without one.
 
-    Nothing of the engine changes. Its model is copied, once for every layout and method. All ranks call this alike.
+    Nothing of the engine changes, and no random number of the training is drawn. Its model is copied, once for every layout and method. All ranks call this alike.
 
     Args:
         engine: The engine. Its model is not wrapped, and its method is planned if ``methods`` is None.
@@ -99,7 +101,10 @@ def plan(
     """
     subject = Subject.of(engine, batch)
     chosen = [engine.method] if methods is None else methods
-    return of_subject(subject, dict(map(named, chosen)), seconds=seconds, tick=tick)
+    device = subject.device
+    devices, kind = ([device], device.type) if has_streams(device) else ([], "cuda")
+    with torch.random.fork_rng(devices, device_type=kind):  # dropout draws
+        return of_subject(subject, dict(map(named, chosen)), seconds=seconds, tick=tick)
 
 
 def named(method: str | Method) -> tuple[str, Method]:
@@ -135,17 +140,18 @@ def surveyed(
 ) -> Survey:
     """Measure all layouts of the ranks of this process group that suit a method."""
     ranks = dist.get_world_size() if dist.is_initialized() else 1
-    chosen = [each for each in layouts(ranks, subject.size) if any(_suits(each, m) for m in methods.values())]
+    possible = [each for each in layouts(ranks, subject.size) if each.data == 1 or subject.size != each.data]
+    chosen = [each for each in possible if any(_suits(each, m) for m in methods.values())]
     sizes = {each: _sizes(subject.size, each) for each in chosen}
     return survey(subject, methods, chosen, sizes, seconds=seconds, tick=tick)
 
 
 def fitting(subject: Subject, methods: Mapping[str, Method]) -> tuple[dict[str, Method], dict[str, str]]:
     """The methods that can train here, and the reasons why the others cannot."""
-    shown, reasons = {}, {}
+    shown, reasons, recorded = {}, {}, record(subject)
     for text, method in methods.items():
         try:
-            subject.engine(method, Layout(), alone=True)
+            measure.arithmetic(subject, method, recorded=recorded)[0].step()  # some methods refuse in their first step
         except LowlandError as error:
             reasons[text] = str(error)
         else:
@@ -162,11 +168,17 @@ def _suits(layout: Layout, method: Method) -> bool:
 def _sizes(size: int | None, layout: Layout) -> list[int]:
     """A rank's part of the batch, and what methods and micro-batches make of it."""
     part = (size or 1) // layout.data
-    sizes = sorted({max(part // cut, 1) for cut in CUTS})
+    fewest = 2 if part > 2 else 1  # batch normalization needs two examples
+    sizes = sorted({max(part // cut, fewest) for cut in CUTS})
+    if size is None:
+        raise ArgumentError(
+            "batch must be one that can be cut, so that times can be measured at two sizes, but its examples are not "
+            "known; pass tensors, or a tuple, list or mapping of them, or Engine(…, cut=…)"
+        )
     if len(sizes) < 2:
         raise ArgumentError(
-            f"batch must have at least two examples for every rank that divides it, so that times can be measured "
-            f"at two sizes, but a rank has {part}; pass a larger batch that can be cut"
+            f"batch must have at least two examples, so that times can be measured at two sizes, but has {size}; pass "
+            "a larger batch"
         )
     return sizes
 
@@ -174,10 +186,10 @@ def _sizes(size: int | None, layout: Layout) -> list[int]:
 def memory(subject: Subject, methods: Mapping[str, Method]) -> dict[str, Callable[[Layout], float]]:
     """For every method a function that gives the peak of a rank's memory in a layout, in bytes."""
     sizes = _sizes(subject.size, Layout())
-    lines, examples = peak.passes(subject, sizes), subject.size or 1
+    lines, examples, recorded = peak.passes(subject, sizes), subject.size or 1, record(subject)
     made: dict[str, Callable[[Layout], float]] = {}
     for text, method in methods.items():
-        kept = peak.kept(subject, method)
+        kept = peak.kept(subject, method, recorded=recorded)
 
         def of(layout: Layout, kept: peak.Kept = kept) -> float:
             return kept.peak(lines, layout, examples) + peak.exchanged(layout) * subject.parameters
