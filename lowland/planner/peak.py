@@ -123,14 +123,21 @@ def kept(
     return Kept(passes=tuple(dict.fromkeys(found)), arithmetic=arithmetic)
 
 
-def exchanged(layout: Layout) -> float:
+def exchanged(layout: Layout, *, synced: bool, shared: bool) -> float:
     """The memory of exchanges between ranks, in multiples of the parameters.
 
-    Ranks that share a batch have the gradients a second time, in the buckets of DistributedDataParallel. Every group of
-    a probe mesh has two places for the gradients of all groups, and copies those of the others for the plan.
+    Ranks that share a batch have the gradients a second time, in the buckets of DistributedDataParallel, and once more
+    while they average what a method has made of gradients that were not averaged. A rank of a probe mesh has buffers
+    for its own gradient and for those of all groups; in shared memory it has two for its own gradient, and reads the
+    others'. What it copies for the plan, the method keeps.
+
+    Args:
+        layout: The layout.
+        synced: Whether all gradients of the method are averaged at once.
+        shared: Whether the ranks of a probe mesh share memory.
     """
-    buckets = 1.0 if layout.data > 1 else 0.0
-    return buckets + (2.0 * layout.probe if layout.probe > 1 else 0.0)
+    buckets = 0.0 if layout.data == 1 else 1.0 if synced else 2.0
+    return buckets + (0.0 if layout.probe == 1 else 2.0 if shared else 1.0 + layout.probe)
 
 
 def measured(subject: Subject, method: Method, layout: Layout, steps: int = STEPS) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from lowland.core.errors import ArgumentError, LowlandError
 from lowland.core.transfer import has_streams
 from lowland.engine import Engine
+from lowland.executors.mesh.shared_memory import wanted
 from lowland.methods import METHODS, make, spell
 from lowland.methods.base import Method
 from lowland.planner import measure, peak, predict
@@ -38,7 +40,7 @@ class Plan:
         predictions: The predictions, the fastest first.
         surveys: What was measured, one survey for each number of ranks.
         left_out: Methods that cannot train here, each with the reason.
-        room: The bytes of memory that a rank has; None where it is not known.
+        room: The bytes of memory that are free, for all ranks of a device together; None where it is not known.
     """
 
     predictions: Sequence[Prediction]
@@ -133,7 +135,8 @@ def of_subject(
     """Plan a training with the ranks of this process group."""
     shown, reasons = fitting(subject, methods)
     found = surveyed(subject, shown, seconds=seconds, tick=tick)
-    return joined([found], memory(subject, shown), shown, left_out=reasons, room=room(subject.device))
+    space = room(subject.device)
+    return joined([found], memory(subject, shown), shown, left_out=reasons, room=space, device=subject.device)
 
 
 def surveyed(
@@ -186,17 +189,19 @@ def _sizes(size: int | None, layout: Layout) -> list[int]:
 
 def memory(subject: Subject, methods: Mapping[str, Method]) -> dict[str, Callable[[Layout], float]]:
     """For every method a function that gives the peak of a rank's memory in a layout, in bytes."""
-    sizes = _sizes(subject.size, Layout())
-    lines, examples, recorded = peak.passes(subject, sizes), subject.size or 1, record(subject)
-    made: dict[str, Callable[[Layout], float]] = {}
-    for text, method in methods.items():
-        kept = peak.kept(subject, method, recorded=recorded)
+    lines, examples, recorded = peak.passes(subject, _sizes(subject.size, Layout())), subject.size or 1, record(subject)
+    shared = wanted(list(subject.model.parameters()))
+    kept: dict[tuple[str, int], peak.Kept] = {}
 
-        def of(layout: Layout, kept: peak.Kept = kept) -> float:
-            return kept.peak(lines, layout, examples) + peak.exchanged(layout) * subject.parameters
+    def of(text: str, layout: Layout) -> float:
+        method, key = methods[text], (text, layout.width)
+        if key not in kept:
+            kept[key] = peak.kept(subject, method, layout.width, recorded=recorded)
+        synced = all(p.synced for step in read(method) for ask in step for p in ask if p.tensors)
+        more = peak.exchanged(layout, synced=synced, shared=shared) * subject.parameters
+        return kept[key].peak(lines, layout, examples) + more
 
-        made[text] = of
-    return made
+    return {text: partial(of, text) for text in methods}
 
 
 def joined(
@@ -206,15 +211,30 @@ def joined(
     *,
     left_out: Mapping[str, str],
     room: int | None,
+    device: torch.device,
 ) -> Plan:
-    """The plan from surveys of several numbers of ranks."""
+    """The plan from surveys of several numbers of ranks.
+
+    Args:
+        surveys: The surveys.
+        memories: From :func:`memory`.
+        methods: The methods by their text.
+        left_out: Methods that cannot train here, each with the reason.
+        room: From :func:`room`.
+        device: The device; the ranks of a machine share its CPU's memory.
+    """
     surveys = list(surveys)
     every = [
         replace(one, memory=memories[one.method](one.layout) if one.method in memories else None)
         for each in surveys
         for one in predictions(each, methods)
     ]
-    kept = [p for p in every if room is None or p.memory is None or p.memory <= room]
+    local = os.environ.get("LOCAL_WORLD_SIZE")
+    rooms = {
+        n: None if room is None else room // (int(local or n) if device.type == "cpu" else 1)
+        for n in {p.layout.ranks for p in every}
+    }
+    kept = [p for p in every if (r := rooms[p.layout.ranks]) is None or p.memory is None or p.memory <= r]
     if not kept:
         raise ArgumentError(_nothing(surveys, every, room))
     return Plan(predictions=sorted(kept, key=lambda p: p.seconds), surveys=surveys, left_out=dict(left_out), room=room)
@@ -225,7 +245,7 @@ def _nothing(surveys: Sequence[Survey], every: Sequence[Prediction], room: int |
     if every:
         least = min(p.memory for p in every if p.memory is not None)
         return (
-            f"a rank must have the memory of a step, at least {least / 1e6:.0f} MB, but has "
+            f"every rank must have the memory of a step, at least {least / 1e6:.0f} MB, but all together have "
             f"{(room or 0) / 1e6:.0f} MB; take a smaller batch or fewer processes"
         )
     ranks, sizes = (sorted({getattr(s, name) for s in surveys}) for name in ("ranks", "examples"))
@@ -261,7 +281,7 @@ def predictions(found: Survey, methods: Mapping[str, Method]) -> list[Prediction
 
 
 def room(device: torch.device) -> int | None:
-    """The bytes of memory that are free on a device; None where it is not known."""
+    """The bytes of memory that are free on a device, for all of its ranks together; None where it is not known."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
@@ -269,7 +289,7 @@ def room(device: torch.device) -> int | None:
             free = next(line for line in lines_of_file if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return None
-    return int(free.split()[1]) * 1024 // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+    return int(free.split()[1]) * 1024
 
 
 def lines(plan: Plan) -> list[str]:

@@ -20,6 +20,7 @@ from lowland.planner.plan import catalog, fitting, joined, named, plan
 from lowland.planner.subject import Subject
 from lowland.planner.survey import Survey
 
+CPU = torch.device("cpu")
 METHODS = ["plain", "sam", "sampa", "micro-sam:m=4", "esam"]
 
 
@@ -195,13 +196,15 @@ def test_no_layout_or_no_memory_is_an_error() -> None:
     subject = Subject.of(engine(mlp()), data())
     methods = dict(map(named, ["plain"]))
     found = planner.surveyed(subject, methods, seconds=0.01)
-    with pytest.raises(ArgumentError, match="a rank must have the memory of a step, at least 3 MB, but has 1 MB"):
-        joined([found], {"plain": lambda layout: 3e6}, methods, left_out={}, room=1_000_000)
+    with pytest.raises(
+        ArgumentError, match="every rank must have the memory of a step, at least 3 MB, but all together have 1 MB"
+    ):
+        joined([found], {"plain": lambda layout: 3e6}, methods, left_out={}, room=1_000_000, device=CPU)
     nowhere = Survey(
         ranks=3, examples=8, parameters=1, quiet=found.quiet, busy=found.busy, rates=[], own=found.own
     )  # fmt: skip
     with pytest.raises(ArgumentError, match="the ranks must divide the batch or a method's probes"):
-        joined([nowhere], {}, methods, left_out={}, room=None)
+        joined([nowhere], {}, methods, left_out={}, room=None, device=CPU)
 
 
 def test_micro_batches_are_halves_and_quarters_of_a_ranks_part() -> None:

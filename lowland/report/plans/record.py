@@ -144,7 +144,7 @@ class PlanRecord:
         predictions: The predictions, the fastest first.
         surveys: What was measured, one for each number of ranks.
         left_out: Methods that cannot train here, each with the reason.
-        room: The bytes of memory that a rank has; None where it is not known.
+        room: The bytes of memory that are free, for all ranks of a device together; None where it is not known.
         why: For every method one sentence about its fastest layout.
         runs: Sentences about runs of a comparison; none without runs.
     """

@@ -84,6 +84,9 @@ def setting(plan: PlanRecord) -> list[tuple[str, str]]:
         ("batch", f"{batch(plan)} examples a step, of all processes together"),
         ("processes", ", ".join(ranks)),
         ("measured for", f"about {plan.seconds:g} seconds"),
-        ("memory free", NONE if plan.room is None else f"{plan.room / 1e9:,.1f} GB for each process"),
+        (
+            "memory free",
+            NONE if plan.room is None else f"{plan.room / 1e9:,.1f} GB, which the processes of a machine share",
+        ),
         ("machine", ", ".join(machine)),
     ]
