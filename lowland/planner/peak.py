@@ -42,7 +42,7 @@ class _Metered(Local):
         return readings
 
 
-def passes(subject: Subject, sizes: Sequence[int]) -> dict[Kind, Line]:
+def passes(subject: Subject, sizes: Sequence[int], *, cut: bool = False) -> dict[Kind, Line]:
     """The bytes that a pass takes beyond what was there, against its examples, by kind.
 
     They are activations, the gradient, and at displaced weights the saved weights.
@@ -50,6 +50,7 @@ def passes(subject: Subject, sizes: Sequence[int]) -> dict[Kind, Line]:
     Args:
         subject: The training.
         sizes: The examples of a pass, at least two numbers that differ.
+        cut: Whether each is a micro-batch of two, so that the second meets the first one's gradient.
     """
     lines: dict[Kind, Line] = {}
     for kind in KINDS:
@@ -58,8 +59,9 @@ def passes(subject: Subject, sizes: Sequence[int]) -> dict[Kind, Line]:
             with LiveTensors() as meter:
                 executor = _Metered(meter)
                 method = Calibration(order=Order(kind=kind))
-                engine, optimizers = subject.engine(method, Layout(), alone=True, executor=executor)
-                _train(engine, optimizers, subject.part(size), USUAL)
+                layout, batch = Layout(micro_batch=size if cut else None), subject.part(size * (2 if cut else 1))
+                engine, optimizers = subject.engine(method, layout, alone=True, executor=executor)
+                _train(engine, optimizers, batch, USUAL)
                 taken.append(float(executor.last))
         lines[kind] = fit(sizes, taken)
     return lines
@@ -78,22 +80,25 @@ class Kept:
     passes: tuple[tuple[Pass, int], ...]
     arithmetic: int
 
-    def peak(self, lines: Mapping[Kind, Line], layout: Layout, examples: int) -> float:
+    def peak(
+        self, lines: Mapping[Kind, Line], layout: Layout, examples: int, cut: Mapping[Kind, Line] | None = None
+    ) -> float:
         """The peak in bytes, without the batch and without buffers of exchanges.
 
         Args:
             lines: What passes take, from :func:`passes`.
             layout: The layout.
             examples: The examples of a step.
+            cut: What passes in micro-batches take, against the examples of one; None is what others take.
         """
-        peaks = [there + _taken(one, lines, layout, examples) for one, there in self.passes]
+        peaks = [there + _taken(one, lines, cut or lines, layout, examples) for one, there in self.passes]
         return max(float(self.arithmetic), *peaks)
 
 
-def _taken(one: Pass, lines: Mapping[Kind, Line], layout: Layout, examples: int) -> float:
+def _taken(one: Pass, lines: Mapping[Kind, Line], cut: Mapping[Kind, Line], layout: Layout, examples: int) -> float:
     n = examples * one.examples / layout.data
-    n = n if layout.micro_batch is None else min(n, layout.micro_batch)
-    return lines["forward" if not one.tensors else "displaced" if one.displaced else "again"](n)
+    kind: Kind = "forward" if not one.tensors else "displaced" if one.displaced else "again"
+    return lines[kind](n) if layout.micro_batch is None or n <= layout.micro_batch else cut[kind](layout.micro_batch)
 
 
 def kept(

@@ -189,7 +189,9 @@ def _sizes(size: int | None, layout: Layout) -> list[int]:
 
 def memory(subject: Subject, methods: Mapping[str, Method]) -> dict[str, Callable[[Layout], float]]:
     """For every method a function that gives the peak of a rank's memory in a layout, in bytes."""
-    lines, examples, recorded = peak.passes(subject, _sizes(subject.size, Layout())), subject.size or 1, record(subject)
+    sizes, examples, recorded = _sizes(subject.size, Layout()), subject.size or 1, record(subject)
+    lines, halves = peak.passes(subject, sizes), [size for size in sizes if 2 * size <= examples]
+    cut = peak.passes(subject, halves, cut=True) if len(halves) > 1 else None
     shared = wanted(list(subject.model.parameters()))
     kept: dict[tuple[str, int], peak.Kept] = {}
 
@@ -199,7 +201,7 @@ def memory(subject: Subject, methods: Mapping[str, Method]) -> dict[str, Callabl
             kept[key] = peak.kept(subject, method, layout.width, recorded=recorded)
         synced = all(p.synced for step in read(method) for ask in step for p in ask if p.tensors)
         more = peak.exchanged(layout, synced=synced, shared=shared) * subject.parameters
-        return kept[key].peak(lines, layout, examples) + more
+        return kept[key].peak(lines, layout, examples, cut) + more
 
     return {text: partial(of, text) for text in methods}
 

@@ -54,8 +54,9 @@ def test_predicted_is_measured(made: Any) -> None:
     methods = dict(map(named, METHODS))
     predicted = memory(training, methods)
     for text, method in methods.items():
-        truth = peak.measured(training, method, Layout())
-        assert predicted[text](Layout()) == pytest.approx(truth, rel=0.1), text
+        for layout in (Layout(), Layout(micro_batch=16), Layout(micro_batch=8)):
+            truth = peak.measured(training, method, layout)
+            assert predicted[text](layout) == pytest.approx(truth, rel=0.1), f"{text} on {layout}"
 
 
 LINES: dict[peak.Kind, Line] = {"again": Line(100, 10), "displaced": Line(200, 10), "forward": Line(0, 5)}
@@ -68,6 +69,9 @@ def test_a_peak_is_the_highest_pass_or_the_arithmetic() -> None:
     assert kept.peak(LINES, Layout(), 16) == 1380
     assert kept.peak(LINES, Layout(data=2), 16) == 1100 + 200 + 10 * 4
     assert kept.peak(LINES, Layout(micro_batch=2), 16) == 1100 + 200 + 10 * 2
+    cut = {kind: Line(line.base + 50, line.slope) for kind, line in LINES.items()}
+    assert kept.peak(LINES, Layout(micro_batch=2), 16, cut) == 1100 + 250 + 10 * 2
+    assert kept.peak(LINES, Layout(micro_batch=8), 16, cut) == 1100 + 200 + 10 * 8  # half of the batch is not cut
     assert peak.Kept(passes=((loss, 50),), arithmetic=700).peak(LINES, Layout(), 16) == 700
 
 
