@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lowland.core import vec
@@ -93,7 +92,9 @@ class Canned(Executor):
         loss = answer.loss if losses is None else losses.mean()
         grad = self._gradient() if probe.grad else None
         if grad is not None and probe.wrt is not None:
-            grad = [g if chosen else torch.zeros_like(g) for g, chosen in zip(grad, probe.wrt, strict=True)]
+            for g, chosen in zip(grad, probe.wrt, strict=True):
+                if not chosen:
+                    g.zero_()  # the copy's own memory: new tensors would count beside it
         return Reading(loss, grad, losses, answer.divisor if losses is None else size, None, None)
 
     def _gradient(self) -> Vec:

@@ -97,8 +97,13 @@ class Kept:
 
 def _taken(one: Pass, lines: Mapping[Kind, Line], cut: Mapping[Kind, Line], layout: Layout, examples: int) -> float:
     n = examples * one.examples / layout.data
-    kind: Kind = "forward" if not one.tensors else "displaced" if one.displaced else "again"
-    return lines[kind](n) if layout.micro_batch is None or n <= layout.micro_batch else cut[kind](layout.micro_batch)
+    if layout.micro_batch is not None and n > layout.micro_batch:
+        n, lines = layout.micro_batch, cut
+    if not one.tensors:
+        return lines["forward"](n)
+    here = lines["again"](n)
+    # Of a gradient of some tensors, only these are displaced and saved.
+    return here + one.entries * (lines["displaced"](n) - here) if one.displaced else here
 
 
 def kept(

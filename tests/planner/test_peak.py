@@ -21,7 +21,7 @@ from lowland.planner.plan import memory, named
 from lowland.planner.subject import Subject
 from lowland.planner.survey import meshes
 
-METHODS = ["plain", "sam", "sampa", "looksam", "micro-sam:m=4", "esam", "asam", "gsam"]
+METHODS = ["plain", "sam", "sampa", "looksam", "micro-sam:m=4", "esam", "asam", "gsam", "sl-sam"]
 PARALLEL = ["plain", "sam", "sampa", "micro-sam:m=4", "looksam"]
 
 
@@ -72,6 +72,8 @@ def test_a_peak_is_the_highest_pass_or_the_arithmetic() -> None:
     cut = {kind: Line(line.base + 50, line.slope) for kind, line in LINES.items()}
     assert kept.peak(LINES, Layout(micro_batch=2), 16, cut) == 1100 + 250 + 10 * 2
     assert kept.peak(LINES, Layout(micro_batch=8), 16, cut) == 1100 + 200 + 10 * 8  # half of the batch is not cut
+    some = Pass(1.0, 0.5, True, True, 0.25)  # a quarter of the displacement, which takes 100
+    assert peak.Kept(passes=((some, 1000),), arithmetic=0).peak(LINES, Layout(), 16) == 1000 + 100 + 25 + 10 * 16
     assert peak.Kept(passes=((loss, 50),), arithmetic=700).peak(LINES, Layout(), 16) == 700
 
 
