@@ -239,7 +239,7 @@ def joined(
     kept = [p for p in every if (r := rooms[p.layout.ranks]) is None or p.memory is None or p.memory <= r]
     if not kept:
         raise ArgumentError(_nothing(surveys, every, room))
-    return Plan(predictions=sorted(kept, key=lambda p: p.seconds), surveys=surveys, left_out=dict(left_out), room=room)
+    return Plan(predictions=sorted(kept, key=predict.order), surveys=surveys, left_out=dict(left_out), room=room)
 
 
 def _nothing(surveys: Sequence[Survey], every: Sequence[Prediction], room: int | None) -> str:

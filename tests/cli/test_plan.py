@@ -101,7 +101,7 @@ def test_a_task_and_a_method_of_your_own(
     parts = [(one.seconds, one.passes + one.busy + one.exchange + one.own) for one in found.predictions]
     assert all(total == pytest.approx(seconds) for seconds, total in parts)
     assert "<svg" in (tmp_path / "plan.html").read_text(encoding="utf-8")
-    assert contents["predictions"] == sorted(contents["predictions"], key=lambda one: one["seconds"])
+    assert contents["predictions"] == sorted(contents["predictions"], key=lambda one: round(one["seconds"], 9))
     assert not (ROOT / "plan.json").exists()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lowland import SAM, LookSAM, MicroSAM, Plain, SAMPa
@@ -146,6 +148,12 @@ def test_what_bounds_a_step() -> None:
     assert of(SAM(), ONE).bound == "passes"
     assert of(SAM(), DATA).bound == "exchange"
     assert made(read(Plain())[-1:], ONE, seconds=2.0).bound == "own"
+
+
+def test_of_equal_times_the_one_without_micro_batches_comes_first() -> None:
+    whole, cut = of(SAM(), ONE), replace(of(SAM(), ONE), layout=SIXTEEN)
+    faster = replace(whole, seconds=cut.seconds - 1e-12, layout=SIXTEEN)
+    assert best([faster, cut, whole]) == {"m": whole}
 
 
 def test_pieces_are_equal_but_for_the_last() -> None:
