@@ -148,13 +148,13 @@ def _alone(step: Step, layout: Layout, examples: int, rates: Rates) -> _Sum:
 
 
 def _add(total: _Sum, one: Pass, layout: Layout, examples: int, rates: Rates, busy: Rates) -> None:
-    """Add one pass, in micro-batches where the layout has them; ranks exchange with the last one only."""
+    """Add one pass; every micro-batch more adds what a pass without examples takes, and exchanges nothing."""
     kind = "forward" if not one.tensors else "displaced" if one.displaced else "again"
-    *earlier, last = pieces(examples * one.examples / layout.data, layout.micro_batch)
-    for sizes, chosen in ((earlier, busy), ([last], rates)):
+    n = examples * one.examples / layout.data
+    more = len(pieces(n, layout.micro_batch)) - 1
+    for chosen, size, count in ((rates, n, 1), (busy, 0, more)):
         factor = 1.0 if not one.tensors else 1 - (1 - chosen.part) * (1 - one.tensors) / CHOSEN
-        for size in sizes:
-            total.add(chosen.lines[kind], size, factor)
+        total.add(chosen.lines[kind], size, count * factor)
 
 
 def pieces(examples: float, most: int | None) -> list[float]:

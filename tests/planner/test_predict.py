@@ -65,8 +65,8 @@ TIMES = [
     (SAM(), DATA, 3 + (5 + 6) + (7 + 6)),
     (SAMPa(), DATA, 3 + 2 * (7 + 6)),
     (LookSAM(k=5), DATA, 3 + (5 + 6) + (7 + 6) / 5),
-    # 8, 8 and 4 of a rank's 20 examples: only the last micro-batch exchanges
-    (Plain(), Layout(data=2, micro_batch=8), 3 + 2 * (2 + 1.6) + (5 + 1.2)),
+    # 8, 8 and 4 of a rank's 20 examples: two more micro-batches, which exchange nothing
+    (Plain(), Layout(data=2, micro_batch=8), 3 + (5 + 6) + 2 * 2),
     # both gradients in one round
     (SAMPa(), PROBE, 1 + (10 + 16)),
     # two more micro-batches, each with the base of a displaced pass beside others
