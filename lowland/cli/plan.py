@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -19,17 +20,13 @@ from lowland.cli.options import Changes
 from lowland.core.errors import ArgumentError
 from lowland.lab.planning.plan_task import Training, plan_task, processes
 from lowland.parallel import place, ranks
-from lowland.planner import predict
 from lowland.planner.plan import SECONDS
-from lowland.planner.plan import Plan as Found
+from lowland.report import read_all
 from lowland.report.page import write_text
-
-BOUNDS = {
-    "passes": "passes",
-    "busy": "busy neighbors",
-    "exchange": "exchange",
-    "own": "arithmetic",
-}
+from lowland.report.plans.buys import buys
+from lowland.report.plans.page import export, write_page
+from lowland.report.plans.record import VERSION, PlanRecord
+from lowland.report.plans.words import HEADINGS, cells, recommendation
 
 
 @dataclass(kw_only=True)
@@ -39,6 +36,7 @@ class Plan:
     Measures the task's model for a minute: single passes in every layout, and each method's arithmetic without its
     passes. From these it predicts time, bytes and memory of each method's step in every layout that fits. No method is
     trained. Without torchrun it starts the processes itself; under torchrun it measures the ranks that there are.
+    Writes a page with figures, and the record from which it is drawn.
 
     Args:
         task: digits, cifar10:noise=0.4 or another of `lowland tasks`, or your own: my_task.py:Pose:joints=17,
@@ -50,7 +48,11 @@ class Plan:
         seconds: About how long the measuring may take, > 0; the processes need some seconds more to start.
         data: Folder of the data files; by default the environment variable LOWLAND_DATA.
         device: cpu, cuda, or auto for a GPU if there is one.
-        out: The record to write, as JSON.
+        out: The page to write; the record is written beside it as .json.
+        record: Draw the page from this record instead of measuring.
+        export: A folder for the figures as SVG, too.
+        runs: Folders with runs of a comparison. They decide whether plain training with twice the steps is the better
+            buy than a method; `lowland compare --methods plain equal-cost sam` trains it, too.
         recipe: Optimizer, batch size and precision; by default the task's values (see lowland tasks NAME).
     """
 
@@ -62,28 +64,65 @@ class Plan:
     seconds: float = SECONDS
     data: Path | None = None
     device: str = "auto"
-    out: Path = Path("plan.json")
+    out: Path = Path("plan.html")
+    record: Path | None = None
+    export: Path | None = None
+    runs: tuple[Path, ...] = ()
     recipe: Changes = field(default_factory=Changes)
 
     def run(self, console: Console, argv: Sequence[str]) -> int:
-        """Measure, print the table and the recommendation, write the record."""
+        """Measure or read the plan, print it, and write page and record."""
+        self._check()
+        records = read_all(self.runs)  # before anything is measured
+        entries = self._measured(console) if self.record is None else PlanRecord.read(self.record)[1]
+        if ranks()[0] > 0:
+            return 0  # only rank 0 reports
+        found = PlanRecord.of(entries)
+        if records:
+            entries["runs"] = buys(records, found)
+            found = PlanRecord.of(entries)
+        written = [write_page(found, self.out, command=shlex.join(["lowland", *argv]))]
+        if self.record is None or records:
+            written.append(write_text(self.out.with_suffix(".json"), json.dumps(entries, indent=1) + "\n"))
+        if self.export is not None:
+            written += export(found, self.export)
+        console.print(table(found))
+        for text in recommendation(found):
+            console.print(text, markup=False, highlight=False)
+        for text in found.runs:
+            console.print(text, markup=False, highlight=False)
+        for name, reason in found.left_out.items():
+            console.print(f"left out: {name}: {reason}", style="yellow", markup=False, highlight=False)
+        for path in written:
+            console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
+        return 0
+
+    def _check(self) -> None:
+        """Refuse wrong values before anything is measured."""
         if not self.seconds > 0:
             raise ArgumentError(f"seconds must be above 0, but is {self.seconds}; leave --seconds out for a minute")
+        if self.threads is not None and self.threads < 1:
+            raise ArgumentError(f"threads must be >= 1, but is {self.threads}; leave --threads out to divide the cores")
+        if self.out.suffix == ".json":
+            raise ArgumentError(f"out must be a page, but is {self.out}, the record's name; write --out plan.html")
+
+    def _measured(self, console: Console) -> dict[str, Any]:
+        """Measure, and return what the record has."""
         training = self.training()
         numbers = processes(self.processes, place(self.device))
         with _progress(console) as tick:
             found = plan_task(training, self.methods, numbers, seconds=self.seconds, threads=self.threads, tick=tick)
-        if ranks()[0] > 0:
-            return 0
-        console.print(table(found))
-        for text in recommendation(found):
-            console.print(text, markup=False, highlight=False)
-        for name, reason in found.left_out.items():
-            console.print(f"left out: {name}: {reason}", style="yellow", markup=False, highlight=False)
-        record = {"training": asdict(training), "machine": machine(), "command": ["lowland", *argv], **found.to_json()}
-        path = write_text(self.out, json.dumps(record, indent=1) + "\n")
-        console.print(f"record: {path}", markup=False, highlight=False, soft_wrap=True)
-        return 0
+        config = training.config()
+        return {
+            "version": VERSION,
+            "task": config.task_text,
+            "model": config.model,
+            "recipe": asdict(config.recipe),
+            "machine": machine(),
+            "seconds": self.seconds,
+            "runs": [],
+            **found.to_json(),
+        }
 
     def training(self) -> Training:
         """What the training is made from."""
@@ -111,35 +150,14 @@ def _progress(console: Console) -> Iterator[Callable[[str, float], None]]:
         yield tick
 
 
-def table(found: Found) -> Table:
+def table(found: PlanRecord) -> Table:
     """The fastest layout of every method."""
     rows = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("method", "layout", "ms a step", "of plain", "examples/s", "MB sent", "MB memory", "bound by"):
+    for title in HEADINGS:
         rows.add_column(
             title, justify="left" if title in ("method", "layout", "bound by") else "right", overflow="fold"
         )
-    fastest = predict.best(found.predictions)
-    plain = fastest.get("plain")
-    for name, one in fastest.items():
-        rows.add_row(
-            name,
-            str(one.layout),
-            f"{one.seconds * 1e3:.2f} ± {100 * one.error:.0f} %",
-            "" if plain is None else f"{one.seconds / plain.seconds:.2f}",
-            f"{one.speed:,.0f}",
-            f"{one.bytes / 1e6:.2f}" if one.bytes else "",
-            "" if one.memory is None else f"{one.memory / 1e6:.0f}",
-            BOUNDS[one.bound],
-        )
+    fastest = found.fastest()
+    for one in fastest.values():
+        rows.add_row(*cells(one, fastest.get("plain")))
     return rows
-
-
-def recommendation(found: Found) -> list[str]:
-    """What to choose, in sentences."""
-    fastest = list(predict.best(found.predictions))
-    named = [*[name for name in fastest if name != "plain"][:1], "sam", "sampa"]
-    shown = [name for name in ("plain", *dict.fromkeys(named)) if name in fastest]
-    said = [f"{name} is fastest on {found.why(name)}." for name in shown]
-    if "plain" in fastest and len(fastest) > 1:
-        said.append(f"Beside plain training, {named[0]} has the cheapest step.")
-    return said

@@ -106,7 +106,7 @@ def record(subject: Subject, count: int = 2) -> list[Recorded]:
     engine, optimizers = subject.engine(Calibration(), Layout(), alone=True, executor=executor)
     size = subject.size
     for i in range(count):
-        if size is None or size < 2:
+        if size is None or size < 4:  # batch normalization needs two examples
             engine.backward(subject.batch)
         else:
             half_size = size // 2
@@ -116,3 +116,8 @@ def record(subject: Subject, count: int = 2) -> list[Recorded]:
             optimizer.zero_grad()
     assert isinstance(executor, Recording)
     return executor.recorded
+
+
+def cuttable(recorded: Sequence[Recorded]) -> bool:
+    """Whether the loss can be cut into micro-batches: a mean cannot, because the weights of its parts are not known."""
+    return all(answer.divisor is not None for answer in recorded)

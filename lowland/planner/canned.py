@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lowland.core import vec
@@ -41,13 +40,14 @@ class Canned(Executor):
 
     Args:
         recorded: The recorded answers, at least one; they take turns.
-        width: How many probes it says that it answers at once.
+        width: How many probes it says that it answers at once; it moves the weights for the first of them, as a group
+            of a mesh does.
         batches: What knows the sizes of batches.
 
     Attributes:
         steps: The asks of every step so far.
-        watch: Called for every probe when its displacement is freed and its answer is not yet made; None: nothing is
-            called.
+        watch: Called for every probe whose weights it moves, when the displacement is freed and the answer is not yet
+            made; None: nothing is called.
     """
 
     def __init__(self, recorded: Sequence[Recorded], width: int, batches: Batches) -> None:
@@ -74,11 +74,17 @@ class Canned(Executor):
         ask = asked(work, probes, self._examples)
         self.steps[-1] = (*self.steps[-1], ask)
         work.step.reach(None)
-        return tuple(self._answer(probe, one) for probe, one in zip(probes, ask, strict=True))
+        for number, probe in enumerate(probes):
+            if number % self.width:
+                probe.discard_at()  # another group answers it, see Mesh
+        return tuple(
+            self._answer(probe, one, watched=number % self.width == 0)
+            for number, (probe, one) in enumerate(zip(probes, ask, strict=True))
+        )
 
-    def _answer(self, probe: Probe, one: Pass) -> Reading:
+    def _answer(self, probe: Probe, one: Pass, *, watched: bool) -> Reading:
         probe.take_at().clear()
-        if self.watch is not None:
+        if watched and self.watch is not None:
             self.watch(one)
         answer = self.recorded[self._next % len(self.recorded)]
         size = self.batches.known_size(probe.batch)
@@ -86,7 +92,9 @@ class Canned(Executor):
         loss = answer.loss if losses is None else losses.mean()
         grad = self._gradient() if probe.grad else None
         if grad is not None and probe.wrt is not None:
-            grad = [g if chosen else torch.zeros_like(g) for g, chosen in zip(grad, probe.wrt, strict=True)]
+            for g, chosen in zip(grad, probe.wrt, strict=True):
+                if not chosen:
+                    g.zero_()  # the copy's own memory: new tensors would count beside it
         return Reading(loss, grad, losses, answer.divisor if losses is None else size, None, None)
 
     def _gradient(self) -> Vec:

@@ -21,7 +21,7 @@ from lowland.methods.base import Method
 from lowland.parallel import broadcast
 from lowland.planner.asks import Step
 from lowland.planner.calibration import Calibration, Kind, Order, record
-from lowland.planner.canned import Canned
+from lowland.planner.canned import Canned, Recorded
 from lowland.planner.layout import Layout
 from lowland.planner.line import Line, fit
 from lowland.planner.subject import Subject
@@ -219,9 +219,14 @@ def passes(
     return {(kind, n): calibrating.turn(kind, n) for kind in calibrating.kinds() for n in sizes}
 
 
-def arithmetic(subject: Subject, method: Method, width: int = 1) -> tuple[Turn, Canned]:
-    """The turn that measures a method's own work, and the executor that has written down its asks."""
-    canned = Canned(record(subject), width, subject.batches)
+def arithmetic(
+    subject: Subject, method: Method, width: int = 1, recorded: Sequence[Recorded] | None = None
+) -> tuple[Turn, Canned]:
+    """The turn that measures a method's own work, and the executor that has written down its asks.
+
+    ``recorded`` are answers of passes; None runs them.
+    """
+    canned = Canned(recorded or record(subject), width, subject.batches)
     engine, optimizers = subject.engine(method, Layout(), alone=True, executor=canned)
 
     def step() -> None:
@@ -281,12 +286,14 @@ def shape(step: Step) -> tuple[Any, ...]:
     return tuple(tuple((round(p.examples, 3), p.tensors > 0, p.displaced) for p in ask) for ask in step)
 
 
-def attempted(subject: Subject, methods: Iterable[tuple[str, Method]], width: int) -> dict[str, tuple[Turn, Canned]]:
+def attempted(
+    subject: Subject, methods: Iterable[tuple[str, Method]], width: int, recorded: Sequence[Recorded]
+) -> dict[str, tuple[Turn, Canned]]:
     """The turns of those methods that can train here; a method that the engine refuses is left out."""
     made = {}
     for text, method in methods:
         try:
-            turn, canned = arithmetic(subject, method, width)
+            turn, canned = arithmetic(subject, method, width, recorded)
             turn.prepare()
             turn.step()
         except LowlandError:

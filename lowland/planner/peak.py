@@ -15,7 +15,7 @@ from lowland.executors.local import Local
 from lowland.methods.base import Method
 from lowland.planner.asks import Pass
 from lowland.planner.calibration import Calibration, Order, record
-from lowland.planner.canned import Canned
+from lowland.planner.canned import Canned, Recorded
 from lowland.planner.layout import Layout
 from lowland.planner.line import Line, fit
 from lowland.planner.memory import LiveTensors
@@ -42,7 +42,7 @@ class _Metered(Local):
         return readings
 
 
-def passes(subject: Subject, sizes: Sequence[int]) -> dict[Kind, Line]:
+def passes(subject: Subject, sizes: Sequence[int], *, cut: bool = False) -> dict[Kind, Line]:
     """The bytes that a pass takes beyond what was there, against its examples, by kind.
 
     They are activations, the gradient, and at displaced weights the saved weights.
@@ -50,6 +50,7 @@ def passes(subject: Subject, sizes: Sequence[int]) -> dict[Kind, Line]:
     Args:
         subject: The training.
         sizes: The examples of a pass, at least two numbers that differ.
+        cut: Whether each is a micro-batch of two, so that the second meets the first one's gradient.
     """
     lines: dict[Kind, Line] = {}
     for kind in KINDS:
@@ -58,8 +59,9 @@ def passes(subject: Subject, sizes: Sequence[int]) -> dict[Kind, Line]:
             with LiveTensors() as meter:
                 executor = _Metered(meter)
                 method = Calibration(order=Order(kind=kind))
-                engine, optimizers = subject.engine(method, Layout(), alone=True, executor=executor)
-                _train(engine, optimizers, subject.part(size), USUAL)
+                layout, batch = Layout(micro_batch=size if cut else None), subject.part(size * (2 if cut else 1))
+                engine, optimizers = subject.engine(method, layout, alone=True, executor=executor)
+                _train(engine, optimizers, batch, USUAL)
                 taken.append(float(executor.last))
         lines[kind] = fit(sizes, taken)
     return lines
@@ -78,25 +80,39 @@ class Kept:
     passes: tuple[tuple[Pass, int], ...]
     arithmetic: int
 
-    def peak(self, lines: Mapping[Kind, Line], layout: Layout, examples: int) -> float:
+    def peak(
+        self, lines: Mapping[Kind, Line], layout: Layout, examples: int, cut: Mapping[Kind, Line] | None = None
+    ) -> float:
         """The peak in bytes, without the batch and without buffers of exchanges.
 
         Args:
             lines: What passes take, from :func:`passes`.
             layout: The layout.
             examples: The examples of a step.
+            cut: What passes in micro-batches take, against the examples of one; None is what others take.
         """
-        peaks = [there + _taken(one, lines, layout, examples) for one, there in self.passes]
+        peaks = [there + _taken(one, lines, cut or lines, layout, examples) for one, there in self.passes]
         return max(float(self.arithmetic), *peaks)
 
 
-def _taken(one: Pass, lines: Mapping[Kind, Line], layout: Layout, examples: int) -> float:
+def _taken(one: Pass, lines: Mapping[Kind, Line], cut: Mapping[Kind, Line], layout: Layout, examples: int) -> float:
     n = examples * one.examples / layout.data
-    n = n if layout.micro_batch is None else min(n, layout.micro_batch)
-    return lines["forward" if not one.tensors else "displaced" if one.displaced else "again"](n)
+    if layout.micro_batch is not None and n > layout.micro_batch:
+        n, lines = layout.micro_batch, cut
+    if not one.tensors:
+        return lines["forward"](n)
+    here = lines["again"](n)
+    # Of a gradient of some tensors, only these are displaced and saved.
+    return here + one.entries * (lines["displaced"](n) - here) if one.displaced else here
 
 
-def kept(subject: Subject, method: Method, width: int = 1, steps: int = STEPS) -> Kept:
+def kept(
+    subject: Subject,
+    method: Method,
+    width: int = 1,
+    steps: int = STEPS,
+    recorded: Sequence[Recorded] | None = None,
+) -> Kept:
     """What a method has in memory when its passes begin.
 
     Args:
@@ -104,8 +120,9 @@ def kept(subject: Subject, method: Method, width: int = 1, steps: int = STEPS) -
         method: The method.
         width: How many probes the plan is told are answered at once.
         steps: The steps that are looked at.
+        recorded: Answers of passes; None runs them.
     """
-    recorded = record(subject)
+    recorded = recorded or record(subject)
     found: list[tuple[Pass, int]] = []
     with LiveTensors() as meter:
         canned = Canned(recorded, width, subject.batches)
@@ -116,14 +133,21 @@ def kept(subject: Subject, method: Method, width: int = 1, steps: int = STEPS) -
     return Kept(passes=tuple(dict.fromkeys(found)), arithmetic=arithmetic)
 
 
-def exchanged(layout: Layout) -> float:
+def exchanged(layout: Layout, *, synced: bool, shared: bool) -> float:
     """The memory of exchanges between ranks, in multiples of the parameters.
 
-    Ranks that share a batch have the gradients a second time, in the buckets of DistributedDataParallel. Every group of
-    a probe mesh has two places for the gradients of all groups, and copies those of the others for the plan.
+    Ranks that share a batch have the gradients a second time, in the buckets of DistributedDataParallel, and once more
+    while they average what a method has made of gradients that were not averaged. A rank of a probe mesh has buffers
+    for its own gradient and for those of all groups; in shared memory it has two for its own gradient, and reads the
+    others'. What it copies for the plan, the method keeps.
+
+    Args:
+        layout: The layout.
+        synced: Whether all gradients of the method are averaged at once.
+        shared: Whether the ranks of a probe mesh share memory.
     """
-    buckets = 1.0 if layout.data > 1 else 0.0
-    return buckets + (2.0 * layout.probe if layout.probe > 1 else 0.0)
+    buckets = 0.0 if layout.data == 1 else 1.0 if synced else 2.0
+    return buckets + (0.0 if layout.probe == 1 else 2.0 if shared else 1.0 + layout.probe)
 
 
 def measured(subject: Subject, method: Method, layout: Layout, steps: int = STEPS) -> int:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from lowland.core.errors import ArgumentError, LowlandError
+from lowland.core.transfer import has_streams
 from lowland.engine import Engine
+from lowland.executors.mesh.shared_memory import wanted
 from lowland.methods import METHODS, make, spell
 from lowland.methods.base import Method
-from lowland.planner import peak, predict
+from lowland.planner import measure, peak, predict
 from lowland.planner.asks import read
+from lowland.planner.calibration import cuttable, record
 from lowland.planner.costs import REQUIRED
 from lowland.planner.layout import Layout, layouts, suits
 from lowland.planner.measure import Tick
@@ -36,7 +40,7 @@ class Plan:
         predictions: The predictions, the fastest first.
         surveys: What was measured, one survey for each number of ranks.
         left_out: Methods that cannot train here, each with the reason.
-        room: The bytes of memory that a rank has; None where it is not known.
+        room: The bytes of memory that are free, for all ranks of a device together; None where it is not known.
     """
 
     predictions: Sequence[Prediction]
@@ -84,7 +88,8 @@ def plan(
 ) -> Plan:
     """Plan the training of an engine with the ranks of this process group, or on one device without one.
 
-    Nothing of the engine changes. Its model is copied, once for every layout and method. All ranks call this alike.
+    Nothing of the engine changes, and no random number of the training is drawn. Its model is copied, once for every
+    layout and method. All ranks call this alike.
 
     Args:
         engine: The engine. Its model is not wrapped, and its method is planned if ``methods`` is None.
@@ -99,7 +104,10 @@ def plan(
     """
     subject = Subject.of(engine, batch)
     chosen = [engine.method] if methods is None else methods
-    return of_subject(subject, dict(map(named, chosen)), seconds=seconds, tick=tick)
+    device = subject.device
+    devices, kind = ([device], device.type) if has_streams(device) else ([], "cuda")
+    with torch.random.fork_rng(devices, device_type=kind):  # dropout draws
+        return of_subject(subject, dict(map(named, chosen)), seconds=seconds, tick=tick)
 
 
 def named(method: str | Method) -> tuple[str, Method]:
@@ -128,7 +136,8 @@ def of_subject(
     """Plan a training with the ranks of this process group; the arguments are those of :func:`surveyed`."""
     shown, reasons = fitting(subject, methods)
     found = surveyed(subject, shown, seconds=seconds, tick=tick, where=where)
-    return joined([found], memory(subject, shown), shown, left_out=reasons, room=room(subject.device))
+    space = room(subject.device)
+    return joined([found], memory(subject, shown), shown, left_out=reasons, room=space, device=subject.device)
 
 
 def surveyed(
@@ -149,20 +158,18 @@ def surveyed(
         where: Whether a layout may be chosen.
     """
     ranks = dist.get_world_size() if dist.is_initialized() else 1
-    every = layouts(ranks, subject.size)
-    chosen = [each for each in every if where(each) and any(_suits(each, m) for m in methods.values())]
-    if not chosen:
-        raise ArgumentError(f"no layout of {ranks} ranks suits {', '.join(methods)}; choose the mesh yourself")
+    possible = [each for each in layouts(ranks, subject.size) if each.data == 1 or subject.size != each.data]
+    chosen = [each for each in possible if where(each) and any(_suits(each, m) for m in methods.values())]
     sizes = {each: _sizes(subject.size, each) for each in chosen}
     return survey(subject, methods, chosen, sizes, seconds=seconds, tick=tick)
 
 
 def fitting(subject: Subject, methods: Mapping[str, Method]) -> tuple[dict[str, Method], dict[str, str]]:
     """The methods that can train here, and the reasons why the others cannot."""
-    shown, reasons = {}, {}
+    shown, reasons, recorded = {}, {}, record(subject)
     for text, method in methods.items():
         try:
-            subject.engine(method, Layout(), alone=True)
+            measure.arithmetic(subject, method, recorded=recorded)[0].step()  # some methods refuse in their first step
         except LowlandError as error:
             reasons[text] = str(error)
         else:
@@ -179,28 +186,39 @@ def _suits(layout: Layout, method: Method) -> bool:
 def _sizes(size: int | None, layout: Layout) -> list[int]:
     """A rank's part of the batch, and what methods and micro-batches make of it."""
     part = (size or 1) // layout.data
-    sizes = sorted({max(part // cut, 1) for cut in CUTS})
+    fewest = 2 if part > 2 else 1  # batch normalization needs two examples
+    sizes = sorted({max(part // cut, fewest) for cut in CUTS})
+    if size is None:
+        raise ArgumentError(
+            "batch must be one that can be cut, so that times can be measured at two sizes, but its examples are not "
+            "known; pass tensors, or a tuple, list or mapping of them, or Engine(…, cut=…)"
+        )
     if len(sizes) < 2:
         raise ArgumentError(
-            f"batch must have at least two examples for every rank that divides it, so that times can be measured "
-            f"at two sizes, but a rank has {part}; pass a larger batch that can be cut"
+            f"batch must have at least two examples, so that times can be measured at two sizes, but has {size}; pass "
+            "a larger batch"
         )
     return sizes
 
 
 def memory(subject: Subject, methods: Mapping[str, Method]) -> dict[str, Callable[[Layout], float]]:
     """For every method a function that gives the peak of a rank's memory in a layout, in bytes."""
-    sizes = _sizes(subject.size, Layout())
-    lines, examples = peak.passes(subject, sizes), subject.size or 1
-    made: dict[str, Callable[[Layout], float]] = {}
-    for text, method in methods.items():
-        kept = peak.kept(subject, method)
+    sizes, examples, recorded = _sizes(subject.size, Layout()), subject.size or 1, record(subject)
+    lines = peak.passes(subject, sizes)
+    halves = [size for size in sizes if 2 * size <= examples] if cuttable(recorded) else []
+    cut = peak.passes(subject, halves, cut=True) if len(halves) > 1 else None
+    shared = wanted(list(subject.model.parameters()))
+    kept: dict[tuple[str, int], peak.Kept] = {}
 
-        def of(layout: Layout, kept: peak.Kept = kept) -> float:
-            return kept.peak(lines, layout, examples) + peak.exchanged(layout) * subject.parameters
+    def of(text: str, layout: Layout) -> float:
+        method, key = methods[text], (text, layout.width)
+        if key not in kept:
+            kept[key] = peak.kept(subject, method, layout.width, recorded=recorded)
+        synced = all(p.synced for step in read(method) for ask in step for p in ask if p.tensors)
+        more = peak.exchanged(layout, synced=synced, shared=shared) * subject.parameters
+        return kept[key].peak(lines, layout, examples, cut) + more
 
-        made[text] = of
-    return made
+    return {text: partial(of, text) for text in methods}
 
 
 def joined(
@@ -210,16 +228,48 @@ def joined(
     *,
     left_out: Mapping[str, str],
     room: int | None,
+    device: torch.device,
 ) -> Plan:
-    """The plan from surveys of several numbers of ranks."""
+    """The plan from surveys of several numbers of ranks.
+
+    Args:
+        surveys: The surveys.
+        memories: From :func:`memory`.
+        methods: The methods by their text.
+        left_out: Methods that cannot train here, each with the reason.
+        room: From :func:`room`.
+        device: The device; the ranks of a machine share its CPU's memory.
+    """
     surveys = list(surveys)
     every = [
         replace(one, memory=memories[one.method](one.layout) if one.method in memories else None)
         for each in surveys
         for one in predictions(each, methods)
     ]
-    kept = [p for p in every if room is None or p.memory is None or p.memory <= room]
-    return Plan(predictions=sorted(kept, key=lambda p: p.seconds), surveys=surveys, left_out=dict(left_out), room=room)
+    local = os.environ.get("LOCAL_WORLD_SIZE")
+    rooms = {
+        n: None if room is None else room // (int(local or n) if device.type == "cpu" else 1)
+        for n in {p.layout.ranks for p in every}
+    }
+    kept = [p for p in every if (r := rooms[p.layout.ranks]) is None or p.memory is None or p.memory <= r]
+    if not kept:
+        raise ArgumentError(_nothing(surveys, every, room))
+    return Plan(predictions=sorted(kept, key=predict.order), surveys=surveys, left_out=dict(left_out), room=room)
+
+
+def _nothing(surveys: Sequence[Survey], every: Sequence[Prediction], room: int | None) -> str:
+    """The message that no layout is left."""
+    if every:
+        least = min(p.memory for p in every if p.memory is not None)
+        return (
+            f"every rank must have the memory of a step, at least {least / 1e6:.0f} MB, but all together have "
+            f"{(room or 0) / 1e6:.0f} MB; take a smaller batch or fewer processes"
+        )
+    ranks, sizes = (sorted({getattr(s, name) for s in surveys}) for name in ("ranks", "examples"))
+    return (
+        f"the ranks must divide the batch or a method's probes, but {ranks} ranks divide neither the {sizes} examples "
+        "nor the probes of a method; take another number of processes, another batch size, or SAMPa"
+    )
 
 
 def predictions(found: Survey, methods: Mapping[str, Method]) -> list[Prediction]:
@@ -231,7 +281,8 @@ def predictions(found: Survey, methods: Mapping[str, Method]) -> list[Prediction
             if own is None or not _suits(rates.layout, method):
                 continue
             part = found.examples // rates.layout.data
-            for micro in dict.fromkeys([None, *(part // cut for cut in CUTS[1:] if part // cut)]):
+            cuts = CUTS[1:] if found.cuttable else ()
+            for micro in dict.fromkeys([None, *(part // cut for cut in cuts if part // cut)]):
                 layout = replace(rates.layout, micro_batch=micro)
                 made.append(
                     predict.predict(
@@ -248,7 +299,7 @@ def predictions(found: Survey, methods: Mapping[str, Method]) -> list[Prediction
 
 
 def room(device: torch.device) -> int | None:
-    """The bytes of memory that are free on a device; None where it is not known."""
+    """The bytes of memory that are free on a device, for all of its ranks together; None where it is not known."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
@@ -256,7 +307,7 @@ def room(device: torch.device) -> int | None:
             free = next(line for line in lines_of_file if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return None
-    return int(free.split()[1]) * 1024 // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+    return int(free.split()[1]) * 1024
 
 
 def lines(plan: Plan) -> list[str]:

@@ -92,7 +92,7 @@ def predict(
     count = len(own.steps)
     total, of_own = sum(s.seconds for s in shown) / count, sum(own.seconds) / count
     passes, with_others = sum(s.seconds for s in single) / count, sum(s.seconds for s in apart) / count
-    if layout.ranks == 1:  # nothing but passes, also where one pass answers several probes
+    if layout.ranks == 1:  # one device exchanges nothing and has no neighbors: all but its own work are passes
         passes = with_others = total
     return Prediction(
         method=own.method,
@@ -113,11 +113,14 @@ def _step(step: Step, layout: Layout, examples: int, here: Rates, busy: Rates) -
     total = _Sum(here.once)
     for ask in step:
         if len(ask) > 1 and layout.width > 1:
+            n = _examples(ask, examples, layout)
+            more = len(pieces(n, layout.micro_batch)) - 1
             for _ in range(waves(ask, layout.width)):
-                total.add(here.lines["together"], _examples(ask, examples, layout))
+                total.add(here.lines["together"], n)
+                total.add(busy.lines["displaced"], 0, more)  # a micro-batch more adds what a pass of none takes
         else:
             for one in ask:
-                _add(total, one, layout, examples, here if _averaged(one, layout) else busy)
+                _add(total, one, layout, examples, here if _averaged(one, layout) else busy, busy)
     if "unsynced" in here.lines and _averages_at_the_end(step):
         n = examples / layout.data
         total.seconds += max(here.lines["unsynced"](n) - busy.lines["again"](n), 0.0)
@@ -140,16 +143,17 @@ def _alone(step: Step, layout: Layout, examples: int, rates: Rates) -> _Sum:
     for ask in step:
         rounds = waves(ask, layout.width) if layout.probe > 1 else len(ask)
         for one in sorted(ask, key=lambda p: -p.examples)[:rounds]:
-            _add(total, one, layout, examples, rates)
+            _add(total, one, layout, examples, rates, rates)
     return total
 
 
-def _add(total: _Sum, one: Pass, layout: Layout, examples: int, rates: Rates) -> None:
-    """Add one pass, in micro-batches where the layout has them."""
+def _add(total: _Sum, one: Pass, layout: Layout, examples: int, rates: Rates, busy: Rates) -> None:
+    """Add one pass; every micro-batch more adds what a pass without examples takes, and exchanges nothing."""
+    kind = "forward" if not one.tensors else "displaced" if one.displaced else "again"
     n = examples * one.examples / layout.data
-    line = rates.lines["forward" if not one.tensors else "displaced" if one.displaced else "again"]
-    for size in pieces(n, layout.micro_batch):
-        total.add(line, size, partial(one, rates, size))
+    more = len(pieces(n, layout.micro_batch)) - 1
+    total.add(rates.lines[kind], n, partial(one, rates, n))
+    total.add(busy.lines[kind], 0, more * partial(one, busy, n))
 
 
 def partial(one: Pass, rates: Rates, examples: float) -> float:
@@ -204,10 +208,15 @@ def sent(step: Step, layout: Layout) -> float:
     return total
 
 
+def order(one: Prediction) -> tuple[float, int]:
+    """The key that sorts predictions, the fastest first; of equal ones, the one without micro-batches."""
+    return round(one.seconds, 9), 0 if one.layout.micro_batch is None else 1
+
+
 def best(predictions: Sequence[Prediction]) -> dict[str, Prediction]:
     """The fastest layout of every method, the fastest method first."""
     fastest: dict[str, Prediction] = {}
-    for one in sorted(predictions, key=lambda p: p.seconds):
+    for one in sorted(predictions, key=order):
         fastest.setdefault(one.method, one)
     return fastest
 

@@ -14,6 +14,9 @@ from typing import Any
 from lowland.core.errors import LowlandError
 
 TICK = "lowland-done "  # begins the lines that rank 0 prints after every round, with the fraction that is done
+TRACEBACK = "Traceback (most recent call last):"
+PATIENCE = 40.0  # seconds in which processes that are told to end may do so
+LINES = 30  # at the beginning and at the end of what failed ranks wrote
 KEEP = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1000000000000"
 
 
@@ -46,12 +49,13 @@ def run(
         tick: Called with the fraction that is done, whenever rank 0 says it.
 
     Raises:
-        RanksError: The ranks ended with an error; the message has the end of what they wrote.
+        RanksError: The ranks ended with an error; the message has the traceback of the first rank that has one.
     """
     with tempfile.TemporaryDirectory(prefix="lowland-") as folder:
         out, log = Path(folder) / "result.json", Path(folder) / "errors"
-        start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", module]
-        command = [sys.executable, *(start if ranks > 1 else ["-m", module]), *arguments, str(out)]
+        logs = ["--log-dir", f"{folder}/ranks", "--redirects", "2"]  # a file of errors for each rank
+        start = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *logs, "-m", module]
+        command = [sys.executable, "-m", *(start if ranks > 1 else [module]), *arguments, str(out)]
         environment = {**os.environ, **memory(), "OMP_NUM_THREADS": str(threads)}
         with (
             log.open("wb") as errors,
@@ -63,14 +67,50 @@ def run(
                     if line.startswith(TICK.encode()) and tick is not None:
                         tick(float(line.split()[-1]))
             except BaseException:
-                process.terminate()
+                _end(process)  # leaving the block does not wait after an interrupt
                 raise
         if process.returncode or not out.exists():
-            said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            who = "process" if ranks == 1 else f"{ranks} processes"
+            logged = [*sorted(Path(folder).glob("ranks/**/stderr.log"), key=_rank), log]
+            said = failure([each.read_text(encoding="utf-8", errors="replace") for each in logged])
             raise RanksError(
-                f"the {ranks} ranks ended with exit code {process.returncode}; they wrote:\n" + "\n".join(said[-30:])
+                f"the {who} that measure must end without an error, but ended with exit code {process.returncode}; "
+                f"correct what they wrote:\n{said}"
             )
         return json.loads(out.read_text(encoding="utf-8"))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and those that it has started."""
+    process.terminate()  # torchrun ends its ranks, by force after half a minute
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def _rank(log: Path) -> int:
+    """The rank of a file of errors, whose folder torchrun has named after it."""
+    return int(log.parent.name) if log.parent.name.isdigit() else 0
+
+
+def failure(logs: Sequence[str]) -> str:
+    """The first traceback in what ranks have written, or the end of what was written last.
+
+    Args:
+        logs: What every rank has written, and at last what their starter has.
+
+    Example:
+        >>> failure(["a warning", "Traceback (most recent call last):\\n  …\\nValueError: no", "exit code 1"])
+        'Traceback (most recent call last):\\n  …\\nValueError: no'
+    """
+    for text in logs:
+        _, begin, rest = text.partition(TRACEBACK)
+        if begin:
+            lines = (begin + rest.rstrip()).splitlines()
+            return "\n".join(lines if len(lines) <= 2 * LINES else [*lines[:LINES], "…", *lines[-LINES:]])
+    ends = [text.strip() for text in logs if text.strip()] or ["nothing"]
+    return "\n".join(ends[-1].splitlines()[-LINES:])
 
 
 def say_done(fraction: float) -> None:

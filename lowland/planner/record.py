@@ -28,6 +28,7 @@ def from_json(data: Mapping[str, Any]) -> Survey:
         busy=_rates(data["busy"]),
         rates=[_rates(each) for each in data["rates"]],
         own=[_own(each) for each in data["own"]],
+        cuttable=data["cuttable"],
         measured=[Measured(**{**each, "layout": Layout(**each["layout"])}) for each in data["measured"]],
     )
 

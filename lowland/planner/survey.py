@@ -18,7 +18,7 @@ from lowland.engine import Engine
 from lowland.methods.base import Method
 from lowland.planner import collectives, measure
 from lowland.planner.asks import read
-from lowland.planner.calibration import Calibration
+from lowland.planner.calibration import Calibration, cuttable, record
 from lowland.planner.layout import Layout, suits
 from lowland.planner.measure import Own, Rates, Tick, Turn
 from lowland.planner.subject import Subject
@@ -57,6 +57,7 @@ class Survey:
         rates: The rates of every layout.
         own: What methods do beyond their passes; one entry for each width that they were told.
         measured: Steps that were measured beside, to be compared with predictions.
+        cuttable: Whether the loss can be cut into micro-batches; a mean cannot.
     """
 
     ranks: int
@@ -67,6 +68,7 @@ class Survey:
     rates: Sequence[Rates]
     own: Sequence[Own]
     measured: Sequence[Measured] = ()
+    cuttable: bool = True
 
     def own_of(self, method: str, width: int) -> Own | None:
         """What a method does beyond its passes, told this width; None if it was not measured."""
@@ -156,12 +158,13 @@ def survey(
         The same on all ranks.
     """
     ranks = dist.get_world_size() if dist.is_initialized() else 1
-    mesh = meshes(layouts, subject.device.type)
-    turns = {"own": measure.arithmetic(subject, Calibration())[0], **_passes(subject, layouts, sizes, mesh, ranks)}
+    mesh, recorded = meshes(layouts, subject.device.type), record(subject)
+    bare = measure.arithmetic(subject, Calibration(), recorded=recorded)[0]
+    turns = {"own": bare, **_passes(subject, layouts, sizes, mesh, ranks)}
     canned = {
         (text, width): made
         for width in sorted({layout.width for layout in layouts})
-        for text, made in measure.attempted(subject, methods.items(), width).items()
+        for text, made in measure.attempted(subject, methods.items(), width, recorded).items()
     }
     turns |= {("own", *key): turn for key, (turn, _) in canned.items()}
     real = _reals(subject, methods, layouts, mesh) if checked else {}
@@ -179,6 +182,7 @@ def survey(
         rates=[busy if layout == SINGLE else _rates(laps, layout, layout) for layout in layouts],
         own=[measure.own(key[0], made[1], laps["own", *key]) for key, made in canned.items()],
         measured=[_measured(key, one, laps["real", *key]) for key, one in real.items()],
+        cuttable=cuttable(recorded),
     )
 
 

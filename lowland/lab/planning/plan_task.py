@@ -174,4 +174,5 @@ def plan_task(
 
         each = threads or max(cores() // number, 1)
         surveys.append(record.from_json(started.run(WORKER, [json.dumps(given)], number, threads=each, tick=done)))
-    return planner.joined(surveys, memories, shown, left_out=reasons, room=planner.room(config.on()))
+    device = config.on()
+    return planner.joined(surveys, memories, shown, left_out=reasons, room=planner.room(device), device=device)

@@ -1,0 +1,1 @@
+"""The page of ``lowland plan``, from its record. Needs no torch."""

@@ -1,0 +1,129 @@
+"""The measuring against times that are made up: a clock that only the steps move."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lowland.core.errors import ArgumentError
+from lowland.planner import measure
+from lowland.planner.asks import Pass
+from lowland.planner.calibration import Kind
+from lowland.planner.canned import Canned
+from lowland.planner.layout import Layout
+from lowland.planner.measure import FEWEST, MOST, WARMUP, Turn, own, rates, take
+
+CPU = torch.device("cpu")
+
+
+class Clock:
+    """A clock that steps move."""
+
+    def __init__(self) -> None:
+        self.now, self.said = 0.0, []  # type: ignore[var-annotated]
+
+    def step(self, name: str, seconds: float, prepare: float = 0.0) -> Turn:
+        def taken() -> None:
+            self.said.append(name)
+            self.now += seconds
+
+        def prepared() -> None:
+            self.now += prepare
+
+        return Turn(taken, prepared)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: found.now)
+    return found
+
+
+def test_every_step_is_taken_once_in_every_round(clock: Clock) -> None:
+    turns = {name: clock.step(name, seconds, prepare=7.0) for name, seconds in (("a", 1.0), ("b", 2.0), ("c", 3.0))}
+    ticks: list[float] = []
+    assert take(turns, CPU, rounds=3, warmup=1, tick=ticks.append) == {"a": [1.0] * 3, "b": [2.0] * 3, "c": [3.0] * 3}
+    assert "".join(clock.said) == "abc" + "bca" + "cab" + "abc"  # each round begins with another step
+    assert ticks == [0.25, 0.5, 0.75, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("limit", "rounds"),
+    # a round takes 0.5 s, and the warm-up 2.5 s of the limit
+    [(10.0, 15), (0.001, FEWEST), (1000.0, MOST)],
+)
+def test_the_time_limits_the_rounds(clock: Clock, limit: float, rounds: int) -> None:
+    ticks: list[float] = []
+    laps = take({"a": clock.step("a", 0.5)}, CPU, limit=limit, tick=ticks.append)
+    assert laps == {"a": [0.5] * rounds}
+    assert len(clock.said) == WARMUP + rounds
+    assert ticks == sorted(ticks)
+    assert ticks[-1] == 1.0
+
+
+BASES = {"again": 2.0, "displaced": 3.0, "forward": 1.0, "together": 7.0, "unsynced": 4.0}
+SLOPES = {"again": 0.5, "displaced": 0.6, "forward": 0.2, "together": 0.9, "unsynced": 0.7}
+OWN, ONCE, PART = 0.25, 1.5, 0.6
+SIZES = (4, 8, 16)
+
+
+def laps(kinds: tuple[Kind, ...]) -> dict[tuple[Kind, int], list[float]]:
+    """Times of calibrating steps that are made of known passes; one step of each kind is an outlier."""
+    found = {}
+    for n in SIZES:
+        line = {kind: BASES[kind] + SLOPES[kind] * n for kind in BASES}
+        first = OWN + ONCE + line["again"]
+        times = {
+            "pass": first,
+            **{kind: first + line[kind] for kind in ("again", "displaced", "forward")},
+            "part": first + PART * line["again"],
+            **{kind: OWN + ONCE + line[kind] for kind in ("together", "unsynced")},
+        }
+        found |= {(kind, n): [times[kind], times[kind] + 50, times[kind], times[kind]] for kind in ("pass", *kinds)}
+    return found  # type: ignore[return-value]
+
+
+def test_rates_are_the_passes_that_the_steps_are_made_of() -> None:
+    layout = Layout(probe=2, data=2)
+    found = rates(layout, laps(("again", "displaced", "forward", "part", "together", "unsynced")), OWN)
+    assert set(found.lines) == set(BASES)
+    for kind, line in found.lines.items():
+        assert (line.base, line.slope) == pytest.approx((BASES[kind], SLOPES[kind])), kind
+        assert line.error == pytest.approx(0, abs=1e-9)
+    assert (found.once, found.part, found.layout, found.alone) == (
+        pytest.approx(ONCE),
+        pytest.approx(PART),
+        layout,
+        False,
+    )
+
+
+def test_a_step_that_is_faster_than_its_parts_has_nothing_once() -> None:
+    found = rates(Layout(), laps(("again", "displaced", "forward", "part")), OWN + ONCE + 1, alone=True)
+    assert (found.once, found.alone) == (0.0, True)
+    assert set(found.lines) == {"again", "displaced", "forward"}
+
+
+def test_one_size_makes_no_line() -> None:
+    one = {key: row for key, row in laps(("again", "displaced", "forward", "part")).items() if key[1] == 4}
+    with pytest.raises(ArgumentError, match="sizes must have two that differ"):
+        rates(Layout(), one, OWN)
+
+
+def test_steps_that_ask_alike_share_their_median() -> None:
+    here, up = Pass(1.0, 1.0, False, True), Pass(1.0, 1.0, True, True)
+    dear, cheap = ((here,), (up,)), ((here,),)
+    canned = Canned((), 2, None)  # type: ignore[arg-type]
+    canned.steps = [dear, cheap, dear, cheap, cheap, dear]  # the first step is of the warm-up
+    found = own("looksam", canned, [1.0, 9.0, 1.5, 2.0, 8.0])
+    assert found.steps == (cheap, dear, cheap, cheap, dear)
+    assert found.seconds == (1.5, 8.5, 1.5, 1.5, 8.5)
+    assert (found.method, found.width) == ("looksam", 2)
+
+
+def test_gradients_of_other_tensors_are_alike() -> None:
+    one, other = (((Pass(1.0, p, False, True, p)),) for p in (0.25, 0.5))
+    canned = Canned((), 1, None)  # type: ignore[arg-type]
+    canned.steps = [(one,), (other,)]
+    assert own("esam", canned, [1.0, 2.0]).seconds == (1.5, 1.5)

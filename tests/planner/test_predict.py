@@ -1,0 +1,180 @@
+"""Predicted steps against sums that are written out by hand. All times are in seconds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from lowland import SAM, LookSAM, MicroSAM, Plain, SAMPa
+from lowland.methods.base import Method
+from lowland.planner.asks import Pass, Step, read
+from lowland.planner.layout import Layout
+from lowland.planner.line import Line
+from lowland.planner.measure import Own, Rates
+from lowland.planner.predict import Prediction, best, partial, pieces, predict, sent, why
+
+EXAMPLES, PARAMETERS = 40, 1000
+ONE, DATA, PROBE = Layout(), Layout(data=2), Layout(probe=2)
+BOTH = Layout(probe=2, data=2)
+
+
+def rates(layout: Layout, once: float, part: float = 1.0, **lines: tuple[float, float]) -> Rates:
+    found = {kind: Line(*line) for kind, line in lines.items()}
+    return Rates(layout=layout, lines=found, once=once, part=part, alone=layout == ONE)
+
+
+QUIET = rates(ONE, 0.5, part=0.6, again=(1, 0.1), displaced=(2, 0.1), forward=(1, 0.05))
+BUSY = rates(ONE, 0.5, part=0.6, again=(2, 0.2), displaced=(4, 0.2), forward=(2, 0.1))
+HERE = {
+    ONE: QUIET,
+    DATA: rates(DATA, 3, again=(5, 0.3), displaced=(7, 0.3), forward=(9, 0.3), unsynced=(20, 0.5)),
+    PROBE: rates(PROBE, 1, part=0.8, again=(6, 0.2), displaced=(8, 0.2), forward=(3, 0.1), together=(10, 0.4)),
+    BOTH: rates(BOTH, 4, again=(11, 0.3), displaced=(12, 0.3), forward=(13, 0.1), together=(14, 0.4), unsynced=(30, 1)),
+}
+
+
+def made(steps: tuple[Step, ...], layout: Layout, seconds: float = 0.25) -> Prediction:
+    own = Own(method="m", steps=steps, seconds=(seconds,) * len(steps), width=layout.width)
+    here = HERE[Layout(probe=layout.probe, data=layout.data)]
+    busy = QUIET if layout.ranks == 1 else BUSY
+    return predict(own, layout, EXAMPLES, here=here, busy=busy, quiet=QUIET, parameters=PARAMETERS)
+
+
+def of(method: Method, layout: Layout) -> Prediction:
+    return made(read(method, width=layout.width)[-5:], layout)
+
+
+def parts(one: Prediction) -> tuple[float, float, float, float]:
+    return one.passes, one.busy, one.exchange, one.own
+
+
+SIXTEEN = Layout(micro_batch=16)
+# own arithmetic is 0.25 everywhere; again(40) = 5 and displaced(40) = 6 on a quiet device, 10 and 12 on a busy one
+TIMES = [
+    (Plain(), ONE, 0.5 + 5),
+    (SAM(), ONE, 0.5 + 5 + 6),
+    (SAMPa(), ONE, 0.5 + 6 + 6),
+    (LookSAM(k=5), ONE, 0.5 + 5 + 6 / 5),
+    # SAM on four parts of the batch: each a gradient at the weights and one at displaced weights, of 10 examples
+    (MicroSAM(m=4), ONE, 0.5 + 4 * ((1 + 1) + (2 + 1))),
+    # three micro-batches of 16, 16 and 8: three times the base
+    (Plain(), SIXTEEN, 0.5 + 3 * 1 + 4),
+    (SAM(), SIXTEEN, 0.5 + 3 * 1 + 4 + 3 * 2 + 4),
+    (Plain(), DATA, 3 + (5 + 6)),
+    (SAM(), DATA, 3 + (5 + 6) + (7 + 6)),
+    (SAMPa(), DATA, 3 + 2 * (7 + 6)),
+    (LookSAM(k=5), DATA, 3 + (5 + 6) + (7 + 6) / 5),
+    # 8, 8 and 4 of a rank's 20 examples: two more micro-batches, which exchange nothing
+    (Plain(), Layout(data=2, micro_batch=8), 3 + (5 + 6) + 2 * 2),
+    # both gradients in one round
+    (SAMPa(), PROBE, 1 + (10 + 16)),
+    # two more micro-batches, each with the base of a displaced pass beside others
+    (SAMPa(), Layout(probe=2, micro_batch=16), 1 + (10 + 16) + 2 * 4),
+    (SAMPa(), BOTH, 4 + (14 + 8)),
+]
+
+
+# of 5 examples on a rank, without exchange, and at the end what an average at the end takes beyond a pass of 20
+TIMES += [(MicroSAM(m=4), DATA, 3 + 4 * ((2 + 1) + (4 + 1)) + (20 + 10) - (2 + 4))]
+# two asks at the weights and two displaced ones, each of two parts of 10 examples, or of 5
+TIMES += [(MicroSAM(m=4), PROBE, 1 + 4 * (10 + 4)), (MicroSAM(m=4), BOTH, 4 + 4 * (14 + 2) + (30 + 20) - (2 + 4))]
+
+
+@pytest.mark.parametrize(("method", "layout", "expected"), TIMES, ids=str)
+def test_the_time_of_a_step(method: Method, layout: Layout, expected: float) -> None:
+    one = of(method, layout)
+    assert one.seconds == pytest.approx(expected + 0.25)
+    assert sum(parts(one)) == pytest.approx(one.seconds)
+    assert one.own == 0.25
+    assert one.speed == pytest.approx(EXAMPLES / one.seconds)
+
+
+@pytest.mark.parametrize(
+    ("method", "layout", "expected"),
+    [
+        (SAM(), ONE, (11.5, 0, 0)),  # what a step takes once is no exchange on one device
+        # alone 1 + 2 and 2 + 2; busy 2 + 4 and 4 + 4; in the layout 3 + 11 + 13
+        (SAM(), DATA, (7, 14 - 7, 27 - 14)),
+        (SAMPa(), PROBE, (2 + 4, (4 + 8) - 6, (1 + 26) - 12)),  # one of the two gradients of 40
+        (SAMPa(), BOTH, (2 + 2, (4 + 4) - 4, (4 + 22) - 8)),
+    ],
+    ids=str,
+)
+def test_where_the_time_goes(method: Method, layout: Layout, expected: tuple[float, ...]) -> None:
+    assert parts(of(method, layout))[:3] == pytest.approx(expected)
+
+
+def test_a_gradient_of_some_tensors() -> None:
+    some = ((Pass(examples=1.0, tensors=0.75, displaced=True, synced=True, entries=0.3, reach=0.8),),)
+    # Forward is 3 of 5 seconds, and half of the tensors take forward alone: of backward 0.75 are left.
+    assert made((some,), ONE).seconds == pytest.approx(0.5 + (0.6 + 0.4 * 0.75) * 6 + 0.25)
+    # not averaged within its backward: the busy rates of 20 examples, and the average at the end
+    busy = 4 / 6 + 2 / 6 * 0.75
+    assert made((some,), DATA).seconds == pytest.approx(3 + busy * (4 + 4) + (20 + 10) - (2 + 4) + 0.25)
+    assert sent(some, DATA) == pytest.approx(0.3)
+
+
+def test_backward_passes_through_all_layers_down_to_the_first_chosen_one() -> None:
+    # Half of the tensors take 0.9: of backward's 0.4, half is in proportion to the layers, half to the tensors.
+    here = replace(QUIET, part=0.9)
+    for reach, tensors, expected in ((0.8, 0.75, 0.6 + 0.4 * (0.4 + 0.375)), (0.1, 0.1, 0.64), (1.0, 1.0, 1.0)):
+        one = Pass(examples=1.0, tensors=tensors, displaced=False, synced=True, reach=reach)
+        assert partial(one, here, EXAMPLES) == pytest.approx(expected)
+
+
+def test_a_forward_pass_exchanges_nothing() -> None:
+    step = ((Pass(1.0, 0.0, True, False, 0.0),), (Pass(0.5, 1.0, True, True),))
+    assert made((step,), DATA).seconds == pytest.approx(3 + (2 + 2) + (7 + 3) + 0.25)
+    assert sent(step, DATA) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "each"),
+    [  # in multiples of the parameters: one device, data=2, probe=2, probe=2,data=2
+        (Plain(), (0, 1, 1, 2)),
+        (SAM(), (0, 2, 2, 4)),
+        (SAMPa(), (0, 2, 1, 2)),  # on a probe mesh a group sends the one gradient that it has computed
+        (LookSAM(k=5), (0, 1.2, 1.2, 2.4)),
+        (MicroSAM(m=4), (0, 1, 4, 5)),  # averages only the result, but groups exchange every gradient
+    ],
+    ids=str,
+)
+def test_the_bytes_of_a_step(method: Method, each: tuple[float, ...]) -> None:
+    found = [of(method, layout).bytes for layout in (ONE, DATA, PROBE, BOTH)]
+    assert found == pytest.approx([PARAMETERS * count for count in each])
+
+
+def test_the_error_is_that_of_the_lines() -> None:
+    steps = read(SAM())[-1:]
+    scattered = rates(ONE, 0.5, again=(1, 0.1, 0.1), displaced=(2, 0.1, 0.2), forward=(1, 0.05))  # type: ignore[arg-type]
+    own = Own(method="sam", steps=steps, seconds=(0.25,))
+    one = predict(own, ONE, EXAMPLES, here=scattered, busy=scattered, quiet=scattered, parameters=1)
+    assert one.error == pytest.approx((0.5**2 + 1.2**2) ** 0.5 / 11.75)
+
+
+def test_what_bounds_a_step() -> None:
+    assert of(SAM(), ONE).bound == "passes"
+    assert of(SAM(), DATA).bound == "exchange"
+    assert made(read(Plain())[-1:], ONE, seconds=2.0).bound == "own"
+
+
+def test_of_equal_times_the_one_without_micro_batches_comes_first() -> None:
+    whole, cut = of(SAM(), ONE), replace(of(SAM(), ONE), layout=SIXTEEN)
+    faster = replace(whole, seconds=cut.seconds - 1e-12, layout=SIXTEEN)
+    assert best([faster, cut, whole]) == {"m": whole}
+
+
+def test_pieces_are_equal_but_for_the_last() -> None:
+    assert pieces(10, None) == pieces(10, 10) == [10]
+    assert pieces(10, 4) == [4, 4, 2]
+    assert pieces(8, 4) == [4, 4]
+    assert pieces(2.5, 1) == [1, 1, 0.5]
+
+
+def test_the_best_and_the_sentence() -> None:
+    slow, fast = of(SAMPa(), DATA), of(SAMPa(), PROBE)
+    assert best([slow, fast]) == {"m": fast}
+    text = why(fast, [slow, fast])
+    assert text.startswith("probe=2: 27250.00 ms = passes 6000.00 + other ranks that compute at the same time 6000.00")
+    assert text.endswith(f"data=2 would take {29.25 / 27.25:.2f} times as long")
