@@ -20,7 +20,7 @@ from lowland.cli.options import Changes
 from lowland.core.errors import ArgumentError
 from lowland.lab.planning.plan_task import Training, plan_task, processes
 from lowland.parallel import place, ranks
-from lowland.planner.plan import SECONDS
+from lowland.planner.planning import SECONDS
 from lowland.report import read_all
 from lowland.report.page import write_text
 from lowland.report.plans.buys import buys

@@ -16,7 +16,7 @@ from lowland.planner.canned import Canned
 from lowland.planner.costs import EXAMPLES, REQUIRED, specimen
 from lowland.planner.layout import Layout
 from lowland.planner.measure import arithmetic, shape
-from lowland.planner.plan import catalog
+from lowland.planner.planning import catalog
 from lowland.planner.subject import Subject
 
 SIZE = 4

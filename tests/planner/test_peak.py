@@ -17,7 +17,7 @@ from lowland.planner.asks import Pass, read
 from lowland.planner.layout import Layout, suits
 from lowland.planner.line import Line
 from lowland.planner.memory import LiveTensors
-from lowland.planner.plan import memory, named
+from lowland.planner.planning import memory, named
 from lowland.planner.subject import Subject
 from lowland.planner.survey import meshes
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lowland.core.batch import Batches
 from lowland.planner import record
 from lowland.planner.layout import Layout, layouts
-from lowland.planner.plan import named, predictions
+from lowland.planner.planning import named, predictions
 from lowland.planner.subject import Subject
 from lowland.planner.survey import Survey, survey
 

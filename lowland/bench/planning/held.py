@@ -15,7 +15,7 @@ from lowland.bench.planning import simulated
 from lowland.bench.planning.cases import CASES, Case, sizes
 from lowland.core.errors import UnknownNameError
 from lowland.methods import make
-from lowland.planner import peak, plan, ranks, record
+from lowland.planner import peak, planning, ranks, record
 from lowland.planner.layout import Layout
 from lowland.planner.predict import Prediction
 from lowland.planner.survey import Measured, Survey
@@ -113,7 +113,7 @@ def _surveyed(
 def rows_of(survey: Survey, methods: Sequence[str]) -> list[Row]:
     """The predictions of one survey beside what it measured."""
     made = {text: make(text) for text in methods}
-    predicted = {(p.method, p.layout): p for p in plan.predictions(survey, made)}
+    predicted = {(p.method, p.layout): p for p in planning.predictions(survey, made)}
     return [_row(one, predicted[one.method, one.layout], survey) for one in survey.measured]
 
 

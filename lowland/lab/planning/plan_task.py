@@ -21,10 +21,10 @@ from lowland.lab.training.prepare import complete, loader_of
 from lowland.lab.training.trainer import Trainer, settings
 from lowland.methods.base import Method
 from lowland.parallel import ranks
-from lowland.planner import plan as planner
+from lowland.planner import planning as planner
 from lowland.planner import ranks as started
 from lowland.planner import record
-from lowland.planner.plan import Plan
+from lowland.planner.planning import Plan
 from lowland.planner.subject import Subject
 
 WORKER = "lowland.lab.planning.worker"

@@ -14,7 +14,7 @@ import torch
 
 from lowland.lab.planning.plan_task import Training, prepared
 from lowland.parallel import world
-from lowland.planner import plan as planner
+from lowland.planner import planning as planner
 from lowland.planner import ranks, record
 
 

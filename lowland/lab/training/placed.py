@@ -14,7 +14,7 @@ from lowland.lab.config import AUTO, RunConfig
 from lowland.lab.training.prepare import complete, loader_of
 from lowland.lab.training.trainer import Trainer, settings
 from lowland.parallel import World, world
-from lowland.planner import plan as planner
+from lowland.planner import planning as planner
 from lowland.planner.layout import Layout
 from lowland.planner.subject import Subject
 from lowland.runs.file import planned

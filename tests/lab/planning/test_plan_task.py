@@ -9,7 +9,7 @@ import torch
 from lowland.core.errors import ArgumentError, LowlandError
 from lowland.lab.planning import plan_task
 from lowland.lab.planning.plan_task import Training, cores, expanded, prepared, processes
-from lowland.planner.plan import catalog
+from lowland.planner.planning import catalog
 
 CPU = torch.device("cpu")
 

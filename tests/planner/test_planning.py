@@ -14,9 +14,9 @@ from torch.utils import _pytree as pytree
 from lowland import SAM, Engine, LookSAM, Loss
 from lowland.core.errors import ArgumentError, UsageError
 from lowland.methods import make
-from lowland.planner import plan as planner
+from lowland.planner import planning as planner
 from lowland.planner.layout import Layout
-from lowland.planner.plan import catalog, fitting, joined, named, plan
+from lowland.planner.planning import catalog, fitting, joined, named, plan
 from lowland.planner.subject import Subject
 from lowland.planner.survey import Survey
 
