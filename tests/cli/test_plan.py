@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import python
 from made_plans import entries
 from made_runs import WriteRun, write_run
 
@@ -77,17 +78,15 @@ def test_wrong_arguments(
 
 
 @pytest.mark.slow
-def test_a_task_and_a_method_of_your_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_task_and_a_method_of_your_own(tmp_path: Path) -> None:
     for name in ("own_task.py", "own_method.py"):
         shutil.copy(ROOT / "examples" / name, tmp_path)
-    monkeypatch.chdir(tmp_path)
     methods = ["plain", "sam", "sampa", "esam", "own_method.py:TwoRadii"]
     command = ["plan", "--task", "own_task.py:Text:width=8", "--methods", *methods, "--processes", "1", "2"]
-    assert main([*command, "--seconds", "1", "--threads", "1", "--batch-size", "8"]) == 0
-    shown = capsys.readouterr().out
-    assert [f"measuring: {what}" in shown for what in ("memory", "1 process", "2 processes")] == [True] * 3
+    # in a process of its own, so that the method is not in the catalog of the tests that follow
+    done = python(["-m", "lowland", *command, "--seconds", "1", "--threads", "1", "--batch-size", "8"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [f"measuring: {what}" in done.stdout for what in ("memory", "1 process", "2 processes")] == [True] * 3
     found, contents = PlanRecord.read(tmp_path / "plan.json")
     assert (found.task, found.recipe["batch_size"], found.seconds) == ("own_task.py:Text:width=8", 8, 1.0)
     assert [each.ranks for each in found.surveys] == [1, 2]
