@@ -37,8 +37,8 @@ class Plan(Timed):
 
     def tables(self, result: dict[str, Any]) -> Iterable[Table | str]:
         """Predicted and measured steps of one case, and how well the predictions hold."""
-        rows = Table(box=box.SIMPLE_HEAD, title=result["case"], title_justify="left", pad_edge=False)
-        for title in ("method", "layout", "predicted ms", "simulated ms", "measured ms", "error", "MB sent", "counted"):
+        rows = Table(box=box.SIMPLE_HEAD, title=f"{result['case']}, ms", title_justify="left", pad_edge=False)
+        for title in ("method", "layout", "predicted", "simulated", "measured", "error", "MB sent", "counted"):
             rows.add_column(title, justify="left" if title in ("method", "layout") else "right", no_wrap=True)
         for row in (held.Row(**row) for row in result["rows"]):
             times = (f"{1e3 * time:.2f}" for time in (row.predicted, row.simulated, row.measured))
