@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self, get_type_hints
+from typing import Self
 
-from lowland.core.errors import ArgumentError, StateError
+from lowland.report.contents import contents, damaged, exact
 
-VERSION = 1
+COMMAND, VERSION = "lowland convergence", 1
 SLACK = 1e-12  # rounding of a mean, relative: for plain descent on ||x||^2 the bound is an equation
 
 
@@ -170,35 +169,11 @@ class Study:
             ArgumentError: The file cannot be read.
             StateError: It is no record of this version.
         """
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ArgumentError(
-                f"record must be a JSON file of lowland convergence, but {path} cannot be read ({error}); name another"
-            ) from None
-        if not isinstance(found, dict) or found.pop("version", None) != VERSION:
-            raise StateError(
-                f"record must be of version {VERSION}, but {path} is not; run lowland convergence again to make it"
-            )
+        entries = contents(path, COMMAND, VERSION)
+        del entries["version"]
         kinds = {"problems": ProblemRecord, "traces": TraceRecord, "floors": FloorRecord, "rates": RateRecord}
         try:
-            parts = {name: [kind(**_known(kind, entry)) for entry in found[name]] for name, kind in kinds.items()}
-            return cls(**_known(cls, found | parts))
+            parts = {name: [kind(**exact(kind, entry)) for entry in entries[name]] for name, kind in kinds.items()}
+            return cls(**exact(cls, entries | parts))
         except (KeyError, TypeError) as error:
-            raise StateError(f"record {path} is damaged ({error}); run lowland convergence again to make it") from None
-
-
-def _known(kind: type, entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The entry, if it has exactly the fields of a dataclass and numbers where it says so.
-
-    Raises:
-        TypeError: It has others.
-    """
-    names = {field.name for field in fields(kind)}
-    if set(entry) != names:
-        raise TypeError(f"{kind.__name__} has {', '.join(sorted(set(entry) ^ names))} too much or too little")
-    for name, hint in get_type_hints(kind).items():
-        plain: Any = {float: (int, float), float | None: (int, float, type(None)), str: str, bool: bool}.get(hint)
-        if plain is not None and not isinstance(entry[name], plain):
-            raise TypeError(f"{kind.__name__}.{name} is {entry[name]!r}")
-    return entry
+            raise damaged(path, COMMAND, error) from None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
-from lowland.core.errors import ArgumentError, StateError
+from lowland.report.contents import contents, damaged, exact
 
-VERSION = 1
+COMMAND, VERSION = "lowland simulate", 1
 
 Kept: TypeAlias = Literal["per device", "global"]
 """Which batch is equal for all numbers of devices."""
@@ -163,32 +162,12 @@ class Scaling:
             ArgumentError: The file cannot be read.
             StateError: It is no record of this version.
         """
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ArgumentError(
-                f"record must be a JSON file of lowland simulate, but {path} cannot be read ({error}); name another"
-            ) from None
-        if not isinstance(found, dict) or found.pop("version", None) != VERSION:
-            raise StateError(
-                f"record must be of version {VERSION}, but {path} is not; run lowland simulate again to make it"
-            )
+        entries = contents(path, COMMAND, VERSION)
+        del entries["version"]
         try:
             lists = {"points": Point, "bases": Base, "marks": Mark}
-            parts: dict[str, Any] = {n: [kind(**_exact(kind, e)) for e in found[n]] for n, kind in lists.items()}
-            parts["pair"] = Pair(**_exact(Pair, found["pair"]))
-            return cls(**_exact(cls, found | parts))
+            parts: dict[str, Any] = {n: [kind(**exact(kind, e)) for e in entries[n]] for n, kind in lists.items()}
+            parts["pair"] = Pair(**exact(Pair, entries["pair"]))
+            return cls(**exact(cls, entries | parts))
         except (KeyError, TypeError) as error:
-            raise StateError(f"record {path} is damaged ({error}); run lowland simulate again to make it") from None
-
-
-def _exact(kind: type, entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The entry, if it has exactly the fields of a dataclass.
-
-    Raises:
-        TypeError: It has others.
-    """
-    names = {field.name for field in fields(kind)}
-    if set(entry) != names:
-        raise TypeError(f"{kind.__name__} has {', '.join(sorted(set(entry) ^ names))} too much or too little")
-    return entry
+            raise damaged(path, COMMAND, error) from None

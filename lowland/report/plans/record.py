@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_type_hints
+from typing import Any, Self, TypeVar
 
-from lowland.core.errors import ArgumentError, StateError
+from lowland.report.contents import contents, damaged, typed
 
-VERSION = 1
+COMMAND, VERSION = "lowland plan", 1
 T = TypeVar("T")
 
 
@@ -179,23 +178,14 @@ class PlanRecord:
             ArgumentError: The file cannot be read.
             StateError: It is no record of this version.
         """
+        entries = contents(path, COMMAND, VERSION)
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ArgumentError(
-                f"record must be a JSON file of lowland plan, but {path} cannot be read ({error}); name another"
-            ) from None
-        if not isinstance(found, dict) or found.get("version") != VERSION:
-            raise StateError(
-                f"record must be a plan of version {VERSION}, but {path} is not; run lowland plan again to make it"
-            )
-        try:
-            return cls.of(found), found
+            return cls.of(entries), entries
         except (KeyError, TypeError, AttributeError) as error:
-            raise StateError(f"record {path} is damaged ({error}); run lowland plan again to make it") from None
+            raise damaged(path, COMMAND, error) from None
 
     @classmethod
-    def of(cls, found: Mapping[str, Any]) -> Self:
+    def of(cls, entries: Mapping[str, Any]) -> Self:
         """The record from the contents of its file.
 
         Raises:
@@ -204,7 +194,7 @@ class PlanRecord:
         """
         predictions = [
             _made(PredictionRecord, {**one, "layout": _made(LayoutRecord, one["layout"])})
-            for one in found["predictions"]
+            for one in entries["predictions"]
         ]
         surveys = [
             _made(
@@ -216,22 +206,16 @@ class PlanRecord:
                     "rates": [_rates(one) for one in each["rates"]],
                 },
             )
-            for each in found["surveys"]
+            for each in entries["surveys"]
         ]
         if not predictions or not surveys:
             raise TypeError("it has no predictions")
-        return _made(cls, {**found, "predictions": predictions, "surveys": surveys})
+        return _made(cls, {**entries, "predictions": predictions, "surveys": surveys})
 
 
 def _rates(data: Mapping[str, Any]) -> RatesRecord:
     lines = {kind: _made(LineRecord, line) for kind, line in data["lines"].items()}
     return _made(RatesRecord, {**data, "layout": _made(LayoutRecord, data["layout"]), "lines": lines})
-
-
-_TYPES: dict[Any, Any] = {
-    float: (int, float), float | None: (int, float, type(None)), int: int, int | None: (int, type(None)), str: str,
-    bool: bool, list[str]: list, Mapping[str, Any]: dict, Mapping[str, str]: dict,
-}  # fmt: skip
 
 
 def _made(kind: type[T], entry: Mapping[str, Any]) -> T:
@@ -241,9 +225,5 @@ def _made(kind: type[T], entry: Mapping[str, Any]) -> T:
         KeyError: A field has no entry.
         TypeError: An entry is of another type.
     """
-    hints = get_type_hints(kind)
-    chosen = {field.name: entry[field.name] for field in fields(kind)}  # type: ignore[arg-type]
-    for name, value in chosen.items():
-        if hints[name] in _TYPES and not isinstance(value, _TYPES[hints[name]]):
-            raise TypeError(f"{kind.__name__}.{name} is {value!r}")
-    return kind(**chosen)
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    return kind(**typed(kind, {name: entry[name] for name in names}))

@@ -31,8 +31,8 @@ def test_a_record_is_read_again(tmp_path: Path) -> None:
     ("text", "error", "words"),
     [
         ("{", ArgumentError, "record must be a JSON file of lowland plan, but .* cannot be read"),
-        ("[]", StateError, "record must be a plan of version 1, but .* is not; run lowland plan again"),
-        (json.dumps(entries(version=0)), StateError, "record must be a plan of version 1"),
+        ("[]", StateError, "record must be of version 1, but .* is not; run lowland plan again"),
+        (json.dumps(entries(version=0)), StateError, "record must be of version 1"),
         (json.dumps({"version": VERSION}), StateError, "is damaged .'predictions'.; run lowland plan again"),
         (json.dumps(entries(predictions=[])), StateError, "is damaged .it has no predictions."),
         (json.dumps(entries(seconds="20")), StateError, "is damaged .PlanRecord.seconds is '20'."),
