@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lowland.core.errors import MissingExtraError
 from lowland.report.convergence.record import Study
-from lowland.report.drawing import COLORS, LINE_PT, MARKERS, NEUTRAL, STYLE, Look, canvas, label_axes, svg
-from lowland.report.placing import Box, in_a_column
+from lowland.report.drawing import COLORS, MARKERS, NEUTRAL, STYLE, Look, canvas, label_axes, svg
+from lowland.report.ends import name_ends
 
 try:
     from matplotlib import rc_context
@@ -94,7 +94,7 @@ def _drawn(lines: Sequence[Line], horizontal: str, vertical: str, decades: int =
         axes.set_yscale("log", nonpositive="mask")
         _scale(axes, drawn, decades)
         label_axes(axes, horizontal, vertical)
-        _name_ends(figure, axes, [line for line in drawn if line.name])
+        _name(figure, axes, [line for line in drawn if line.name])
         return svg(figure)
 
 
@@ -127,25 +127,7 @@ def _draw(axes: Axes, line: Line, number: int) -> None:
     )
 
 
-def _name_ends(figure: Figure, axes: Axes, lines: Sequence[Line]) -> None:
-    """Write the name of every line right of the axes, as near as possible to its end; a thin line leads there."""
-    figure.draw_without_rendering()
-    unit = figure.dpi / 72
-    frame = Box(*axes.get_window_extent().extents)
-    ends = [float(axes.transData.transform((line.x[-1], max(line.y[-1], LEAST / 1e3)))[1]) for line in lines]
-    inside = [min(max(y, frame.low), frame.high) for y in ends]
-    middles = in_a_column(inside, [(LINE_PT + 1) * unit] * len(lines), frame.low - 12 * unit, frame.high + 12 * unit)
-    to_axes = axes.transAxes.inverted().transform
-    thin: dict[str, Any] = {"lw": 0.6, "alpha": 0.7, "clip_on": False, "transform": axes.transAxes}
-    for line, y, middle in zip(lines, inside, middles, strict=True):
-        start, end, place = (to_axes((frame.right + x * unit, h)) for x, h in ((0, y), (13, middle), (16, middle)))
-        axes.plot(*zip(start, end, strict=True), color=line.look.color, **thin)
-        axes.text(
-            place[0],
-            place[1],
-            line.name,
-            color=line.look.color,
-            va="center",
-            transform=axes.transAxes,
-            parse_math=False,
-        )
+def _name(figure: Figure, axes: Axes, lines: Sequence[Line]) -> None:
+    """Write the names of lines at their ends; what is too small to be drawn ends at the lower edge."""
+    names = [(line.name, line.look.color) for line in lines]
+    name_ends(figure, axes, names, [(line.x[-1], max(line.y[-1], LEAST / 1e3)) for line in lines])

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lowland.core.errors import MissingExtraError
 from lowland.report.drawing import (
     COLORS,
     GREY,
     INK,
-    LINE_PT,
     MARKERS,
     MUTED,
     NEUTRAL,
@@ -20,7 +19,7 @@ from lowland.report.drawing import (
     label_axes,
     svg,
 )
-from lowland.report.placing import Box, in_a_column
+from lowland.report.ends import name_ends
 from lowland.report.planner.record import Kept, Point, Scaling
 from lowland.report.values import minus
 
@@ -31,8 +30,7 @@ except ImportError:
     raise MissingExtraError("matplotlib", "lab") from None
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    pass
 
 LEFT, RIGHT = 0.85, 1.45  # the space for numbers and for the names of the lines, in inches
 LEVELS = (1.0, 1.02, 1.1, 1.25, 1.5, 2.0, 3.0)  # of the figure of two devices
@@ -130,8 +128,8 @@ def pair(study: Scaling) -> str:
         for mark in study.marks:
             axes.axhline(mark.bandwidth / 1e9, color=MUTED, lw=0.7, ls=(0, (2, 3)))
         label_axes(axes, "examples of a step", "GB/s between the two devices")
-        ends = [Curve(m.title, [0.0], [m.bandwidth / 1e9], Look(INK, "", 0)) for m in study.marks]
-        _name_ends(figure, axes, ends, [m.bandwidth / 1e9 for m in study.marks])
+        ends = [(axes.get_xlim()[1], m.bandwidth / 1e9) for m in study.marks]
+        name_ends(figure, axes, [(m.title, INK) for m in study.marks], ends)
         return svg(figure)
 
 
@@ -182,29 +180,6 @@ def _drawn(
             axis.set_major_formatter(FuncFormatter(_plain))
         label_axes(axes, horizontal, vertical)
         named = [curve for curve in drawn if curve.name]
-        _name_ends(figure, axes, named, [curve.y[-1] for curve in named])
+        names = [(curve.name, curve.look.color) for curve in named]
+        name_ends(figure, axes, names, [(axes.get_xlim()[1], curve.y[-1]) for curve in named])
         return svg(figure)
-
-
-def _name_ends(figure: Figure, axes: Axes, curves: Sequence[Curve], heights: Sequence[float]) -> None:
-    """Write the name of every curve right of the axes, as near as possible to its end; a thin line leads there."""
-    figure.draw_without_rendering()
-    unit = figure.dpi / 72
-    frame = Box(*axes.get_window_extent().extents)
-    ends = [float(axes.transData.transform((axes.get_xlim()[1], y))[1]) for y in heights]
-    inside = [min(max(y, frame.low), frame.high) for y in ends]
-    middles = in_a_column(inside, [(LINE_PT + 1) * unit] * len(curves), frame.low - 12 * unit, frame.high + 12 * unit)
-    to_axes = axes.transAxes.inverted().transform
-    thin: dict[str, Any] = {"lw": 0.6, "alpha": 0.7, "clip_on": False, "transform": axes.transAxes}
-    for curve, y, middle in zip(curves, inside, middles, strict=True):
-        start, end, place = (to_axes((frame.right + x * unit, h)) for x, h in ((0, y), (13, middle), (16, middle)))
-        axes.plot(*zip(start, end, strict=True), color=curve.look.color, **thin)
-        axes.text(
-            place[0],
-            place[1],
-            curve.name,
-            color=curve.look.color,
-            va="center",
-            transform=axes.transAxes,
-            parse_math=False,
-        )

@@ -21,7 +21,8 @@ from lowland.report.drawing import (
     label_axes,
     svg,
 )
-from lowland.report.placing import Box, around, beside_points, in_a_column
+from lowland.report.ends import name_ends
+from lowland.report.placing import Box, around, beside_points
 from lowland.report.plans.record import LineRecord, PlanRecord, PredictionRecord, SurveyRecord
 
 try:
@@ -112,7 +113,7 @@ def lines(survey: SurveyRecord) -> str:
     named = _lines(survey)
     with rc_context(STYLE):
         figure, axes = canvas(5.2, 3.3, left=0.62, right=1.9)
-        ends = []
+        names, ends = [], []
         for number, (name, line, most) in enumerate(named):
             color = NEUTRAL if number == 0 else COLORS[number - 1]
             points = [(most * n / 20, 1e3 * (line.base + line.slope * most * n / 20)) for n in range(21)]
@@ -121,11 +122,12 @@ def lines(survey: SurveyRecord) -> str:
             low, high = ([v + sign * s for v, s in zip(y, spread, strict=True)] for sign in (-1, 1))
             axes.fill_between(x, low, high, color=color, alpha=0.13, lw=0)
             axes.plot(x, y, color=color, lw=1.6)
-            ends.append((name, color, x[-1], y[-1]))
+            ends.append(points[-1])
+            names.append((name, color))
         axes.set_xlim(0, survey.examples)
         axes.set_ylim(bottom=0)
         label_axes(axes, "examples of a rank", "ms a gradient")
-        _name_ends(figure, axes, ends)
+        name_ends(figure, axes, names, ends, inside=True)
         return svg(figure)
 
 
@@ -195,23 +197,6 @@ def _legend(axes: Axes, entries: Sequence[tuple[str, Look]]) -> None:
     ]
     frame: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "borderpad": 0}
     axes.legend(handles=marks, ncols=len(marks), handletextpad=0.2, columnspacing=1.4, **frame)
-
-
-def _name_ends(figure: Figure, axes: Axes, ends: Sequence[tuple[str, str, float, float]]) -> None:
-    """Write the name of every line right of the axes, as near as possible to its end; a thin line leads there."""
-    figure.draw_without_rendering()
-    unit = figure.dpi / 72
-    frame = Box(*axes.get_window_extent().extents)
-    points = [axes.transData.transform((x, y)) for _, _, x, y in ends]
-    heights = [float(y) for _, y in points]
-    middles = in_a_column(heights, [(LINE_PT + 1) * unit] * len(ends), frame.low - 12 * unit, frame.high + 12 * unit)
-    back = axes.transAxes.inverted().transform
-    thin: dict[str, Any] = {"lw": 0.6, "alpha": 0.7, "clip_on": False, "transform": axes.transAxes}
-    for (name, color, _, _), (x, y), middle in zip(ends, points, middles, strict=True):
-        start, end = back((x + 2 * unit, y)), back((frame.right + 13 * unit, middle))
-        place = back((frame.right + 16 * unit, middle))
-        axes.plot(*zip(start, end, strict=True), color=color, **thin)
-        axes.text(place[0], place[1], name, color=color, va="center", transform=axes.transAxes, parse_math=False)
 
 
 def _name_points(figure: Figure, axes: Axes, shown: Sequence[PredictionRecord], look: dict[str, Look]) -> None:
