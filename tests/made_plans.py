@@ -6,7 +6,7 @@ from typing import Any
 
 from lowland.report.plans.record import VERSION, PlanRecord
 
-ONE = {"probe": 1, "data": 1, "micro_batch": None, "together": 1}
+ONE = {"probe": 1, "data": 1, "micro_batch": None}
 DATA, PROBE, CUT = ONE | {"data": 2}, ONE | {"probe": 2}, ONE | {"micro_batch": 8}
 SHOWN = {str(ONE): "one device", str(DATA): "data=2", str(PROBE): "probe=2", str(CUT): "one device, micro-batches of 8"}
 

@@ -77,21 +77,21 @@ class Plan:
         entries = self._measured(console) if self.record is None else PlanRecord.read(self.record)[1]
         if ranks()[0] > 0:
             return 0  # only rank 0 reports
-        found = PlanRecord.of(entries)
+        plan = PlanRecord.of(entries)
         if records:
-            entries["runs"] = buys(records, found)
-            found = PlanRecord.of(entries)
-        written = [write_page(found, self.out, command=shlex.join(["lowland", *argv]))]
+            entries["runs"] = buys(records, plan)
+            plan = PlanRecord.of(entries)
+        written = [write_page(plan, self.out, command=shlex.join(["lowland", *argv]))]
         if self.record is None or records:
             written.append(write_text(self.out.with_suffix(".json"), json.dumps(entries, indent=1) + "\n"))
         if self.export is not None:
-            written += export(found, self.export)
-        console.print(table(found))
-        for text in recommendation(found):
+            written += export(plan, self.export)
+        console.print(table(plan))
+        for text in recommendation(plan):
             console.print(text, markup=False, highlight=False)
-        for text in found.runs:
+        for text in plan.runs:
             console.print(text, markup=False, highlight=False)
-        for name, reason in found.left_out.items():
+        for name, reason in plan.left_out.items():
             console.print(f"left out: {name}: {reason}", style="yellow", markup=False, highlight=False)
         for path in written:
             console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
@@ -111,7 +111,7 @@ class Plan:
         training = self.training()
         numbers = processes(self.processes, place(self.device))
         with _progress(console) as tick:
-            found = plan_task(training, self.methods, numbers, seconds=self.seconds, threads=self.threads, tick=tick)
+            plan = plan_task(training, self.methods, numbers, seconds=self.seconds, threads=self.threads, tick=tick)
         config = training.config()
         return {
             "version": VERSION,
@@ -121,7 +121,7 @@ class Plan:
             "machine": machine(),
             "seconds": self.seconds,
             "runs": [],
-            **found.to_json(),
+            **plan.to_json(),
         }
 
     def training(self) -> Training:
@@ -150,14 +150,14 @@ def _progress(console: Console) -> Iterator[Callable[[str, float], None]]:
         yield tick
 
 
-def table(found: PlanRecord) -> Table:
+def table(plan: PlanRecord) -> Table:
     """The fastest layout of every method."""
     rows = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in HEADINGS:
         rows.add_column(
             title, justify="left" if title in ("method", "layout", "bound by") else "right", overflow="fold"
         )
-    fastest = found.fastest()
+    fastest = plan.fastest()
     for one in fastest.values():
         rows.add_row(*cells(one, fastest.get("plain")))
     return rows

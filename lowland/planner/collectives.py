@@ -12,7 +12,7 @@ import torch.distributed as dist
 from lowland.executors.mesh.exchange import all_gather
 from lowland.planner.layout import Layout
 from lowland.planner.line import Line, fit
-from lowland.planner.measure import Turn
+from lowland.planner.turns import Turn
 
 Operation = Literal["all-reduce", "all-gather", "broadcast"]
 OPERATIONS: dict[str, tuple[Operation, ...]] = {"data": ("all-reduce",), "probe": ("all-gather", "broadcast")}

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 from lowland.core import checks
-from lowland.core.errors import ArgumentError
 from lowland.planner.asks import Ask, Step
 
 
@@ -18,24 +17,17 @@ class Layout:
         probe: The groups of ranks that divide the probes of an ask, >= 1.
         data: The parts of the batch in each group, one a rank, >= 1.
         micro_batch: The most examples in one forward pass; None does not cut.
-        together: How many probes one rank answers in one pass (:class:`lowland.executors.Batched`), >= 1.
     """
 
     probe: int = 1
     data: int = 1
     micro_batch: int | None = None
-    together: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("probe", "data", "together"):
+        for name in ("probe", "data"):
             checks.integer(name, getattr(self, name), 1, "1 divides nothing")
         if self.micro_batch is not None:
             checks.integer("micro_batch", self.micro_batch, 1, "None does not cut")
-        if self.together > 1 and (self.probe > 1 or self.micro_batch is not None):
-            raise ArgumentError(
-                f"together must be 1 with probe or micro_batch, because Batched neither divides nor cuts, but is "
-                f"{self.together}; leave one of them out"
-            )
 
     @property
     def ranks(self) -> int:
@@ -45,7 +37,7 @@ class Layout:
     @property
     def width(self) -> int:
         """How many probes are answered at once."""
-        return self.probe if self.probe > 1 else self.together
+        return self.probe
 
     @property
     def mesh(self) -> str | None:
@@ -59,8 +51,6 @@ class Layout:
         words = [self.mesh or "one device"]
         if self.micro_batch is not None:
             words.append(f"micro-batches of {self.micro_batch}")
-        if self.together > 1:
-            words.append(f"{self.together} probes in one pass")
         return ", ".join(words)
 
 

@@ -1,124 +1,24 @@
-"""Measures what steps are made of: single passes in every layout, and each method's own arithmetic.
-
-Everything takes turns, step by step, so that changes of the machine's speed affect all of it alike. All ranks run the
-same turns; a barrier comes before every step.
-"""
+"""Measures what steps are made of: single passes in every layout, and each method's own arithmetic."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-import torch
-import torch.distributed as dist
-
 from lowland.core.errors import LowlandError
-from lowland.core.transfer import has_streams
 from lowland.methods.base import Method
-from lowland.parallel import broadcast
 from lowland.planner.asks import Step
 from lowland.planner.calibration import Calibration, Kind, Order, record
 from lowland.planner.canned import Canned, Recorded
 from lowland.planner.layout import Layout
 from lowland.planner.line import Line, fit
-from lowland.planner.subject import Subject
+from lowland.planner.subject import Subject, train_step
+from lowland.planner.turns import Turn
 
-WARMUP = 5  # rounds that are not counted: allocators, caches and optimizer states fill
-ROUNDS = 20  # rounds that are counted
-FEWEST, MOST = 5, 60  # rounds that are counted where the time is limited
-Tick = Callable[[float], None]  # gets the fraction that is done
 ORDERED: tuple[Kind, ...] = ("pass", "again", "displaced", "forward", "part")
 CHOSEN = 0.5  # the fraction of the tensors whose gradient the order "part" asks for, up to one tensor
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One step that is timed once in every round.
-
-    Args:
-        step: Takes the step.
-        prepare: Called before the step, outside of its time.
-        alone: Only the first rank takes the step.
-    """
-
-    step: Callable[[], None]
-    prepare: Callable[[], None] = lambda: None
-    alone: bool = False
-
-
-def take(
-    turns: Mapping[Any, Turn],
-    device: torch.device,
-    *,
-    rounds: int = ROUNDS,
-    warmup: int = WARMUP,
-    limit: float | None = None,
-    tick: Tick | None = None,
-) -> dict[Any, list[float]]:
-    """Take rounds of all turns, each round beginning with another one.
-
-    Args:
-        turns: The turns by name, the same on all ranks.
-        device: The device whose work a step's time includes.
-        rounds: The rounds that are counted, >= 1.
-        warmup: Rounds before them, which are not counted.
-        limit: About how many seconds all rounds may take. The warm-up then decides how many are counted: at least
-            ``FEWEST``, at most ``MOST``.
-        tick: Called after every round with the fraction that is done.
-
-    Returns:
-        Seconds of every counted step on this rank; none for a turn that only the first rank takes, on another rank.
-    """
-    names, begun = list(turns), time.perf_counter()
-    seconds: dict[Any, list[float]] = {name: [] for name in turns}
-    first = not dist.is_initialized() or dist.get_rank() == 0
-    number = 0
-    while number < warmup + rounds:
-        start = number % len(names)
-        for name in names[start:] + names[:start]:
-            lap = _lap(turns[name], device, first=first)
-            if number >= warmup and lap is not None:
-                seconds[name].append(lap)
-        number += 1
-        if number == warmup and limit is not None:
-            passed = time.perf_counter() - begun
-            rounds = broadcast(round(min(max((limit - passed) * warmup / passed, FEWEST), MOST)))
-        if tick is not None:
-            tick(number / (warmup + rounds) if number >= warmup or limit is None else 0.0)
-    return seconds
-
-
-def _lap(turn: Turn, device: torch.device, *, first: bool) -> float | None:
-    """The seconds of one step; None on a rank that does not take it."""
-    if turn.alone and not first:
-        _meet()
-        return None
-    turn.prepare()
-    _settle(device)
-    if not turn.alone:
-        _meet()
-    begun = time.perf_counter()
-    turn.step()
-    _settle(device)
-    lap = time.perf_counter() - begun
-    if turn.alone:
-        _meet()
-    return lap
-
-
-def _settle(device: torch.device) -> None:
-    """Wait for the device."""
-    if has_streams(device):
-        getattr(torch, device.type).synchronize(device)
-
-
-def _meet() -> None:
-    """Wait for all ranks."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.barrier()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,14 +84,7 @@ class _Calibrating:
         def prepare() -> None:
             self.order.kind = kind
 
-        def step() -> None:
-            for optimizer in self.optimizers:
-                optimizer.zero_grad()
-            self.engine.backward(batch)
-            for optimizer in self.optimizers:
-                optimizer.step()
-
-        return Turn(step, prepare)
+        return Turn(lambda: train_step(self.engine, self.optimizers, batch), prepare)
 
     def kinds(self) -> tuple[Kind, ...]:
         """What can be ordered in this layout."""
@@ -228,15 +121,7 @@ def arithmetic(
     """
     canned = Canned(recorded or record(subject), width, subject.batches)
     engine, optimizers = subject.engine(method, Layout(), alone=True, executor=canned)
-
-    def step() -> None:
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        engine.backward(subject.batch)
-        for optimizer in optimizers:
-            optimizer.step()
-
-    return Turn(step, canned.stock), canned
+    return Turn(lambda: train_step(engine, optimizers, subject.batch), canned.stock), canned
 
 
 def rates(

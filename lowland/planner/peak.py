@@ -19,7 +19,7 @@ from lowland.planner.canned import Canned, Recorded
 from lowland.planner.layout import Layout
 from lowland.planner.line import Line, fit
 from lowland.planner.memory import LiveTensors
-from lowland.planner.subject import Subject
+from lowland.planner.subject import Subject, train_step
 
 USUAL = 4  # steps after which one was measured that the engine does not watch: it watches steps 0, 1, 2, 4, 8, …
 STEPS = 6  # steps whose memory is looked at: a cycle of LookSAM(k=5) and the next refresh
@@ -161,8 +161,4 @@ def measured(subject: Subject, method: Method, layout: Layout, steps: int = STEP
 def _train(engine: Engine, optimizers: Sequence[Optimizer], batch: Any, steps: int) -> None:
     """Take steps."""
     for _ in range(steps):
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        engine.backward(batch)
-        for optimizer in optimizers:
-            optimizer.step()
+        train_step(engine, optimizers, batch)

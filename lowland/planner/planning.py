@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,22 +13,21 @@ import torch.distributed as dist
 from lowland.core.errors import ArgumentError, LowlandError
 from lowland.core.transfer import has_streams
 from lowland.engine import Engine
-from lowland.executors.mesh.shared_memory import wanted
 from lowland.methods import METHODS, make, spell
 from lowland.methods.base import Method
-from lowland.planner import measure, peak, predict
+from lowland.planner import measure, predict
 from lowland.planner.asks import read
-from lowland.planner.calibration import cuttable, record
+from lowland.planner.calibration import record
 from lowland.planner.costs import REQUIRED
+from lowland.planner.fits import CUTS, memory, room, sizes_of
 from lowland.planner.layout import Layout, layouts, suits
-from lowland.planner.measure import Tick
 from lowland.planner.predict import Prediction
 from lowland.planner.record import to_json
 from lowland.planner.subject import Subject
 from lowland.planner.survey import Survey, survey
+from lowland.planner.turns import Tick
 
 SECONDS = 60.0  # of measuring
-CUTS = (1, 2, 4)  # into how many micro-batches a rank's part is cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,9 +133,9 @@ def of_subject(
 ) -> Plan:
     """Plan a training with the ranks of this process group; the arguments are those of :func:`surveyed`."""
     shown, reasons = fitting(subject, methods)
-    found = surveyed(subject, shown, seconds=seconds, tick=tick, where=where)
+    measured = surveyed(subject, shown, seconds=seconds, tick=tick, where=where)
     space = room(subject.device)
-    return joined([found], memory(subject, shown), shown, left_out=reasons, room=space, device=subject.device)
+    return joined([measured], memory(subject, shown), shown, left_out=reasons, room=space, device=subject.device)
 
 
 def surveyed(
@@ -160,7 +158,7 @@ def surveyed(
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     possible = [each for each in layouts(ranks, subject.size) if each.data == 1 or subject.size != each.data]
     chosen = [each for each in possible if where(each) and any(_suits(each, m) for m in methods.values())]
-    sizes = {each: _sizes(subject.size, each) for each in chosen}
+    sizes = {each: sizes_of(subject.size, each) for each in chosen}
     return survey(subject, methods, chosen, sizes, seconds=seconds, tick=tick)
 
 
@@ -181,44 +179,6 @@ def fitting(subject: Subject, methods: Mapping[str, Method]) -> tuple[dict[str, 
 
 def _suits(layout: Layout, method: Method) -> bool:
     return suits(layout, read(method, width=layout.width))
-
-
-def _sizes(size: int | None, layout: Layout) -> list[int]:
-    """A rank's part of the batch, and what methods and micro-batches make of it."""
-    part = (size or 1) // layout.data
-    fewest = 2 if part > 2 else 1  # batch normalization needs two examples
-    sizes = sorted({max(part // cut, fewest) for cut in CUTS})
-    if size is None:
-        raise ArgumentError(
-            "batch must be one that can be cut, so that times can be measured at two sizes, but its examples are not "
-            "known; pass tensors, or a tuple, list or mapping of them, or Engine(…, cut=…)"
-        )
-    if len(sizes) < 2:
-        raise ArgumentError(
-            f"batch must have at least two examples, so that times can be measured at two sizes, but has {size}; pass "
-            "a larger batch"
-        )
-    return sizes
-
-
-def memory(subject: Subject, methods: Mapping[str, Method]) -> dict[str, Callable[[Layout], float]]:
-    """For every method a function that gives the peak of a rank's memory in a layout, in bytes."""
-    sizes, examples, recorded = _sizes(subject.size, Layout()), subject.size or 1, record(subject)
-    lines = peak.passes(subject, sizes)
-    halves = [size for size in sizes if 2 * size <= examples] if cuttable(recorded) else []
-    cut = peak.passes(subject, halves, cut=True) if len(halves) > 1 else None
-    shared = wanted(list(subject.model.parameters()))
-    kept: dict[tuple[str, int], peak.Kept] = {}
-
-    def of(text: str, layout: Layout) -> float:
-        method, key = methods[text], (text, layout.width)
-        if key not in kept:
-            kept[key] = peak.kept(subject, method, layout.width, recorded=recorded)
-        synced = all(p.synced for step in read(method) for ask in step for p in ask if p.tensors)
-        more = peak.exchanged(layout, synced=synced, shared=shared) * subject.parameters
-        return kept[key].peak(lines, layout, examples, cut) + more
-
-    return {text: partial(of, text) for text in methods}
 
 
 def joined(
@@ -272,42 +232,30 @@ def _nothing(surveys: Sequence[Survey], every: Sequence[Prediction], room: int |
     )
 
 
-def predictions(found: Survey, methods: Mapping[str, Method]) -> list[Prediction]:
+def predictions(measured: Survey, methods: Mapping[str, Method]) -> list[Prediction]:
     """The predictions from one survey: every method in every layout that suits it, with and without micro-batches."""
     made = []
-    for rates in found.rates:
+    for rates in measured.rates:
         for text, method in methods.items():
-            own = found.own_of(text, rates.layout.width)
+            own = measured.own_of(text, rates.layout.width)
             if own is None or not _suits(rates.layout, method):
                 continue
-            part = found.examples // rates.layout.data
-            cuts = CUTS[1:] if found.cuttable else ()
+            part = measured.examples // rates.layout.data
+            cuts = CUTS[1:] if measured.cuttable else ()
             for micro in dict.fromkeys([None, *(part // cut for cut in cuts if part // cut)]):
                 layout = replace(rates.layout, micro_batch=micro)
                 made.append(
                     predict.predict(
                         own,
                         layout,
-                        found.examples,
+                        measured.examples,
                         here=rates,
-                        busy=found.busy,
-                        quiet=found.quiet,
-                        parameters=found.parameters,
+                        busy=measured.busy,
+                        quiet=measured.quiet,
+                        parameters=measured.parameters,
                     )
                 )
     return made
-
-
-def room(device: torch.device) -> int | None:
-    """The bytes of memory that are free on a device, for all of its ranks together; None where it is not known."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo") as lines_of_file:
-            free = next(line for line in lines_of_file if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return None
-    return int(free.split()[1]) * 1024
 
 
 def lines(plan: Plan) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -17,7 +17,6 @@ from lowland.core.errors import ArgumentError, UsageError
 from lowland.core.loss import LossFn
 from lowland.engine import Engine
 from lowland.executors.base import Executor
-from lowland.executors.batched import Batched
 from lowland.executors.mesh.messages import BUCKET
 from lowland.methods.base import Method
 from lowland.planner.layout import Layout
@@ -113,7 +112,7 @@ class Subject:
             layout: The layout.
             mesh: The ``DeviceMesh`` of all ranks with the dimensions "probe" and "data"; None on one rank.
             alone: Whether every rank trains for itself, without averages.
-            executor: What answers the probes; by default what the layout says.
+            executor: What answers the probes; by default one after the other, or the mesh.
         """
         model, optimizers = self.copies()
         model.train()
@@ -130,7 +129,7 @@ class Subject:
             optimizers,
             self.loss_fn,
             mesh=mesh["probe"] if layout.probe > 1 and not alone else None,
-            executor=executor or (Batched(layout.together) if layout.together > 1 else None),
+            executor=executor,
             micro_batch=layout.micro_batch,
             cut=self.batches.cutter,
             allow_unaveraged=alone or layout.data == 1,
@@ -139,7 +138,10 @@ class Subject:
         return engine, optimizers
 
 
-def leaves(optimizers: Sequence[Optimizer]) -> list[Tensor]:
-    """All tensors in the state of optimizers."""
-    states = (state for optimizer in optimizers for state in optimizer.state.values())
-    return [value for state in states for value in state.values() if isinstance(value, Tensor)]
+def train_step(engine: Engine, optimizers: Sequence[Optimizer], batch: Any) -> None:
+    """Take one step of a training."""
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    engine.backward(batch)
+    for optimizer in optimizers:
+        optimizer.step()

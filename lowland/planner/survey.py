@@ -20,8 +20,9 @@ from lowland.planner import collectives, measure
 from lowland.planner.asks import read
 from lowland.planner.calibration import Calibration, cuttable, record
 from lowland.planner.layout import Layout, suits
-from lowland.planner.measure import Own, Rates, Tick, Turn
-from lowland.planner.subject import Subject
+from lowland.planner.measure import Own, Rates
+from lowland.planner.subject import Subject, train_step
+from lowland.planner.turns import ROUNDS, Tick, Turn, take
 from lowland.planner.typical import typical
 
 SINGLE = Layout()
@@ -89,12 +90,8 @@ class _Real:
 
     def step(self) -> None:
         """Take a step, and note how many gradients it asked for."""
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
         before = self.engine.cost.gradients
-        self.engine.backward(self.batch)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        train_step(self.engine, self.optimizers, self.batch)
         self.gradients.append(self.engine.cost.gradients - before)
         self.sums.append(self.engine.cost.bytes + self.reduced[0])
 
@@ -119,16 +116,16 @@ class _Real:
         return (self.sums[-1] - self.sums[-1 - steps]) / steps
 
 
-def meshes(ranks: Sequence[Layout], device: str) -> dict[Layout, Any]:
+def meshes(layouts: Sequence[Layout], device: str) -> dict[Layout, Any]:
     """A ``DeviceMesh`` with the dimensions "probe" and "data" for every layout, over all ranks."""
     from torch.distributed.device_mesh import init_device_mesh
 
     made: dict[tuple[int, int], Any] = {}
-    for layout in ranks:
+    for layout in layouts:
         key = (layout.probe, layout.data)
         if layout.ranks > 1 and key not in made:
             made[key] = init_device_mesh(device, key, mesh_dim_names=("probe", "data"))
-    return {layout: made.get((layout.probe, layout.data)) for layout in ranks}
+    return {layout: made.get((layout.probe, layout.data)) for layout in layouts}
 
 
 def survey(
@@ -137,7 +134,7 @@ def survey(
     layouts: Sequence[Layout],
     sizes: Mapping[Layout, Sequence[int]],
     *,
-    rounds: int = measure.ROUNDS,
+    rounds: int = ROUNDS,
     seconds: float | None = None,
     checked: bool = False,
     tick: Tick | None = None,
@@ -171,7 +168,7 @@ def survey(
     turns |= {("real", *key): Turn(one.step) for key, one in real.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the method asked for")  # calibrating steps leave groups idle
-        laps = _together(measure.take(turns, subject.device, rounds=rounds, limit=seconds, tick=tick))
+        laps = _together(take(turns, subject.device, rounds=rounds, limit=seconds, tick=tick))
     busy = _rates(laps, "busy", SINGLE)
     return Survey(
         ranks=ranks,

@@ -24,8 +24,6 @@ def test_all_ways_to_divide_a_step() -> None:
 def test_words_ranks_and_width() -> None:
     both = Layout(probe=2, data=3, micro_batch=8)
     assert (str(both), both.ranks, both.width) == ("probe=2,data=3, micro-batches of 8", 6, 2)
-    together = Layout(together=4)
-    assert (str(together), together.ranks, together.width) == ("one device, 4 probes in one pass", 1, 4)
     assert Layout().mesh is None
 
 
@@ -35,8 +33,6 @@ def test_words_ranks_and_width() -> None:
         ({"probe": 0}, "probe must be an integer >= 1"),
         ({"data": 1.5}, "data must be an integer >= 1"),
         ({"micro_batch": 0}, "micro_batch must be an integer >= 1"),
-        ({"together": 2, "micro_batch": 4}, "together must be 1 with probe or micro_batch"),
-        ({"together": 2, "probe": 2}, "together must be 1 with probe or micro_batch"),
     ],
 )
 def test_wrong_layouts(fields: dict[str, Any], words: str) -> None:

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from lowland.core.errors import ArgumentError
-from lowland.planner import measure
+from lowland.planner import turns
 from lowland.planner.asks import Pass
 from lowland.planner.calibration import Kind
 from lowland.planner.canned import Canned
 from lowland.planner.layout import Layout
-from lowland.planner.measure import FEWEST, MOST, WARMUP, Turn, own, rates, take
+from lowland.planner.measure import own, rates
+from lowland.planner.turns import FEWEST, MOST, WARMUP, Turn, take
 
 CPU = torch.device("cpu")
 
@@ -36,7 +37,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: found.now)
+    monkeypatch.setattr(turns.time, "perf_counter", lambda: found.now)
     return found
 
 

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from lowland.core.batch import Batches
 from lowland.planner import peak
 from lowland.planner.asks import Pass, read
+from lowland.planner.fits import memory
 from lowland.planner.layout import Layout, suits
 from lowland.planner.line import Line
 from lowland.planner.memory import LiveTensors
-from lowland.planner.planning import memory, named
+from lowland.planner.planning import named
 from lowland.planner.subject import Subject
 from lowland.planner.survey import meshes
 

@@ -59,8 +59,8 @@ def engine(model: nn.Module, loss_fn: Any = losses, method: Any = None, **option
 
 @pytest.fixture(autouse=True)
 def _few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lowland.planner.measure.FEWEST", 2)
-    monkeypatch.setattr("lowland.planner.measure.MOST", 2)
+    monkeypatch.setattr("lowland.planner.turns.FEWEST", 2)
+    monkeypatch.setattr("lowland.planner.turns.MOST", 2)
 
 
 def state(one: Engine) -> dict[str, Any]:

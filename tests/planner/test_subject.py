@@ -10,7 +10,7 @@ from lowland import SAM, Engine
 from lowland.core.batch import Batches
 from lowland.core.errors import ArgumentError, UsageError
 from lowland.planner.layout import Layout
-from lowland.planner.subject import SLOW, Subject, leaves
+from lowland.planner.subject import SLOW, Subject
 
 
 def made(batch: Any, **options: Any) -> Subject:
@@ -53,14 +53,6 @@ def test_copies_share_nothing_and_stay_where_they_are() -> None:
     engine, _ = subject.engine(SAM(), Layout(), alone=True)
     engine.backward(subject.batch)
     assert all(p.grad is None for p in subject.model.parameters())
-
-
-def test_the_states_of_optimizers() -> None:
-    subject = made(torch.ones(4, 3))
-    assert leaves(subject.optimizers) == []
-    subject.loss_fn(subject.model, subject.batch).sum().backward()  # type: ignore[union-attr]
-    subject.optimizers[0].step()
-    assert sum(t.numel() for t in leaves(subject.optimizers)) == 8  # the momentum
 
 
 def test_a_wrapped_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,14 @@ from lowland.lab import names
 from lowland.lab.budget import Budget
 from lowland.lab.config import RunConfig
 from lowland.lab.data.loader import Loader
+from lowland.lab.training.planned import subject_of
 from lowland.lab.training.prepare import complete, loader_of
-from lowland.lab.training.trainer import Trainer, settings
+from lowland.lab.training.trainer import settings
 from lowland.methods.base import Method
 from lowland.parallel import ranks
+from lowland.planner import fits, record
 from lowland.planner import planning as planner
 from lowland.planner import ranks as started
-from lowland.planner import record
 from lowland.planner.planning import Plan
 from lowland.planner.subject import Subject
 
@@ -87,9 +87,6 @@ def prepared(config: RunConfig, methods: Sequence[str]) -> Planned:
         methods: The methods as text; "all" means every method of the catalog.
     """
     loader = loader_of(config)
-    trainer = Trainer(config, complete(replace(config, method="plain"), loader))
-    batch = next(islice(loader.batches(0), 1))
-    subject = replace(Subject.of(trainer.engine, batch), batches=trainer.engine.batches)
     made, reasons = {}, {}
     for text in expanded(methods):
         try:
@@ -98,7 +95,7 @@ def prepared(config: RunConfig, methods: Sequence[str]) -> Planned:
             if text in methods:
                 raise
             reasons[text] = str(error)
-    return Planned(subject=subject, methods=made, left_out=reasons)
+    return Planned(subject=subject_of(config, loader), methods=made, left_out=reasons)
 
 
 def expanded(methods: Sequence[str]) -> list[str]:
@@ -164,7 +161,7 @@ def plan_task(
             found = planner.of_subject(ready.subject, shown, seconds=seconds, tick=lambda f: say("ranks", f))
             return replace(found, left_out={**reasons, **found.left_out})
         say("memory", 0.0)
-        memories = planner.memory(ready.subject, shown)
+        memories = fits.memory(ready.subject, shown)
     surveys = []
     for number in numbers:
         given = {"training": asdict(training), "methods": list(shown), "seconds": seconds / len(numbers)}
@@ -175,4 +172,4 @@ def plan_task(
         each = threads or max(cores() // number, 1)
         surveys.append(record.from_json(started.run(WORKER, [json.dumps(given)], number, threads=each, tick=done)))
     device = config.on()
-    return planner.joined(surveys, memories, shown, left_out=reasons, room=planner.room(device), device=device)
+    return planner.joined(surveys, memories, shown, left_out=reasons, room=fits.room(device), device=device)

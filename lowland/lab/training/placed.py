@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lowland.core.errors import UsageError
 from lowland.lab.config import AUTO, RunConfig
+from lowland.lab.training.planned import subject_of
 from lowland.lab.training.prepare import complete, loader_of
-from lowland.lab.training.trainer import Trainer, settings
+from lowland.lab.training.trainer import settings
 from lowland.parallel import World, world
 from lowland.planner import planning as planner
 from lowland.planner.layout import Layout
-from lowland.planner.subject import Subject
 from lowland.runs.file import planned
 
 SECONDS = 20.0  # of measuring, once for every task, model, method and number of ranks
@@ -57,17 +55,12 @@ def _chosen(config: RunConfig, ranks: World) -> dict[str, Any]:
 
     with settings(config), torch.random.fork_rng(devices=[config.on()] if config.on().type == "cuda" else []):
         loader = loader_of(config)
-        method = complete(config, loader)
-        engine = Trainer(replace(config, shard=False), method).engine
-        if engine.loss_fn is None:
-            raise UsageError("mesh=auto must know the loss; choose the mesh yourself")
-        batch = next(islice(loader.batches(0), 1))
-        subject = Subject.of(engine, batch)
-        found = planner.of_subject(subject, {config.method_text: method}, seconds=SECONDS, where=allowed)
-    best = found.best()
+        methods = {config.method_text: complete(config, loader)}
+        plan = planner.of_subject(subject_of(config, loader), methods, seconds=SECONDS, where=allowed)
+    best = plan.best()
     return {
         "mesh": best.layout.mesh,
         "ranks": ranks.size,
         "seconds": best.seconds,
-        "why": found.why(config.method_text),
+        "why": plan.why(config.method_text),
     }

@@ -21,13 +21,11 @@ class LayoutRecord:
         probe: The groups of ranks that divide the probes of an ask.
         data: The parts of the batch in each group.
         micro_batch: The most examples in one forward pass; None does not cut.
-        together: How many probes one rank answers in one pass.
     """
 
     probe: int
     data: int
     micro_batch: int | None
-    together: int
 
     @property
     def ranks(self) -> int:
