@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lowland.core.errors import LossError
 from lowland.core.probe import Plan, Probe, Reading
 from lowland.core.vec import Vec
 from lowland.engine import Engine
@@ -118,6 +119,14 @@ def record(subject: Subject, count: int = 2) -> list[Recorded]:
     return executor.recorded
 
 
-def cuttable(recorded: Sequence[Recorded]) -> bool:
-    """Whether the loss can be cut into micro-batches: a mean cannot, because the weights of its parts are not known."""
-    return all(answer.divisor is not None for answer in recorded)
+def cuttable(subject: Subject) -> bool:
+    """Whether the loss can be cut into micro-batches, by trying it: a mean cannot, nor one that is expanded."""
+    size = subject.size
+    if size is None or size < 2:
+        return False
+    engine, _ = subject.engine(Calibration(), Layout(micro_batch=(size + 1) // 2), alone=True)
+    try:
+        engine.backward(subject.batch)
+    except (LossError, ValueError):  # torch's batch normalization refuses a single example by a ValueError
+        return False
+    return True

@@ -41,7 +41,7 @@ def memory(subject: Subject, methods: Mapping[str, Method]) -> dict[str, Callabl
     """For every method a function that gives the peak of a rank's memory in a layout, in bytes."""
     sizes, examples, recorded = sizes_of(subject.size, Layout()), subject.size or 1, record(subject)
     lines = peak.passes(subject, sizes)
-    halves = [size for size in sizes if 2 * size <= examples] if cuttable(recorded) else []
+    halves = [size for size in sizes if 2 * size <= examples] if cuttable(subject) else []
     cut = peak.passes(subject, halves, cut=True) if len(halves) > 1 else None
     shared = wanted(list(subject.model.parameters()))
     kept: dict[tuple[str, int], peak.Kept] = {}

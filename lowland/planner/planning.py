@@ -15,15 +15,14 @@ from lowland.core.transfer import has_streams
 from lowland.engine import Engine
 from lowland.methods import METHODS, make, spell
 from lowland.methods.base import Method
-from lowland.planner import measure, predict
+from lowland.planner import predict
 from lowland.planner.asks import read
-from lowland.planner.calibration import record
 from lowland.planner.costs import REQUIRED
 from lowland.planner.fits import CUTS, memory, room, sizes_of
 from lowland.planner.layout import Layout, layouts, suits
 from lowland.planner.predict import Prediction
 from lowland.planner.record import to_json
-from lowland.planner.subject import Subject
+from lowland.planner.subject import Subject, train_step
 from lowland.planner.survey import Survey, survey
 from lowland.planner.turns import Tick
 
@@ -163,11 +162,12 @@ def surveyed(
 
 
 def fitting(subject: Subject, methods: Mapping[str, Method]) -> tuple[dict[str, Method], dict[str, str]]:
-    """The methods that can train here, and the reasons why the others cannot."""
-    shown, reasons, recorded = {}, {}, record(subject)
+    """The methods that take a step here, and the reasons why the others refuse it."""
+    shown, reasons = {}, {}
     for text, method in methods.items():
         try:
-            measure.arithmetic(subject, method, recorded=recorded)[0].step()  # some methods refuse in their first step
+            with torch.random.fork_rng(devices=[subject.device] if subject.device.type == "cuda" else []):
+                train_step(*subject.engine(method, Layout(), alone=True), subject.batch)
         except LowlandError as error:
             reasons[text] = str(error)
         else:

@@ -179,7 +179,7 @@ def survey(
         rates=[busy if layout == SINGLE else _rates(laps, layout, layout) for layout in layouts],
         own=[measure.own(key[0], made[1], laps["own", *key]) for key, made in canned.items()],
         measured=[_measured(key, one, laps["real", *key]) for key, one in real.items()],
-        cuttable=cuttable(recorded),
+        cuttable=cuttable(subject),
     )
 
 

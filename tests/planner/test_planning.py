@@ -137,10 +137,23 @@ def test_small_batches_with_batch_normalization(size: int) -> None:
     assert {p.method for p in found.predictions} == {"plain", "sam"}
 
 
+@pytest.mark.parametrize("expanded", [False, True])
+def test_a_mean_is_not_cut_and_leaves_out_the_methods_that_cut(expanded: bool) -> None:
+    def mean(model: nn.Module, batch: Any) -> Any:
+        found = losses(model, batch).mean()
+        return found.expand(len(batch[1])) if expanded else found
+
+    found = plan(engine(mlp(), mean), data(), ["plain", "sampa", "micro-sam:m=2"], seconds=0.01)
+    assert {p.method for p in found.predictions} == {"plain", "sampa"}
+    assert "loss_fn must return what a part of a batch weighs" in found.left_out["micro-sam:m=2"]
+    assert {p.layout.micro_batch for p in found.predictions} == {None}
+
+
 def test_a_mean_leaves_out_the_methods_that_choose_by_losses() -> None:
     found = plan(engine(mlp(), lambda m, b: losses(m, b).mean()), data(), METHODS, seconds=0.01)
-    assert {p.method for p in found.predictions} == set(METHODS) - {"esam"}
+    assert {p.method for p in found.predictions} == set(METHODS) - {"esam", "micro-sam:m=4"}
     assert "loss_fn must return one loss per example" in found.left_out["esam"]
+    assert "loss_fn must return what a part of a batch weighs" in found.left_out["micro-sam:m=4"]
 
 
 def test_a_loss_with_its_count() -> None:
