@@ -28,7 +28,8 @@ DONE = "done.json"
 ENDED = (0, 3)  # exit codes of commands that have ended; 3: a training diverged, which is a result
 
 PLAIN = "plain equal-cost"
-TEXTS = f"{PLAIN} sam sampa:lam=0.2 looksam micro-sam"
+SHORT = f"{PLAIN} sam sampa:lam=0.2"
+TEXTS = f"{SHORT} looksam micro-sam"
 FAMILY = f"{PLAIN} sam sampa:lam=0 sampa:lam=0.2 looksam micro-sam arsam momentum-sam late"
 
 
@@ -56,25 +57,20 @@ def comparison(task: str, methods: str, *, more: str = "", seeds: int = 3) -> st
 
 
 EXPERIMENTS = (
-    compared("cifar10", "cifar10", FAMILY, more="--model resnet20 --epochs 8", seeds=1),
-    compared("cifar10-small", "cifar10", FAMILY, more="--model convnet --epochs 8"),
     compared(
-        "cifar10-long",
         "cifar10",
-        "plain plain@epochs=60 sam sampa:lam=0.2",
-        more="--model convnet --epochs 30",
+        "cifar10",
+        "plain plain@epochs=16 sam sampa:lam=0.2",
+        more="--model resnet20 --epochs 8",
         seeds=1,
     ),
-    compared(
-        "small-data",
-        "cifar10:examples=5000",
-        f"{PLAIN} sam sampa:lam=0.2 micro-sam",
-        more="--model resnet20-w8 --epochs 15",
-    ),
+    compared("cifar10-small", "cifar10:examples=10000", FAMILY, more="--model convnet --epochs 8"),
+    compared("cifar10-long", "cifar10:examples=10000", SHORT, more="--model convnet --epochs 30", seeds=1),
+    compared("small-data", "cifar10:examples=5000", SHORT, more="--model resnet20-w8 --epochs 15"),
     Experiment(
         "width",
         tuple(
-            comparison("cifar10:examples=5000", "plain sam", more=f"--model {model} --epochs 10")
+            comparison("cifar10:examples=2500", "plain sam", more=f"--model {model} --epochs 10")
             for model in ("resnet20-w4", "resnet20-w8", "resnet20", "resnet20-w32")
         ),
     ),
@@ -82,28 +78,28 @@ EXPERIMENTS = (
         "human-noise",
         tuple(
             comparison(
-                f"cifar10:{labels},examples=10000",
-                f"{PLAIN} sam sampa:lam=0.2 friendly-sam wsam",
+                f"cifar10:{labels},examples=5000",
+                f"{SHORT} friendly-sam wsam",
                 more="--model convnet --epochs 10 --validation 0.1 --select best",
             )
             for labels in ("labels=worst", "noise=0.4")
         ),
     ),
-    compared("vit", "cifar10:examples=5000", f"{PLAIN} sam sampa:lam=0.2 looksam", more="--model vit-tiny --epochs 15"),
+    compared("vit", "cifar10:examples=5000", f"{SHORT} looksam", more="--model vit-tiny --epochs 8"),
     compared("trec", "trec", TEXTS, more="--epochs 10", seeds=5),
-    compared("sst2", "sst2", TEXTS, more="--epochs 8 --limit 3000"),
-    compared("chars", "chars", TEXTS, more="--epochs 8 --limit 2000"),
+    compared("sst2", "sst2", TEXTS, more="--epochs 8 --limit 800"),
+    compared("chars", "chars", SHORT, more="--epochs 8 --limit 600"),
     compared(
         "large-batch",
         "vit-large-batch:examples=10000",
-        f"{PLAIN} sam looksam looksam:geometry=layerwise",
-        more="--epochs 30",
+        f"{PLAIN} looksam looksam:geometry=layerwise",
+        more="--epochs 20",
         seeds=1,
     ),
     Experiment(
         "qat",
         (
-            comparison("qat:bits=4", f"{PLAIN} sam sampa:lam=0.2", seeds=5),
+            comparison("qat:bits=4", SHORT, seeds=5),
             comparison("qat:bits=4,displace=quantized", "plain sam sampa:lam=0.2", seeds=5),
         ),
     ),
@@ -112,13 +108,13 @@ EXPERIMENTS = (
         (
             comparison(
                 "fashion-mnist:examples=10000",
-                f"{PLAIN} sam sampa:lam=0.2 micro-sam late late:inner=micro-sam",
+                f"{SHORT} micro-sam late late:inner=micro-sam",
                 more="--model convnet --epochs 10",
             ),
             "survive {out} --forget permuted",
         ),
     ),
-    compared("keypoints", "keypoints", f"{PLAIN} sam sampa:lam=0.2 looksam arsam"),
+    compared("keypoints", "keypoints", SHORT),
     Experiment(
         "rho-lambda",
         tuple(
@@ -130,9 +126,9 @@ EXPERIMENTS = (
     Experiment(
         "rho-lambda-text",
         tuple(
-            f"sweep --task trec --model {model} --epochs 8 --methods sampa:rho=0.02..0.5:log,lam=0.0..1.0 "
-            "--sampler grid --grid 5 --validation 0.1 --threads 1 --out {out}"
-            for model in ("encoder-tiny", "encoder-small")
+            f"sweep --task trec --model {model} --methods sampa:rho=0.02..0.5:log,lam=0.0..1.0 "
+            f"--sampler grid --grid {grid} --validation 0.1 --threads 1 --out {{out}}"
+            for model, grid in (("encoder-tiny --epochs 6", 5), ("encoder-small --epochs 4", 3))
         ),
     ),
     Experiment(
