@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,13 @@ PLAIN = "plain equal-cost"
 SHORT = f"{PLAIN} sam sampa:lam=0.2"
 TEXTS = f"{SHORT} looksam micro-sam"
 FAMILY = f"{PLAIN} sam sampa:lam=0 sampa:lam=0.2 looksam micro-sam arsam momentum-sam late"
+RATE, RADIUS = "lr=0.02..0.5:log", "rho=0.02..1.0:log"
+TUNED = " ".join(
+    (
+        f"plain@{RATE} plain@{RATE},epochs=80 plain@{RATE},ema=0.99..0.9995",
+        *(f"{method}{RADIUS}@{RATE}" for method in ("sam:", "sampa:lam=0.2,", "looksam:", "micro-sam:m=4,", "arsam:")),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -40,10 +47,12 @@ class Experiment:
     Args:
         name: Its name in the plan, and the name of its folder.
         commands: The commands that make it, in order; ``{out}`` stands for the folder of its runs.
+        tuned: Whether the comparisons follow that the records of its sweeps name, which are those of the best trials.
     """
 
     name: str
     commands: tuple[str, ...]
+    tuned: bool = False
 
 
 def compared(name: str, task: str, methods: str, *, more: str = "", seeds: int = 3) -> Experiment:
@@ -142,6 +151,14 @@ EXPERIMENTS = (
             "sharpness {out} --measures worst average --out {out}/sharpness.html",
         ),
     ),
+    Experiment(
+        "tuned",
+        tuple(
+            f"sweep --task {task} --methods {TUNED} --trials 12 --validation 0.1 --threads 1 --out {{out}}"
+            for task in ("digits", "digits:noise=0.2")
+        ),
+        tuned=True,
+    ),
 )
 
 
@@ -212,14 +229,14 @@ def _run(
 ) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     seconds, commands = [], []
-    for command in experiment.commands:
+    for command in _commands(experiment, folder):
         if stopped.is_set():
             return False
-        say(f"{experiment.name}: lowland {command.format(out=folder)}")
+        say(f"{experiment.name}: lowland {command}")
         start = time.monotonic()
         with (folder / "log.txt").open("ab") as log:
             child = subprocess.Popen(
-                [sys.executable, "-m", "lowland", *shlex.split(command.format(out=folder))],
+                [sys.executable, "-m", "lowland", *shlex.split(command)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # the terminal's Ctrl-C reaches it once, from here
@@ -229,7 +246,7 @@ def _run(
             code = child.wait()
             children.remove(child)
         seconds.append(round(time.monotonic() - start, 1))
-        commands.append(f"lowland {command.format(out='runs')}")
+        commands.append(f"lowland {command.replace(str(folder), 'runs')}")
         if code not in ENDED:
             say(f"{experiment.name}: the command ended with {code}; see {folder / 'log.txt'}")
             return False
@@ -237,6 +254,15 @@ def _run(
     (folder / DONE).write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
     say(f"{experiment.name}: ended in {sum(seconds):,.0f} s")
     return True
+
+
+def _commands(experiment: Experiment, folder: Path) -> Iterator[str]:
+    """The commands, one after the other: those of the tuned comparisons are known when the sweeps have ended."""
+    for command in experiment.commands:
+        yield command.format(out=folder)
+    for record in sorted(folder.glob("sweep-*.json")) if experiment.tuned else ():
+        for command in json.loads(record.read_text(encoding="utf-8"))["comparison"]:
+            yield command.removeprefix("lowland ")
 
 
 def _machine() -> str:

@@ -77,6 +77,20 @@ def test_two_experiments_at_once_and_a_command_that_fails(evidence: ModuleType, 
     assert "unknown method" in (tmp_path / "bad" / "log.txt").read_text()
 
 
+@pytest.mark.slow
+def test_a_sweep_is_followed_by_the_comparison_that_it_names(evidence: ModuleType, tmp_path: Path) -> None:
+    sweep = (
+        "sweep --task digits --methods plain@lr=0.05..0.4:log sam:rho=0.02..0.5:log --trials 2 --limit 3 "
+        "--validation 0.1 --threads 1 --out {out}"
+    )
+    assert evidence.run([evidence.Experiment("tuned", (sweep,), tuned=True)], tmp_path, 1, lambda line: None) == 0
+    commands = json.loads((tmp_path / "tuned" / "done.json").read_text())["commands"]
+    assert [command.split()[1] for command in commands] == ["sweep", "compare"]
+    assert "--out runs" in commands[1]
+    assert len(list((tmp_path / "tuned").glob("*seed[0-4]-*/run.jsonl"))) == 10
+    assert len(list((tmp_path / "tuned").glob("*seed1000-*/run.jsonl"))) == 4
+
+
 PROGRAM = """
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location("evidence", sys.argv[1])
