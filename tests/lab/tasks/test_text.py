@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -123,3 +124,14 @@ def test_recipes_and_defaults(name: str) -> None:
         assert task.defaults("momentum-sam", model) == {"rho": 0.3}  # with 3, neither questions nor plays are learned
         assert task.defaults("sl-sam", model) == {"s": 0.9}
         assert task.defaults("looksam", model) == task.defaults("sam", model) == {}
+
+
+def test_fields_of_pretrained_models(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="vocab must be left out with pretrained, whose own is used, but is 500"):
+        names.make("sst2:pretrained=anything,vocab=500")
+    with pytest.raises(ArgumentError, match="pretrained must be a name or a folder, but is 3; quote it"):
+        names.make("sst2:pretrained=3")
+    with pytest.raises(ArgumentError, match="weights must be None without pretrained, but is 'ab'; give pretrained"):
+        names.make("trec:weights=ab")
+    with pytest.raises(ArgumentError, match=f"with weights in safetensors files, but {tmp_path} has none"):
+        names.make(f"sst2:pretrained={tmp_path}")
