@@ -24,6 +24,10 @@ from lowland.lab.data.wrapped import dataset
 
 Requests = Iterable[tuple[Tensor, torch.Generator | None]]  # positions (B,) and generator of each batch
 
+# Examples of a batch in evaluation. On a core of an AMD EPYC, 10,000 images of CIFAR-10 take the convolutional network
+# 2.3 s in batches of 128 or 256 (bf16), and 4.6 s in batches of 1,000, whose activations do not fit into the caches.
+EVALUATED = {"cpu": 128, "accelerator": 1000}
+
 
 class Loader:
     """Batches of a task for training and for evaluation.
@@ -143,15 +147,17 @@ class Loader:
         for batch in self._load("train", requests()):
             yield batch if self.batch_part[1] == 1 else self._local(batch)
 
-    def evaluation(self, batch_size: int = 1000, part: str = "test", most: int | None = None) -> Iterator[Any]:
+    def evaluation(self, batch_size: int | None = None, part: str = "test", most: int | None = None) -> Iterator[Any]:
         """Yield all examples of a part once, in stored order and without augmentation.
 
         Args:
-            batch_size: Examples per batch, >= 1.
+            batch_size: Examples per batch, >= 1; None takes a size that suits the device, see :data:`EVALUATED`.
             part: The name of the part.
             most: Only the first ``most`` examples; None for all.
         """
-        checks.integer("batch_size", batch_size, 1, "take 1000")
+        if batch_size is None:
+            batch_size = EVALUATED["cpu" if self.device.type == "cpu" else "accelerator"]
+        checks.integer("batch_size", batch_size, 1, "None suits the device")
         checks.one_of("part", part, tuple(self.parts))
         yield from self._load(part, ((index, None) for index in torch.split(self.index[part][:most], batch_size)))
 
