@@ -23,6 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from lowland.planner.ranks import memory
+
 OUT = Path(__file__).parent / "evidence"
 DONE = "done.json"
 ENDED = (0, 3)  # exit codes of commands that have ended; 3: a training diverged, which is a result
@@ -240,7 +242,7 @@ def _run(
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # the terminal's Ctrl-C reaches it once, from here
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                env={**os.environ, **memory(), "OMP_NUM_THREADS": "1"},
             )
             children.append(child)
             code = child.wait()
