@@ -33,7 +33,7 @@ PLAIN = "plain equal-cost"
 SHORT = f"{PLAIN} sam sampa:lam=0.2"
 TEXTS = f"{SHORT} looksam micro-sam"
 FAMILY = f"{PLAIN} sam sampa:lam=0 sampa:lam=0.2 looksam micro-sam arsam momentum-sam late"
-RATE, RADIUS = "lr=0.02..0.5:log", "rho=0.02..1.0:log"
+RATE, RADIUS = "lr=0.002..0.5:log", "rho=0.02..1.0:log"
 TUNED = " ".join(
     (
         f"plain@{RATE} plain@{RATE},epochs=80 plain@{RATE},ema=0.99..0.9995",
@@ -156,7 +156,7 @@ EXPERIMENTS = (
     Experiment(
         "tuned",
         tuple(
-            f"sweep --task {task} --methods {TUNED} --trials 12 --validation 0.1 --threads 1 --out {{out}}"
+            f"sweep --task {task} --methods {TUNED} --trials 20 --validation 0.1 --threads 1 --out {{out}}"
             for task in ("digits", "digits:noise=0.2")
         ),
         tuned=True,
