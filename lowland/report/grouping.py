@@ -26,7 +26,8 @@ def groups(records: Iterable[RunRecord]) -> dict[Heading, list[RunRecord]]:
 
     The keys spell out task, model, label noise and budget. A contestant with its own recipe may also have its
     own budget. Such a contestant joins the tables of its command, else the table of its budget, else all tables of its
-    task and model. Without any of these it gets its own table.
+    task and model. Without any of these it gets its own table, or shares one with the others of its command, such as
+    those that a sweep has tuned. The trials of a sweep have a table of their own.
     """
     runs = list(records)
     grouped: dict[Heading, list[RunRecord]] = {}
@@ -36,7 +37,7 @@ def groups(records: Iterable[RunRecord]) -> dict[Heading, list[RunRecord]]:
     tables = {heading: list(members) for heading, members in grouped.items()}
     for record in runs:
         if "@" in record.contestant:
-            for heading in _home(record, tables):
+            for heading in _home(record, tables, runs):
                 grouped.setdefault(heading, []).append(record)
     return grouped
 
@@ -57,13 +58,31 @@ def _heading(record: RunRecord) -> Heading:
     metric = "" if record.metric.name == "accuracy" else record.metric.name
     best = "best epoch" if record.select == "best" else ""
     parts = (record.task, record.model, noise_text(record), budget_text(record))
-    return parts + tuple(filter(None, (metric, best)))
+    return parts + tuple(filter(None, (metric, best, "trials of a sweep" if is_trial(record) else "")))
 
 
-def _home(record: RunRecord, tables: dict[Heading, list[RunRecord]]) -> list[Heading]:
+def is_trial(record: RunRecord) -> bool:
+    """Whether a sweep has trained the run."""
+    return (record.command or "").split()[:2] == ["lowland", "sweep"]
+
+
+def _home(record: RunRecord, tables: dict[Heading, list[RunRecord]], runs: list[RunRecord]) -> list[Heading]:
     """The headings of the tables that a contestant with its own recipe joins."""
     own = _heading(record)
     near = [heading for heading in tables if heading[:3] + heading[4:] == own[:3] + own[4:]]
     near = [h for h in near if tables[h][0].budget.get("kind") == record.budget.get("kind")]
     together = [h for h in near if record.command and any(r.command == record.command for r in tables[h])]
-    return together or [h for h in near if h == own] or near or [own]
+    return together or [h for h in near if h == own] or near or [_shared(record, runs)]
+
+
+def _shared(record: RunRecord, runs: list[RunRecord]) -> Heading:
+    """The heading with the smallest budget that a run of the same command has, beside what differs in its budget."""
+    own = _heading(record)
+    headings = {
+        heading: run.budget.get("limit") or 0
+        for run in runs
+        if record.command and run.command == record.command and run.budget.get("kind") == record.budget.get("kind")
+        for heading in [_heading(run)]
+        if heading[:3] + heading[4:] == own[:3] + own[4:]
+    }
+    return min(headings, key=lambda heading: headings[heading], default=own)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
-from lowland.report.grouping import chosen
+from lowland.report.grouping import chosen, is_trial
 from lowland.runs.measures import Measure
 from lowland.runs.record import ACCURACY, EndRecord, MetricRecord, RunRecord
 from lowland.runs.statistics import Effect, Estimate, effect, estimate, holm, paired
@@ -83,16 +83,15 @@ def summarize(records: Sequence[RunRecord], baseline: str = "plain") -> list[Row
 
     Args:
         records: The runs of one group (see :func:`~lowland.report.grouping.groups`).
-        baseline: The text or the key of the method that the others are compared with; its run has no recipe of its
-            own.
+        baseline: The text or the key of the method that the others are compared with. Its run has no recipe of its
+            own; where none is like this, as after a sweep, it is the first run of this method with the smallest budget.
     """
     runs = chosen(records)
     by_name: dict[str, list[RunRecord]] = {}
     for run in runs:
         by_name.setdefault(run.contestant, []).append(run)
     keys = {name: members[0].method.key for name, members in by_name.items()}
-    without_recipe = {name: key for name, key in keys.items() if "@" not in name}
-    reference = baseline if baseline in keys else next((t for t, k in without_recipe.items() if k == baseline), None)
+    reference = baseline if baseline in keys else _of_method(by_name, baseline)
     base = by_name.get(reference or "", [])
     shared_recipe = _most_common_recipe(base or runs)
     rows = [
@@ -134,6 +133,17 @@ def _label(name: str, keys: Mapping[str, str]) -> str:
     method, at, recipe = name.partition("@")
     rivals = {other.partition("@")[0] for other, key in keys.items() if key == keys[name]}
     return (keys[name] if len(rivals) == 1 else method) + at + recipe
+
+
+def _of_method(by_name: Mapping[str, Sequence[RunRecord]], key: str) -> str | None:
+    """The contestant that stands for a method: the one without a recipe of its own, else the first with least budget.
+
+    Trials of a sweep stand for nothing, because they are many.
+    """
+    named = [name for name, runs in by_name.items() if runs[0].method.key == key]
+    bare = [name for name in named if "@" not in name]
+    tuned = [name for name in named if not is_trial(by_name[name][0])]
+    return next(iter(bare), None) or min(tuned, key=lambda n: by_name[n][0].budget.get("limit") or 0, default=None)
 
 
 def _most_common_recipe(records: Sequence[RunRecord]) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from scipy.stats import ttest_1samp
 
 from lowland.report import groups, markdown, notes, read, summarize, verdict
 from lowland.report.summary import MIN_EPOCHS, Row
+from lowland.runs.reader import read_all
 from lowland.runs.record import RunRecord
 
 WriteRun = Callable[..., Path]
@@ -279,3 +280,30 @@ def test_without_a_contestant_that_is_long_enough_nothing_is_compared(write_run:
     )
     assert "a training of 4 epochs is too short" in verdict(rows)
     assert [row.effect for row in rows] == [None, None]
+
+
+def test_a_tuned_comparison_has_a_baseline_and_one_table(write_run: WriteRun) -> None:
+    """What a sweep has tuned have recipes of their own, all of them; the trials stand in a table of their own."""
+    sweep = ["lowland", "sweep", "--methods", "plain@lr=0.02..0.5:log", "sam:rho=0.02..0.5:log@lr=0.02..0.5:log"]
+    compare = ["lowland", "compare", "--methods", "plain@lr=0.05", "plain@lr=0.1,epochs=16", "sam:rho=0.2@lr=0.03"]
+    for text, accuracy in (("plain@lr=0.05", 0.9), ("plain@lr=0.4", 0.8), ("sam:rho=0.2@lr=0.03", 0.91)):
+        write_run(text, 1000, accuracy=accuracy, command=sweep)
+    for seed in (0, 1, 2):
+        # twice the epochs come first, but have twice the budget
+        write_run("plain@lr=0.1,epochs=16", seed, accuracy=0.89 + 0.001 * seed, epochs=16, command=compare)
+        write_run("plain@lr=0.05", seed, accuracy=0.9, command=compare)
+        write_run("sam:rho=0.2@lr=0.03", seed, accuracy=0.95 + 0.001 * seed, command=compare)
+    tables = groups(read_all([write_run("sam", 7, task="other").parent]))
+    trials, tuned = ("digits", "mlp", "", "176 steps", "trials of a sweep"), ("digits", "mlp", "", "176 steps")
+    assert {heading: len(members) for heading, members in tables.items() if heading[0] == "digits"} == {
+        trials: 3,
+        tuned: 9,
+    }
+    plain, longer, sam = summarize(tables[tuned])
+    assert (plain.contestant, plain.baseline) == ("plain@lr=0.05", True)
+    assert longer.difference is not None
+    assert longer.difference.mean == pytest.approx(-0.009)
+    assert sam.difference is not None
+    assert (sam.difference.mean, sam.effect) == (pytest.approx(0.051), "better")
+    assert not any(row.baseline for row in summarize(tables[trials]))
+    assert verdict([plain, longer, sam]).startswith("Take sam")
