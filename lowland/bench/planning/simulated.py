@@ -37,7 +37,7 @@ def setting(survey: Survey, rates: Rates, own: Own) -> Setting:
     shared = first = 0.0
     if layout.probe > 1:
         shared = max(rates.lines["rounds"](n) - busy.lines["displaced"](n) - averaged, 0.0)
-        first = max(rates.lines["together"](n) - rates.lines["rounds"](n), 0.0)
+        first = max(rates.lines["together"](n) - busy.lines["displaced"](n) - averaged - shared, 0.0)
     return Setting(
         gradient=_between(busy.lines["again"], busy.lines["displaced"]),
         forward=busy.lines["forward"],
