@@ -20,7 +20,7 @@ from lowland.planner.canned import Recorded
 from lowland.planner.layout import Layout
 from lowland.planner.subject import Subject
 
-Kind = Literal["pass", "again", "displaced", "forward", "part", "together", "unsynced"]
+Kind = Literal["pass", "again", "displaced", "forward", "part", "together", "rounds", "unsynced"]
 TINY = 1e-6  # the displacement of a calibrating pass, in every entry
 
 
@@ -31,8 +31,8 @@ class Order:
     Args:
         kind: "pass": a gradient at the weights. The others ask for it, too, and then for: "again", another one;
             "displaced", one at displaced weights; "forward", a forward pass; "part", a gradient of every second tensor.
-            "together" asks for displaced gradients together, and for nothing else; "unsynced" for a gradient that
-            ranks do not average at once.
+            "together" asks for displaced gradients together, and for nothing else; "rounds" asks so twice; "unsynced"
+            for a gradient that ranks do not average at once.
         together: The number of gradients that are asked together.
     """
 
@@ -59,8 +59,9 @@ class Calibration(Method):
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.methods.base.Method.plan`."""
         kind, at = self.order.kind, engine.memory["at"]
-        if kind == "together":
-            readings = yield tuple(Probe(batch, at=at, stats=not i) for i in range(self.order.together))
+        if kind in ("together", "rounds"):
+            for _ in range(1 if kind == "together" else 2):
+                readings = yield tuple(Probe(batch, at=at, stats=not i) for i in range(self.order.together))
             return readings[0].loss, readings[0].grad
         here = yield Probe(batch, sync=kind != "unsynced")
         if kind == "again":

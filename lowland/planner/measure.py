@@ -28,8 +28,8 @@ class Rates:
     Args:
         layout: The layout.
         lines: Seconds of a pass against the examples of a rank, by kind: "again", "displaced", "forward"; "together",
-            a round of displaced passes, one in every probe group; "unsynced", a step's pass whose gradient ranks
-            average at the end of the step.
+            a step's first round of displaced passes, one in every probe group; "rounds", each further one; "unsynced",
+            a step's pass whose gradient ranks average at the end of the step.
         once: Seconds of a step beyond its passes and the method's own work: what ranks compare and average once.
         part: The time of a gradient of half of the tensors, as a fraction of one of all tensors.
         alone: Whether every rank trains for itself at the same time.
@@ -90,7 +90,7 @@ class _Calibrating:
         """What can be ordered in this layout."""
         more: list[Kind] = []
         if self.layout.width > 1:
-            more.append("together")
+            more += ["together", "rounds"]
         if self.layout.data > 1 and not self.alone:
             more.append("unsynced")
         return (*ORDERED, *more)
@@ -138,9 +138,9 @@ def rates(
     sizes = sorted({n for _, n in seconds})
     kinds = {kind for kind, _ in seconds}
 
-    def beyond(kind: Kind) -> list[float]:
-        """Seconds of the second pass of a kind at every size."""
-        pairs = [zip(seconds[kind, n], seconds["pass", n], strict=True) for n in sizes]
+    def beyond(kind: Kind, less: Kind = "pass") -> list[float]:
+        """Seconds that a step of a kind takes beyond one that has a pass, or a round, less; at every size."""
+        pairs = [zip(seconds[kind, n], seconds[less, n], strict=True) for n in sizes]
         return [max(median(a - b for a, b in pair), 1e-9) for pair in pairs]
 
     lines = {kind: fit(sizes, beyond(kind)) for kind in ("again", "displaced", "forward")}
@@ -150,6 +150,8 @@ def rates(
         if kind in kinds:
             whole = [max(median(seconds[kind, n]) - own - max(once, 0.0), 1e-9) for n in sizes]
             lines[kind] = fit(sizes, whole)
+    if "rounds" in kinds:
+        lines["rounds"] = fit(sizes, beyond("rounds", "together"))
     return Rates(layout=layout, lines=lines, once=max(once, 0.0), part=min(median(parts), 1.0), alone=alone)
 
 

@@ -86,9 +86,9 @@ def predict(
         quiet: The rates of one device alone.
         parameters: The bytes of the parameters.
     """
-    shown = [_step(step, layout, examples, here, busy) for step in own.steps]
-    apart = [_alone(step, layout, examples, busy) for step in own.steps]
-    single = [_alone(step, layout, examples, quiet) for step in own.steps]
+    shown = [_step(step, layout, examples, here, busy, quiet) for step in own.steps]
+    apart = [_alone(step, layout, examples, busy, quiet) for step in own.steps]
+    single = [_alone(step, layout, examples, quiet, quiet) for step in own.steps]
     count = len(own.steps)
     total, of_own = sum(s.seconds for s in shown) / count, sum(own.seconds) / count
     passes, with_others = sum(s.seconds for s in single) / count, sum(s.seconds for s in apart) / count
@@ -108,16 +108,20 @@ def predict(
     )
 
 
-def _step(step: Step, layout: Layout, examples: int, here: Rates, busy: Rates) -> _Sum:
+def _step(step: Step, layout: Layout, examples: int, here: Rates, busy: Rates, quiet: Rates) -> _Sum:
     """The passes and exchanges of one step."""
-    total = _Sum(here.once)
+    total, round_line = _Sum(here.once), "together"
     for ask in step:
         if len(ask) > 1 and layout.width > 1:
-            n = _examples(ask, examples, layout)
-            more = len(pieces(n, layout.micro_batch)) - 1
-            for _ in range(waves(ask, layout.width)):
-                total.add(here.lines["together"], n)
+            for wave in _waves(ask, layout):
+                n = _examples(wave, examples, layout)
+                more = len(pieces(n, layout.micro_batch)) - 1
+                total.add(here.lines[round_line], n)
                 total.add(busy.lines["displaced"], 0, more)  # a micro-batch more adds what a pass of none takes
+                total.seconds -= _relief(wave, layout, examples, busy, quiet)
+                if not any(p.displaced for p in wave):  # rounds were timed with displaced passes
+                    total.seconds -= max(busy.lines["displaced"](n) - busy.lines["again"](n), 0.0)
+                round_line = "rounds"
         else:
             for one in ask:
                 _add(total, one, layout, examples, here if _averaged(one, layout) else busy, busy)
@@ -137,14 +141,34 @@ def _averages_at_the_end(step: Step) -> bool:
     return any(not p.synced or p.tensors < 1 for p in passes)
 
 
-def _alone(step: Step, layout: Layout, examples: int, rates: Rates) -> _Sum:
+def _alone(step: Step, layout: Layout, examples: int, rates: Rates, quiet: Rates) -> _Sum:
     """The passes of one step that follow each other, without what ranks exchange."""
     total = _Sum()
     for ask in step:
-        rounds = waves(ask, layout.width) if layout.probe > 1 else len(ask)
-        for one in sorted(ask, key=lambda p: -p.examples)[:rounds]:
-            _add(total, one, layout, examples, rates, rates)
+        for wave in _waves(ask, layout):
+            _add(total, max(wave, key=lambda p: p.examples), layout, examples, rates, rates)
+            total.seconds -= _relief(wave, layout, examples, rates, quiet)
     return total
+
+
+def _waves(ask: Ask, layout: Layout) -> list[Ask]:
+    """The passes of an ask that run at the same time, in their order."""
+    return [ask[start : start + layout.width] for start in range(0, len(ask), layout.width)]
+
+
+def _relief(wave: Ask, layout: Layout, examples: int, busy: Rates, quiet: Rates) -> float:
+    """Seconds that a wave ends earlier, because some of its passes are shorter than the longest.
+
+    A group whose pass has ended no longer slows the others down. Every other rank is taken to add the same to what
+    busy ranks take longer than quiet ones.
+    """
+    line = busy.lines["displaced"]
+    longest = _examples(wave, examples, layout)
+    slowed = line(longest) - quiet.lines["displaced"](longest)
+    if len(wave) == 1 or slowed <= 0:
+        return 0.0
+    idle = sum(1 - line(p.examples * examples / layout.data) / line(longest) for p in wave)
+    return slowed * idle * layout.data / (layout.ranks - 1)
 
 
 def _add(total: _Sum, one: Pass, layout: Layout, examples: int, rates: Rates, busy: Rates) -> None:

@@ -241,7 +241,7 @@ def _measured(key: tuple[str, Layout], one: _Real, laps: Sequence[float]) -> Mea
 
 
 def _together(seconds: dict[Any, list[float]]) -> dict[Any, list[float]]:
-    """The times of all ranks, averaged over the ranks that took the step."""
+    """The times of all ranks: a step has ended when its last rank has."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return seconds
     everyone: list[Any] = [None] * dist.get_world_size()
@@ -249,5 +249,5 @@ def _together(seconds: dict[Any, list[float]]) -> dict[Any, list[float]]:
     merged = {}
     for place, name in enumerate(seconds):
         rows = [laps[place] for laps in everyone if laps[place]]
-        merged[name] = [sum(laps) / len(rows) for laps in zip(*rows, strict=True)]
+        merged[name] = [max(laps) for laps in zip(*rows, strict=True)]
     return merged

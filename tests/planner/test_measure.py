@@ -63,8 +63,8 @@ def test_the_time_limits_the_rounds(clock: Clock, limit: float, rounds: int) -> 
     assert ticks[-1] == 1.0
 
 
-BASES = {"again": 2.0, "displaced": 3.0, "forward": 1.0, "together": 7.0, "unsynced": 4.0}
-SLOPES = {"again": 0.5, "displaced": 0.6, "forward": 0.2, "together": 0.9, "unsynced": 0.7}
+BASES = {"again": 2.0, "displaced": 3.0, "forward": 1.0, "together": 7.0, "rounds": 6.0, "unsynced": 4.0}
+SLOPES = {"again": 0.5, "displaced": 0.6, "forward": 0.2, "together": 0.9, "rounds": 0.8, "unsynced": 0.7}
 OWN, ONCE, PART = 0.25, 1.5, 0.6
 SIZES = (4, 8, 16)
 
@@ -80,6 +80,7 @@ def laps(kinds: tuple[Kind, ...]) -> dict[tuple[Kind, int], list[float]]:
             **{kind: first + line[kind] for kind in ("again", "displaced", "forward")},
             "part": first + PART * line["again"],
             **{kind: OWN + ONCE + line[kind] for kind in ("together", "unsynced")},
+            "rounds": OWN + ONCE + line["together"] + line["rounds"],
         }
         found |= {(kind, n): [times[kind], times[kind] + 50, times[kind], times[kind]] for kind in ("pass", *kinds)}
     return found  # type: ignore[return-value]
@@ -87,7 +88,7 @@ def laps(kinds: tuple[Kind, ...]) -> dict[tuple[Kind, int], list[float]]:
 
 def test_rates_are_the_passes_that_the_steps_are_made_of() -> None:
     layout = Layout(probe=2, data=2)
-    found = rates(layout, laps(("again", "displaced", "forward", "part", "together", "unsynced")), OWN)
+    found = rates(layout, laps(("again", "displaced", "forward", "part", "together", "rounds", "unsynced")), OWN)
     assert set(found.lines) == set(BASES)
     for kind, line in found.lines.items():
         assert (line.base, line.slope) == pytest.approx((BASES[kind], SLOPES[kind])), kind

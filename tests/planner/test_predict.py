@@ -29,8 +29,19 @@ BUSY = rates(ONE, 0.5, part=0.6, again=(2, 0.2), displaced=(4, 0.2), forward=(2,
 HERE = {
     ONE: QUIET,
     DATA: rates(DATA, 3, again=(5, 0.3), displaced=(7, 0.3), forward=(9, 0.3), unsynced=(20, 0.5)),
-    PROBE: rates(PROBE, 1, part=0.8, again=(6, 0.2), displaced=(8, 0.2), forward=(3, 0.1), together=(10, 0.4)),
-    BOTH: rates(BOTH, 4, again=(11, 0.3), displaced=(12, 0.3), forward=(13, 0.1), together=(14, 0.4), unsynced=(30, 1)),
+    PROBE: rates(
+        PROBE, 1, part=0.8, again=(6, 0.2), displaced=(8, 0.2), forward=(3, 0.1), together=(10, 0.4), rounds=(9, 0.4)
+    ),
+    BOTH: rates(
+        BOTH,
+        4,
+        again=(11, 0.3),
+        displaced=(12, 0.3),
+        forward=(13, 0.1),
+        together=(14, 0.4),
+        rounds=(13, 0.3),
+        unsynced=(30, 1),
+    ),
 }
 
 
@@ -77,8 +88,12 @@ TIMES = [
 
 # of 5 examples on a rank, without exchange, and at the end what an average at the end takes beyond a pass of 20
 TIMES += [(MicroSAM(m=4), DATA, 3 + 4 * ((2 + 1) + (4 + 1)) + (20 + 10) - (2 + 4))]
-# two asks at the weights and two displaced ones, each of two parts of 10 examples, or of 5
-TIMES += [(MicroSAM(m=4), PROBE, 1 + 4 * (10 + 4)), (MicroSAM(m=4), BOTH, 4 + 4 * (14 + 2) + (30 + 20) - (2 + 4))]
+# two asks at the weights and two displaced ones, each of two parts of 10 examples, or of 5; moving the weights takes
+# 4 - 2 seconds of a busy device
+TIMES += [
+    (MicroSAM(m=4), PROBE, 1 + (10 + 4) + 3 * (9 + 4) - 2 * 2),
+    (MicroSAM(m=4), BOTH, 4 + (14 + 2) + 3 * (13 + 1.5) - 2 * 2 + (30 + 20) - (2 + 4)),
+]
 
 
 @pytest.mark.parametrize(("method", "layout", "expected"), TIMES, ids=str)
@@ -121,6 +136,16 @@ def test_backward_passes_through_all_layers_down_to_the_first_chosen_one() -> No
     for reach, tensors, expected in ((0.8, 0.75, 0.6 + 0.4 * (0.4 + 0.375)), (0.1, 0.1, 0.64), (1.0, 1.0, 1.0)):
         one = Pass(examples=1.0, tensors=tensors, displaced=False, synced=True, reach=reach)
         assert partial(one, here, EXAMPLES) == pytest.approx(expected)
+
+
+def test_a_shorter_pass_leaves_its_neighbors_alone() -> None:
+    ask = tuple(Pass(fraction, 1.0, True, True) for fraction in (0.25, 1.0))
+    # busy 4 + 2 and 4 + 8, so half of the time one group has nothing to do; quiet the longer takes 6 less
+    assert made(((ask,),), PROBE).seconds == pytest.approx(1 + (10 + 16) - 6 / 2 + 0.25)
+    # on four ranks 4 + 1 and 4 + 4, so 3/8 of the time; the group that ends has two of the three neighbors
+    one = made(((ask,),), BOTH)
+    assert one.seconds == pytest.approx(4 + (14 + 8) - 4 * 3 / 8 * 2 / 3 + 0.25)
+    assert sum(parts(one)) == pytest.approx(one.seconds)
 
 
 def test_a_forward_pass_exchanges_nothing() -> None:

@@ -62,7 +62,7 @@ def test_what_two_ranks_send_is_predicted_exactly() -> None:
     found = record.from_json(first)
     assert [str(rates.layout) for rates in found.rates] == ["data=2", "probe=2"]
     assert set(found.rates[0].lines) == {"again", "displaced", "forward", "unsynced"}
-    assert set(found.rates[1].lines) == {"again", "displaced", "forward", "together"}
+    assert set(found.rates[1].lines) == {"again", "displaced", "forward", "together", "rounds"}
     measured = check_bytes(found, METHODS)
     assert {(name, "data=2") for name in METHODS} <= measured
     assert {("sampa", "probe=2"), ("micro-sam:m=4", "probe=2")} <= measured

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import mean
+
 from lowland.planner.line import Line
 from lowland.planner.links import Link, Network
 from lowland.planner.measure import Own, Rates
@@ -24,16 +26,18 @@ def seconds(survey: Survey, rates: Rates, own: Own) -> float:
 def setting(survey: Survey, rates: Rates, own: Own) -> Setting:
     """A mesh whose numbers were measured by calibrating steps.
 
-    Passes take what they take while all ranks compute. A collective takes what does not hide of it behind a calibrating
-    step's backward, whatever its size is, so nothing more hides. The arithmetic is the method's own work and what ranks
-    compare once a step.
+    Passes take what they take while all ranks compute. A collective takes what does not hide of it behind the backward
+    of a calibrating step with as many examples as the method's passes have on average, so nothing more hides. The
+    arithmetic is the method's own work, what ranks compare once a step, and what a step's first exchange between groups
+    takes more than the others.
     """
     layout, busy = rates.layout, survey.busy
-    n = survey.examples / layout.data
+    n = mean(p.examples for step in own.steps for ask in step for p in ask) * survey.examples / layout.data
     averaged = max(rates.lines["again"](n) - busy.lines["again"](n), 0.0) if layout.data > 1 else 0.0
-    shared = 0.0
+    shared = first = 0.0
     if layout.probe > 1:
-        shared = max(rates.lines["together"](n) - busy.lines["displaced"](n) - averaged, 0.0)
+        shared = max(rates.lines["rounds"](n) - busy.lines["displaced"](n) - averaged, 0.0)
+        first = max(rates.lines["together"](n) - busy.lines["displaced"](n) - averaged - shared, 0.0)
     return Setting(
         gradient=_between(busy.lines["again"], busy.lines["displaced"]),
         forward=busy.lines["forward"],
@@ -47,7 +51,7 @@ def setting(survey: Survey, rates: Rates, own: Own) -> Setting:
         probe=layout.probe,
         data=layout.data,
         batch=float(survey.examples),
-        arithmetic=rates.once + sum(own.seconds) / len(own.seconds),
+        arithmetic=rates.once + first + mean(own.seconds),
     )
 
 

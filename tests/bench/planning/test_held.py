@@ -63,10 +63,12 @@ def test_a_predicted_and_a_simulated_step_by_hand() -> None:
 
 def test_the_simulator_shares_gradients_in_a_probe_mesh() -> None:
     layout = Layout(probe=2)
-    rates = Rates(layout=layout, lines={**LINES, "together": Line(5.0, 0.5)}, once=0.0, part=1.0)
+    rates = Rates(
+        layout=layout, lines={**LINES, "together": Line(6.0, 0.5), "rounds": Line(5.0, 0.5)}, once=0.0, part=1.0
+    )
     sampa = Own(method="sampa", steps=(((THERE, THERE),),), seconds=(0.5,), width=2)
-    # 2 + 0.5 * 8 for a pass, and 5 - 3 seconds for the exchange
-    assert simulated.seconds(SURVEY, rates, sampa) == pytest.approx(0.5 + 6.0 + 2.0)
+    # 2 + 0.5 * 8 for a pass, 5 - 3 seconds for the exchange, and 6 - 5 more for the first
+    assert simulated.seconds(SURVEY, rates, sampa) == pytest.approx(0.5 + 6.0 + 2.0 + 1.0)
 
 
 def test_a_summary_by_hand() -> None:
