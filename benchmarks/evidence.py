@@ -262,9 +262,13 @@ def _commands(experiment: Experiment, folder: Path) -> Iterator[str]:
     """The commands, one after the other: those of the tuned comparisons are known when the sweeps have ended."""
     for command in experiment.commands:
         yield command.format(out=folder)
-    for record in sorted(folder.glob("sweep-*.json")) if experiment.tuned else ():
-        for command in json.loads(record.read_text(encoding="utf-8"))["comparison"]:
-            yield command.removeprefix("lowland ")
+    if not experiment.tuned:
+        return
+    own = {f"lowland {command.format(out=folder)}" for command in experiment.commands}
+    for file in sorted(folder.glob("sweep-*.json")):
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if record["command"] in own:  # the folder may have a sweep of an earlier plan
+            yield from (command.removeprefix("lowland ") for command in record["comparison"])
 
 
 def _machine() -> str:

@@ -56,6 +56,7 @@ class RunConfig:
         checkpoint_every: The number of steps between checkpoints, >= 1; None saves every half minute, or less often
             if writing takes more than 2 % of the time.
         keep: The number of checkpoints to keep, >= 1.
+        trial: Whether the run is a trial of a sweep; reports have a table of their own for trials.
     """
 
     task: Task
@@ -77,6 +78,7 @@ class RunConfig:
     tensorboard: bool = False
     checkpoint_every: int | None = None
     keep: int = 2
+    trial: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.task, Task):

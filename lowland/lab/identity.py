@@ -86,6 +86,7 @@ def config_line(
         "sources": _sources(config, method),
         "lowland": metadata.version("lowland"),
         "steps_per_epoch": steps_per_epoch,
+        **({"trial": True} if config.trial else {}),
         **_circumstances(config, world),
     }
     # The conversion through JSON makes the line equal to a line that is read from a file.

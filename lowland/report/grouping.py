@@ -58,12 +58,7 @@ def _heading(record: RunRecord) -> Heading:
     metric = "" if record.metric.name == "accuracy" else record.metric.name
     best = "best epoch" if record.select == "best" else ""
     parts = (record.task, record.model, noise_text(record), budget_text(record))
-    return parts + tuple(filter(None, (metric, best, "trials of a sweep" if is_trial(record) else "")))
-
-
-def is_trial(record: RunRecord) -> bool:
-    """Whether a sweep has trained the run."""
-    return (record.command or "").split()[:2] == ["lowland", "sweep"]
+    return parts + tuple(filter(None, (metric, best, "trials of a sweep" if record.trial else "")))
 
 
 def _home(record: RunRecord, tables: dict[Heading, list[RunRecord]], runs: list[RunRecord]) -> list[Heading]:

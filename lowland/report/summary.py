@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
-from lowland.report.grouping import chosen, is_trial
+from lowland.report.grouping import chosen
 from lowland.runs.measures import Measure
 from lowland.runs.record import ACCURACY, EndRecord, MetricRecord, RunRecord
 from lowland.runs.statistics import Effect, Estimate, effect, estimate, holm, paired
@@ -142,7 +142,7 @@ def _of_method(by_name: Mapping[str, Sequence[RunRecord]], key: str) -> str | No
     """
     named = [name for name, runs in by_name.items() if runs[0].method.key == key]
     bare = [name for name in named if "@" not in name]
-    tuned = [name for name in named if not is_trial(by_name[name][0])]
+    tuned = [name for name in named if not by_name[name][0].trial]
     return next(iter(bare), None) or min(tuned, key=lambda n: by_name[n][0].budget.get("limit") or 0, default=None)
 
 

@@ -176,6 +176,8 @@ def _record(path: Path, config: dict[str, Any], **rest: Any) -> RunRecord:
         machine=dict(config.get("machine") or {}),
         validation=float(config.get("validation") or 0.0),
         command=shlex.join(map(str, command)) if isinstance(command, list) else command and str(command),
+        # Before trials were marked, the command line told them.
+        trial=bool(config.get("trial")) or (isinstance(command, list) and command[:2] == ["lowland", "sweep"]),
         **rest,
     )
 

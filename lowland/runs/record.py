@@ -134,6 +134,7 @@ class RunRecord:
     pruned: int | None = None
     measures: tuple[Measure, ...] = ()
     validation: float = 0.0  # the fraction of the training part that was held out
+    trial: bool = False  # whether a sweep has trained it
 
     @property
     def finished(self) -> bool:

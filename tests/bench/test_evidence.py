@@ -83,6 +83,9 @@ def test_a_sweep_is_followed_by_the_comparison_that_it_names(evidence: ModuleTyp
         "sweep --task digits --methods plain@lr=0.05..0.4:log sam:rho=0.02..0.5:log --trials 2 --limit 3 "
         "--validation 0.1 --threads 1 --out {out}"
     )
+    (tmp_path / "tuned").mkdir()
+    earlier = {"command": "lowland sweep --task digits", "comparison": ["lowland compare --methods none"]}
+    (tmp_path / "tuned" / "sweep-of-an-earlier-plan.json").write_text(json.dumps(earlier))
     assert evidence.run([evidence.Experiment("tuned", (sweep,), tuned=True)], tmp_path, 1, lambda line: None) == 0
     commands = json.loads((tmp_path / "tuned" / "done.json").read_text())["commands"]
     assert [command.split()[1] for command in commands] == ["sweep", "compare"]

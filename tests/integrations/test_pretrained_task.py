@@ -172,6 +172,8 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
         Pairs(pretrained=str(folder)).model("encoder-tiny")
     with pytest.raises(ArgumentError, match="must be a folder, or a model on the Hugging Face Hub"):
         Pairs(pretrained="nobody/has-this-model")
+    with pytest.raises(ArgumentError, match=f"with weights in safetensors files, but {tmp_path} has none"):
+        Pairs(pretrained=str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "none"}')
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ArgumentError, match="must be a model that transformers can make a classifier of"):

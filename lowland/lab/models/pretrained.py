@@ -7,8 +7,10 @@ numbered behind all tokens of the first, so that a batch of tokens says which te
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,15 @@ def folder_of(name: str) -> Path:
         MissingExtraError: The package transformers is not installed.
         ArgumentError: There is no such folder, and the Hub cannot be reached or has no such model.
     """
+    if importlib.util.find_spec("transformers") is None:
+        raise MissingExtraError("transformers", "hf")
     place = Path(name).expanduser()
-    if place.is_dir():
-        return place
+    return place if place.is_dir() else _downloaded(name)
+
+
+@cache
+def _downloaded(name: str) -> Path:
+    """The folder of a model of the Hub, which is asked once in a process."""
     hub = _package("huggingface_hub")
     try:
         return Path(hub.snapshot_download(name, allow_patterns=list(PATTERNS)))
@@ -58,7 +66,14 @@ def digest(folder: Path) -> str:
             f"pretrained must be a folder with weights in safetensors files, but {folder} has none; write them with "
             "model.save_pretrained"
         )
-    return hashed("".join(f"{file.name} {hashed(file.read_bytes())}\n" for file in files).encode())
+    return hashed("".join(f"{file.name} {_hash(file, file.stat().st_mtime_ns)}\n" for file in files).encode())
+
+
+@lru_cache(maxsize=64)
+def _hash(file: Path, changed: int) -> str:
+    """The hash of a file that was changed last at this time; weights are large, and asked for with every model."""
+    del changed  # only a part of the key
+    return hashed(file.read_bytes())
 
 
 def verified(name: str, expected: str | None) -> Path:
@@ -68,10 +83,10 @@ def verified(name: str, expected: str | None) -> Path:
         DataError: The files have another hash.
     """
     folder = folder_of(name)
-    found = digest(folder)
-    if expected is not None and found != expected:
+    actual = digest(folder)
+    if expected is not None and actual != expected:
         raise DataError(
-            f"{name} must have files with the hash {expected}, but has {found}: they have changed since this task was "
+            f"{name} must have files with the hash {expected}, but has {actual}: they have changed since this task was "
             "named; leave out the field weights, and name the task by pretrained alone"
         )
     return folder
@@ -96,11 +111,11 @@ def encoded(folder: Path, examples: Sequence[tuple[str, ...]], length: int) -> l
     if length > most:
         raise ArgumentError(f"length must be <= {most}, the tokens that the model takes, but is {length}; lower it")
     columns = [list(column) for column in zip(*examples, strict=True)]
-    found = tokenizer(*columns, truncation=True, max_length=length, return_token_type_ids=True)
+    encoding = tokenizer(*columns, truncation=True, max_length=length, return_token_type_ids=True)
     known = config.vocab_size
-    if max(token for tokens in found["input_ids"] for token in tokens) >= known:
+    if max(token for tokens in encoding["input_ids"] for token in tokens) >= known:
         raise ArgumentError(f"the tokenizer in {folder} must have at most the model's {known} tokens, but has more")
-    pairs = zip(found["input_ids"], found["token_type_ids"], strict=True)
+    pairs = zip(encoding["input_ids"], encoding["token_type_ids"], strict=True)
     return [[1 + token + kind * known for token, kind in zip(*pair, strict=True)] for pair in pairs]
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lowland.core.errors import ArgumentError
 from lowland.lab.config import RunConfig
@@ -38,7 +38,7 @@ class Plan:
 
     def config(self, contestant: Template, values: dict[str, str], seed: int) -> RunConfig:
         """The run of a contestant with these values."""
-        return grid(self.base(self.task.fill(values)), [contestant.fill(values)], [seed])[0]
+        return replace(grid(self.base(self.task.fill(values)), [contestant.fill(values)], [seed])[0], trial=True)
 
     def first(self, contestant: Template) -> RunConfig:
         """The run of a contestant with the first value of each field."""

@@ -42,6 +42,7 @@ def test_the_validation_part_alone_chooses(place: Path) -> None:
     tests = [reader.read(f"runs/{trial.runs[0]}").end.test["loss"] for trial in (slow, fast)]  # type: ignore[union-attr]
     assert tests[0] < tests[1]  # the test part would choose the other one
     assert best(record) == fast
+    assert all(reader.read(f"runs/{trial.runs[0]}").trial for trial in (slow, fast))  # also without a command line
     # By hand: a step moves the weight by 2 lr (1 - w), so after 12 steps 1 - w is (1 - 2 lr)^12.
     assert [slow.score, fast.score] == pytest.approx([(1 - 0.002) ** 24, 0.4**24], rel=1e-4, abs=1e-11)
     assert record.comparison == (f"lab.compare('{TASK}', ['plain@lr=0.3'], seeds=5)",)
