@@ -53,16 +53,16 @@ class Convergence:
             raise ArgumentError(
                 f"out must be a page, but is {self.out}, the record's name; write --out convergence.html"
             )
-        found = self._computed(console) if self.record is None else Study.read(self.record)
-        written = [write_page(found, self.out, command=shlex.join(["lowland", *argv]))]
+        result = self._computed(console) if self.record is None else Study.read(self.record)
+        written = [write_page(result, self.out, command=shlex.join(["lowland", *argv]))]
         if self.record is None:
-            written.append(write_text(self.out.with_suffix(".json"), found.text()))
+            written.append(write_text(self.out.with_suffix(".json"), result.text()))
         if self.export is not None:
-            written += export(found, self.export)
-        for problem in found.problems:
-            console.print(_table(found, problem.name, title(problem)))
+            written += export(result, self.export)
+        for problem in result.problems:
+            console.print(_table(result, problem.name, title(problem)))
             console.print(setting(problem), markup=False, highlight=False)
-        console.print("\n" + verdict(found), markup=False, highlight=False)
+        console.print("\n" + verdict(result), markup=False, highlight=False)
         for path in written:
             console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
         return 0
@@ -75,10 +75,10 @@ class Convergence:
             return study(chosen, lambda: progress.advance(bar))
 
 
-def _table(found: Study, problem: str, heading: str) -> Table:
+def _table(result: Study, problem: str, heading: str) -> Table:
     rows = Table(box=box.SIMPLE_HEAD, title=heading, title_justify="left", pad_edge=False)
     for name in HEADINGS:
         rows.add_column(name, justify="left" if name == "method" else "right", overflow="fold")
-    for trace in found.of(problem):
+    for trace in result.of(problem):
         rows.add_row(*cells(trace))
     return rows

@@ -110,15 +110,15 @@ class Simulate:
             raise ArgumentError(
                 f"out must be a page, but is {self.out}, the record's name; write --out simulation.html"
             )
-        found = self._computed(console) if self.record is None else Scaling.read(self.record)
-        written = [write_page(found, self.out, command=shlex.join(["lowland", *argv]))]
+        scaling = self._computed(console) if self.record is None else Scaling.read(self.record)
+        written = [write_page(scaling, self.out, command=shlex.join(["lowland", *argv]))]
         if self.record is None:
-            written.append(write_text(self.out.with_suffix(".json"), found.text()))
+            written.append(write_text(self.out.with_suffix(".json"), scaling.text()))
         if self.export is not None:
-            written += export(found, self.export)
+            written += export(scaling, self.export)
         for kept, title in TITLES.items():
-            console.print(_table(found, kept, title))
-        console.print(verdict(found), markup=False, highlight=False)
+            console.print(_table(scaling, kept, title))
+        console.print(verdict(scaling), markup=False, highlight=False)
         for path in written:
             console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
         return 0
@@ -131,10 +131,10 @@ class Simulate:
             return study(choice, lambda: progress.advance(bar))
 
 
-def _table(found: Scaling, kept: Kept, title: str) -> Table:
+def _table(scaling: Scaling, kept: Kept, title: str) -> Table:
     rows = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0))
     for name in HEADINGS:
         rows.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-    for point in shown(found, kept):
-        rows.add_row(*cells(point, found.examples))
+    for point in shown(scaling, kept):
+        rows.add_row(*cells(point, scaling.examples))
     return rows

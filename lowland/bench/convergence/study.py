@@ -181,7 +181,7 @@ def _floors(problem: Problem, name: str, setting: Setting) -> list[FloorRecord]:
     Left out are steps that are too large for SAMPa's theorem, with some of which nothing settles, and steps so small
     that settling takes more than ``LONGEST`` times the steps of the study.
     """
-    found = []
+    floors = []
     for halving in range(HALVINGS):
         lr = setting.step_of(problem) / 2**halving
         needed = 60 / (lr * problem.smoothness)  # plain descent shrinks by exp(-60)
@@ -191,16 +191,16 @@ def _floors(problem: Problem, name: str, setting: Setting) -> list[FloorRecord]:
         path = follow(problem, contestants(setting.rho)[name].method, lr, steps)
         if not path.diverged:
             closed = floor(name, lr, setting.rho)
-            found.append(FloorRecord(method=name, lr=lr, distance=path.settled, formula=closed))
-    return found
+            floors.append(FloorRecord(method=name, lr=lr, distance=path.settled, formula=closed))
+    return floors
 
 
 def _floor_slope(floors: Sequence[FloorRecord], name: str) -> float | None:
     """The exponent of lr in the distance; None where the method settles at the minimizer, to rounding."""
-    own = [found for found in floors if found.method == name]
-    if not own or min(found.distance for found in own) < SLACK:
+    own = [each for each in floors if each.method == name]
+    if not own or min(each.distance for each in own) < SLACK:
         return None
-    return slope([found.lr for found in own], [found.distance for found in own])
+    return slope([each.lr for each in own], [each.distance for each in own])
 
 
 def _rates(problem: Problem, setting: Setting) -> list[RateRecord]:
@@ -209,7 +209,7 @@ def _rates(problem: Problem, setting: Setting) -> list[RateRecord]:
     if problem.noisy or not holds("sampa", problem.smoothness, most):
         return []
     widest = Guarantee("sampa", problem.smoothness, most, setting.rho)
-    gap, found = problem.at(problem.start)[0] - problem.minimum, []
+    gap, rates = problem.at(problem.start)[0] - problem.minimum, []
     for halving in reversed(range(LENGTHS)):
         steps = max(2, setting.steps // 2**halving)
         lr = widest.step_for(gap, steps)
@@ -218,8 +218,8 @@ def _rates(problem: Problem, setting: Setting) -> list[RateRecord]:
             path = follow(problem, contestants(setting.rho)[name].method, lr, steps)
             bound = guarantee.bound(path.values[0] - problem.minimum, steps) if name == "sampa:lam=0" else None
             shown = {"problem": problem.name, "method": name, "steps": steps, "lr": lr}
-            found.append(RateRecord(**shown, mean_square=path.mean_square, bound=bound))
-    return found
+            rates.append(RateRecord(**shown, mean_square=path.mean_square, bound=bound))
+    return rates
 
 
 def _rate_slope(rates: Sequence[RateRecord], problem: str, name: str) -> float | None:
