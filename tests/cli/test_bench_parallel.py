@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,17 @@ def _found(mbit: float) -> dict[str, Any]:
     ratios = {"sam / plain": 2.0, "sampa / plain": 1.0 + 100 / mbit, "dp-sam / plain": 0.8 + 200 / mbit}
     ratios |= {"sampa / dp-sam": ratios["sampa / plain"] / ratios["dp-sam / plain"]}
     ratios |= {"sampa / sam": ratios["sampa / plain"] / 2}
-    return {"mbit": mbit, "rounds": 5, "ratios": ratios, "exposed_share": {"sampa": 0.25, "dp-sam": 0.5}}
+    ms = {"sampa": 20 * ratios["sampa / plain"], "dp-sam": 20 * ratios["dp-sam / plain"]}
+    expected = {"base_ms": 2.0, "nothing": {"sampa": 200.0, "dp-sam": 300.0}, "all": {"sampa": 90.0, "dp-sam": 80.0}}
+    found = {"mbit": mbit, "rounds": 5, "ratios": ratios, "exposed_share": {"sampa": 0.25, "dp-sam": 0.5}}
+    return {**found, "median_ms": ms, "closed_form": expected}
 
 
 def _result() -> dict[str, Any]:
     found = [_found(mbit) for mbit in MBIT]
     faster = {f"sampa than {other}": parallel.crossings(found, "sampa", other) for other in ("dp-sam", "sam")}
-    return {"case": "tiny", "delay": 0.0, "bandwidths": found, "faster": faster}
+    level = {"nothing": [62.5], "all": []}
+    return {"case": "tiny", "delay": 0.0, "bandwidths": found, "faster": faster, "level": level}
 
 
 @pytest.mark.slow
@@ -41,6 +46,9 @@ def test_parallel_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.
     assert main(["bench", "parallel", "--cases", "tiny", "--rounds", "5", "--out", str(out)]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("tiny: on two processes, SAMPa ")
+    assert re.search(
+        r"data-parallel SAM minus one of SAMPa is [+-][\d.]+ ms, and \+[\d.]+ ms by the closed form", shown
+    )
     assert shown.index("sampa / plain-twice") < shown.index("sam / plain ")
     for name in ("dp-plain", "dp-sam", "sampa", "sampa-messages"):
         assert f"not hidden behind backward: {name} " in shown
@@ -90,6 +98,10 @@ def test_comm_shows_where_sampa_wins(
     assert "tiny: SAMPa on two is faster than data-parallel SAM on two at 100, 30 Mbit/s; the two are level" in shown
     # 1.1 / 2 at 1000 Mbit/s, as long as SAM on one process at 100, longer at 30
     assert "tiny: SAMPa on two is faster than SAM on one at 1000 Mbit/s; the two are level at about 100 Mbit/s" in shown
+    # 20 times 0.8 + 2 and 1 + 1
+    assert re.search(r"\b100 +56 +80 to 300 +40 +90 to 200\b", shown)
+    levels = "level at 62.5 Mbit/s if backward hides nothing, nowhere if backward hides what it can."
+    assert f"by the closed form SAMPa on two and SAM on one are {levels}" in " ".join(shown.split())
     assert json.loads(out.read_text())["cases"] == [_result()]
     drawn = (tmp_path / "comm.svg").read_text()
     assert drawn.startswith("<?xml")

@@ -4,7 +4,7 @@ All variants take turns, step by step:
 
 - ``plain`` and ``sam`` run on one process while the other process rests;
 - ``plain-twice`` runs independently on both processes. It is a lower bound for two simultaneous gradients on this
-  machine, whose processes share memory and caches;
+  machine, whose processes share memory and caches. ``half-twice`` does the same with half of the batch each;
 - ``dp-plain`` and ``dp-sam`` divide a batch between both processes (DistributedDataParallel);
 - ``sampa`` computes a gradient of the full batch on each process, and exchanges the gradients through host memory;
 - ``sampa-messages`` exchanges them by gloo, as ``sampa`` does over a network.
@@ -21,26 +21,22 @@ import math
 import os
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from lowland.bench import overhead
-from lowland.bench.two_processes.network import DEVICE, Network, network
+from lowland.bench.two_processes import closed_form
+from lowland.bench.two_processes.case import CASES, RANKS, Case
+from lowland.bench.two_processes.network import DEVICE, network
 from lowland.bench.two_processes.pair import Pair, pair
 from lowland.core import checks
 from lowland.core.errors import ArgumentError, UnknownNameError
-from lowland.lab.models import build
 from lowland.planner.ranks import memory
 
-RANKS = 2
 WARMUP = 5  # rounds that do not count, after a change of bandwidth, too
 FEWEST = 5  # rounds that make a median
 BANDWIDTHS = (10000.0, 1000.0, 300.0, 100.0, 30.0)  # Mbit/s; the first hardly limits
-CLASSES = 10
 AT_ONCE = ("sampa", "sampa-messages", "dp-sam", "dp-plain", "sam")  # next to two plain steps at once
 RATIOS = (
     *((name, "plain-twice") for name in AT_ONCE),
@@ -58,43 +54,6 @@ RATIOS = (
 Tick = Callable[[], None]
 
 
-@dataclass(frozen=True)
-class Case:
-    """A model, and a batch of random images.
-
-    Args:
-        model: A name that :func:`lowland.lab.models.build` knows.
-        batch: Images in a batch, even.
-        size: Pixels of an image along each side.
-    """
-
-    model: str
-    batch: int
-    size: int = 32
-
-    def __post_init__(self) -> None:
-        checks.integer("batch", self.batch, RANKS, "each process gets half of it")
-        if self.batch % RANKS:
-            raise ArgumentError(f"batch must be even, but is {self.batch}; each process gets half of it")
-
-    def build(self) -> nn.Module:
-        """The model, the same each time."""
-        return build(self.model, shape=(3, self.size, self.size), classes=CLASSES, seed=0)
-
-    def data(self) -> tuple[Tensor, Tensor]:
-        """The batch, the same each time."""
-        generator = torch.Generator().manual_seed(0)
-        inputs = torch.randn(self.batch, 3, self.size, self.size, generator=generator)
-        return inputs, torch.randint(CLASSES, (self.batch,), generator=generator)
-
-    def bytes(self) -> int:
-        """The size of the parameters in bytes."""
-        return sum(p.numel() * p.element_size() for p in self.build().parameters())
-
-
-CASES: dict[str, Case] = {"resnet20-batch64": Case("resnet20", 64), "resnet56-batch16": Case("resnet56", 16)}
-
-
 def measure(name: str, *, rounds: int = 60, tick: Tick | None = None) -> dict[str, Any]:
     """Step times on one process and on two, through the loopback device.
 
@@ -104,14 +63,17 @@ def measure(name: str, *, rounds: int = 60, tick: Tick | None = None) -> dict[st
         tick: Called after every round, ``WARMUP + rounds`` times.
 
     Returns:
-        See :func:`summary`, with the ``case`` and the bytes of its ``parameters``.
+        See :func:`summary`, with the ``case``, the bytes of its ``parameters``, and ``closed_form``: see
+        :func:`lowland.bench.two_processes.closed_form.times`.
     """
     case = _chosen(name, rounds)
     with pair() as both:
         parameters = _set_up(both, case, apart=False)
         answers = _rounds(both, rounds, tick)
     # The loopback device carries the traffic of both ranks.
-    return {"case": name, "parameters": parameters, **summary(answers, senders=RANKS)}
+    found = summary(answers, senders=RANKS)
+    expected = closed_form.times(case, found["median_ms"])
+    return {"case": name, "parameters": parameters, **found, "closed_form": expected}
 
 
 def measure_network(
@@ -133,18 +95,25 @@ def measure_network(
 
     Returns:
         The ``case``, the bytes of its ``parameters``, the ``delay``, for each of ``bandwidths`` a :func:`summary` with
-        its ``mbit``, and ``faster``: see :func:`crossings`.
+        its ``mbit`` and ``closed_form``, and ``faster``: see :func:`crossings`; and ``level``, where SAMPa is as fast
+        as SAM on one process by :func:`lowland.bench.two_processes.closed_form.level`.
     """
     case, ordered = _chosen(name, rounds), checked(bandwidths)
     with network() as joined, pair(joined.prefixes, DEVICE) as both:
         parameters = _set_up(both, case, apart=True)
-        summaries = [_at(joined, both, mbit, delay, rounds, tick) for mbit in ordered]
+        summaries = []
+        for mbit in ordered:
+            joined.limit(mbit, delay)
+            found = {"mbit": mbit, **summary(_rounds(both, rounds, tick), senders=1)}
+            found["closed_form"] = closed_form.times(case, found["median_ms"], mbit=mbit, delay=delay)
+            summaries.append(found)
     return {
         "case": name,
         "parameters": parameters,
         "delay": delay,
         "bandwidths": summaries,
         "faster": {f"sampa than {other}": crossings(summaries, "sampa", other) for other in ("dp-sam", "sam")},
+        "level": closed_form.level(case, summaries[0]["median_ms"], delay),
     }
 
 
@@ -193,11 +162,6 @@ def _rounds(both: Pair, rounds: int, tick: Tick | None) -> list[list[dict[str, A
         if tick is not None:
             tick()
     return answers[WARMUP:]
-
-
-def _at(joined: Network, both: Pair, mbit: float, delay: float, rounds: int, tick: Tick | None) -> dict[str, Any]:
-    joined.limit(mbit, delay)
-    return {"mbit": mbit, **summary(_rounds(both, rounds, tick), senders=1)}
 
 
 def summary(answers: Sequence[Sequence[dict[str, Any]]], *, senders: int) -> dict[str, Any]:

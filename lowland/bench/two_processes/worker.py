@@ -27,7 +27,7 @@ from torch.optim import SGD
 import lowland
 from lowland.bench.overhead import loss_fn
 from lowland.bench.two_processes import waiting
-from lowland.bench.two_processes.driver import RANKS, Case
+from lowland.bench.two_processes.case import RANKS, Case
 from lowland.executors.mesh.mesh import Mesh
 from lowland.executors.mesh.messages import BUCKET
 
@@ -67,6 +67,7 @@ def variants(case: Case, rank: int, *, apart: bool) -> dict[str, Variant]:
         "plain": _bare(case.build(), batch, alone=True),
         "sam": _ours(lowland.SAM(), case.build(), batch, alone=True),
         "plain-twice": _bare(case.build(), batch),
+        "half-twice": _bare(case.build(), half),
         "dp-plain": _bare(_ddp(case.build()), half, reduced=size),
         "dp-sam": _ours(lowland.SAM(), _ddp(case.build()), half, reduced=size),
         "sampa": _ours(lowland.SAMPa(), case.build(), batch, mesh=_mesh(shared_memory=not apart)),

@@ -11,16 +11,21 @@ from rich import box
 from rich.table import Table
 
 from lowland.bench.two_processes import driver, network
+from lowland.bench.two_processes.case import CASES
+from lowland.bench.two_processes.closed_form import OVERLAPS
 from lowland.cli.bench.command import Timed
 from lowland.cli.bench.figure import NAMES, draw
 from lowland.core.errors import ArgumentError
+
+HIDES = {"nothing": "nothing", "all": "what it can"}
 
 
 @dataclass(kw_only=True)
 class Comm(Timed):
     """Measure as ``bench parallel``, but between two network namespaces and at several bandwidths; draw a figure.
 
-    It needs Linux, root and iproute2. The figure is an SVG file with the name of the JSON file.
+    The times stand beside those of the closed form of ``lowland simulate``. It needs Linux, root and iproute2. The
+    figure is an SVG file with the name of the JSON file.
 
     Args:
         bandwidths: Bandwidths in Mbit/s, each > 0; 10000 hardly limits.
@@ -28,7 +33,7 @@ class Comm(Timed):
     """
 
     name = "comm"
-    known = driver.CASES
+    known = CASES
 
     bandwidths: tuple[float, ...] = driver.BANDWIDTHS
     delay: float = 0.0
@@ -51,8 +56,9 @@ class Comm(Timed):
         return driver.network_rounds(self.rounds, self.bandwidths)
 
     def tables(self, result: dict[str, Any]) -> Iterable[Table | str]:
-        """Ratios of one case, one row per bandwidth, and the sentences below the table."""
-        return [_table(result), *(sentence(result, other) for other in ("dp-sam", "sam"))]
+        """Ratios of one case, one row per bandwidth, and sentences; then the same by the closed form."""
+        sentences = [sentence(result, other) for other in ("dp-sam", "sam")]
+        return [_table(result), *sentences, _closed_form(result), level(result)]
 
     def machine(self) -> dict[str, Any]:
         """See :meth:`Measurement.machine`."""
@@ -80,6 +86,30 @@ def _table(result: dict[str, Any]) -> Table:
         values = [f"{at['ratios'][name]:.3f}" for name in ratios]
         rows.add_row(f"{at['mbit']:g}", *values, f"{100 * at['exposed_share']['sampa']:.1f} % of the step")
     return rows
+
+
+def _closed_form(result: dict[str, Any]) -> Table:
+    """Measured times beside those of the closed form, which depend on how much of an exchange backward hides."""
+    title = f"{result['case']}, ms of a step: measured; closed form if backward hides what it can, and if nothing"
+    rows = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    for name in ("Mbit/s", "dp-sam", "closed form", "sampa", "closed form"):
+        rows.add_column(name, justify="right")
+    for at in result["bandwidths"]:
+        expected, values = at["closed_form"], []
+        for name in ("dp-sam", "sampa"):
+            between = sorted(expected[hides][name] for hides in OVERLAPS)
+            values += [f"{at['median_ms'][name]:.0f}", " to ".join(f"{ms:.0f}" for ms in between)]
+        rows.add_row(f"{at['mbit']:g}", *values)
+    return rows
+
+
+def level(result: dict[str, Any]) -> str:
+    """The sentence that says where SAMPa is as fast as SAM on one process by the closed form."""
+    said = []
+    for hides, found in result["level"].items():
+        where = " and ".join(f"{mbit:g}" for mbit in found)
+        said.append(f"{'at ' + where + ' Mbit/s' if found else 'nowhere'} if backward hides {HIDES[hides]}")
+    return f"{result['case']}: by the closed form {NAMES['sampa']} and {NAMES['sam']} are level {', '.join(said)}."
 
 
 def sentence(result: dict[str, Any], other: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lowland.bench.two_processes import closed_form
 from lowland.bench.two_processes import driver as parallel
 from lowland.bench.two_processes import pair as pairs
 from lowland.bench.two_processes import worker as parallel_worker
@@ -20,7 +21,7 @@ from lowland.core.errors import ArgumentError, LowlandError, UnknownNameError
 TINY = {"model": "mlp", "batch": 8, "size": 8}
 
 
-VARIANTS = ["plain", "sam", "plain-twice", "dp-plain", "dp-sam", "sampa", "sampa-messages"]
+VARIANTS = ["plain", "sam", "plain-twice", "half-twice", "dp-plain", "dp-sam", "sampa", "sampa-messages"]
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,9 @@ def test_all_variants_are_measured(result: dict[str, Any]) -> None:
     assert list(result["ratios"]) == [f"{a} / {b}" for a, b in parallel.RATIOS]
     assert all(math.isfinite(ratio) and ratio > 0 for ratio in result["ratios"].values())
     assert result["rounds"] == 6
+    base = result["closed_form"]["base_ms"]
+    assert base <= result["median_ms"]["half-twice"]
+    assert result["closed_form"] == closed_form.times(parallel.Case(**TINY), result["median_ms"])
     assert json.loads(json.dumps(result)) == result
 
 
@@ -47,7 +51,7 @@ def test_all_variants_are_measured(result: dict[str, Any]) -> None:
 def test_sampa_exchanges_half_of_what_data_parallel_sam_does(result: dict[str, Any]) -> None:
     size = result["parameters"]
     assert size == 4 * ((3 * 8 * 8 + 1) * 256 + (256 + 1) * 256 + (256 + 1) * 10)
-    alone = dict.fromkeys(("plain", "sam", "plain-twice"), 0)
+    alone = dict.fromkeys(("plain", "sam", "plain-twice", "half-twice"), 0)
     each = dict.fromkeys(("dp-plain", "sampa", "sampa-messages"), size)
     assert result["bytes"] == {**alone, **each, "dp-sam": 2 * size}
 
