@@ -20,7 +20,10 @@ from lowland.planner.canned import Recorded
 from lowland.planner.layout import Layout
 from lowland.planner.subject import Subject
 
-Kind = Literal["pass", "again", "displaced", "forward", "part", "together", "rounds", "unsynced"]
+Kind = Literal[
+    "pass", "again", "displaced", "forward", "part",
+    "together", "rounds", "unsynced", "unsynced together", "unsynced rounds",
+]  # fmt: skip
 TINY = 1e-6  # the displacement of a calibrating pass, in every entry
 
 
@@ -32,7 +35,8 @@ class Order:
         kind: "pass": a gradient at the weights. The others ask for it, too, and then for: "again", another one;
             "displaced", one at displaced weights; "forward", a forward pass; "part", a gradient of every second tensor.
             "together" asks for displaced gradients together, and for nothing else; "rounds" asks so twice; "unsynced"
-            for a gradient that ranks do not average at once.
+            for a gradient that ranks do not average at once, and "unsynced together" and "unsynced rounds" for such
+            gradients together, once and twice.
         together: The number of gradients that are asked together.
     """
 
@@ -59,11 +63,12 @@ class Calibration(Method):
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.methods.base.Method.plan`."""
         kind, at = self.order.kind, engine.memory["at"]
-        if kind in ("together", "rounds"):
-            for _ in range(1 if kind == "together" else 2):
-                readings = yield tuple(Probe(batch, at=at, stats=not i) for i in range(self.order.together))
+        sync = not kind.startswith("unsynced")
+        if kind.endswith(("together", "rounds")):
+            for _ in range(1 if kind.endswith("together") else 2):
+                readings = yield tuple(Probe(batch, at=at, stats=not i, sync=sync) for i in range(self.order.together))
             return readings[0].loss, readings[0].grad
-        here = yield Probe(batch, sync=kind != "unsynced")
+        here = yield Probe(batch, sync=sync)
         if kind == "again":
             yield Probe(batch, stats=False)
         elif kind == "displaced":

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lowland.planner.asks import Ask, Pass, Step
+from lowland.planner.calibration import Kind
 from lowland.planner.layout import Layout, waves
 from lowland.planner.line import Line
 from lowland.planner.measure import CHOSEN, Own, Rates
@@ -110,7 +111,8 @@ def predict(
 
 def _step(step: Step, layout: Layout, examples: int, here: Rates, busy: Rates, quiet: Rates) -> _Sum:
     """The passes and exchanges of one step."""
-    total, round_line = _Sum(here.once), "together"
+    first, further = rounds(step, here)
+    total, round_line = _Sum(here.once), first
     for ask in step:
         if len(ask) > 1 and layout.width > 1:
             for wave in _waves(ask, layout):
@@ -121,14 +123,22 @@ def _step(step: Step, layout: Layout, examples: int, here: Rates, busy: Rates, q
                 total.seconds -= _relief(wave, layout, examples, busy, quiet)
                 if not any(p.displaced for p in wave):  # rounds were timed with displaced passes
                     total.seconds -= max(busy.lines["displaced"](n) - busy.lines["again"](n), 0.0)
-                round_line = "rounds"
+                round_line = further
         else:
             for one in ask:
                 _add(total, one, layout, examples, here if _averaged(one, layout) else busy, busy)
-    if "unsynced" in here.lines and _averages_at_the_end(step):
+    averaged = round_line == "unsynced rounds"  # the line of the first round has the average
+    if "unsynced" in here.lines and not averaged and _averages_at_the_end(step):
         n = examples / layout.data
         total.seconds += max(here.lines["unsynced"](n) - busy.lines["again"](n), 0.0)
     return total
+
+
+def rounds(step: Step, here: Rates) -> tuple[Kind, Kind]:
+    """The lines of the first and of each further round on a probe mesh, by whether ranks average in them."""
+    if "unsynced rounds" in here.lines and not any(p.synced for ask in step for p in ask if p.tensors):
+        return "unsynced together", "unsynced rounds"
+    return "together", "rounds"
 
 
 def _averaged(one: Pass, layout: Layout) -> bool:

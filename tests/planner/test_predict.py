@@ -41,6 +41,7 @@ HERE = {
         together=(14, 0.4),
         rounds=(13, 0.3),
         unsynced=(30, 1),
+        **{"unsynced together": (16, 0.4), "unsynced rounds": (5, 0.2)},
     ),
 }
 
@@ -92,7 +93,8 @@ TIMES += [(MicroSAM(m=4), DATA, 3 + 4 * ((2 + 1) + (4 + 1)) + (20 + 10) - (2 + 4
 # 4 - 2 seconds of a busy device
 TIMES += [
     (MicroSAM(m=4), PROBE, 1 + (10 + 4) + 3 * (9 + 4) - 2 * 2),
-    (MicroSAM(m=4), BOTH, 4 + (14 + 2) + 3 * (13 + 1.5) - 2 * 2 + (30 + 20) - (2 + 4)),
+    # rounds that are not averaged; the first one's line has the average at the end
+    (MicroSAM(m=4), BOTH, 4 + (16 + 2) + 3 * (5 + 1) - 2 * 2),
 ]
 
 
@@ -118,6 +120,12 @@ def test_the_time_of_a_step(method: Method, layout: Layout, expected: float) -> 
 )
 def test_where_the_time_goes(method: Method, layout: Layout, expected: tuple[float, ...]) -> None:
     assert parts(of(method, layout))[:3] == pytest.approx(expected)
+
+
+def test_rounds_of_which_some_are_averaged_at_once() -> None:
+    synced, unsynced = (Pass(examples=1.0, tensors=1.0, displaced=True, synced=sync) for sync in (True, False))
+    mixed = ((synced, synced), (unsynced, unsynced))
+    assert made((mixed,), BOTH).seconds == pytest.approx(4 + (14 + 8) + (13 + 6) + (30 + 20) - (2 + 4) + 0.25)
 
 
 def test_a_gradient_of_some_tensors() -> None:

@@ -70,6 +70,17 @@ def test_what_two_ranks_send_is_predicted_exactly() -> None:
 
 
 @pytest.mark.slow
+def test_rounds_that_four_ranks_do_not_average_are_timed_apart() -> None:
+    methods = ["sampa", "micro-sam:m=4"]
+    found = record.from_json(on_ranks(4, surveyed, methods, 2)[0])
+    (both,) = [rates for rates in found.rates if str(rates.layout) == "probe=2,data=2"]
+    apart = {"unsynced together", "unsynced rounds"}
+    assert set(both.lines) == {"again", "displaced", "forward", "together", "rounds", "unsynced", *apart}
+    assert not any(apart & set(rates.lines) for rates in found.rates if rates is not both)
+    assert {(name, "probe=2,data=2") for name in methods} <= check_bytes(found, methods)
+
+
+@pytest.mark.slow
 def test_one_rank_sends_nothing_and_its_survey_survives_json() -> None:
     found = record.from_json(json.loads(json.dumps(surveyed(METHODS, 2))))
     assert found.ranks == 1

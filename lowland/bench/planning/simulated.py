@@ -7,6 +7,7 @@ from statistics import mean
 from lowland.planner.line import Line
 from lowland.planner.links import Link, Network
 from lowland.planner.measure import Own, Rates
+from lowland.planner.predict import rounds
 from lowland.planner.setting import Setting
 from lowland.planner.simulation.steps import step_times
 from lowland.planner.survey import Survey
@@ -36,8 +37,10 @@ def setting(survey: Survey, rates: Rates, own: Own) -> Setting:
     averaged = max(rates.lines["again"](n) - busy.lines["again"](n), 0.0) if layout.data > 1 else 0.0
     shared = first = 0.0
     if layout.probe > 1:
-        shared = max(rates.lines["rounds"](n) - busy.lines["displaced"](n) - averaged, 0.0)
-        first = max(rates.lines["together"](n) - busy.lines["displaced"](n) - averaged - shared, 0.0)
+        begun, further = rounds(own.steps[-1], rates)
+        inside = 0.0 if further == "unsynced rounds" else averaged  # else an average at the end of a step
+        shared = max(rates.lines[further](n) - busy.lines["displaced"](n) - inside, 0.0)
+        first = max(rates.lines[begun](n) - busy.lines["displaced"](n) - averaged - shared, 0.0)
     return Setting(
         gradient=_between(busy.lines["again"], busy.lines["displaced"]),
         forward=busy.lines["forward"],
