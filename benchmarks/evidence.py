@@ -27,6 +27,7 @@ from lowland.planner.ranks import memory
 
 OUT = Path(__file__).parent / "evidence"
 DONE = "done.json"
+SPENT = "spent.json"  # the seconds of each command so far, with calls that were interrupted
 ENDED = (0, 3)  # exit codes of commands that have ended; 3: a training diverged, which is a result
 
 PLAIN = "plain equal-cost"
@@ -230,12 +231,14 @@ def _run(
     say: Callable[[str], None],
 ) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
-    seconds, commands = [], []
+    spent = folder / SPENT
+    seconds: dict[str, float] = json.loads(spent.read_text(encoding="utf-8")) if spent.exists() else {}
+    commands = []
     for command in _commands(experiment, folder):
         if stopped.is_set():
             return False
         say(f"{experiment.name}: lowland {command}")
-        start = time.monotonic()
+        start, written = time.monotonic(), f"lowland {command.replace(str(folder), 'runs')}"
         with (folder / "log.txt").open("ab") as log:
             child = subprocess.Popen(
                 [sys.executable, "-m", "lowland", *shlex.split(command)],
@@ -247,14 +250,16 @@ def _run(
             children.append(child)
             code = child.wait()
             children.remove(child)
-        seconds.append(round(time.monotonic() - start, 1))
-        commands.append(f"lowland {command.replace(str(folder), 'runs')}")
+        seconds[written] = round(seconds.get(written, 0.0) + time.monotonic() - start, 1)
+        spent.write_text(json.dumps(seconds, indent=1) + "\n", encoding="utf-8")
+        commands.append(written)
         if code not in ENDED:
             say(f"{experiment.name}: the command ended with {code}; see {folder / 'log.txt'}")
             return False
-    done = {"commands": commands, "seconds": seconds, "machine": _machine()}
+    done = {"commands": commands, "seconds": [seconds[command] for command in commands], "machine": _machine()}
     (folder / DONE).write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
-    say(f"{experiment.name}: ended in {sum(seconds):,.0f} s")
+    spent.unlink()
+    say(f"{experiment.name}: ended in {sum(done['seconds']):,.0f} s")
     return True
 
 

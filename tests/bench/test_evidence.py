@@ -119,9 +119,13 @@ def test_an_interruption_is_gone_on_from(tmp_path: Path) -> None:
     first.send_signal(signal.SIGINT)
     assert first.wait(timeout=60) == 130
     assert not (tmp_path / "long" / "done.json").exists()
+    (before,) = json.loads((tmp_path / "long" / "spent.json").read_text()).values()
+    begun = time.monotonic()
     second = start()
     assert second.wait(timeout=300) == 0
-    assert (tmp_path / "long" / "done.json").exists()
+    (seconds,) = json.loads((tmp_path / "long" / "done.json").read_text())["seconds"]
+    assert before < seconds < before + time.monotonic() - begun  # the interrupted call counts
+    assert not (tmp_path / "long" / "spent.json").exists()
     lines = [json.loads(line) for file in tmp_path.glob("long/*/run.jsonl") for line in file.read_text().splitlines()]
     kinds = [line["kind"] for line in lines]
     assert kinds.count("end") == 2
