@@ -60,6 +60,8 @@ class TrialRecord:
         task: The task with these values.
         score: The validation metric, the mean over the seeds; None unless the trial finished.
         scores: The validation metric of each seed that was trained.
+        loss: The validation loss where the score was read, the mean over the seeds; None unless the trial finished,
+            and in older records.
         epochs: Epochs and validation metric of the first seed, as pruning saw them.
         runs: The names of the run folders.
         message: Why the trial was refused, or failed; empty otherwise.
@@ -72,6 +74,7 @@ class TrialRecord:
     task: str
     score: float | None = None
     scores: tuple[float | None, ...] = ()
+    loss: float | None = None
     epochs: tuple[tuple[int, float], ...] = ()
     runs: tuple[str, ...] = ()
     message: str = ""
@@ -102,9 +105,13 @@ class ContestantRecord:
         return [trial for trial in self.trials if trial.score is not None]
 
     def best(self, higher: bool) -> TrialRecord | None:
-        """The trial with the best score, of equal ones the first; None if no trial has finished."""
+        """The trial with the best score; of equal ones that with the lowest loss, then the first; None without any."""
         sign = 1 if higher else -1
-        return max(self.finished(), key=lambda trial: (sign * (trial.score or 0.0), -trial.number), default=None)
+
+        def rank(trial: TrialRecord) -> tuple[float, float, int]:
+            return sign * (trial.score or 0.0), -math.inf if trial.loss is None else -trial.loss, -trial.number
+
+        return max(self.finished(), key=rank, default=None)
 
     def count(self, outcome: Outcome) -> int:
         """The number of trials with this outcome."""

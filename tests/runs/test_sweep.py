@@ -29,6 +29,14 @@ def test_the_best_trial_is_the_first_of_equal_ones_and_needs_a_score() -> None:
     assert len(sweep(contestant(trials[1]), made, contestant(trials[0])).winners()) == 2
 
 
+def test_of_equal_trials_the_loss_decides() -> None:
+    trials = [trial(0, 0.9), trial(1, 0.9), trial(2, 0.9), trial(3, 0.8), trial(4, 0.9)]
+    losses = [None, 0.5, 0.3, 0.1, 0.3]  # an older record has none
+    made = contestant(*(replace(t, loss=loss) for t, loss in zip(trials, losses, strict=True)))
+    assert made.best(higher=True) == made.trials[2]
+    assert made.best(higher=False) == made.trials[3]
+
+
 def test_complete_sweeps_have_all_trials_and_none_that_runs() -> None:
     made = contestant(trial(0), trial(1))
     assert sweep(made).complete()

@@ -137,7 +137,10 @@ def _ties(contestant: ContestantRecord, best: TrialRecord) -> list[str]:
     ties = [trial for trial in contestant.finished() if trial.score == best.score and trial.values != best.values]
     if not ties:
         return []
-    return [f"{plural(len(ties), 'other trial')} {'has' if len(ties) == 1 else 'have'} the same value."]
+    same = f"{plural(len(ties), 'other trial')} {'has' if len(ties) == 1 else 'have'} the same value"
+    if best.loss is None or any(trial.loss is None or trial.loss <= best.loss for trial in ties):
+        return [f"{same}."]
+    return [f"{same}, but a higher validation loss."]
 
 
 def _side(parameter: ParameterRecord, text: str) -> str:

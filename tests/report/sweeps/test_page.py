@@ -58,6 +58,11 @@ def test_ties_repeats_and_unfinished_trials_are_said() -> None:
     made = sweep(contestant(*trials, parameters=(RHO,), total=5))
     text = best_sentence(made.contestants[0], made)
     assert "chosen from 4 trials (3 finished, 1 still running, 3 different). 1 other trial has the same value." in text
+    losses = [0.2, 0.3, 0.2, None]
+    known = [replace(t, loss=loss) for t, loss in zip(trials, losses, strict=True)]
+    made_with_losses = sweep(contestant(*known, parameters=(RHO,), total=5))
+    sentence = best_sentence(made_with_losses.contestants[0], made_with_losses)
+    assert sentence.endswith("1 other trial has the same value, but a higher validation loss.")
     assert notes(made)[-1] == "The sweep is not complete: 1 running, 1 not begun."
     none = sweep(contestant(trial(0, None, "diverged", rho="0.1"), parameters=(RHO,)))
     assert headline(none) == "No trial has finished, so there is nothing to choose."

@@ -178,6 +178,7 @@ class Contest:
             task=self.task.fill(values) if complete else self.task.text,
             score=trial.value if trial.state == TrialState.COMPLETE else None,
             scores=tuple(known.get("scores", ())),
+            loss=known.get("loss"),
             epochs=tuple((e, v) for e, v in sorted(trial.intermediate_values.items()) if math.isfinite(v)),
             runs=tuple(known.get("runs", ())),
             message=known.get("message", ""),

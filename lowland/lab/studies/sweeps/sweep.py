@@ -22,7 +22,7 @@ from lowland.lab.studies.sweeps.locks import Locks
 from lowland.lab.studies.sweeps.plan import Plan, study_name
 from lowland.parallel import world
 from lowland.runs import sweep as records
-from lowland.runs.record import MetricRecord, RunRecord
+from lowland.runs.record import MetricRecord, RunRecord, Values
 from lowland.runs.sweep import SweepRecord, TrialRecord
 
 REFUSALS = (ArgumentError, ParameterError, UsageError)
@@ -46,6 +46,7 @@ class _Current:
     values: dict[str, str]
     seeds: list[int]  # that are not trained yet
     scores: list[float | None] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
     runs: list[str] = field(default_factory=list)
     reported: set[int] = field(default_factory=set)  # epochs that the pruner has seen
 
@@ -128,8 +129,10 @@ class Sweep:
             return
         current = self._current
         self._locks.release(current.runs[-1])
-        value = self._score(record)
+        validation = self._validation(record)
+        value, loss = validation.get(self._metric.name), validation.get("loss")
         current.scores.append(value)
+        current.losses.append(math.nan if loss is None else loss)
         if not record.finished:
             self._end("pruned")
         elif record.end is not None and record.end.diverged:
@@ -189,21 +192,22 @@ class Sweep:
                 return index, trial
         return None
 
-    def _score(self, record: RunRecord) -> float | None:
-        """The validation metric of a run, at the epoch that a comparison would use."""
-        name = self._metric.name
+    def _validation(self, record: RunRecord) -> Values:
+        """Loss and metrics of a run on the validation part, at the epoch that a comparison would use."""
         if record.end is None or record.end.diverged or not record.epochs:
-            return None
+            return {}
         if self._shared.select == "best":
-            return None if record.end.best is None else record.end.best.validation.get(name)
-        return record.epochs[-1].validation.get(name)
+            return {} if record.end.best is None else record.end.best.validation
+        return record.epochs[-1].validation
 
     def _end(self, outcome: records.Outcome, score: float | None = None, *, message: str = "") -> None:
         current, self._current = self._current, None
         assert current is not None
         contest = self.contests[current.contest]
         scores = [s if s is not None and math.isfinite(s) else None for s in current.scores]
-        contest.end(current.trial, outcome, score, scores=scores, runs=current.runs, message=message)
+        loss = sum(current.losses) / len(current.losses) if outcome == "finished" else math.nan
+        known = loss if math.isfinite(loss) else None  # JSON has no NaN
+        contest.end(current.trial, outcome, score, scores=scores, loss=known, runs=current.runs, message=message)
         record = self.write()
         trials = record.contestants[current.contest].trials
         self.on_trial(record, current.contest, trials[samplers.index_of(contest.study, current.trial.number)])

@@ -104,7 +104,7 @@ def test_a_trial_that_diverges_is_recorded_and_never_the_best(place: Path) -> No
     for task in ("Gap", "Nearness"):
         record = grid(["plain@lr=1000.0|0.1"], f"pulled.py:{task}", recipe=long())
         diverged, good = record.contestants[0].trials
-        assert (diverged.outcome, diverged.score) == ("diverged", None)
+        assert (diverged.outcome, diverged.score, diverged.loss) == ("diverged", None, None)
         assert best(record) == good
     record = grid(["plain@lr=1000.0|2000.0"], recipe=long())
     assert record.winners() == []
@@ -166,6 +166,8 @@ def test_a_trial_over_seeds_is_their_mean(place: Path) -> None:
         values = [run.epochs[-1].validation["accuracy"] for run in runs]
         assert list(trial.scores) == values
         assert trial.score == pytest.approx(sum(v for v in values if v is not None) / 3)
+        losses = [run.epochs[-1].validation["loss"] for run in runs]
+        assert trial.loss == pytest.approx(sum(v for v in losses if v is not None) / 3)
     assert record.seeds == (1000, 1001, 1002)
 
 
@@ -178,6 +180,7 @@ def test_with_select_best_the_best_epoch_counts(place: Path) -> None:
     for trial in record.contestants[0].trials:
         run = reader.read(f"runs/{trial.runs[0]}")
         assert trial.score == min(epoch.validation["loss"] for epoch in run.epochs)  # type: ignore[type-var]
+        assert trial.loss == trial.score
 
 
 def test_a_point_that_the_method_refuses_ends_its_trial_only(place: Path) -> None:
