@@ -79,7 +79,8 @@ def _section(study: Study, problem: ProblemRecord) -> dict[str, Any]:
         "title": title(problem),
         "setting": setting(problem),
         "covered": problem.covered or problem.noisy,
-        "rows": [(look[trace.method].number, trace.reason, cells(trace)) for trace in study.of(problem.name)],
+        "rows": [(look[trace.method].number, cells(trace)) for trace in study.of(problem.name)],
+        "reasons": [trace.reason for trace in study.of(problem.name)],
         "figures": [figure for name, figure in _figures(study) if name.startswith(own)],
     }
 
