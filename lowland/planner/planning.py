@@ -85,8 +85,8 @@ def plan(
 ) -> Plan:
     """Plan the training of an engine with the ranks of this process group, or on one device without one.
 
-    Nothing of the engine changes, and no random number of the training is drawn. Its model is copied, once for every
-    layout and method. All ranks call this alike.
+    Nothing of the engine changes, and no random number of the training is drawn. Its model is copied for every layout,
+    and for as many methods at once as half of the free memory holds. All ranks call this alike.
 
     Args:
         engine: The engine. Its model is not wrapped, and its method is planned if ``methods`` is None.

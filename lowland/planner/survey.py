@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -16,9 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 from lowland.core.errors import LowlandError
 from lowland.engine import Engine
 from lowland.methods.base import Method
+from lowland.parallel import broadcast
 from lowland.planner import collectives, measure
 from lowland.planner.asks import read
 from lowland.planner.calibration import Calibration, cuttable, record
+from lowland.planner.fits import room
 from lowland.planner.layout import Layout, suits
 from lowland.planner.measure import Own, Rates
 from lowland.planner.subject import Subject, train_step
@@ -26,6 +30,7 @@ from lowland.planner.turns import ROUNDS, Tick, Turn, take
 from lowland.planner.typical import typical
 
 SINGLE = Layout()
+COPIES = 10  # times the parameters: model, gradient, what optimizer and method keep, and answers of passes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,17 +163,26 @@ def survey(
     mesh, recorded = meshes(layouts, subject.device.type), record(subject)
     bare = measure.arithmetic(subject, Calibration(), recorded=recorded)[0]
     turns = {"own": bare, **_passes(subject, layouts, sizes, mesh, ranks)}
-    canned = {
-        (text, width): made
-        for width in sorted({layout.width for layout in layouts})
-        for text, made in measure.attempted(subject, methods.items(), width, recorded).items()
-    }
-    turns |= {("own", *key): turn for key, (turn, _) in canned.items()}
     real = _reals(subject, methods, layouts, mesh) if checked else {}
     turns |= {("real", *key): Turn(one.step) for key, one in real.items()}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="the method asked for")  # calibrating steps leave groups idle
-        laps = _together(take(turns, subject.device, rounds=rounds, limit=seconds, tick=tick))
+    pairs = [(text, width) for width in sorted({layout.width for layout in layouts}) for text in methods]
+    laps: dict[Any, list[float]] = {}
+    own: list[Own] = []
+    groups = _fitting(subject, pairs)
+    for number, group in enumerate(groups):
+        canned = {
+            (text, width): made
+            for text, width in group
+            for made in measure.attempted(subject, [(text, methods[text])], width, recorded).values()
+        }
+        turns |= {("own", *key): turn for key, (turn, _) in canned.items()}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="the method asked for")  # calibrating steps leave groups idle
+            of_all = None if tick is None else partial(_report, tick, number, len(groups))
+            laps |= _together(take(turns, subject.device, rounds=rounds, limit=seconds, tick=of_all))
+        own += [measure.own(key[0], made[1], laps["own", *key]) for key, made in canned.items()]
+        # The next group, without passes, gets the memory of this one.
+        turns, canned, seconds, rounds = {}, {}, None, min(len(laps["own"]), ROUNDS)
     busy = _rates(laps, "busy", SINGLE)
     return Survey(
         ranks=ranks,
@@ -177,10 +191,26 @@ def survey(
         quiet=_rates(laps, "quiet", SINGLE) if ranks > 1 else busy,
         busy=busy,
         rates=[busy if layout == SINGLE else _rates(laps, layout, layout) for layout in layouts],
-        own=[measure.own(key[0], made[1], laps["own", *key]) for key, made in canned.items()],
+        own=own,
         measured=[_measured(key, one, laps["real", *key]) for key, one in real.items()],
         cuttable=cuttable(subject),
     )
+
+
+def _fitting(subject: Subject, pairs: Sequence[tuple[str, int]]) -> list[Sequence[tuple[str, int]]]:
+    """Cut methods and widths into groups whose copies fit into half of the free memory; of a small model, one group."""
+    free, most = room(subject.device), len(pairs)
+    if free is not None:
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size() if dist.is_initialized() else 1))
+        share = free // 2 // (ranks if subject.device.type == "cpu" else 1)
+        most = max(share // max(COPIES * subject.parameters, 1), 1)
+    most = broadcast(most)
+    return [pairs[start : start + most] for start in range(0, len(pairs), most)]
+
+
+def _report(tick: Tick, number: int, count: int, fraction: float) -> None:
+    """Report the fraction of a group that is done as one of all groups."""
+    tick((number + fraction) / count)
 
 
 def _passes(

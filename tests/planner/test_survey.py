@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+import weakref
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from lowland.core.batch import Batches
 from lowland.planner import record
+from lowland.planner import survey as surveys
 from lowland.planner.layout import Layout, layouts
 from lowland.planner.planning import named, predictions
 from lowland.planner.subject import Subject
@@ -92,3 +94,39 @@ def test_one_rank_sends_nothing_and_its_survey_survives_json() -> None:
     assert found.own_of("sam", 2) is None
     assert record.from_json(json.loads(json.dumps(record.to_json(found)))) == found
     assert found.rates[0].layout == Layout()
+
+
+def test_a_large_model_is_copied_for_some_methods_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[int] = []
+    engines: list[weakref.ref[Any]] = []
+    made = Subject.engine
+
+    def watched(self: Subject, *args: Any, **options: Any) -> Any:
+        engine, optimizers = made(self, *args, **options)
+        if options.get("executor") is not None:  # one that does a method's own work
+            engines.append(weakref.ref(engine))
+            alive.append(sum(each() is not None for each in engines))
+        return engine, optimizers
+
+    monkeypatch.setattr(Subject, "engine", watched)
+    one, methods, layout = subject(), dict(map(named, METHODS)), Layout()
+    ticks: list[float] = []
+
+    def survey_with(free: int | None) -> Survey:
+        monkeypatch.setattr(surveys, "room", lambda device: free)
+        for each in (alive, engines, ticks):
+            each.clear()
+        return survey(one, methods, [layout], {layout: [8, 16]}, rounds=3, seconds=None, tick=ticks.append)
+
+    together = survey_with(None)
+    assert max(alive) >= len(METHODS)
+    survey_with(2 * surveys.COPIES * one.parameters * len(METHODS))
+    assert max(alive) >= len(METHODS)
+    apart = survey_with(2 * surveys.COPIES * one.parameters * 2 + 100)  # for two methods
+    assert max(alive) <= 4  # besides what has recorded the passes, and what calibrates
+    assert ticks == sorted(ticks)
+    assert ticks[-1] == 1.0
+    assert [(own.method, own.steps[-1]) for own in apart.own] == [(own.method, own.steps[-1]) for own in together.own]
+    assert all(len(own.seconds) == 3 for own in apart.own)
+    survey_with(0)
+    assert max(alive) <= 3
