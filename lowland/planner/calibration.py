@@ -22,7 +22,7 @@ from lowland.planner.subject import Subject
 
 Kind = Literal[
     "pass", "again", "displaced", "forward", "part",
-    "together", "rounds", "unsynced", "unsynced together", "unsynced rounds",
+    "together", "rounds", "unsynced", "unsynced displaced", "unsynced together", "unsynced rounds",
 ]  # fmt: skip
 TINY = 1e-6  # the displacement of a calibrating pass, in every entry
 
@@ -35,8 +35,8 @@ class Order:
         kind: "pass": a gradient at the weights. The others ask for it, too, and then for: "again", another one;
             "displaced", one at displaced weights; "forward", a forward pass; "part", a gradient of every second tensor.
             "together" asks for displaced gradients together, and for nothing else; "rounds" asks so twice; "unsynced"
-            for a gradient that ranks do not average at once, and "unsynced together" and "unsynced rounds" for such
-            gradients together, once and twice.
+            for a gradient that ranks do not average at once, "unsynced displaced" for a displaced one more, and
+            "unsynced together" and "unsynced rounds" for such gradients together, once and twice.
         together: The number of gradients that are asked together.
     """
 
@@ -71,8 +71,8 @@ class Calibration(Method):
         here = yield Probe(batch, sync=sync)
         if kind == "again":
             yield Probe(batch, stats=False)
-        elif kind == "displaced":
-            yield Probe(batch, at=at)
+        elif kind.endswith("displaced"):
+            yield Probe(batch, at=at, sync=sync)
         elif kind == "forward":
             yield Probe(batch, grad=False, stats=False)
         elif kind == "part":

@@ -29,8 +29,9 @@ class Rates:
         layout: The layout.
         lines: Seconds of a pass against the examples of a rank, by kind: "again", "displaced", "forward"; "together",
             a step's first round of displaced passes, one in every probe group; "rounds", each further one; "unsynced",
-            a step's pass whose gradient ranks average at the end of the step, with this average; "unsynced together",
-            a step's first round of such passes, with the average; "unsynced rounds", each further one.
+            a step's pass whose gradient ranks average at the end of the step, with this average; "unsynced
+            displaced", each further one, at displaced weights; "unsynced together", a step's first round of such
+            passes, with the average; "unsynced rounds", each further one.
         once: Seconds of a step beyond its passes and the method's own work: what ranks compare and average once.
         part: The time of a gradient of half of the tensors, as a fraction of one of all tensors.
         alone: Whether every rank trains for itself at the same time.
@@ -93,7 +94,7 @@ class _Calibrating:
         if self.layout.width > 1:
             more += ["together", "rounds"]
         if self.layout.data > 1 and not self.alone:
-            more.append("unsynced")
+            more += ["unsynced", "unsynced displaced"]
             more += ["unsynced together", "unsynced rounds"] if self.layout.width > 1 else []
         return (*ORDERED, *more)
 
@@ -152,10 +153,10 @@ def rates(
         if kind in kinds:
             whole = [max(median(seconds[kind, n]) - own - max(once, 0.0), 1e-9) for n in sizes]
             lines[kind] = fit(sizes, whole)
-    pairs: tuple[tuple[Kind, Kind], ...] = (("rounds", "together"), ("unsynced rounds", "unsynced together"))
-    for kind, first in pairs:
-        if kind in kinds:
-            lines[kind] = fit(sizes, beyond(kind, first))
+    further: dict[Kind, Kind] = {
+        "rounds": "together", "unsynced displaced": "unsynced", "unsynced rounds": "unsynced together",
+    }  # fmt: skip
+    lines |= {kind: fit(sizes, beyond(kind, first)) for kind, first in further.items() if kind in kinds}
     return Rates(layout=layout, lines=lines, once=max(once, 0.0), part=min(median(parts), 1.0), alone=alone)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lowland.planner.asks import Ask, Pass, Step
 from lowland.planner.calibration import Kind
@@ -126,11 +126,11 @@ def _step(step: Step, layout: Layout, examples: int, here: Rates, busy: Rates, q
                 round_line = further
         else:
             for one in ask:
-                _add(total, one, layout, examples, here if _averaged(one, layout) else busy, busy)
+                _add(total, one, layout, examples, _rates(one, layout, here, busy), busy)
     averaged = round_line == "unsynced rounds"  # the line of the first round has the average
     if "unsynced" in here.lines and not averaged and _averages_at_the_end(step):
         n = examples / layout.data
-        total.seconds += max(here.lines["unsynced"](n) - busy.lines["again"](n), 0.0)
+        total.seconds += max(here.lines["unsynced"](n) - unsynced(here, busy).lines["again"](n), 0.0)
     return total
 
 
@@ -141,9 +141,27 @@ def rounds(step: Step, here: Rates) -> tuple[Kind, Kind]:
     return "together", "rounds"
 
 
-def _averaged(one: Pass, layout: Layout) -> bool:
-    """Whether the pass takes part in its layout's exchanges, as losses and unsynchronized gradients do not."""
-    return layout.data == 1 or (one.synced and one.tensors == 1)
+def _rates(one: Pass, layout: Layout, here: Rates, busy: Rates) -> Rates:
+    """The rates of a pass: the layout's where it takes part in exchanges, as losses and some gradients do not."""
+    if layout.data == 1 or (one.synced and one.tensors == 1):
+        return here
+    return unsynced(here, busy) if one.tensors else busy
+
+
+def unsynced(here: Rates, busy: Rates) -> Rates:
+    """The rates of passes whose gradients ranks do not average at once.
+
+    They were timed at displaced weights; what displacing takes is known from ranks that train for themselves. Where
+    they were not timed, the rates are those of such ranks.
+    """
+    displaced = here.lines.get("unsynced displaced")
+    if displaced is None:
+        return busy
+    base, slope = (
+        getattr(busy.lines["displaced"], name) - getattr(busy.lines["again"], name) for name in ("base", "slope")
+    )
+    again = replace(displaced, base=displaced.base - base, slope=displaced.slope - slope)
+    return replace(busy, lines={**busy.lines, "displaced": displaced, "again": again})
 
 
 def _averages_at_the_end(step: Step) -> bool:

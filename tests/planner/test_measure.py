@@ -65,8 +65,8 @@ def test_the_time_limits_the_rounds(clock: Clock, limit: float, rounds: int) -> 
 
 BASES = {"again": 2.0, "displaced": 3.0, "forward": 1.0, "together": 7.0, "rounds": 6.0, "unsynced": 4.0}
 SLOPES = {"again": 0.5, "displaced": 0.6, "forward": 0.2, "together": 0.9, "rounds": 0.8, "unsynced": 0.7}
-BASES |= {"unsynced together": 5.0, "unsynced rounds": 3.5}
-SLOPES |= {"unsynced together": 0.75, "unsynced rounds": 0.65}
+BASES |= {"unsynced displaced": 2.5, "unsynced together": 5.0, "unsynced rounds": 3.5}
+SLOPES |= {"unsynced displaced": 0.55, "unsynced together": 0.75, "unsynced rounds": 0.65}
 OWN, ONCE, PART = 0.25, 1.5, 0.6
 SIZES = (4, 8, 16)
 
@@ -83,6 +83,7 @@ def laps(kinds: tuple[Kind, ...]) -> dict[tuple[Kind, int], list[float]]:
             "part": first + PART * line["again"],
             **{kind: OWN + ONCE + line[kind] for kind in ("together", "unsynced", "unsynced together")},
             "rounds": OWN + ONCE + line["together"] + line["rounds"],
+            "unsynced displaced": OWN + ONCE + line["unsynced"] + line["unsynced displaced"],
             "unsynced rounds": OWN + ONCE + line["unsynced together"] + line["unsynced rounds"],
         }
         found |= {(kind, n): [times[kind], times[kind] + 50, times[kind], times[kind]] for kind in ("pass", *kinds)}
@@ -92,7 +93,8 @@ def laps(kinds: tuple[Kind, ...]) -> dict[tuple[Kind, int], list[float]]:
 def test_rates_are_the_passes_that_the_steps_are_made_of() -> None:
     layout = Layout(probe=2, data=2)
     rounds: tuple[Kind, ...] = ("together", "rounds", "unsynced together", "unsynced rounds")
-    found = rates(layout, laps(("again", "displaced", "forward", "part", "unsynced", *rounds)), OWN)
+    passes: tuple[Kind, ...] = ("again", "displaced", "forward", "part", "unsynced", "unsynced displaced")
+    found = rates(layout, laps((*passes, *rounds)), OWN)
     assert set(found.lines) == set(BASES)
     for kind, line in found.lines.items():
         assert (line.base, line.slope) == pytest.approx((BASES[kind], SLOPES[kind])), kind

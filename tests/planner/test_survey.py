@@ -63,7 +63,7 @@ def test_what_two_ranks_send_is_predicted_exactly() -> None:
     assert first["own"] == second["own"]
     found = record.from_json(first)
     assert [str(rates.layout) for rates in found.rates] == ["data=2", "probe=2"]
-    assert set(found.rates[0].lines) == {"again", "displaced", "forward", "unsynced"}
+    assert set(found.rates[0].lines) == {"again", "displaced", "forward", "unsynced", "unsynced displaced"}
     assert set(found.rates[1].lines) == {"again", "displaced", "forward", "together", "rounds"}
     measured = check_bytes(found, METHODS)
     assert {(name, "data=2") for name in METHODS} <= measured
@@ -77,7 +77,16 @@ def test_rounds_that_four_ranks_do_not_average_are_timed_apart() -> None:
     found = record.from_json(on_ranks(4, surveyed, methods, 2)[0])
     (both,) = [rates for rates in found.rates if str(rates.layout) == "probe=2,data=2"]
     apart = {"unsynced together", "unsynced rounds"}
-    assert set(both.lines) == {"again", "displaced", "forward", "together", "rounds", "unsynced", *apart}
+    assert set(both.lines) == {
+        "again",
+        "displaced",
+        "forward",
+        "together",
+        "rounds",
+        "unsynced",
+        "unsynced displaced",
+        *apart,
+    }
     assert not any(apart & set(rates.lines) for rates in found.rates if rates is not both)
     assert {(name, "probe=2,data=2") for name in methods} <= check_bytes(found, methods)
 

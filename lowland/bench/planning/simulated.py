@@ -7,7 +7,7 @@ from statistics import mean
 from lowland.planner.line import Line
 from lowland.planner.links import Link, Network
 from lowland.planner.measure import Own, Rates
-from lowland.planner.predict import rounds
+from lowland.planner.predict import rounds, unsynced
 from lowland.planner.setting import Setting
 from lowland.planner.simulation.steps import step_times
 from lowland.planner.survey import Survey
@@ -35,14 +35,18 @@ def setting(survey: Survey, rates: Rates, own: Own) -> Setting:
     layout, busy = rates.layout, survey.busy
     n = mean(p.examples for step in own.steps for ask in step for p in ask) * survey.examples / layout.data
     averaged = max(rates.lines["again"](n) - busy.lines["again"](n), 0.0) if layout.data > 1 else 0.0
+    lines = busy.lines
+    if layout.data > 1 and not any(p.synced for step in own.steps for ask in step for p in ask if p.tensors):
+        lines = unsynced(rates, busy).lines
+        averaged = max(rates.lines["unsynced"](n) - lines["again"](n), 0.0)
     shared = first = 0.0
     if layout.probe > 1:
         begun, further = rounds(own.steps[-1], rates)
         inside = 0.0 if further == "unsynced rounds" else averaged  # else an average at the end of a step
-        shared = max(rates.lines[further](n) - busy.lines["displaced"](n) - inside, 0.0)
-        first = max(rates.lines[begun](n) - busy.lines["displaced"](n) - averaged - shared, 0.0)
+        shared = max(rates.lines[further](n) - lines["displaced"](n) - inside, 0.0)
+        first = max(rates.lines[begun](n) - lines["displaced"](n) - averaged - shared, 0.0)
     return Setting(
-        gradient=_between(busy.lines["again"], busy.lines["displaced"]),
+        gradient=_between(lines["again"], lines["displaced"]),
         forward=busy.lines["forward"],
         size=survey.parameters,
         # An all-reduce of r ranks has 2 (r - 1) messages, an all-gather r - 1; the probe dimension is inside of a host.

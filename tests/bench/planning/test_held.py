@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from rich.console import Console
 
@@ -69,6 +71,14 @@ def test_the_simulator_shares_gradients_in_a_probe_mesh() -> None:
     sampa = Own(method="sampa", steps=(((THERE, THERE),),), seconds=(0.5,), width=2)
     # 2 + 0.5 * 8 for a pass, 5 - 3 seconds for the exchange, and 6 - 5 more for the first
     assert simulated.seconds(SURVEY, rates, sampa) == pytest.approx(0.5 + 6.0 + 2.0 + 1.0)
+
+
+def test_the_simulator_averages_some_gradients_at_the_end() -> None:
+    here, up = (Pass(examples=0.5, tensors=1.0, displaced=displaced, synced=False) for displaced in (False, True))
+    own = Own(method="micro-sam:m=2", steps=(((here,), (up,), (here,), (up,)),), seconds=(0.5,))
+    rates = replace(DATA, lines={**DATA.lines, "unsynced displaced": Line(5.0, 0.5)})
+    # of 2 examples: between 5 - 2 + 1 and 5 + 1, and at the end 9 + 1 without the pass in it, 3 + 1
+    assert simulated.seconds(SURVEY, rates, own) == pytest.approx(0.75 + 4 * 5.0 + 10.0 - 4.0)
 
 
 def test_a_summary_by_hand() -> None:
