@@ -121,28 +121,35 @@ def terms(loss: Any, size: int | None) -> Terms:
     return Terms(loss.mean(), losses=loss, count=float(loss.shape[0]))
 
 
-def one_for_all(losses: Tensor | None) -> bool:
-    """Whether losses by example are one number that was expanded or repeated, such as a mean."""
+def one_for_all(losses: Tensor | None, inside: Tensor | None = None, runs: int = 1) -> bool:
+    """Whether losses by example are one number that was expanded or repeated, such as a mean.
+
+    Args:
+        losses: The losses of all examples, shape ``(B,)``.
+        inside: Under vmap, the tensor of all runs, which has the history.
+        runs: The number of these runs, each with a number of its own.
+    """
     if losses is None or len(losses) < 2:
         return False
     if losses.stride() == (0,):
         return True
-    made = losses.grad_fn
+    made: Any = (losses if inside is None else inside).grad_fn
     while made is not None and made.name() in ("CloneBackward0", "ViewBackward0", "MulBackward0", "DivBackward0"):
-        inside = [node for node, _ in made.next_functions if node is not None]
-        made = inside[0] if len(inside) == 1 and not _by_example(made) else None
-    return made is not None and made.name() in ("RepeatBackward0", "ExpandBackward0") and _of_one_number(made)
+        before = [node for node, _ in made.next_functions if node is not None]
+        made = before[0] if len(before) == 1 and not _by_example(made, runs) else None
+    return made is not None and made.name() in ("RepeatBackward0", "ExpandBackward0") and _of_one_number(made, runs)
 
 
-def _by_example(node: Any) -> bool:
+def _by_example(node: Any, runs: int) -> bool:
     """Whether a product or quotient has a factor of several entries, such as weights by example."""
     factors = (getattr(node, name, None) for name in ("_saved_other", "_saved_self"))
-    return any(isinstance(factor, Tensor) and factor.numel() > 1 for factor in factors)
+    # The number of each run has the shape (runs, 1).
+    return any(isinstance(f, Tensor) and (f.numel() > runs or f.shape[-1:].numel() > 1) for f in factors)
 
 
-def _of_one_number(node: Any) -> bool:
-    """Whether what was expanded or repeated has one entry."""
-    return math.prod(getattr(node, "_saved_self_sym_sizes", ())) == 1
+def _of_one_number(node: Any, runs: int) -> bool:
+    """Whether what was expanded or repeated has one entry for each run."""
+    return math.prod(getattr(node, "_saved_self_sym_sizes", ())) == runs
 
 
 def divisor(total: Tensor, count: Tensor) -> Tensor:

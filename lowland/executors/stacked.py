@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import get_unwrapped, is_batchedtensor, maybe_get_bdim
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
@@ -21,6 +22,15 @@ from lowland.executors.passes import WEIGHT
 def tracks(m: nn.Module) -> TypeGuard[_NormBase]:
     """Whether a module is a normalization layer whose forward updates running statistics."""
     return isinstance(m, _NormBase) and m.training and m.track_running_stats
+
+
+def _one_for_all(losses: Tensor | None) -> bool:
+    """Whether the losses of each of vmap's runs are one number, by the history of the tensor of all runs."""
+    inside, runs = losses, 1
+    while inside is not None and is_batchedtensor(inside):
+        place, inside = maybe_get_bdim(inside), get_unwrapped(inside)
+        runs *= inside.shape[place]
+    return one_for_all(losses, inside, runs)
 
 
 class StackedLoss:
@@ -44,7 +54,7 @@ class StackedLoss:
             LossError: The loss of a part of a batch is a mean.
         """
         values = terms(self.loss_fn(self.model, batch), self.size(batch))
-        if self.cut and (values.count is None or one_for_all(values.losses)):
+        if self.cut and (values.count is None or _one_for_all(values.losses)):
             raise LossError(WEIGHT)
         leaves, self._aux_spec = pytree.tree_flatten(values.aux)
         self._aux_rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]  # leaves that are no tensors

@@ -292,12 +292,39 @@ def test_mistakes_are_told_as_by_local() -> None:
         Batched(0)
 
 
-@pytest.mark.parametrize("each", [mean, lambda m, b: mean(m, b).expand(len(b[0]))])
+@pytest.mark.parametrize(
+    "each",
+    [
+        mean,
+        lambda m, b: mean(m, b).expand(len(b[0])),
+        lambda m, b: mean(m, b).repeat(len(b[0])),
+        lambda m, b: mean(m, b).repeat(len(b[0])) / 1.5,
+        lambda m, b: mean(m, b).expand(len(b[0])).clone() * torch.tensor(2.0),
+    ],
+)
 def test_a_mean_of_a_part_has_no_weight(each: Any) -> None:
     for executor in (Local(), Batched(4)):
         engine = lowland.Engine(lowland.MicroSAM(), model := net(), sgd(model), each, executor=executor)
         with pytest.raises(LossError, match="loss_fn must return what a part of a batch weighs"):
             engine.backward(batch(0, 16))
+
+
+@pytest.mark.parametrize(
+    "each",
+    [
+        lambda m, b: loss_fn(m, b) * mean(m, b),
+        lambda m, b: mean(m, b).repeat(4) * torch.arange(1.0, 5.0),
+        lambda m, b: torch.arange(1.0, 5.0) / mean(m, b).expand(4),
+        lambda m, b: (mean(m, b).expand(2, 4) * torch.arange(1.0, 5.0)).sum(0),
+    ],
+)
+def test_losses_by_example_of_which_a_mean_is_a_factor(each: Any) -> None:
+    found = []
+    for executor in (Local(), Batched(4)):  # as many probes as examples
+        engine = lowland.Engine(lowland.MicroSAM(), model := net(), sgd(model), each, executor=executor)
+        found.append([engine.backward(batch(0, 16)), *(p.grad for p in engine.params)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # of embedding_renorm_ under vmap
