@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-import torch
-
 from lowland.core.errors import ArgumentError
 from lowland.executors.mesh.shared_memory import wanted
 from lowland.methods.base import Method
@@ -55,15 +53,3 @@ def memory(subject: Subject, methods: Mapping[str, Method]) -> dict[str, Callabl
         return kept[key].peak(lines, layout, examples, cut) + more
 
     return {text: partial(of, text) for text in methods}
-
-
-def room(device: torch.device) -> int | None:
-    """The bytes of memory that are free on a device, for all of its ranks together; None where it is not known."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo") as lines_of_file:
-            free = next(line for line in lines_of_file if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return None
-    return int(free.split()[1]) * 1024

@@ -18,7 +18,8 @@ from lowland.methods.base import Method
 from lowland.planner import predict
 from lowland.planner.asks import read
 from lowland.planner.costs import REQUIRED
-from lowland.planner.fits import CUTS, memory, room, sizes_of
+from lowland.planner.fits import CUTS, memory, sizes_of
+from lowland.planner.free import room
 from lowland.planner.layout import Layout, layouts, suits
 from lowland.planner.predict import Prediction
 from lowland.planner.record import to_json

@@ -22,7 +22,7 @@ from lowland.parallel import broadcast
 from lowland.planner import collectives, measure
 from lowland.planner.asks import read
 from lowland.planner.calibration import Calibration, cuttable, record
-from lowland.planner.fits import room
+from lowland.planner.free import room
 from lowland.planner.layout import Layout, suits
 from lowland.planner.measure import Own, Rates
 from lowland.planner.subject import Subject, train_step

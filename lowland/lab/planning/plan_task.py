@@ -24,6 +24,7 @@ from lowland.parallel import ranks
 from lowland.planner import fits, record
 from lowland.planner import planning as planner
 from lowland.planner import ranks as started
+from lowland.planner.free import room
 from lowland.planner.planning import Plan
 from lowland.planner.subject import Subject
 
@@ -172,4 +173,4 @@ def plan_task(
         each = threads or max(cores() // number, 1)
         surveys.append(record.from_json(started.run(WORKER, [json.dumps(given)], number, threads=each, tick=done)))
     device = config.on()
-    return planner.joined(surveys, memories, shown, left_out=reasons, room=fits.room(device), device=device)
+    return planner.joined(surveys, memories, shown, left_out=reasons, room=room(device), device=device)
