@@ -196,7 +196,8 @@ OWN = {
     "lowland.executors.norm_stats": {"vec.copy_"},  # running statistics
     "lowland.engine.step": {"vec.add_"},  # the gradients of earlier steps, to which those of this step are added
     "lowland.methods.micro_sam": {"vec.add_", "vec.scale_"},  # the sum that it has just made
-    "lowland.executors.passes": {"vec.div_", "vec.scale_"},  # gradients, by scales
+    "lowland.executors.passes": {"vec.scale_"},  # gradients of earlier parts, by scales
+    "lowland.executors.gradient": {"vec.div_"},  # a gradient, by the loss scale
     "lowland.executors.data_parallel": {"vec.scale_"},  # a copy of what the plan returned
 }
 

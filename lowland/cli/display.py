@@ -13,7 +13,7 @@ from rich.status import Status
 
 from lowland.lab.metric import Metric
 from lowland.lab.training.evaluate import headline
-from lowland.lab.training.run import Update
+from lowland.lab.training.progress import Update
 
 LINE_SECONDS = 15.0  # seconds between progress lines when the output is no terminal
 

@@ -148,7 +148,7 @@ def _terminable() -> Iterator[None]:
 @contextmanager
 def _readable_warnings(console: Any) -> Iterator[None]:
     """Show warnings of the lab on one line, without file and line number."""
-    from lowland.lab.training.run import LabWarning
+    from lowland.lab.training.progress import LabWarning
 
     original = warnings.showwarning
 

@@ -16,7 +16,7 @@ from lowland.cli.options import DIVERGED, Options, command
 from lowland.core.errors import ArgumentError
 from lowland.lab import names
 from lowland.lab.config import RunConfig
-from lowland.lab.training.run import Update
+from lowland.lab.training.progress import Update
 from lowland.runs.sweep import SweepRecord, TrialRecord
 
 

@@ -6,26 +6,26 @@ import operator
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lowland.core import precision, vec
-from lowland.core.errors import LossError, ParameterError, UsageError
+from lowland.core import vec
+from lowland.core.errors import LossError, UsageError
 from lowland.core.loss import Loss, Terms, copied, divisor, one_for_all, terms
 from lowland.core.probe import Probe, Reading
 from lowland.core.transfer import scalar
-from lowland.core.vec import Vec
 from lowland.executors.base import Work
 from lowland.executors.displacement import displaced, forget_derived
+from lowland.executors.gradient import gradient
 from lowland.executors.guards import any_gradient, inspect, remember, suspect_after
 from lowland.executors.modes import compiled, only, traceless
 from lowland.executors.norm_stats import frozen_stats
 from lowland.executors.still import Caller, Mark, check_forward, run_backward
 
-# map() with these takes a tenth of the time of a Python loop, which matters for many small parameters.
-_GRAD, _LAYOUT = operator.attrgetter("grad"), operator.attrgetter("layout")
+# map() with this takes a tenth of the time of a Python loop, which matters for many small parameters.
+_GRAD = operator.attrgetter("grad")
 WEIGHT = (
     "loss_fn must return what a part of a batch weighs, too, but returned a mean, shape (), for a part; return one "
     'loss per example, reduction="none", no mean that is expanded, or lowland.Loss(total, count)'
@@ -60,7 +60,6 @@ class Pass:
         self._caller: Caller | None = None  # set if the caller runs forward and backward
         self._before: Mark | None = None  # the weights before a displaced forward that reports
         self.sparse = True  # False if requires_grad of the parameters must not change, for a caller's backward
-        self._reached: list[bool] | None = None  # which parameters backward has reached; None for all
         self._inputs: list[Tensor] | None = None  # the inputs of a compiled model's backward; None for all
 
     @property
@@ -288,31 +287,5 @@ class Pass:
         aux = self._aux[0] if self._aux and not self._several else self._aux or None
         if self.work.ownership.needed or not self.probe.grad:
             self._loss, aux = self._loss.clone(), copied(aux)
-        grad = self._gradient(grads) if self.probe.grad else None
-        return Reading(self._loss, grad, losses, self._count, aux, self._reached)
-
-    def _gradient(self, grads: list[Tensor | None]) -> Vec:
-        work = self.work
-        if work.replicas.groups:
-            grads = work.replicas.average(grads, self.probe.sync, self.probe.wrt)
-        if work.step.watched:
-            work.ownership.check(grads)
-        present = [g for g in grads if g is not None] if type(None) in map(type, grads) else cast(Vec, grads)
-        if any(layout is not torch.strided for layout in set(map(_LAYOUT, present))):
-            raise ParameterError(
-                "gradients must be dense, but a parameter's gradient is sparse; make its module with sparse=False"
-            )
-        if len(present) == len(grads):
-            gradient = present
-        else:
-            self._reached = [g is not None for g in grads]
-            missing = iter(vec.zeros([p for g, p in zip(grads, work.params, strict=True) if g is None]))
-            gradient = [next(missing) if g is None else g for g in grads]
-        work.step.reach(self._reached)
-        if work.low:
-            precision.widen_(gradient)
-        scale = work.scale()
-        if scale is not None:
-            work.step.check(vec.finite(gradient))
-            vec.div_(gradient, scale)
-        return gradient
+        grad, reached = gradient(self.work, self.probe, grads) if self.probe.grad else (None, None)
+        return Reading(self._loss, grad, losses, self._count, aux, reached)

@@ -8,7 +8,7 @@ from rich.console import Console
 from lowland.cli import display as module
 from lowland.cli.display import Bars, Lines, display, state
 from lowland.lab.tasks.digits import Digits
-from lowland.lab.training.run import Update
+from lowland.lab.training.progress import Update
 
 END = {"test": {"accuracy": 0.9512}, "epochs": 3, "seconds": 75.0}
 

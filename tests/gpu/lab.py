@@ -15,6 +15,7 @@ from lowland.lab.budget import Budget
 from lowland.lab.config import RunConfig
 from lowland.lab.tasks.digits import Digits
 from lowland.lab.training import run
+from lowland.lab.training.progress import Update
 
 STEPS, EVERY, INTERRUPTED = 46, 20, 30  # of the run, between checkpoints, and when it is interrupted
 RESUMED = "an interrupted and resumed run has the weights of an uninterrupted one, bit for bit"
@@ -63,7 +64,7 @@ def _second(text: str, model: str) -> dict[str, Any]:
 
 
 def _resumed(text: str, model: str) -> dict[str, Any]:
-    def interrupt(update: run.Update) -> None:
+    def interrupt(update: Update) -> None:
         if update.step >= INTERRUPTED:
             raise StopHereError
 

@@ -22,7 +22,7 @@ from lowland.lab.studies.compare import page_name, run_name
 from lowland.lab.studies.contestants import Contestant, grid
 from lowland.lab.studies.study import Study, conduct
 from lowland.lab.task import Task
-from lowland.lab.training.run import Update
+from lowland.lab.training.progress import Update
 from lowland.methods.base import Method
 from lowland.parallel import ranks
 from lowland.runs.reader import read_all

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lowland.lab.config import RunConfig
-from lowland.lab.training.run import Update, Watch, train
+from lowland.lab.training.progress import Update, Watch
+from lowland.lab.training.run import train
 from lowland.parallel import world
 from lowland.runs.file import history
 from lowland.runs.reader import read

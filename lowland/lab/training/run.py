@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from lowland.lab.training.judge import Judge
 from lowland.lab.training.losses import Losses
 from lowland.lab.training.placed import placed
 from lowland.lab.training.prepare import check_select, complete, line_of, loader_of
+from lowland.lab.training.progress import LabWarning, Progress, Update, Watch
 from lowland.lab.training.pulse import Pulse
 from lowland.lab.training.resumption import changed_versions, check_folder, restarted
 from lowland.lab.training.signals import Stopped, deferred
@@ -38,27 +38,6 @@ from lowland.runs.file import History, NoFile, RunFile, history
 SAVE_SECONDS = 30.0  # the shortest time between checkpoints without ``checkpoint_every``
 SAVE_FRACTION = 0.02  # the largest fraction of the time for writing checkpoints; a large model is saved less often
 PROGRESS_SECONDS = 0.1  # the shortest time between two calls of ``progress``
-
-
-class LabWarning(UserWarning):
-    """A problem that does not end a run, such as a damaged checkpoint."""
-
-
-@dataclass(frozen=True)
-class Update:
-    """The progress of a run, for a display: the used fraction of the budget, and the last loss and metric."""
-
-    run: str
-    fraction: float
-    step: int
-    epoch: int
-    loss: float
-    score: str | None  # the headline metric on the test part, such as "accuracy 93.12 %"
-    steps_per_second: float
-
-
-Progress = Callable[[Update], None]
-Watch = Callable[[dict[str, Any]], bool]  # gets each epoch line on the first rank; True prunes the run
 
 
 def train(

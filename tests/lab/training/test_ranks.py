@@ -25,6 +25,7 @@ from lowland.lab.data.images import Augmentation, ImageSet
 from lowland.lab.recipe import Recipe
 from lowland.lab.tasks.classification import Classification
 from lowland.lab.training import checkpoint, run
+from lowland.lab.training.progress import LabWarning
 from lowland.lab.training.signals import Stopped
 
 
@@ -221,7 +222,7 @@ def test_torchrun_goes_on_by_itself_with_what_it_began(tmp_path: Path, monkeypat
 
 def resumed(folder: Path, changes: dict[str, Any]) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", run.LabWarning)  # about the number of ranks
+        warnings.simplefilter("ignore", LabWarning)  # about the number of ranks
         return trained(folder, changes, None, True)
 
 

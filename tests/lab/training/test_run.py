@@ -13,7 +13,8 @@ from lowland.core.errors import ArgumentError, StateError, UnknownNameError
 from lowland.lab.budget import Budget
 from lowland.lab.tasks.digits import Digits
 from lowland.lab.training import checkpoint, run
-from lowland.lab.training.run import LabWarning, train
+from lowland.lab.training.progress import LabWarning
+from lowland.lab.training.run import train
 from lowland.lab.training.signals import Stopped
 
 

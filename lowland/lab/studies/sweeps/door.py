@@ -24,7 +24,7 @@ from lowland.lab.studies.sweeps.settings import COMPARED, SweepSettings
 from lowland.lab.studies.sweeps.sweep import Sweep
 from lowland.lab.studies.sweeps.template import Template
 from lowland.lab.task import Task
-from lowland.lab.training.run import Update
+from lowland.lab.training.progress import Update
 from lowland.parallel import world
 from lowland.report.sweeps.page import write_page
 from lowland.report.sweeps.sentences import outcome, summary
