@@ -35,16 +35,19 @@ def setting(survey: Survey, rates: Rates, own: Own) -> Setting:
     layout, busy = rates.layout, survey.busy
     n = mean(p.examples for step in own.steps for ask in step for p in ask) * survey.examples / layout.data
     averaged = max(rates.lines["again"](n) - busy.lines["again"](n), 0.0) if layout.data > 1 else 0.0
-    lines = busy.lines
-    if layout.data > 1 and not any(p.synced for step in own.steps for ask in step for p in ask if p.tensors):
+    lines, shared, first = busy.lines, 0.0, 0.0
+    at_the_end = not any(p.synced for step in own.steps for ask in step for p in ask if p.tensors)
+    if layout.data > 1 and layout.probe == 1 and at_the_end:
         lines = unsynced(rates, busy).lines
         averaged = max(rates.lines["unsynced"](n) - lines["again"](n), 0.0)
-    shared = first = 0.0
     if layout.probe > 1:
         begun, further = rounds(own.steps[-1], rates)
-        inside = 0.0 if further == "unsynced rounds" else averaged  # else an average at the end of a step
-        shared = max(rates.lines[further](n) - lines["displaced"](n) - inside, 0.0)
-        first = max(rates.lines[begun](n) - lines["displaced"](n) - averaged - shared, 0.0)
+        once, more = (max(rates.lines[kind](n) - lines["displaced"](n), 0.0) for kind in (begun, further))
+        if further == "unsynced rounds":  # the average at the end is in the line of the first round
+            averaged, shared = max(once - more, 0.0), more
+        else:
+            shared = max(more - averaged, 0.0)
+            first = max(once - averaged - shared, 0.0)
     return Setting(
         gradient=_between(lines["again"], lines["displaced"]),
         forward=busy.lines["forward"],

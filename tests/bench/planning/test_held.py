@@ -81,6 +81,16 @@ def test_the_simulator_averages_some_gradients_at_the_end() -> None:
     assert simulated.seconds(SURVEY, rates, own) == pytest.approx(0.75 + 4 * 5.0 + 10.0 - 4.0)
 
 
+def test_the_simulator_averages_after_rounds_at_the_end() -> None:
+    here, up = (Pass(examples=0.5, tensors=1.0, displaced=displaced, synced=False) for displaced in (False, True))
+    own = Own(method="micro-sam:m=2", steps=(((here, here), (up, up)),), seconds=(0.5,), width=2)
+    more = {"together": Line(20.0, 0.5), "rounds": Line(19.0, 0.5), "unsynced displaced": Line(8.0, 0.5)}
+    more |= {"unsynced together": Line(14.0, 0.5), "unsynced rounds": Line(5.0, 0.5)}
+    rates = replace(DATA, layout=Layout(probe=2, data=2), lines={**DATA.lines, **more})
+    # two rounds of 2 examples, each a pass, between 1 + 1 and 3 + 1, and an exchange, 5 - 3; and the average, 14 - 5
+    assert simulated.seconds(SURVEY, rates, own) == pytest.approx(0.75 + 2 * (3.0 + 2.0) + 9.0)
+
+
 def test_a_summary_by_hand() -> None:
     rows = [
         row(predicted=1.1, simulated=1.2, layout="one device"),
