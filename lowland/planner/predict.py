@@ -126,11 +126,11 @@ def _step(step: Step, layout: Layout, examples: int, here: Rates, busy: Rates, q
                 round_line = further
         else:
             for one in ask:
-                _add(total, one, layout, examples, _rates(one, layout, here, busy), busy)
+                _add(total, one, layout, examples, _rates(one, layout, examples, here, busy), busy)
     averaged = round_line == "unsynced rounds"  # the line of the first round has the average
     if "unsynced" in here.lines and not averaged and _averages_at_the_end(step):
         n = examples / layout.data
-        total.seconds += max(here.lines["unsynced"](n) - unsynced(here, busy).lines["again"](n), 0.0)
+        total.seconds += max(here.lines["unsynced"](n) - unsynced(here, busy, n).lines["again"](n), 0.0)
     return total
 
 
@@ -141,21 +141,22 @@ def rounds(step: Step, here: Rates) -> tuple[Kind, Kind]:
     return "together", "rounds"
 
 
-def _rates(one: Pass, layout: Layout, here: Rates, busy: Rates) -> Rates:
+def _rates(one: Pass, layout: Layout, examples: int, here: Rates, busy: Rates) -> Rates:
     """The rates of a pass: the layout's where it takes part in exchanges, as losses and some gradients do not."""
     if layout.data == 1 or (one.synced and one.tensors == 1):
         return here
-    return unsynced(here, busy) if one.tensors else busy
+    return unsynced(here, busy, one.examples * examples / layout.data) if one.tensors else busy
 
 
-def unsynced(here: Rates, busy: Rates) -> Rates:
-    """The rates of passes whose gradients ranks do not average at once.
+def unsynced(here: Rates, busy: Rates, examples: float) -> Rates:
+    """The rates of passes whose gradients ranks do not average at once, on so many examples.
 
-    They were timed at displaced weights; what displacing takes is known from ranks that train for themselves. Where
-    they were not timed, the rates are those of such ranks.
+    They were timed at displaced weights; what displacing takes is known from ranks that train for themselves. A pass of
+    such a rank does no more, so these take at least as long, also where their line says less: a step may have many of
+    them, each shorter than those that were timed.
     """
     displaced = here.lines.get("unsynced displaced")
-    if displaced is None:
+    if displaced is None or displaced(examples) < busy.lines["displaced"](examples):
         return busy
     base, slope = (
         getattr(busy.lines["displaced"], name) - getattr(busy.lines["again"], name) for name in ("base", "slope")

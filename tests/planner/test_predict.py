@@ -139,7 +139,13 @@ def test_rounds_of_which_some_are_averaged_at_once() -> None:
 
 def test_a_plan_of_before_has_no_times_of_gradients_that_are_not_averaged() -> None:
     here = replace(HERE[DATA], lines={k: v for k, v in HERE[DATA].lines.items() if k != "unsynced displaced"})
-    assert unsynced(here, BUSY) is BUSY
+    assert unsynced(here, BUSY, 1) is BUSY
+
+
+def test_a_pass_that_is_not_averaged_takes_no_less_than_that_of_a_rank_alone() -> None:
+    steep = replace(HERE[DATA], lines={**HERE[DATA].lines, "unsynced displaced": Line(0.0, 0.5)})
+    assert unsynced(steep, BUSY, 10) is BUSY  # 5 seconds, where a rank alone takes 4 + 2
+    assert unsynced(steep, BUSY, 20).lines["displaced"](20) == 10
 
 
 def test_a_gradient_of_some_tensors() -> None:

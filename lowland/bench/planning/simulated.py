@@ -38,7 +38,7 @@ def setting(survey: Survey, rates: Rates, own: Own) -> Setting:
     lines, shared, first = busy.lines, 0.0, 0.0
     at_the_end = not any(p.synced for step in own.steps for ask in step for p in ask if p.tensors)
     if layout.data > 1 and layout.probe == 1 and at_the_end:
-        lines = unsynced(rates, busy).lines
+        lines = unsynced(rates, busy, n).lines
         averaged = max(rates.lines["unsynced"](n) - lines["again"](n), 0.0)
     if layout.probe > 1:
         begun, further = rounds(own.steps[-1], rates)
