@@ -287,7 +287,8 @@ def why(one: Prediction, all_of_it: Sequence[Prediction]) -> str:
         ("exchanges", one.exchange),
         ("arithmetic and update", one.own),
     ]
-    spent = " + ".join(f"{name} {time * 1e3:.2f}" for name, time in parts if time >= 0.005 * one.seconds)
+    told = [(name, time) for name, time in parts if name == "passes" or time >= 0.005 * one.seconds]
+    spent = " + ".join(f"{name} {time * 1e3:.2f}" for name, time in told)
     others = [p for p in all_of_it if p.layout.mesh != one.layout.mesh]
     sentence = f"{one.layout}: {one.seconds * 1e3:.2f} ms = {spent}"
     if others:

@@ -232,3 +232,10 @@ def test_the_best_and_the_sentence() -> None:
     text = why(fast, [slow, fast])
     assert text.startswith("probe=2: 27250.00 ms = passes 6000.00 + other ranks that compute at the same time 6000.00")
     assert text.endswith(f"data=2 would take {29.25 / 27.25:.2f} times as long")
+
+
+def test_the_reason_names_the_passes_also_where_they_took_no_time() -> None:
+    one = replace(
+        of(Plain(), ONE), passes=0.0
+    )  # as on a loaded machine, where a longer step may take less than another
+    assert " ms = passes 0.00 + arithmetic and update 250.00" in why(one, [one])
