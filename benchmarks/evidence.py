@@ -258,7 +258,7 @@ def _run(
             return False
     done = {"commands": commands, "seconds": [seconds[command] for command in commands], "machine": _machine()}
     (folder / DONE).write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
-    spent.unlink()
+    spent.unlink(missing_ok=True)
     say(f"{experiment.name}: ended in {sum(done['seconds']):,.0f} s")
     return True
 

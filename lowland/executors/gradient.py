@@ -42,16 +42,16 @@ def gradient(work: Work, probe: Probe, grads: list[Tensor | None]) -> tuple[Vec,
         )
     reached = None
     if len(present) == len(grads):
-        found = present
+        result = present
     else:
         reached = [g is not None for g in grads]
         missing = iter(vec.zeros([p for g, p in zip(grads, work.params, strict=True) if g is None]))
-        found = [next(missing) if g is None else g for g in grads]
+        result = [next(missing) if g is None else g for g in grads]
     work.step.reach(reached)
     if work.low:
-        precision.widen_(found)
+        precision.widen_(result)
     scale = work.scale()
     if scale is not None:
-        work.step.check(vec.finite(found))
-        vec.div_(found, scale)
-    return found, reached
+        work.step.check(vec.finite(result))
+        vec.div_(result, scale)
+    return result, reached

@@ -158,6 +158,8 @@ def surveyed(
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     possible = [each for each in layouts(ranks, subject.size) if each.data == 1 or subject.size != each.data]
     chosen = [each for each in possible if where(each) and any(_suits(each, m) for m in methods.values())]
+    if not chosen:
+        raise ArgumentError(_undivided([ranks], [subject.size or 1]))
     sizes = {each: sizes_of(subject.size, each) for each in chosen}
     return survey(subject, methods, chosen, sizes, seconds=seconds, tick=tick)
 
@@ -227,6 +229,11 @@ def _nothing(surveys: Sequence[Survey], every: Sequence[Prediction], room: int |
             f"{(room or 0) / 1e6:.0f} MB; take a smaller batch or fewer processes"
         )
     ranks, sizes = (sorted({getattr(s, name) for s in surveys}) for name in ("ranks", "examples"))
+    return _undivided(ranks, sizes)
+
+
+def _undivided(ranks: Sequence[int], sizes: Sequence[int]) -> str:
+    """The message that ranks have nothing to divide."""
     return (
         f"the ranks must divide the batch or a method's probes, but {ranks} ranks divide neither the {sizes} examples "
         "nor the probes of a method; take another number of processes, another batch size, or SAMPa"

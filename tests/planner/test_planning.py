@@ -223,3 +223,10 @@ def test_no_layout_or_no_memory_is_an_error() -> None:
 def test_micro_batches_are_halves_and_quarters_of_a_ranks_part() -> None:
     found = plan(engine(mlp()), data(8), ["plain"], seconds=0.01)
     assert {p.layout for p in found.predictions} == {Layout(), Layout(micro_batch=4), Layout(micro_batch=2)}
+
+
+def test_ranks_that_can_divide_nothing_are_refused_before_anything_is_measured() -> None:
+    with pytest.raises(
+        ArgumentError, match=r"must divide the batch or a method's probes, but \[1\] ranks divide neither"
+    ):
+        planner.surveyed(Subject.of(engine(mlp()), data()), dict([named("plain")]), where=lambda layout: False)

@@ -39,13 +39,13 @@ def times(case: Case, medians: dict[str, float], *, mbit: float | None = None, d
         ``base_ms``, what a gradient takes beside its examples, and for each of :data:`OVERLAPS` the time of ``dp-sam``
         and of ``sampa``.
     """
-    found: dict[str, Any] = {"base_ms": round(_line(case, medians).base * 1e3, 3)}
+    result: dict[str, Any] = {"base_ms": round(_line(case, medians).base * 1e3, 3)}
     for hides, overlap in OVERLAPS.items():
         setting = _setting(case, medians, overlap, mbit, delay)
         data = predict(read(SAM()), setting).total
         ms = {"dp-sam": data, "sampa": data - advantage(setting)}
-        found[hides] = {name: round(seconds * 1e3, 3) for name, seconds in ms.items()}
-    return found
+        result[hides] = {name: round(seconds * 1e3, 3) for name, seconds in ms.items()}
+    return result
 
 
 def level(case: Case, medians: dict[str, float], delay: float = 0.0) -> dict[str, list[float]]:

@@ -71,9 +71,9 @@ def measure(name: str, *, rounds: int = 60, tick: Tick | None = None) -> dict[st
         parameters = _set_up(both, case, apart=False)
         answers = _rounds(both, rounds, tick)
     # The loopback device carries the traffic of both ranks.
-    found = summary(answers, senders=RANKS)
-    expected = closed_form.times(case, found["median_ms"])
-    return {"case": name, "parameters": parameters, **found, "closed_form": expected}
+    figures = summary(answers, senders=RANKS)
+    expected = closed_form.times(case, figures["median_ms"])
+    return {"case": name, "parameters": parameters, **figures, "closed_form": expected}
 
 
 def measure_network(
@@ -104,9 +104,9 @@ def measure_network(
         summaries = []
         for mbit in ordered:
             joined.limit(mbit, delay)
-            found = {"mbit": mbit, **summary(_rounds(both, rounds, tick), senders=1)}
-            found["closed_form"] = closed_form.times(case, found["median_ms"], mbit=mbit, delay=delay)
-            summaries.append(found)
+            figures = summary(_rounds(both, rounds, tick), senders=1)
+            expected = closed_form.times(case, figures["median_ms"], mbit=mbit, delay=delay)
+            summaries.append({"mbit": mbit, **figures, "closed_form": expected})
     return {
         "case": name,
         "parameters": parameters,

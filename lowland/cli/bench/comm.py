@@ -105,11 +105,11 @@ def _closed_form(result: dict[str, Any]) -> Table:
 
 def level(result: dict[str, Any]) -> str:
     """The sentence that says where SAMPa is as fast as SAM on one process by the closed form."""
-    said = []
-    for hides, found in result["level"].items():
-        where = " and ".join(f"{mbit:g}" for mbit in found)
-        said.append(f"{'at ' + where + ' Mbit/s' if found else 'nowhere'} if backward hides {HIDES[hides]}")
-    return f"{result['case']}: by the closed form {NAMES['sampa']} and {NAMES['sam']} are level {', '.join(said)}."
+    clauses = []
+    for hides, bandwidths in result["level"].items():
+        where = f"at {' and '.join(f'{mbit:g}' for mbit in bandwidths)} Mbit/s" if bandwidths else "nowhere"
+        clauses.append(f"{where} if backward hides {HIDES[hides]}")
+    return f"{result['case']}: by the closed form {NAMES['sampa']} and {NAMES['sam']} are level {', '.join(clauses)}."
 
 
 def sentence(result: dict[str, Any], other: str) -> str:
