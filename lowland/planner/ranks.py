@@ -14,6 +14,7 @@ from typing import Any
 from lowland.core.errors import LowlandError
 
 TICK = "lowland-done "  # begins the lines that rank 0 prints after every round, with the fraction that is done
+REFUSED = "lowland-refused "  # begins the line of a rank that refuses what it was asked, with the message as JSON
 TRACEBACK = "Traceback (most recent call last):"
 PATIENCE = 40.0  # seconds in which processes that are told to end may do so
 LINES = 30  # at the beginning and at the end of what failed ranks wrote
@@ -39,7 +40,7 @@ def run(
     """Run a module in ranks of this machine, and return what rank 0 has written.
 
     The module gets the arguments, and a last one: the file that rank 0 writes its JSON to. It may call
-    :func:`say_done`.
+    :func:`say_done`, and :func:`refusing` runs its main program.
 
     Args:
         module: The full name of the module, which has a main program.
@@ -49,7 +50,8 @@ def run(
         tick: Called with the fraction that is done, whenever rank 0 says it.
 
     Raises:
-        RanksError: The ranks ended with an error; the message has the traceback of the first rank that has one.
+        RanksError: A rank refused, with the message of the first one that did; or the ranks ended with another error,
+            and the message has the traceback of the first rank that has one.
     """
     with tempfile.TemporaryDirectory(prefix="lowland-") as folder:
         out, log = Path(folder) / "result.json", Path(folder) / "errors"
@@ -72,10 +74,12 @@ def run(
         if process.returncode or not out.exists():
             who = "process" if ranks == 1 else f"{ranks} processes"
             logged = [*sorted(Path(folder).glob("ranks/**/stderr.log"), key=_rank), log]
-            said = failure([each.read_text(encoding="utf-8", errors="replace") for each in logged])
+            texts = [each.read_text(encoding="utf-8", errors="replace") for each in logged]
+            if (message := refusal(texts)) is not None:
+                raise RanksError(message)
             raise RanksError(
                 f"the {who} that measure must end without an error, but ended with exit code {process.returncode}; "
-                f"correct what they wrote:\n{said}"
+                f"correct what they wrote:\n{failure(texts)}"
             )
         return json.loads(out.read_text(encoding="utf-8"))
 
@@ -92,6 +96,29 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _rank(log: Path) -> int:
     """The rank of a file of errors, whose folder torchrun has named after it."""
     return int(log.parent.name) if log.parent.name.isdigit() else 0
+
+
+def refusing(main: Callable[[], int]) -> int:
+    """Run the main program of a rank; an error of lowland's becomes a line that :func:`run` reads, without a traceback.
+
+    Args:
+        main: The main program, which returns its exit code.
+
+    Returns:
+        Its exit code; 2 after an error of lowland's.
+    """
+    try:
+        return main()
+    except LowlandError as error:
+        print(f"{REFUSED}{json.dumps(str(error))}", file=sys.stderr, flush=True)
+        return 2
+
+
+def refusal(logs: Sequence[str]) -> str | None:
+    """The message of the first rank that refused, in what ranks have written; None if none did."""
+    lines = (line for text in logs for line in text.splitlines() if line.startswith(REFUSED))
+    first = next(lines, None)
+    return None if first is None else str(json.loads(first.removeprefix(REFUSED)))
 
 
 def failure(logs: Sequence[str]) -> str:

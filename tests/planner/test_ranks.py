@@ -66,6 +66,18 @@ def test_of_several_ranks_the_first_with_a_traceback_is_shown(module: Path) -> N
     assert said[-1] == "ValueError: rank 1 of 2"  # and nothing of torchrun's banner
 
 
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_what_a_rank_refuses_is_said_without_a_traceback(module: Path, ranks: int) -> None:
+    name = written(
+        module,
+        "from lowland.core.errors import ArgumentError\nfrom lowland.planner import ranks\n"
+        'def main():\n    raise ArgumentError("batch must have\\ntwo lines")\nsys.exit(ranks.refusing(main))',
+    )
+    with pytest.raises(RanksError) as caught:
+        run(name, [], ranks)
+    assert str(caught.value) == "batch must have\ntwo lines"
+
+
 @pytest.mark.slow
 def test_several_ranks_return_what_rank_0_has_written(module: Path) -> None:
     name = written(module, 'if os.environ["RANK"] == "0": json.dump(os.environ["WORLD_SIZE"], open(sys.argv[-1], "w"))')
