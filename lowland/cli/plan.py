@@ -18,8 +18,8 @@ from rich.table import Table
 from lowland.bench.overhead import machine
 from lowland.cli.options import Changes
 from lowland.core.errors import ArgumentError
-from lowland.lab.planning.plan_task import Training, plan_task, processes
-from lowland.parallel import place, ranks
+from lowland.lab.planning.plan_task import Training, plan_task
+from lowland.parallel import ranks
 from lowland.planner.planning import SECONDS
 from lowland.report import read_all
 from lowland.report.page import write_text
@@ -43,7 +43,8 @@ class Plan:
             package.module:Pose.
         model: A model of the task, my_task.py:Net, or a torchvision or timm name; by default the task's first model.
         methods: Methods, each such as sam or sampa:rho=0.1; all means every listed method that works on the model.
-        processes: Numbers of processes to measure, each >= 1; by default 1, 2, 4, … up to the CPU cores or GPUs.
+        processes: Numbers of processes to measure, each >= 1; by default those of 1, 2, 4, … up to the CPU cores or
+            GPUs that can divide the batch or the probes of a method.
         threads: CPU threads of each process, >= 1; by default the cores are divided.
         seconds: About how long the measuring may take, > 0; the processes need some seconds more to start.
         data: Folder of the data files; by default the environment variable LOWLAND_DATA.
@@ -109,9 +110,10 @@ class Plan:
     def _measured(self, console: Console) -> dict[str, Any]:
         """Measure, and return what the record has."""
         training = self.training()
-        numbers = processes(self.processes, place(self.device))
         with _progress(console) as tick:
-            plan = plan_task(training, self.methods, numbers, seconds=self.seconds, threads=self.threads, tick=tick)
+            plan = plan_task(
+                training, self.methods, self.processes, seconds=self.seconds, threads=self.threads, tick=tick
+            )
         config = training.config()
         return {
             "version": VERSION,

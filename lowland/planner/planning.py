@@ -155,13 +155,27 @@ def surveyed(
         tick: Called after every round with the fraction that is done.
         where: Whether a layout may be chosen.
     """
-    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    chosen = suitable(dist.get_world_size() if dist.is_initialized() else 1, subject, methods, where)
+    sizes = {each: sizes_of(subject.size, each) for each in chosen}
+    return survey(subject, methods, chosen, sizes, seconds=seconds, tick=tick)
+
+
+def suitable(
+    ranks: int,
+    subject: Subject,
+    methods: Mapping[str, Method],
+    where: Callable[[Layout], bool] = lambda layout: True,
+) -> list[Layout]:
+    """The layouts of so many ranks that suit a method; the other arguments are those of :func:`surveyed`.
+
+    Raises:
+        ArgumentError: There is none, because the ranks can divide nothing.
+    """
     possible = [each for each in layouts(ranks, subject.size) if each.data == 1 or subject.size != each.data]
     chosen = [each for each in possible if where(each) and any(_suits(each, m) for m in methods.values())]
     if not chosen:
         raise ArgumentError(_undivided([ranks], [subject.size or 1]))
-    sizes = {each: sizes_of(subject.size, each) for each in chosen}
-    return survey(subject, methods, chosen, sizes, seconds=seconds, tick=tick)
+    return chosen
 
 
 def fitting(subject: Subject, methods: Mapping[str, Method]) -> tuple[dict[str, Method], dict[str, str]]:

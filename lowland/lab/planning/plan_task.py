@@ -134,7 +134,7 @@ def cores() -> int:
 def plan_task(
     training: Training,
     methods: Sequence[str],
-    numbers: Sequence[int],
+    wanted: Sequence[int] | None = None,
     *,
     seconds: float,
     threads: int | None = None,
@@ -148,12 +148,13 @@ def plan_task(
     Args:
         training: The training.
         methods: The methods as text; "all" means every method of the catalog.
-        numbers: The numbers of processes.
+        wanted: The numbers of processes; None means those of :func:`processes` that can divide a step.
         seconds: About how long the measuring may take, > 0.
         threads: CPU threads of each process; None divides the cores.
         tick: Called with what is done now, and the fraction of it that is done.
     """
     config, say = training.config(), tick or (lambda text, fraction: None)
+    numbers = processes(wanted, config.on())
     with settings(config):
         ready = prepared(config, methods)
         shown, reasons = planner.fitting(ready.subject, ready.methods)
@@ -161,6 +162,7 @@ def plan_task(
         if ranks()[1] > 1:
             found = planner.of_subject(ready.subject, shown, seconds=seconds, tick=lambda f: say("ranks", f))
             return replace(found, left_out={**reasons, **found.left_out})
+        numbers = dividing(numbers, ready.subject, shown, all_of_them=wanted is not None)
         say("memory", 0.0)
         memories = fits.memory(ready.subject, shown)
     surveys = []
@@ -174,3 +176,26 @@ def plan_task(
         surveys.append(record.from_json(started.run(WORKER, [json.dumps(given)], number, threads=each, tick=done)))
     device = config.on()
     return planner.joined(surveys, memories, shown, left_out=reasons, room=room(device), device=device)
+
+
+def dividing(
+    numbers: Sequence[int], subject: Subject, methods: Mapping[str, Method], *, all_of_them: bool = False
+) -> list[int]:
+    """The numbers of processes that can divide a step.
+
+    Args:
+        numbers: The numbers of processes.
+        subject: The training.
+        methods: The methods by their text.
+        all_of_them: Refuse a number that can divide nothing, in place of leaving it out.
+    """
+    kept = []
+    for number in numbers:
+        try:
+            planner.suitable(number, subject, methods)
+        except ArgumentError:
+            if all_of_them:
+                raise
+        else:
+            kept.append(number)
+    return kept

@@ -26,6 +26,26 @@ def test_the_numbers_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
             processes(wrong, CPU)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("methods", "batch", "kept"),
+    [
+        (("plain",), 64, [1, 2, 4]),
+        (("plain",), 30, [1, 2]),
+        (("plain",), 63, [1]),
+        (("plain", "sampa"), 63, [1, 2]),  # two groups of one rank
+    ],
+)
+def test_processes_that_can_divide_nothing_are_left_out_unless_they_are_asked_for(
+    methods: tuple[str, ...], batch: int, kept: list[int]
+) -> None:
+    training = Training(task="digits", model="mlp", recipe={"batch_size": batch}, device="cpu")
+    ready = prepared(training.config(), methods)
+    assert plan_task.dividing([1, 2, 4], ready.subject, ready.methods) == kept
+    for number in {1, 2, 4} - {*kept}:
+        with pytest.raises(ArgumentError, match=rf"\[{number}\] ranks divide neither the \[{batch}\] examples"):
+            plan_task.dividing([1, number], ready.subject, ready.methods, all_of_them=True)
+
+
 def test_there_is_a_core() -> None:
     assert cores() >= 1
 
