@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lowland.lab.training import trainer
+from lowland.lab.training import rehearsal
 from lowland.planner import memory
 from lowland.planner.memory import LiveTensors
 
@@ -116,10 +116,10 @@ def test_a_gpu_is_warm_before_its_memory_is_measured(device, monkeypatch):
         yield SimpleNamespace(peak=7)
         log.append("done")
 
-    monkeypatch.setattr(trainer, "meter", meter)
+    monkeypatch.setattr(rehearsal, "meter", meter)
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: forked.append(devices) or nullcontext())
     loader = SimpleNamespace(device=torch.device(device), batches=lambda epoch: [0, 1])
-    assert trainer.rehearse(Stub, loader, steps=3) == 7
+    assert rehearsal.rehearse(Stub, loader, steps=3) == 7
     measured = ["measure", "trainer", "step 0", "step 1", "step 0", "done"]
     assert log == (["trainer", "step 0", *measured] if device != "cpu" else measured)
     assert forked == [[torch.device(device)] if device != "cpu" else []]

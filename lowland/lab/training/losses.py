@@ -11,6 +11,8 @@ from torch import Tensor
 
 from lowland.parallel import World
 
+RISE = 0.05  # a training has diverged if its loss ends so much above that of the initial weights, as a fraction of it
+
 
 class Losses:
     """Sums losses on the device, and averages them over all ranks at the end of an epoch.
@@ -20,8 +22,9 @@ class Losses:
         device: The device of the losses.
 
     Attributes:
-        first: The mean loss of the first step, at the initial weights; None before the first step, and in a run that a
-            version of lowland without this attribute started.
+        first: The mean loss at the initial weights, over more than one batch, see
+            :func:`~lowland.lab.training.rehearsal.untrained`; None in a run that a version of lowland without this
+            attribute started.
         last: The mean loss of the last epoch; None before the end of the first epoch.
     """
 
@@ -38,22 +41,23 @@ class Losses:
 
     @property
     def diverged(self) -> bool:
-        """Whether the training diverged: the loss of the last epoch is not finite, or above that of the first step."""
-        worse = self.first is not None and self.last is not None and self.last > self.first
-        return self.not_finite or worse
+        """Whether the training diverged: the loss of the last epoch is not finite, or above that of initial weights.
 
-    def add(self, loss: Tensor, examples: int, *, step: int) -> None:
-        """Add the loss of a step. All ranks must call this.
+        Losses of other batches scatter, so it must be above by more than :data:`RISE`.
+        """
+        if self.first is None or self.last is None:
+            return self.not_finite
+        return self.not_finite or self.last - self.first > RISE * abs(self.first)
+
+    def add(self, loss: Tensor, examples: int) -> None:
+        """Add the loss of a step.
 
         Args:
             loss: The mean loss over this rank's examples, shape ``()``.
             examples: The number of examples on this rank.
-            step: The number of the step, from 1.
         """
         self._sum += loss.double() * examples
         self._examples += examples
-        if step == 1:
-            self.first = self._mean(float(loss) * examples, examples)
 
     def end_epoch(self) -> float:
         """Return the mean loss of the epoch over the examples of all ranks, and start a new sum.
@@ -79,7 +83,7 @@ class Losses:
 
         Args:
             seen: The sum of losses and the examples of each part of the batches.
-            first: The mean loss of the first step.
+            first: The mean loss at the initial weights.
             last: The mean loss of the last epoch.
         """
         index, count = self._ranks.batch_part

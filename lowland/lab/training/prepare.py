@@ -98,7 +98,25 @@ def check_select(config: RunConfig, loader: Loader) -> None:
 
 @lru_cache(maxsize=8)
 def _shapes(config: RunConfig) -> str:
-    return shapes(fresh_model(config))
+    return _shapes_of_new(config)
+
+
+def _shapes_of_new(config: RunConfig) -> str:
+    """The shapes of the run's model, of which every run must have its own.
+
+    Raises:
+        ArgumentError: The function that makes the model returns one that it has made before, or shares its weights.
+    """
+    model, another = fresh_model(config), fresh_model(config)
+    own = {id(p) for p in model.parameters() if p.requires_grad}
+    shared = [name for name, p in another.named_parameters() if id(p) in own]
+    if shared:
+        raise ArgumentError(
+            f"model {config.model_text} must be made anew for every run, but two of them share the weights "
+            f"{shared[0]}, so each run would begin where another has ended; make the module inside of the function, "
+            "or return copy.deepcopy(module)"
+        )
+    return shapes(model)
 
 
 def line_of(
@@ -110,7 +128,7 @@ def line_of(
     try:
         digest = _shapes(plain)
     except TypeError:  # the task is not hashable
-        digest = shapes(fresh_model(plain))
+        digest = _shapes_of_new(plain)
     return config_line(config, method, digest, steps_per_epoch=len(loader), command=command, world=world)
 
 

@@ -27,9 +27,10 @@ from lowland.lab.training.placed import placed
 from lowland.lab.training.prepare import check_select, complete, line_of, loader_of
 from lowland.lab.training.progress import LabWarning, Progress, Update, Watch
 from lowland.lab.training.pulse import Pulse
+from lowland.lab.training.rehearsal import rehearse, untrained
 from lowland.lab.training.resumption import changed_versions, check_folder, restarted
 from lowland.lab.training.signals import Stopped, deferred
-from lowland.lab.training.trainer import Trainer, rehearse, settings
+from lowland.lab.training.trainer import Trainer, settings
 from lowland.parallel import World, world
 from lowland.planner.memory import reserved
 from lowland.planner.typical import typical
@@ -130,6 +131,7 @@ class _Run:
         if saved is None:
             self.file.write("config", **self.line, parameters=sum(p.numel() for p in self.trainer.engine.params))
             self.peak = rehearse(self.make, self.loader)
+            self.losses.first = untrained(self.make, self.loader)
         else:
             self._restore(*saved)
             self.file.write("resumed", step=self.trainer.engine.step, time=now(), job=self.line["job"])
@@ -207,7 +209,7 @@ class _Run:
             loss = self.trainer.step(batch, fraction)
             self.clock.lap()
             self.batch += 1
-            self.losses.add(loss, self.loader.local_batch_size, step=self.trainer.engine.step)
+            self.losses.add(loss, self.loader.local_batch_size)
             self.gradients.append(self.trainer.engine.cost.gradients)
             self._agree(signaled(), due=self._due())
             if self.trainer.engine.step % (self.config.checkpoint_every or math.inf) == 0:

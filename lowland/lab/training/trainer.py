@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from itertools import chain, count, islice
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from lowland.engine import Engine
 from lowland.executors.auto import Auto
 from lowland.lab import models
 from lowland.lab.config import RunConfig
-from lowland.lab.data.loader import Loader
 from lowland.lab.data.streams import derived
 from lowland.lab.recipe import Recipe, lr_at, make_optimizer
 from lowland.lab.training.average import Average
@@ -28,9 +26,6 @@ from lowland.lab.training.snapshot import Snapshot
 from lowland.lab.training.wrapped import Unwrapped, wrap
 from lowland.methods.base import Method
 from lowland.parallel import World
-from lowland.planner.memory import meter
-
-REHEARSED = 6  # the steps of a memory measurement: a cycle of LookSAM(k=5) and the next ascent step
 
 
 class Trainer:
@@ -183,36 +178,6 @@ def fresh_model(config: RunConfig) -> nn.Module:
 def _micro_batch(recipe: Recipe, world: World) -> int:
     """The number of examples in a micro-batch of this rank."""
     return max(1, math.ceil(recipe.batch_size / world.batch_part[1] / recipe.accumulate))
-
-
-def rehearse(make: Callable[[], Trainer], loader: Loader, steps: int = REHEARSED) -> int:
-    """Measure the peak memory of a run in its first steps, with a separate trainer that is then discarded.
-
-    So the measurement neither slows nor changes the run. It includes model, optimizer state, memory of the method,
-    batches and activations, but not the data set.
-
-    Args:
-        make: A function that makes a trainer of the run.
-        loader: The loader of the run.
-        steps: The number of steps.
-
-    Returns:
-        The peak memory in bytes.
-    """
-    devices = [loader.device] if loader.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        if devices:  # cuBLAS and cuDNN allocate memory that they keep, which is not the first run's of a process
-            _rehearsed(make(), loader, 1)
-        with meter(loader.device) as measured:
-            _rehearsed(make(), loader, steps)
-    return measured.peak
-
-
-def _rehearsed(trainer: Trainer, loader: Loader, steps: int) -> None:
-    """Take steps with a trainer, which then is discarded."""
-    batches = chain.from_iterable(loader.batches(epoch) for epoch in count())
-    for batch in islice(batches, steps):
-        trainer.step(batch, 0.0)
 
 
 @contextmanager
