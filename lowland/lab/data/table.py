@@ -54,10 +54,15 @@ def standardized(train: Tensor, test: Tensor, name: str) -> tuple[Tensor, Tensor
     Raises:
         DataError: All targets of the training part are equal.
     """
+    if not _varies(train):
+        raise DataError(f"{name} must differ between rows of the training part, but is always {float(train[0])}")
     mean, unit = train.mean(), train.std(correction=0)
-    if not float(unit) > 0:
-        raise DataError(f"{name} must differ between rows of the training part, but is always {float(mean)}")
     return ((train - mean) / unit).float(), ((test - mean) / unit).float(), float(unit)
+
+
+def _varies(values: Tensor) -> bool:
+    """Whether two values differ; the standard deviation of equal numbers may be above 0 by rounding."""
+    return len(values) > 0 and bool(values.min() < values.max())
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,34 @@ class Column:
             DataError: A value is missing.
         """
         if any(self.missing()):
-            line = self.lines[self.missing().index(True)]
-            raise DataError(f"the target {self.name} must be in every row, but is missing in line {line}; drop it")
+            place = self.missing().index(True)
+            raise DataError(
+                f"the target {self.name} must be in every row, but is missing in line {self.lines[place]}, whose value "
+                f"is {self.values[place]!r}; drop the row, or, if the value is the name of a class, rename it: empty, "
+                "?, NA, N/A, nan, none and null mean a missing value"
+            )
+
+    def no_number(self) -> tuple[int, str] | None:
+        """Line and text of the first value that is neither a finite number nor missing; None if there is none."""
+        pairs = zip(self.values, self.missing(), strict=True)
+        wrong = [place for place, (value, gone) in enumerate(pairs) if not gone and _number(value) is None]
+        return (self.lines[wrong[0]], self.values[wrong[0]]) if wrong else None
+
+    def refuse_stray(self) -> None:
+        """Refuse a column of numbers in which a text is, because it would make a category of every number.
+
+        Raises:
+            DataError: More than half of the values that are there are numbers, but not all.
+        """
+        there = [value for value, gone in zip(self.values, self.missing(), strict=True) if not gone]
+        count = sum(_number(value) is not None for value in there)
+        if (wrong := self.no_number()) is not None and 2 * count > len(there):
+            line, text = wrong
+            raise DataError(
+                f"the column {self.name} must be numbers or texts, but {count} of its {len(there)} values are finite "
+                f"numbers, and line {line} has {text!r}; correct it, leave it empty if it is missing, or, if the "
+                f"numbers are names, say categorical=('{self.name}',)"
+            )
 
 
 def _number(text: str) -> float | None:
@@ -108,17 +139,29 @@ def columns_of(content: bytes, separator: str, file: str) -> dict[str, Column]:
         DataError: The file is not in UTF-8, has no rows, two columns of one name, or a row of another length.
     """
     try:
-        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), delimiter=separator, strict=True)
+        text = io.StringIO(content.decode("utf-8-sig"), newline="")
+        reader = csv.reader(text, delimiter=separator, strict=True)
         rows = [(reader.line_num, [value.strip() for value in row]) for row in reader if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file} must be a text file of values in UTF-8, but cannot be read ({error})") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} must be a text file in UTF-8, but cannot be read ({error}); convert it") from None
+    except csv.Error as error:
+        raise DataError(
+            f"{file} must be a table of values, but line {reader.line_num} cannot be read ({error}); correct its quotes"
+        ) from None
     if len(rows) < 2:
         raise DataError(f"{file} must have a line of names and at least one row, but has {len(rows)} lines")
     (_, header), *body = rows
-    doubles = sorted({name for name in header if header.count(name) > 1 or not name})
+    if "" in header:
+        raise DataError(
+            f"every column of {file} must have a name, but column {header.index('') + 1} has none; name it, or write "
+            "the file without it, such as by to_csv(index=False)"
+        )
+    doubles = sorted({name for name in header if header.count(name) > 1})
     if doubles:
-        raise DataError(f"the columns of {file} must have different names, but {doubles[0]!r} is not one; rename it")
+        raise DataError(f"the columns of {file} must have different names, but two are {doubles[0]!r}; rename one")
     for line, row in body:
+        if row == header:
+            raise DataError(f"{file} must have its names once, but line {line} repeats them; delete this line")
         if len(row) != len(header):
             raise DataError(
                 f"the rows of {file} must have {len(header)} values, as its first line, but line {line} has "
@@ -142,10 +185,12 @@ def encoded(columns: Sequence[Column], categorical: Sequence[str], train: Tensor
         train: The positions of the training rows.
 
     Raises:
-        DataError: A column has too many texts, or no feature is left.
+        DataError: A column has too many texts, or a text between numbers, or no feature is left.
     """
     features: list[Tensor] = []
     for column in columns:
+        if column.name not in categorical:
+            column.refuse_stray()
         numbers = None if column.name in categorical else column.numbers()
         features += _categories(column, train) if numbers is None else _standardized(numbers, train)
     if not features:
@@ -156,8 +201,9 @@ def encoded(columns: Sequence[Column], categorical: Sequence[str], train: Tensor
 def _standardized(numbers: Tensor, train: Tensor) -> list[Tensor]:
     known = ~numbers.isnan()
     seen = numbers[train][known[train]]
-    spread = seen.std(correction=0) if len(seen) else torch.tensor(0.0)
-    features = [((numbers - seen.mean()) / spread).nan_to_num(0.0).float()] if float(spread) > 0 else []
+    features = []
+    if _varies(seen):
+        features.append(((numbers - seen.mean()) / seen.std(correction=0)).nan_to_num(0.0).float())
     gone = ~known[train]
     return [*features, (~known).float()] if bool(gone.any() & ~gone.all()) else features
 
@@ -169,7 +215,7 @@ def _categories(column: Column, train: Tensor) -> list[Tensor]:
     if len(texts) > MOST:
         raise DataError(
             f"{column.name} must be a column of numbers, or of at most {MOST} different texts, but has {len(texts)} in "
-            f"the training part; leave it out with ignore={column.name}"
+            f"the training part; leave it out with ignore=('{column.name}',)"
         )
     if len(texts) < 2:
         return []

@@ -14,25 +14,36 @@ from lowland.runs.record import RunRecord
 
 
 def run_of(start: str) -> RunRecord | None:
-    """The finished run in the folder ``start``; None if ``start`` is no run folder.
+    """The run in the folder ``start``, or among whose checkpoints the file ``start`` is; None if there is none.
 
     Raises:
-        ArgumentError: The run has not finished, or its evaluated weights are a moving average, which only checkpoints
-            have.
+        ArgumentError: ``start`` is a folder, and the run has not finished or has diverged, or its evaluated weights are
+            a moving average, which only checkpoints have.
         DataError: The run file is damaged.
     """
-    place = Path(start).expanduser()
-    if not (place / RUN_FILE).is_file():
+    given = Path(start).expanduser()
+    place = _folder_of(given)
+    if place is None:
         return None
     record = read(place)
+    if given.is_file():
+        return record
     if record.end is None:
         raise ArgumentError(f"start must be a finished run, but {place} has not finished; go on with it first")
+    if record.end.diverged:
+        raise ArgumentError(f"start must be a run that has learned, but {place} diverged; take a lower learning rate")
     if record.recipe.get("ema") is not None:
         raise ArgumentError(
             f"start must be a run without a moving average of the weights, but {place} has ema="
             f"{record.recipe['ema']}; train it without ema"
         )
     return record
+
+
+def _folder_of(start: Path) -> Path | None:
+    """The folder of a run: ``start`` itself, or the one that has this file of weights among its checkpoints."""
+    places = [start] if start.is_dir() else start.absolute().parents[1:3]  # …/checkpoints/step-000000100/…
+    return next((place for place in places if (place / RUN_FILE).is_file()), None)
 
 
 def weights_file(start: str, command: str) -> Path:
@@ -46,7 +57,7 @@ def weights_file(start: str, command: str) -> Path:
         ArgumentError: There is neither, or the run has not finished.
     """
     place, record = Path(start).expanduser(), run_of(start)
-    if record is not None and record.end is not None:
+    if record is not None and record.end is not None and place.is_dir():
         place = place / "checkpoints" / f"step-{record.end.step:09d}" / "weights.safetensors"
     if not place.is_file():
         raise ArgumentError(
@@ -88,6 +99,12 @@ def start_from(model: nn.Module, content: bytes, outputs: int, place: Path) -> N
     """
     saved = _tensors(content, place)
     head = f"{head_of(model, outputs)}."
+    infinite = sorted(n for n, t in saved.items() if t.is_floating_point() and not bool(t.isfinite().all()))
+    if infinite:
+        raise ArgumentError(
+            f"the weights in {place} must be finite, but {infinite[0]} is not, as after a training that diverged; take "
+            "another run"
+        )
     own = model.state_dict()
     body = {name for name in own if not name.startswith(head)}
     others = {name for name in saved if not name.startswith(head)}

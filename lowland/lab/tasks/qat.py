@@ -47,7 +47,7 @@ class Qat(Classification):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.one_of("data", self.data, tuple(_TASKS))
-        if isinstance(self.bits, bool) or self.bits not in (4, 8):
+        if type(self.bits) is not int or self.bits not in (4, 8):
             raise ArgumentError(f"bits must be 4 or 8, but is {self.bits!r}; `lowland survive` measures other bits")
         checks.one_of("granularity", self.granularity, GRANULARITIES)
         checks.one_of("displace", self.displace, ("latent", "quantized"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -188,12 +188,36 @@ def _read(task: Tabular) -> Table:
             f"{task.file} must have a test row and 2 training rows, but {len(target.values)} rows are too few for "
             f"test={task.test}; add rows, or change test"
         )
+    if labels is not None:
+        _refuse_few(task, labels, test, classes)
     inputs = encoded([c for name, c in columns.items() if name not in task.ignore], task.categorical, train)
     if labels is not None:
         return Table(Rows(inputs[train], labels[train]), Rows(inputs[test], labels[test]), classes)
     values = _numeric(target)
     seen, unseen, unit = standardized(values[train], values[test], f"the target {target.name}")
     return Table(Rows(inputs[train], seen, unit), Rows(inputs[test], unseen, unit), ())
+
+
+def _refuse_few(task: Tabular, labels: Tensor, test: Tensor, classes: Sequence[str]) -> None:
+    """Refuse a division that small classes have spoiled, because a part of each is rounded.
+
+    Raises:
+        DataError: A class has no training row, or the test part has less than half of the rows that it should have.
+    """
+    seen = torch.bincount(labels[~test], minlength=len(classes))
+    if not bool(seen.all()):
+        missing = int((seen == 0).nonzero()[0])
+        raise DataError(
+            f"every class of {task.target} must have a training row, but all {int((labels == missing).sum())} "
+            f"rows of {classes[missing]!r} are in the test part; add rows, drop the class, or take a smaller test than "
+            f"{task.test}"
+        )
+    if int(test.sum()) < task.test * len(test) / 2:
+        raise DataError(
+            f"the test part must have about {task.test} of the {len(test)} rows, but has {int(test.sum())}, because "
+            f"most of the {len(classes)} classes are too small to give one; join or drop small classes, or take a "
+            "larger test"
+        )
 
 
 def _classes(target: Column, kind: str | None) -> tuple[Tensor | None, tuple[str, ...]]:
@@ -212,7 +236,11 @@ def _classes(target: Column, kind: str | None) -> tuple[Tensor | None, tuple[str
 
 def _numeric(target: Column) -> Tensor:
     """The targets, (N,) float64."""
-    values = target.numbers()
-    if values is None:
-        raise DataError(f"the target {target.name} must be a number in every row, but is not; take kind=classification")
+    values, wrong = target.numbers(), target.no_number()
+    if values is None or wrong is not None:
+        line, text = wrong or (0, "")
+        raise DataError(
+            f"the target {target.name} must be a finite number in every row, but is {text!r} in line {line}; correct "
+            "it, or take kind=classification if the target is a class"
+        )
     return values

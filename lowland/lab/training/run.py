@@ -131,7 +131,7 @@ class _Run:
         if saved is None:
             self.file.write("config", **self.line, parameters=sum(p.numel() for p in self.trainer.engine.params))
             self.peak = rehearse(self.make, self.loader)
-            self.losses.first = untrained(self.make, self.loader)
+            self.losses.untrained = untrained(self.make, self.loader)
         else:
             self._restore(*saved)
             self.file.write("resumed", step=self.trainer.engine.step, time=now(), job=self.line["job"])

@@ -58,7 +58,7 @@ def test_what_is_a_number() -> None:
 
 def test_too_many_texts() -> None:
     rows = "\n".join(f"name {i}" for i in range(MOST + 1))
-    with pytest.raises(DataError, match=r"at most 100 different texts, but has 101 .* ignore=who"):
+    with pytest.raises(DataError, match=r"at most 100 different texts, but has 101 .* ignore=\('who',\)"):
         features(f"who\n{rows}".encode(), [*range(MOST + 1)])
 
 
@@ -72,11 +72,12 @@ def test_quotes_separators_and_a_byte_order_mark() -> None:
     [
         (b"", "must have a line of names and at least one row, but has 0 lines"),
         (b"a,b\n\n", "but has 1 lines"),
-        (b"a,a\n1,2\n", "must have different names, but 'a' is not one"),
-        (b"a,\n1,2\n", "must have different names, but '' is not one"),
+        (b"a,a\n1,2\n", "must have different names, but two are 'a'"),
+        (b",a\n1,2\n", "must have a name, but column 1 has none; name it, or write .* index=False"),
+        (b"a,b\n1,2\na,b\n3,4\n", "must have its names once, but line 3 repeats them"),
         (b"a,b\n1,2\n\n1\n", "must have 2 values, as its first line, but line 4 has 1"),
-        (b"a,b\n1,\xff\n", "must be a text file of values in UTF-8"),
-        (b'a,b\n"1,2\n', "must be a text file of values in UTF-8"),
+        (b"a,b\n1,\xff\n", "must be a text file in UTF-8"),
+        (b'a,b\n1,2\n"1,2\n', "line 3 cannot be read .*; correct its quotes"),
     ],
 )
 def test_files_that_are_refused(content: bytes, message: str) -> None:

@@ -184,7 +184,11 @@ def test_bad_fields(file: Path, fields: dict[str, Any], kind: type[Exception], m
         ({"target": "prise"}, UnknownNameError, "unknown column 'prise': did you mean 'price'"),
         ({"ignore": ("idd",)}, UnknownNameError, "unknown column 'idd': did you mean 'id'"),
         ({"categorical": "room"}, UnknownNameError, "unknown column 'room': did you mean 'rooms'"),
-        ({"target": "place"}, DataError, "the target place must be a number in every row, but is not"),
+        (
+            {"target": "place"},
+            DataError,
+            "the target place must be a finite number in every row, but is 'town' in line 2",
+        ),
         ({"target": "rooms"}, DataError, "the target rooms must be in every row, but is missing in line 2"),
         ({"kind": "classification"}, DataError, "must have 2 classes or more, .* 60 different values in 60 rows"),
         ({"test": 0.001}, DataError, "60 rows are too few for test=0.001"),
@@ -199,3 +203,57 @@ def test_bad_contents(file: Path, fields: dict[str, Any], kind: type[Exception],
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"file must be a file that can be read, but .* cannot be"):
         task_of(tmp_path / "nothing.csv")
+
+
+def written(tmp_path: Path, lines: list[str]) -> Path:
+    path = tmp_path / "written.csv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("text", ["-", "inf", "1,5", "1_000", "a"])
+def test_a_text_between_numbers_is_refused_by_line(tmp_path: Path, text: str) -> None:
+    """It would make a category of every number."""
+    rows = [f"{i}.5;{i % 7}" for i in range(60)]
+    rows[40] = f"{text};3"
+    file = written(tmp_path, ["a;y", *rows])
+    task = task_of(file, target="y", ignore=(), separator="semicolon")
+    with pytest.raises(
+        DataError, match=rf"column a must be numbers or texts, but 59 of its 60 .* line 42 has '{text}'"
+    ):
+        task.datasets(None)
+    assert task_of(file, target="y", ignore=(), categorical="a", separator="semicolon").features > 10
+    with pytest.raises(DataError, match=rf"target a must be a finite number in every row, but is '{text}' in line 42"):
+        task_of(file, target="a", ignore=(), separator="semicolon").datasets(None)
+
+
+@pytest.mark.parametrize("constant", ["0.3", "0.1", "1e300", "7"])
+def test_equal_decimals_are_constant(tmp_path: Path, constant: str) -> None:
+    """The standard deviation of equal doubles may be above 0 by rounding."""
+    file = written(tmp_path, ["a,k,y", *(f"{i % 11},{constant},{i % 5}" for i in range(333))])
+    assert task_of(file, target="y", ignore=()).features == 1
+    with pytest.raises(DataError, match="the target k must differ between rows of the training part"):
+        task_of(file, target="k", ignore=()).datasets(None)
+
+
+def test_one_other_value_in_the_test_part(tmp_path: Path) -> None:
+    """What does not vary in the training part is no feature, whatever the test part has."""
+    rows, features = [f"{i % 11},0.3,{i % 5}" for i in range(40)], set()
+    for place in range(40):
+        changed = [*rows[:place], f"{place % 11},0.4,{place % 5}", *rows[place + 1 :]]
+        task = task_of(written(tmp_path, ["a,k,y", *changed]), target="y", ignore=())
+        assert float(task.datasets(None)["test"].inputs.abs().max()) < 10
+        features.add(task.features)
+    assert features == {1, 2}
+
+
+def test_classes_that_are_too_small_for_a_test_part(tmp_path: Path) -> None:
+    small = [f"{i},{i // 2}" for i in range(100)]
+    file = written(tmp_path, ["a,y", *small, *(f"{i},large" for i in range(10))])
+    with pytest.raises(DataError, match=r"about 0.2 of the 110 rows, but has 2, because most of the 51 classes"):
+        task_of(file, target="y", kind="classification", ignore=()).datasets(None)
+    file = written(tmp_path, ["a,y", *(f"{i},{i % 2}" for i in range(100)), "1,rare"])
+    common = {"target": "y", "kind": "classification", "ignore": ()}
+    with pytest.raises(DataError, match=r"but all 1 rows of 'rare' are in the test part; .* a smaller test than 0.6"):
+        task_of(file, test=0.6, **common).datasets(None)
+    assert len(task_of(file, test=0.2, **common).datasets(None)["test"]) == 20

@@ -177,6 +177,32 @@ def test_a_run_on_the_same_classes(start: Path, tmp_path: Path) -> None:
         Transfer(source="digits", start=str(start), first=6)
 
 
+def test_a_file_of_a_run_on_the_same_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained(tmp_path, config(names.make("digits"), "plain"))
+    file = next(tmp_path.glob("checkpoints/step-*/weights.safetensors"))
+    with pytest.raises(ArgumentError, match=r"which has not seen the classes .* is one of digits; make one with"):
+        Transfer(source="digits", start=str(file))
+    monkeypatch.chdir(file.parent)
+    with pytest.raises(ArgumentError, match=r"which has not seen the classes .* is one of digits; make one with"):
+        Transfer(source="digits", start=file.name)
+
+
+def test_a_run_that_diverged(tmp_path: Path) -> None:
+    made = config(Transfer(source="digits", side="pretrain"), "plain")
+    trained(tmp_path, replace(made, recipe=made.recipe.replace(lr=1e9), budget=replace(made.budget, limit=20)))
+    with pytest.raises(ArgumentError, match=r"start must be a run that has learned, but .* diverged; take a lower"):
+        Transfer(source="digits", start=str(tmp_path))
+
+
+def test_weights_that_are_not_finite(start: Path, tmp_path: Path) -> None:
+    weights = weights_of(start)
+    weights["1.bias"][3] = float("nan")
+    save_file(weights, file := tmp_path / "weights.safetensors")
+    task = Transfer(source="digits", start=str(file))
+    with pytest.raises(ArgumentError, match=r"the weights in .* must be finite, but 1\.bias is not"):
+        fresh_model(config(task))
+
+
 def test_a_run_with_an_average(start: Path, tmp_path: Path) -> None:
     lines = (start / "run.jsonl").read_text().splitlines()
     first: dict[str, Any] = json.loads(lines[0])

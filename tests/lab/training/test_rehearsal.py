@@ -16,52 +16,70 @@ from lowland.lab.budget import Budget
 from lowland.lab.config import RunConfig
 from lowland.lab.tasks.diabetes import Diabetes
 from lowland.lab.training.checkpoint import ALONE
-from lowland.lab.training.losses import Losses
+from lowland.lab.training.losses import Losses, Untrained
 from lowland.lab.training.prepare import complete, loader_of
 from lowland.lab.training.rehearsal import UNTRAINED, untrained
 from lowland.lab.training.run import train
 from lowland.lab.training.trainer import Trainer, fresh_model
 
 
-def of_initial_weights(config: Any) -> float:
+def of_initial_weights(config: Any) -> Untrained:
     loader = loader_of(config)
     return untrained(lambda: Trainer(config, complete(config, loader)), loader)
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_the_loss_of_the_initial_weights_is_a_mean_over_the_first_batches(config: Any, accumulate: int) -> None:
-    config = replace(config, recipe=config.recipe.replace(batch_size=32, accumulate=accumulate))
+    config = replace(config, recipe=config.recipe.replace(batch_size=16, accumulate=accumulate))
     loader, model = loader_of(config), fresh_model(config).train()
-    losses = []
-    for batch, _ in zip(loader.batches(0), range(UNTRAINED // 32), strict=False):
+    losses: list[torch.Tensor] = []
+    for batch, _ in zip(loader.batches(0), range(UNTRAINED // 16), strict=False):
         losses.append(cross_entropy(model(batch[0]), batch[1], reduction="none").detach().double())
     before = torch.get_rng_state()
-    assert of_initial_weights(config) == pytest.approx(float(torch.cat(losses).mean()), rel=1e-6)
+    found = of_initial_weights(config)
+    every, means = torch.cat(losses), torch.stack([each.mean() for each in losses])
+    assert (found.loss, found.examples) == (pytest.approx(every.mean().item(), rel=1e-6), len(every))
+    assert found.scatter == pytest.approx(means.std().item() * 16**0.5, rel=1e-5)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(
-    ("first", "last", "diverged"),
+    ("first", "scatter", "last", "diverged"),
     [
-        (2.0, 1.9, False),
-        (2.0, 2.09, False),  # batches scatter
-        (2.0, 2.11, True),
-        (-2.0, -1.95, False),
-        (-2.0, -1.8, True),
-        (0.0, 1e-9, True),
-        (2.0, float("nan"), True),
-        (2.0, float("inf"), True),
-        (None, 9.0, False),
-        (None, float("nan"), True),
-        (2.0, None, False),
+        (2.0, 0.0, 1.9, False),
+        (2.0, 0.0, 2.09, False),
+        (2.0, 0.0, 2.11, True),
+        (-2.0, 0.0, -1.95, False),
+        (-2.0, 0.0, -1.8, True),
+        (0.0, 0.0, 1e-9, True),
+        (2.0, 1.0, 2.4, False),  # the standard error is sqrt(1/100 + 1/100) = 0.141
+        (2.0, 1.0, 2.43, True),
+        (2.0, 1.0, float("nan"), True),
+        (2.0, 1.0, float("inf"), True),
+        (None, 0.0, 9.0, False),
+        (None, 0.0, float("nan"), True),
+        (2.0, 0.0, None, False),
     ],
 )
 def test_a_loss_that_ends_above_that_of_the_initial_weights(
-    first: float | None, last: float | None, diverged: bool
+    first: float | None, scatter: float, last: float | None, diverged: bool
 ) -> None:
     losses = Losses(ALONE, torch.device("cpu"))
-    losses.first, losses.last = first, last
+    losses.untrained = None if first is None else Untrained(first, scatter, 100.0)
+    if last is not None:
+        losses.add(torch.tensor(last), 100)
+        losses.end_epoch()
     assert losses.diverged is diverged
+    again = Losses(ALONE, torch.device("cpu"))
+    again.load(**losses.state())
+    assert again.diverged is diverged
+
+
+def test_a_checkpoint_of_an_earlier_version() -> None:
+    losses = Losses(ALONE, torch.device("cpu"))
+    losses.load(seen=[(3.0, 2.0)], first=0.1, last=5.0)
+    assert (losses.last, losses.diverged) == (5.0, False)
+    assert losses.end_epoch() == 1.5
 
 
 def test_one_easy_batch_is_no_divergence(tmp_path: Any) -> None:
