@@ -14,6 +14,7 @@ from lowland.core.errors import ArgumentError
 from lowland.lab import names
 from lowland.lab.budget import Budget, Kind
 from lowland.lab.config import RunConfig
+from lowland.lab.contract import recipe_of
 from lowland.lab.recipe import Recipe
 from lowland.lab.studies.compare import budget
 from lowland.parallel import ranks
@@ -112,7 +113,7 @@ class Options:
             model=model,
             method="plain",
             seed=seed,
-            recipe=task.recipe(model).replace(**given),
+            recipe=recipe_of(task, model).replace(**given),
             budget=Budget(kind=self.budget, limit=1.0 if self.limit is None else self.limit),
             **{name: getattr(self, name) for name in _PASSED_ON},
         )

@@ -17,6 +17,7 @@ from rich.console import Console
 from lowland.cli.docstrings import parse
 from lowland.core.errors import LowlandError
 from lowland.lab import fingerprint, names
+from lowland.lab.contract import datasets_of, recipe_of
 from lowland.lab.data.wrapped import dataset
 from lowland.lab.identity import plain_fields
 from lowland.lab.metric import Metric
@@ -58,7 +59,7 @@ class Tasks:
     def _described(self, task: Task, model: str) -> dict[str, str]:
         explanations = parse(type(task)).fields
         fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(task) if dataclasses.is_dataclass(task) else ()
-        changed = plain_fields(task.recipe(model))
+        changed = plain_fields(recipe_of(task, model))
         defaults = plain_fields(Recipe())
         recipe = ", ".join(f"{name}={value}" for name, value in changed.items() if value != defaults[name])
         return {
@@ -76,7 +77,7 @@ class Tasks:
     def _sizes(self, task: Task) -> str:
         root = self.data or os.environ.get("LOWLAND_DATA")
         try:
-            parts = task.datasets(None if root is None else Path(root))
+            parts = datasets_of(task, None if root is None else Path(root))
             return ", ".join(f"{len(dataset(name, part)):,} for {name}" for name, part in parts.items())
         except LowlandError as error:
             return f"unknown, {error}"

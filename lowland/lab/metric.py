@@ -139,7 +139,18 @@ class Count:
                 f"update of {self._metric.name} must return totals of shape (k,), but returned shape "
                 f"{tuple(totals.shape)}; stack them, such as torch.stack([hits, examples])"
             )
-        self._totals = totals if self._totals is None else self._totals + totals
+        name, before = self._metric.name, self._totals
+        if self._metric.compute is mean and len(totals) != 2:
+            raise ArgumentError(
+                f"update of {name} must return two totals, of which the first is divided by the second, but returned "
+                f"{len(totals)}; return sums over the batch, such as torch.stack([hits, examples]), or give compute"
+            )
+        if before is not None and before.shape != totals.shape:
+            raise ArgumentError(
+                f"update of {name} must return as many totals for every batch, but returned {len(totals)} after "
+                f"{len(before)}; return sums over the batch, not one value for each example"
+            )
+        self._totals = totals if before is None else before + totals
 
     def value(self) -> float:
         """The value over all batches; NaN if there were none."""

@@ -160,6 +160,8 @@ def _seeds(row: Row) -> str:
 def _score(row: Row, style: NumberFormat) -> str:
     if row.diverged:
         return f"diverged in {len(row.diverged)} of {len(row.seeds)}"
+    if row.undefined:
+        return f"undefined in {len(row.undefined)} of {len(row.seeds)}"
     if row.score is None:
         return "unfinished" if row.unfinished and not row.seeds else NONE
     return style.interval(row.score)

@@ -23,10 +23,12 @@ def verdict(rows: Sequence[Row]) -> str:
     """
     base = next((row for row in rows if row.baseline), None)
     rivals = [row for row in rows if row.difference is not None]
-    divergence = diverged(rows)
-    if divergence and all(row.diverged for row in rows):
+    divergence = f"{diverged(rows)} {undefined(rows)}".strip()
+    if rows and all(row.diverged for row in rows):
         return f"{divergence} Nothing can be compared; a lower learning rate is the first thing to try."
-    if base is not None and base.diverged:
+    if rows and all(row.diverged or row.undefined for row in rows):
+        return f"{divergence} Nothing can be compared."
+    if base is not None and (base.diverged or base.undefined):
         return f"{divergence} Nothing can be said of the others without a baseline."
     if divergence and not rivals:
         return divergence
@@ -41,6 +43,13 @@ def diverged(rows: Sequence[Row]) -> str:
     """The sentence that lists the diverged trainings; empty where none diverged."""
     clauses = [f"{row.label} diverged in {len(row.diverged)} of {len(row.seeds)} seeds" for row in rows if row.diverged]
     return f"{listed(clauses)}." if clauses else ""
+
+
+def undefined(rows: Sequence[Row]) -> str:
+    """The sentence that lists the trainings whose metric has no value; empty where all have one."""
+    clauses = [f"{row.label} in seed {listed(list(map(str, row.undefined)))}" for row in rows if row.undefined]
+    name = rows[0].metric.name if rows else ""
+    return f"The {name} is undefined, such as 0 divided by 0, for {listed(clauses)}." if clauses else ""
 
 
 def _left_out(short: Sequence[Row]) -> str:

@@ -58,6 +58,7 @@ class Row:
     difference: Estimate | None  # to the baseline, paired over the common seeds; None for the baseline itself
     p: float | None  # the p value of the difference, corrected for the number of comparisons in the table
     effect: Effect | None
+    undefined: tuple[int, ...] = ()  # finished seeds whose metric has no value; if there are any, likewise
     diverged: tuple[int, ...]  # the seeds whose training diverged; if there are any, the contestant is not compared
     epochs: int | None  # the epochs of the shortest finished run
     steps: float | None
@@ -168,7 +169,9 @@ def _row(
     scores = {seed: run.score for seed, run in finished.items() if run.score is not None}
     last = {seed: run.last for seed, run in finished.items() if run.last is not None}
     diverged = tuple(sorted(seed for seed, end in ends.items() if end.diverged))
-    compared = not (baseline or diverged or any(end.diverged for end in ends_of_base.values()))
+    undefined = _undefined(finished)
+    sound = not any(end.diverged for end in ends_of_base.values()) and not _undefined(base)
+    compared = sound and not (baseline or diverged or undefined)
     reference = {seed: run.score for seed, run in base.items() if run.score is not None}
     return Row(
         contestant=first.contestant,
@@ -180,18 +183,25 @@ def _row(
         recipe={name: value for name, value in first.recipe.items() if value != shared_recipe.get(name)},
         seeds=tuple(sorted(ends)),
         unfinished=tuple(sorted(run.seed for run in runs if run.end is None)),
-        scores={} if diverged else scores,
-        score=None if diverged else estimate(scores.values()),
+        scores={} if diverged or undefined else scores,
+        score=None if diverged or undefined else estimate(scores.values()),
         last=estimate(last.values()) if first.select == "best" and not diverged else None,
         difference=advantage(metric, scores, reference) if compared else None,
         p=None,
         effect=None,
         diverged=diverged,
+        undefined=undefined,
         epochs=min((end.epochs for end in ends.values() if not end.diverged), default=None),
         sharpness=None if diverged else _mean(_known(ends, lambda end: end.m_sharpness)),
         measures={} if diverged else _measured(runs),
         **_costs(ends, ends_of_base),
     )
+
+
+def _undefined(finished: Mapping[int, RunRecord]) -> tuple[int, ...]:
+    """The seeds that have finished without diverging, but whose metric has no value, such as 0 divided by 0."""
+    sound = {seed: run for seed, run in finished.items() if run.end is not None and not run.end.diverged}
+    return tuple(sorted(seed for seed, run in sound.items() if run.score is None))
 
 
 def _measured(runs: Sequence[RunRecord]) -> dict[str, Measured]:

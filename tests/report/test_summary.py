@@ -94,6 +94,48 @@ def test_without_a_sound_baseline_there_is_no_verdict(write_run: WriteRun) -> No
     assert verdict(rows[:1]).endswith("Nothing can be compared; a lower learning rate is the first thing to try.")
 
 
+def test_a_metric_without_a_value_is_said_and_not_left_out(write_run: WriteRun) -> None:
+    """A mean over the other seeds would leave out the worst one."""
+    runs = [write_run(m, s, accuracy=0.9 + 0.01 * s) for m in ("plain", "sam", "sampa") for s in (0, 1, 2)]
+    forget(runs[4])
+    rows = {row.contestant: row for row in summarize([read(run) for run in runs])}
+    sam = rows["sam"]
+    assert (sam.undefined, sam.score, sam.difference, sam.scores, sam.seeds) == ((1,), None, None, {}, (0, 1, 2))
+    assert rows["sampa"].difference is not None
+    told = verdict(list(rows.values()))
+    assert told.startswith("The accuracy is undefined, such as 0 divided by 0, for sam in seed 1. ")
+    assert "undefined in 1 of 3" in markdown(list(rows.values()))
+    forget(runs[0])
+    forget(runs[2])
+    rows = {row.contestant: row for row in summarize([read(run) for run in runs])}
+    assert all(row.difference is None for row in rows.values())
+    told = verdict(list(rows.values()))
+    assert "for plain in seed 0 and 2 and sam in seed 1. Nothing can be said of the others without a base" in told
+    assert verdict([rows["plain"], rows["sam"]]).endswith("sam in seed 1. Nothing can be compared.")
+
+
+def test_diverged_and_undefined(write_run: WriteRun) -> None:
+    runs = [write_run(m, s, accuracy=0.9) for m in ("plain", "sam") for s in (0, 1)]
+    lose(runs[0])
+    forget(runs[0])
+    forget(runs[3])
+    rows = summarize([read(run) for run in runs])
+    assert [(row.diverged, row.undefined) for row in rows] == [((0,), ()), ((), (1,))]
+    assert verdict(rows) == (
+        "plain diverged in 1 of 2 seeds. The accuracy is undefined, such as 0 divided by 0, for sam in seed 1. "
+        "Nothing can be compared."
+    )
+
+
+def forget(folder: Path) -> None:
+    """Make the metric at the end what JSON has for a number that is none."""
+    file = folder if folder.is_file() else folder / "run.jsonl"
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    end = [line for line in lines if line["kind"] == "end"][-1]
+    end.update({"test": {**end["test"], "accuracy": None}} if "test" in end else {"test_accuracy": None})
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
 def lose(folder: Path) -> None:
     """Make the last epoch's loss what JSON has for a number that is none."""
     file = folder if folder.is_file() else folder / "run.jsonl"

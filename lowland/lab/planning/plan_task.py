@@ -15,6 +15,7 @@ from lowland.core.errors import ArgumentError, LowlandError
 from lowland.lab import names
 from lowland.lab.budget import Budget
 from lowland.lab.config import RunConfig
+from lowland.lab.contract import recipe_of
 from lowland.lab.data.loader import Loader
 from lowland.lab.training.planned import subject_of
 from lowland.lab.training.prepare import complete, loader_of
@@ -58,7 +59,7 @@ class Training:
             model=model,
             method="plain",
             seed=0,
-            recipe=task.recipe(model).replace(**self.recipe),
+            recipe=recipe_of(task, model).replace(**self.recipe),
             budget=Budget(kind="steps", limit=1.0),
             data=None if self.data is None else Path(self.data),
             device=self.device,

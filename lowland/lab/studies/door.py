@@ -15,6 +15,7 @@ from lowland.core.errors import ArgumentError
 from lowland.lab import names
 from lowland.lab.budget import Budget, Kind
 from lowland.lab.config import RunConfig
+from lowland.lab.contract import recipe_of
 from lowland.lab.recipe import Recipe
 from lowland.lab.studies.compare import budget as default_budget
 from lowland.lab.studies.compare import compare as run_all
@@ -132,7 +133,7 @@ def base_config(
     if not isinstance(task, Task):
         raise ArgumentError(f"task must be a lowland.lab.Task or a name, but is {task!r}; see lowland.lab.Task")
     model = task.models[0] if model is None else model
-    shared = recipe or task.recipe(model if isinstance(model, str) else task.models[0])
+    shared = recipe or recipe_of(task, model if isinstance(model, str) else task.models[0])
     start = Budget(kind=budget, limit=1.0 if limit is None else limit)
     base = RunConfig(task=task, model=model, method="plain", seed=0, recipe=shared, budget=start, **options)
     return replace(base, budget=default_budget(budget, limit, base, out))

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from lowland.core.loss import terms
 from lowland.lab import names
+from lowland.lab.contract import recipe_of
 from lowland.lab.data.loader import Loader
 from lowland.lab.testing.trial import Trial
 from lowland.lab.training.trainer import Trainer
@@ -174,7 +175,7 @@ def check_task_is_a_value(trial: Trial) -> None:
 
 def check_it_trains(trial: Trial) -> None:
     """A step of plain training and a step of SAM with the task's recipe leave finite weights."""
-    loader = Loader(trial.parts, trial.task.recipe(trial.model).batch_size, 0, drop_last=True, cut=trial.task.cut)
+    loader = Loader(trial.parts, recipe_of(trial.task, trial.model).batch_size, 0, drop_last=True, cut=trial.task.cut)
     for method in ("plain", "sam"):
         trainer = Trainer(trial.config(method), make(method))
         loss = float(trainer.step(next(iter(loader.batches(0))), 0.0))

@@ -18,6 +18,7 @@ from lowland.core.loss import Terms, terms
 from lowland.lab import models
 from lowland.lab.budget import Budget
 from lowland.lab.config import RunConfig
+from lowland.lab.contract import datasets_of, recipe_of
 from lowland.lab.data.wrapped import dataset
 from lowland.lab.task import Task
 from lowland.lab.training.evaluate import criterion_of
@@ -42,7 +43,7 @@ class Trial:
     @cached_property
     def parts(self) -> dict[str, Any]:
         """The parts of the data as lowland data sets."""
-        return {name: dataset(name, part) for name, part in self.task.seeded(0).datasets(self.root).items()}
+        return {name: dataset(name, part) for name, part in datasets_of(self.task.seeded(0), self.root).items()}
 
     @cached_property
     def batches(self) -> Batches:
@@ -62,7 +63,7 @@ class Trial:
 
     def config(self, method: str, seed: int = 0) -> RunConfig:
         """The configuration of a run on the CPU with the task's own recipe."""
-        recipe = self.task.recipe(self.model)
+        recipe = recipe_of(self.task, self.model)
         budget = Budget(limit=1.0)
         return RunConfig(
             task=self.task, model=self.model, method=method, seed=seed, recipe=recipe, budget=budget, device="cpu"
@@ -70,7 +71,7 @@ class Trial:
 
     def losses(self) -> dict[str, Callable[[nn.Module, Any], Terms]]:
         """The functions of model and batch that compute the task's losses, by the names of its methods."""
-        recipe, size = self.task.recipe(self.model), self.batches.known_size
+        recipe, size = recipe_of(self.task, self.model), self.batches.known_size
         found: dict[str, Callable[[nn.Module, Any], Terms]] = {
             "loss": lambda model, batch: terms(self.task.loss(model, batch), size(batch)),
             "training_loss": lambda model, batch: terms(self.task.training_loss(model, batch, recipe), size(batch)),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from lowland.lab.config import RunConfig
 from lowland.lab.data.loader import Loader
 from lowland.lab.training.evaluate import better, evaluate, fingerprint, headline
@@ -51,20 +53,28 @@ class Judge:
             self.best = {"epoch": epoch, **{name: self.score[name] for name in parts}}
 
     def should_stop(self, epoch: int) -> bool:
-        """Whether the run's patience is used up: the best epoch on the validation part is too long ago."""
-        patience = self._config.patience
-        return patience is not None and epoch - self.best.get("epoch", 0) >= patience
+        """Whether the run's patience is used up: the best epoch on the validation part is too long ago.
+
+        Where the metric has been undefined in all epochs, none is the best, and patience does not begin.
+        """
+        patience, best = self._config.patience, self.best.get("epoch")
+        return patience is not None and best is not None and epoch - best >= patience
 
     def headline(self) -> str | None:
         """The first metric on the test part as text; None before the first evaluation."""
         return f"test {headline(self._task.metrics, self.score['test'])}" if self.score else None
 
     def final(self, trainer: Trainer) -> dict[str, Any]:
-        """The m-sharpness of the final weights, and their hash."""
+        """The m-sharpness of the final weights, and their hash.
+
+        The m-sharpness is None for weights in bf16 or fp16, which round its displacements.
+        """
         with trainer.evaluated() as model:
-            rise = m_sharpness(model, self._task.loss, self._train(), rho=RHO, m=M, cut=self._task.cut)
+            rise = None
+            if all(p.dtype in (torch.float32, torch.float64) for p in model.parameters()):
+                rise = float(m_sharpness(model, self._task.loss, self._train(), rho=RHO, m=M, cut=self._task.cut))
             sha = fingerprint(model)
-        return {"m_sharpness": float(rise), "weights_sha256": sha}
+        return {"m_sharpness": rise, "weights_sha256": sha}
 
     def _train(self) -> Iterator[Any]:
         return self._loader.evaluation(M, part="train", most=JUDGED)

@@ -11,6 +11,7 @@ from typing import Any
 
 from lowland.core.errors import ArgumentError
 from lowland.lab.config import RunConfig
+from lowland.lab.contract import datasets_of
 from lowland.lab.data.loader import Loader
 from lowland.lab.identity import config_line, shapes
 from lowland.lab.task import Task
@@ -32,7 +33,7 @@ def parts_of(config: RunConfig) -> Mapping[str, Any]:
     for cached_task, cached_root, parts in _cached_parts:
         if _same(cached_task, task) and cached_root == root:
             return parts
-    _cached_parts[:] = [(task, root, task.datasets(root))]
+    _cached_parts[:] = [(task, root, datasets_of(task, root))]
     return _cached_parts[0][2]
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lowland.lab.config import RunConfig
+from lowland.lab.contract import check_metrics
 from lowland.lab.data.loader import Loader
 from lowland.lab.identity import IDENTITY, now, refuse_other
 from lowland.lab.training import checkpoint
@@ -72,6 +73,7 @@ def train(
         recorded = History(*ranks.broadcast(history(folder)))
         loader = loader_of(config, ranks.batch_part)
         check_select(config, loader)
+        check_metrics(config.task)
         method = complete(config, loader)
         line = line_of(config, loader, method, command=command, world=ranks)
         ranks.agree({name: line[name] for name in (*IDENTITY, "steps_per_epoch")})
