@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lowland.core.criterion import Criterion
 from lowland.core.cutting import Cutter
+from lowland.core.errors import ArgumentError
 from lowland.core.loss import Loss
 from lowland.lab.metric import Metric
 from lowland.lab.recipe import Recipe
@@ -107,7 +108,12 @@ class Task(ABC):
         return [{"params": [p for p in model.parameters() if p.requires_grad]}]
 
     def training_loss(self, model: nn.Module, batch: Any, recipe: Recipe) -> Tensor | Loss:
-        """The loss that training minimizes, by default ``loss``; override it to apply the recipe's label smoothing."""
+        """The loss that training minimizes, by default ``loss``; override it to apply the recipe's label smoothing.
+
+        Raises:
+            ArgumentError: The recipe has a label smoothing, which the default does not apply.
+        """
+        refuse_smoothing(self, recipe)
         return self.loss(model, batch)
 
     def training_criterion(self, recipe: Recipe) -> Criterion | None:
@@ -134,3 +140,16 @@ class Task(ABC):
             model: The name of the model.
         """
         return {}
+
+
+def refuse_smoothing(task: Task, recipe: Recipe) -> None:
+    """Refuse a label smoothing that the task's loss does not have.
+
+    Raises:
+        ArgumentError: The recipe has a label smoothing.
+    """
+    if recipe.label_smoothing:
+        raise ArgumentError(
+            f"label_smoothing must be 0 for {type(task).__name__}, whose training loss does not apply it, but is "
+            f"{recipe.label_smoothing}; leave it out, or override training_loss(model, batch, recipe)"
+        )

@@ -118,3 +118,88 @@ def test_an_undefined_metric_does_not_use_up_patience(config: Any, tmp_path: Pat
     end = train(config, tmp_path / "run")
     assert (end["step"], end["diverged"], end.get("best")) == (20, False, None)
     assert end["test"]["nothing"] is None  # what JSON has for NaN
+
+
+SHAPES = """
+import torch
+from torch import nn
+
+class Few(nn.Sequential):
+    def __init__(self): super().__init__(nn.Flatten(), nn.Linear(64, 5))
+
+class Grid(nn.Sequential):
+    def __init__(self): super().__init__(nn.Flatten(), nn.Linear(64, 10), nn.Unflatten(1, (10, 1)))
+
+class Normed(nn.Sequential):
+    def __init__(self): super().__init__(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
+
+class Flat(nn.Sequential):
+    def __init__(self): super().__init__(nn.Linear(10, 1), nn.Flatten(0))
+
+class Column(nn.Sequential):
+    def __init__(self): super().__init__(nn.Linear(10, 1))
+
+class Two(nn.Sequential):
+    def __init__(self): super().__init__(nn.Linear(10, 2))
+"""
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "options", "words"),
+    [
+        ("digits", "Few", [], "model must return logits of shape (B, 10), one for each class, but returned shape"),
+        (
+            "digits",
+            "Grid",
+            [],
+            "logits of shape (B, 10), one for each class, but returned shape (64, 10, 1)",
+        ),
+        ("digits", "Normed", ["--batch-size", "1"], "every pass must have two examples or more"),
+        ("digits", "Normed", ["--batch-size", "2", "--accumulate", "2"], "take a larger batch_size, a smaller acc"),
+        ("diabetes", "Two", [], "must return one number for each of 32 examples, shape (32, 1) or (32,), but returned"),
+        ("diabetes", "mlp", ["--label-smoothing", "0.1"], "label_smoothing must be 0 for Diabetes"),
+        ("keypoints", "heatmap", ["--label-smoothing", "0.1"], "label_smoothing must be 0 for Keypoints"),
+    ],
+)
+def test_outputs_of_another_shape(
+    tmp_path: Path,
+    task: str,
+    model: str,
+    options: list[str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from lowland.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    Path("nets.py").write_text(SHAPES)
+    given = names.make(task).models[0] if model in ("mlp", "heatmap") else f"nets.py:{model}"
+    assert main(["train", "--task", task, "--model", given, "--limit", "2", "--out", "runs", *options]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_one_number_with_and_without_a_dimension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("nets.py").write_text(SHAPES)
+    task = names.make("diabetes")
+    batch = (torch.randn(7, 10), torch.randn(7), torch.ones(7))
+    column, _ = names.model_maker(task, "nets.py:Column")
+    flat, _ = names.model_maker(task, "nets.py:Flat")
+    net, other = column(), flat()
+    other.load_state_dict(net.state_dict())
+    assert torch.equal(task.loss(net, batch), task.loss(other, batch))
+    assert task.loss(net, batch).shape == (7,)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("digits:noise=0.5,noise_seed=abc", "noise_seed must be an integer >= 0, but is 'abc'"),
+        ("digits:noise_seed=1.5", r"noise_seed must be an integer >= 0, but is 1\.5"),
+        ("qat:bits=4.0", r"bits must be 4 or 8, but is 4\.0"),
+    ],
+)
+def test_fields_of_another_kind(text: str, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        names.make(text)

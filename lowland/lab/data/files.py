@@ -107,6 +107,12 @@ def _checked(task: str, home: Path, folder: str, name: str, source: str) -> byte
         raise DataError(f"{task}: cannot read {path} ({error}); {remedy}") from error
     expected = MD5[f"{folder}/{name}"]
     got = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    other = next((entry for entry, digest in MD5.items() if digest == got), None)
+    if got != expected and other is not None:
+        raise DataError(
+            f"{task}: {path} must be {folder}/{name}, but is {other}, of another task; give --data or LOWLAND_DATA the "
+            f"folder above {folder}"
+        )
     if got != expected:
         raise DataError(f"{task}: {path} is not the upstream file: its MD5 must be {expected}, but is {got}; {remedy}")
     return content

@@ -29,6 +29,21 @@ def _hits(logits: Tensor, batch: Any) -> Tensor:
     return torch.stack([hits, torch.full_like(hits, len(batch[1]))])
 
 
+def scores(outputs: Any, classes: int) -> Tensor:
+    """A model's outputs as logits, (B, classes or more), in fp32.
+
+    Raises:
+        ArgumentError: They have another shape.
+    """
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < classes:
+        given = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
+        raise ArgumentError(
+            f"model must return logits of shape (B, {classes}), one for each class, but returned {given}; give its "
+            f"last layer {classes} outputs"
+        )
+    return outputs.float()
+
+
 ACCURACY = Metric(name="accuracy", update=_hits, unit="%", scale=100)
 
 
@@ -39,8 +54,10 @@ class Classification(Task):
     Args:
         noise: Fraction of wrong training labels, in [0, 1); for ``asymmetric``, of the labels in classes that are
             replaced.
-        noise_kind: symmetric replaces a label by any other class, asymmetric by the class that looks most similar.
-        noise_seed: Seed of the wrong labels; None uses the run's seed.
+        noise_kind: symmetric replaces a label by any other class, asymmetric by one class: of CIFAR-10 the class that
+            looks most similar, of other images the next one. A validation part that is held out of the training part
+            has as many wrong labels.
+        noise_seed: Seed of the wrong labels, >= 0; None uses the run's seed.
         examples: Number of training images, as many of each class as there are, >= the number of classes; None uses
             all. A smaller number is a part of a larger one, and every seed has the same images.
     """
@@ -60,6 +77,8 @@ class Classification(Task):
             raise ArgumentError(
                 f"noise must be in [0, 1), but is {self.noise!r}; it is the fraction of wrong labels, such as 0.2"
             )
+        if self.noise_seed is not None:
+            checks.integer("noise_seed", self.noise_seed, 0, "None uses the run's seed")
         if self.examples is not None:
             checks.integer("examples", self.examples, self.classes, "None takes all; every class needs one")
 
@@ -84,11 +103,11 @@ class Classification(Task):
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The cross-entropy of each example, shape ``(B,)``."""
-        return F.cross_entropy(model(batch[0]).float(), batch[1], reduction="none")
+        return F.cross_entropy(self._logits(model, batch), batch[1], reduction="none")
 
     def training_loss(self, model: nn.Module, batch: Any, recipe: Recipe) -> Tensor:
         """The cross-entropy of each example with the recipe's label smoothing, shape ``(B,)``."""
-        logits = model(batch[0]).float()
+        logits = self._logits(model, batch)
         return F.cross_entropy(logits, batch[1], reduction="none", label_smoothing=recipe.label_smoothing)
 
     def training_criterion(self, recipe: Recipe) -> Criterion:
@@ -97,11 +116,14 @@ class Classification(Task):
         def losses(logits: Tensor, batch: Any) -> Tensor:
             return F.cross_entropy(logits, batch[1], reduction="none", label_smoothing=recipe.label_smoothing)
 
-        return Criterion(lambda model, batch: model(batch[0]).float(), losses)
+        return Criterion(self._logits, losses)
+
+    def _logits(self, model: nn.Module, batch: Any) -> Tensor:
+        return scores(model(batch[0]), self.classes)
 
     def judged(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         """Losses ``(B,)`` and logits ``(B, classes)`` from one forward pass."""
-        logits = model(batch[0]).float()
+        logits = self._logits(model, batch)
         return F.cross_entropy(logits, batch[1], reduction="none"), logits
 
     def recipe(self, model: str) -> Recipe:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lowland.core.errors import UnknownNameError
+from lowland.core.errors import ArgumentError, UnknownNameError
 from lowland.lab.metric import Metric
 from lowland.lab.models.mlp import mlp
 from lowland.lab.task import Task
@@ -53,9 +53,19 @@ def perceptron(name: str, features: int, outputs: int, width: int) -> nn.Module:
 
 
 def numbers(model: nn.Module, batch: Any) -> Tensor:
-    """The model's outputs (B, 1) as numbers (B,)."""
-    values: Tensor = model(batch[0]).float().squeeze(1)
-    return values
+    """The model's outputs, (B, 1) or (B,), as numbers (B,).
+
+    Raises:
+        ArgumentError: They have another shape, which would be broadcast against the targets.
+    """
+    values, size = model(batch[0]), len(batch[1])
+    if not isinstance(values, Tensor) or values.shape not in {(size, 1), (size,)}:
+        given = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise ArgumentError(
+            f"model must return one number for each of {size} examples, shape ({size}, 1) or ({size},), but returned "
+            f"{given}; give its last layer one output"
+        )
+    return values.float().reshape(size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,8 @@ from lowland.lab.data.streams import stream
 from lowland.lab.data.table import Column, Rows, columns_of, divided, encoded, standardized
 from lowland.lab.metric import Metric
 from lowland.lab.recipe import Recipe
-from lowland.lab.task import Task
-from lowland.lab.tasks.classification import ACCURACY
+from lowland.lab.task import Task, refuse_smoothing
+from lowland.lab.tasks.classification import ACCURACY, scores
 from lowland.lab.tasks.defaults import TUNED
 from lowland.lab.tasks.regression import R2, RMSE, numbers, perceptron
 
@@ -129,7 +129,13 @@ class Tabular(Task):
         return self._losses(self.predict(model, batch), batch)
 
     def training_loss(self, model: nn.Module, batch: Any, recipe: Recipe) -> Tensor:
-        """The loss of each example; for classification with the recipe's label smoothing, shape ``(B,)``."""
+        """The loss of each example; for classification with the recipe's label smoothing, shape ``(B,)``.
+
+        Raises:
+            ArgumentError: The recipe has a label smoothing, and the target is a number.
+        """
+        if self.kind == "regression":
+            refuse_smoothing(self, recipe)
         return self._losses(self.predict(model, batch), batch, recipe.label_smoothing)
 
     def _losses(self, values: Tensor, batch: Any, smoothing: float = 0.0) -> Tensor:
@@ -142,8 +148,7 @@ class Tabular(Task):
         """Logits (B, classes), or standardized targets (B,)."""
         if self.kind == "regression":
             return numbers(model, batch)
-        logits: Tensor = model(batch[0]).float()
-        return logits
+        return scores(model(batch[0]), self.outputs)
 
     def judged(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         """Losses (B,) and predictions from one forward pass."""

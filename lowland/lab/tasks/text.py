@@ -23,7 +23,7 @@ from lowland.lab.models.encoder import ENCODERS, encoder
 from lowland.lab.models.pretrained import classifier, digest, encoded, folder_of, verified
 from lowland.lab.recipe import Recipe
 from lowland.lab.task import Task
-from lowland.lab.tasks.classification import ACCURACY
+from lowland.lab.tasks.classification import ACCURACY, scores
 from lowland.lab.tasks.defaults import TEXTS
 from lowland.lab.tasks.groups import without_decay_of_vectors
 
@@ -112,16 +112,16 @@ class TextClassification(Task):
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The cross-entropy of each example, shape ``(B,)``."""
-        return F.cross_entropy(model(batch[0]).float(), batch[1], reduction="none")
+        return F.cross_entropy(scores(model(batch[0]), self.classes), batch[1], reduction="none")
 
     def training_loss(self, model: nn.Module, batch: Any, recipe: Recipe) -> Tensor:
         """The cross-entropy of each example with the recipe's label smoothing, shape ``(B,)``."""
-        logits = model(batch[0]).float()
+        logits = scores(model(batch[0]), self.classes)
         return F.cross_entropy(logits, batch[1], reduction="none", label_smoothing=recipe.label_smoothing)
 
     def judged(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         """Losses ``(B,)`` and logits ``(B, classes)`` from one forward pass."""
-        logits = model(batch[0]).float()
+        logits = scores(model(batch[0]), self.classes)
         return F.cross_entropy(logits, batch[1], reduction="none"), logits
 
     def param_groups(self, model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:

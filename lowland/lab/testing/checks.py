@@ -107,6 +107,24 @@ def check_losses_of_parts_combine(trial: Trial) -> None:
         )
 
 
+def check_a_mean_is_no_sum(trial: Trial) -> None:
+    """A loss of one number is a mean over the examples: it does not double when every example comes twice."""
+    if trial.uncut() is None:
+        return
+    model, batch = trial.net().eval(), trial.batch("test")
+    size = trial.batches.known_size(batch)
+    if size is None:
+        return
+    twice = trial.batches.take(batch, torch.arange(size).repeat(2))
+    for name, loss in trial.losses().items():
+        once, doubled = (float(loss(model, each).mean.detach()) for each in (batch, twice))
+        _promise(
+            once == 0 or not _close(doubled, 2 * once),
+            f"{name} of a batch is {once:.6g}, but {doubled:.6g} if every example comes twice, so it is a sum, and the "
+            "training would depend on the number of ranks; return one loss for each example, their mean, or Loss(total, count)",
+        )
+
+
 def check_order_is_free(trial: Trial) -> None:
     """In evaluation mode the losses are independent of the order of the examples."""
     model, batch = trial.net().eval(), trial.batch("test")
@@ -191,6 +209,7 @@ CHECKS: tuple[Callable[[Trial], None], ...] = (
     check_loss_is_a_loss,
     check_criterion_agrees,
     check_losses_of_parts_combine,
+    check_a_mean_is_no_sum,
     check_order_is_free,
     check_metrics_add_up,
     check_judged_agrees,

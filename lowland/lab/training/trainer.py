@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lowland.core.errors import ArgumentError
+from lowland.core.errors import ArgumentError, BatchError
 from lowland.engine import Engine
 from lowland.executors.auto import Auto
 from lowland.lab import models
@@ -26,6 +26,8 @@ from lowland.lab.training.snapshot import Snapshot
 from lowland.lab.training.wrapped import Unwrapped, wrap
 from lowland.methods.base import Method
 from lowland.parallel import World
+
+ONE_EXAMPLE = "Expected more than 1 value per channel"  # what torch's batch normalization says of a single example
 
 
 class Trainer:
@@ -93,7 +95,7 @@ class Trainer:
         rate = lr_at(self.recipe, progress)
         for group, own in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate if own == self.recipe.lr else own * (rate / self.recipe.lr)
-        loss = self.engine.backward(batch)
+        loss = self._backward(batch)
         if self.recipe.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         self.optimizer.step()
@@ -101,6 +103,18 @@ class Trainer:
         if self.average is not None:
             self.average.update(self.engine.step)
         return loss
+
+    def _backward(self, batch: Any) -> Tensor:
+        try:
+            return self.engine.backward(batch)
+        except ValueError as error:
+            if ONE_EXAMPLE not in str(error):
+                raise
+            raise BatchError(
+                "every pass must have two examples or more, because the model has batch normalization, but one had a "
+                f"single example ({error}); take a larger batch_size, a smaller accumulate, or fewer parts of a batch "
+                "in the method"
+            ) from error
 
     def chosen(self) -> dict[str, Any]:
         """The executor that ``executor="auto"`` has chosen, for the end line; "" where it had nothing to choose yet."""

@@ -78,6 +78,20 @@ def test_wrong_checksum_names_file_expected_and_got(both: Path) -> None:
     assert "get it again from https://example.org" in text
 
 
+def test_the_file_of_another_task_is_not_to_be_deleted(
+    both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = b"sentences"
+    monkeypatch.setitem(files.MD5, "glue/SST-2/train.tsv", hashlib.md5(content).hexdigest())
+    (tmp_path / "SST-2").mkdir()
+    (tmp_path / "SST-2" / "train.tsv").write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"must be glue/CoLA/train.tsv, but is glue/SST-2/train.tsv, of another"
+    ) as caught:
+        files.read("cola", "glue/CoLA", ["train.tsv"], tmp_path / "SST-2", "https://example.org")
+    assert "delete" not in str(caught.value)
+
+
 @pytest.mark.parametrize("keep", [5, 25, -4], ids=["in the header", "in the data", "in the checksum"])
 def test_torn_gzip_is_a_data_error(both: Path, keep: int) -> None:
     path = both / FOLDER / "test.gz"
