@@ -136,7 +136,10 @@ class Buffers:
             Whether there are such places.
         """
         known = {_where(place) for place in [*self._places, *self._unwritten]}
-        created = [p for p in self._find() if _where(p) not in known]
+        # A weight that was frozen meanwhile is restored with the others, which the methods displace.
+        created = [
+            p for p in self._find() if _where(p) not in known and not (p.frozen and p.owner.get(p.key) in self._weights)
+        ]
         self._copied.update(_where(p) for p in created if not p.frozen)
         self._places += created
         return bool(created)

@@ -111,7 +111,8 @@ class LogitsSAM(Perturbing):
     def plan(self, engine: Engine, batch: Any) -> Plan:
         """See :meth:`lowland.methods.base.Method.plan`."""
         here = yield self.probe(batch, wrt=[radius > 0 for radius in self._radii(engine, 1.0)])
-        e = self.geometry.ascent(engine.params, here.grad, self._radii(engine, self.rho))
+        known = self.geometry.known(engine, here.grad)
+        e = self.geometry.ascent(engine.params, here.grad, self._radii(engine, self.rho), **known)
         loss, up = here.loss, self.probe(batch, at=e)
         del here, e
         there = yield up

@@ -20,7 +20,8 @@ from torch.nn.utils import parametrizations
 import lowland
 from lowland import SAM, LogitsSAM
 from lowland.core.errors import ArgumentError, LossError, ParameterError
-from lowland.core.geometry import L2
+from lowland.core.geometry import L2, Adaptive, Geometry, Layerwise, Preconditioned
+from lowland.core.spectral import Spectral
 from lowland.methods import make, spell
 
 
@@ -34,6 +35,32 @@ def test_it_is_sam_that_perturbs_the_head_s_weight(base: str) -> None:
     assert_same(path, path_of(SAM(rho=0.4, geometry=only("2.weight")), some(), optimizer=BASES[base]), SAME)
     with_bias = SAM(rho=0.4, geometry=L2(select=lambda module, name, parameter: name.startswith("2.")))
     assert_differ(path, path_of(with_bias, some(), optimizer=BASES[base]))
+
+
+@pytest.mark.parametrize("kind", [Adaptive, Layerwise, Preconditioned, Spectral])
+def test_it_is_sam_in_every_geometry(kind: type[Geometry]) -> None:
+    def chosen(module: Any, name: str, parameter: Any) -> bool:
+        return name.endswith("2.weight")
+
+    adam = BASES["adamw"]
+    path = path_of(LogitsSAM(rho=0.4, geometry=kind()), some(), optimizer=adam)
+    assert_same(path, path_of(SAM(rho=0.4, geometry=kind(select=chosen)), some(), optimizer=adam), SAME)
+
+
+def test_the_spectral_radius_knows_the_layout_of_the_head() -> None:
+    """A transposed convolution has its inputs first."""
+    grads = []
+    for method in (
+        LogitsSAM(rho=0.3, head="2", geometry=Spectral()),
+        SAM(rho=0.3, geometry=Spectral(select=lambda module, name, parameter: name == "2.weight")),
+    ):
+        torch.manual_seed(0)
+        layers = [nn.Unflatten(1, (2, 1, 1)), nn.Conv2d(2, 4, 1), nn.ConvTranspose2d(4, 3, 2, bias=False)]
+        model = nn.Sequential(*layers).double()
+        engine = engine_of(method, model, lambda m, b: m(b[0]).square().flatten(1).sum(1))
+        engine.backward((torch.ones(6, 2).double() * torch.arange(6).unsqueeze(1), None))
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-10, atol=1e-12)
 
 
 def engine_of(method: Any, model: nn.Module, loss: Any = loss_fn, **options: Any) -> lowland.Engine:

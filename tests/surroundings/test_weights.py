@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import ALL, base_for, engine_of, method_of, model_for
+from conformance import ALL, base_for, engine_of, loss_for, method_of, model_for
 from hand import close, grads, sgd, square
 from problems import batch
 from torch import Tensor, nn
@@ -216,3 +216,39 @@ def test_per_example_gradients_are_refused() -> None:
     net.weight.grad_sample = None
     with pytest.raises(ParameterError, match="weight has a grad_sample"):
         lowland.Engine(lowland.SAM(), net, sgd(net), square)
+
+
+@pytest.mark.parametrize("at", [1, 2, 5])
+@pytest.mark.parametrize("text", ALL)
+def test_a_weight_that_is_frozen_between_steps_stays_and_nothing_is_refused(text: str, at: int) -> None:
+    """The method goes on to displace it by zero, which is no write of the forward."""
+    model = model_for(text)
+    frozen = next(model.parameters())
+    engine = engine_of(text, model)
+    for step in range(7):
+        if step == at:
+            frozen.requires_grad_(False)
+            before = frozen.detach().clone()
+        if step == 6:
+            model.register_buffer("epoch", torch.zeros(()))
+        engine.backward(batch(step))
+        engine.optimizer.step()
+        engine.optimizer.zero_grad()
+    assert torch.equal(frozen, before)
+
+
+def test_a_step_after_a_weight_is_frozen_is_that_of_an_engine_that_knew_it_frozen() -> None:
+    text, found = "sam", []
+    for late in (True, False):
+        model = model_for(text)
+        engine = engine_of(text, model)
+        engine.backward(batch(0))
+        engine.optimizer.step()
+        engine.optimizer.zero_grad()
+        next(model.parameters()).requires_grad_(False)
+        if not late:
+            trained = [p for p in model.parameters() if p.requires_grad]
+            engine = lowland.Engine(method_of(text), model, torch.optim.SGD(trained, lr=0.1), loss_for(text))
+        engine.backward(batch(1))
+        found.append([p.grad for p in model.parameters() if p.requires_grad])
+    close(*found)

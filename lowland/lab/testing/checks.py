@@ -121,7 +121,7 @@ def check_a_mean_is_no_sum(trial: Trial) -> None:
         _promise(
             once == 0 or not _close(doubled, 2 * once),
             f"{name} of a batch is {once:.6g}, but {doubled:.6g} if every example comes twice, so it is a sum, and the "
-            "training would depend on the number of ranks; return one loss for each example, their mean, or Loss(total, count)",
+            "training would depend on the number of ranks; return one loss for each example, or their mean",
         )
 
 
