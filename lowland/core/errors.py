@@ -22,6 +22,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+ONE_EXAMPLE = "Expected more than 1 value per channel"
+"""What torch's batch normalization says of a batch with a single example, in a ValueError."""
+
 
 class LowlandError(Exception):
     """The common ancestor: ``except LowlandError`` catches all that lowland raises on purpose."""

@@ -158,7 +158,8 @@ class Preconditioned(Geometry):
     is long where gradients have been small. It is the longest ascent ``<g, e>`` with ``||D^1/2 e|| <= rho``.
 
     v includes the current gradient, so it is known before the first step, where ``s = |g| + eps``. The mean is over all
-    perturbed weights. If s is the same for all weights, it is ``L2()`` with the same radius.
+    weights that may be perturbed, also those that a batch does not reach, whose s is small: where there are many, give
+    them radius 0, or ``select`` the others. If s is the same for all weights, it is ``L2()`` with the same radius.
 
     Args:
         select: See :class:`Geometry`.

@@ -107,6 +107,12 @@ def bound(loss_fn: Callable[[Any, Any], Any] | None, model: Any) -> Callable[[An
     return with_modules
 
 
+def has_several(loss_fn: Any) -> bool:
+    """Whether :func:`bound` has made the loss function for several modules."""
+    function = loss_fn.forward if isinstance(loss_fn, Criterion) else loss_fn
+    return getattr(function, "__qualname__", "").startswith(f"{bound.__name__}.<locals>")
+
+
 def _parts(model: Any) -> Iterable[tuple[Any, Any]]:
     return model.items() if isinstance(model, dict) else enumerate(model)
 

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lowland.core.errors import ArgumentError, LowlandError
-from lowland.core.transfer import has_streams
+from lowland.core.errors import ONE_EXAMPLE, ArgumentError, BatchError, LowlandError
 from lowland.engine import Engine
 from lowland.methods import METHODS, make, spell
 from lowland.methods.base import Method
@@ -26,6 +25,7 @@ from lowland.planner.record import to_json
 from lowland.planner.subject import Subject, train_step
 from lowland.planner.survey import Survey, survey
 from lowland.planner.turns import Tick
+from lowland.planner.untouched import untouched
 
 SECONDS = 60.0  # of measuring
 
@@ -97,19 +97,33 @@ def plan(
         tick: Called after every round of steps with the fraction that is done.
 
     Raises:
-        UsageError: The engine has no loss function, or its model is wrapped or sharded.
-        ArgumentError: A method is unknown.
+        UsageError: The engine has no loss function or several modules, its model is wrapped or sharded or cannot be
+            copied, or an optimizer steps by a closure.
+        ArgumentError: A method is unknown, or ``seconds`` is not above 0.
+        BatchError: A part of the batch is too small for batch normalization.
     """
+    if not isinstance(seconds, int | float) or not 0 < seconds < float("inf"):
+        raise ArgumentError(f"seconds must be a number above 0, but is {seconds!r}; 60 is the default")
+    if isinstance(methods, str | Method):
+        raise ArgumentError(f"methods must be a list, but is {methods!r}; write [{methods!r}]")
     subject = Subject.of(engine, batch)
-    chosen = [engine.method] if methods is None else methods
-    device = subject.device
-    devices, kind = ([device], device.type) if has_streams(device) else ([], "cuda")
-    with torch.random.fork_rng(devices, device_type=kind):  # dropout draws
-        return of_subject(subject, dict(map(named, chosen)), seconds=seconds, tick=tick)
+    chosen = dict(map(named, [engine.method] if methods is None else methods))
+    try:
+        with untouched(subject.model, subject.loss_fn, subject.batch, subject.device):
+            return of_subject(subject, chosen, seconds=seconds, tick=tick)
+    except ValueError as error:
+        if ONE_EXAMPLE not in str(error):
+            raise
+        raise BatchError(
+            f"the parts of the batch that are measured must have two examples or more, because the model has batch "
+            f"normalization, but one had a single example ({error}); pass a batch of at least four examples"
+        ) from error
 
 
 def named(method: str | Method) -> tuple[str, Method]:
     """A method with its text."""
+    if not isinstance(method, str | Method):
+        raise ArgumentError(f"methods must be texts or lowland methods, but one is {method!r}; write 'sam' or SAM()")
     if isinstance(method, str):
         return method, make(method, fill=lambda key: REQUIRED.get(key, {}))
     try:
@@ -249,9 +263,14 @@ def _nothing(surveys: Sequence[Survey], every: Sequence[Prediction], room: int |
 def _undivided(ranks: Sequence[int], sizes: Sequence[int]) -> str:
     """The message that ranks have nothing to divide."""
     return (
-        f"the ranks must divide the batch or a method's probes, but {ranks} ranks divide neither the {sizes} examples "
+        f"the ranks must divide the batch or a method's probes, but {_either(ranks)} ranks divide neither the "
+        f"{_either(sizes)} examples "
         "nor the probes of a method; take another number of processes, another batch size, or SAMPa"
     )
+
+
+def _either(numbers: Sequence[int]) -> str:
+    return " or ".join(map(str, numbers))
 
 
 def predictions(measured: Survey, methods: Mapping[str, Method]) -> list[Prediction]:

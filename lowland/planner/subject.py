@@ -12,10 +12,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from lowland.core.batch import Batches
-from lowland.core.errors import ArgumentError, UsageError
+from lowland.core.batch import Batches, Parts
+from lowland.core.errors import ArgumentError, BatchError, UsageError
 from lowland.core.loss import LossFn
-from lowland.engine import Engine
+from lowland.engine import Engine, doors
+from lowland.engine.lookahead import needs_closure
 from lowland.executors.base import Executor
 from lowland.executors.mesh.messages import BUCKET
 from lowland.methods.base import Method
@@ -52,10 +53,31 @@ class Subject:
             batch: A batch of one step.
 
         Raises:
-            UsageError: The engine has no loss function, or its model is wrapped or sharded.
+            ArgumentError: ``engine`` is no engine.
+            BatchError: The batch is a ``Parts``.
+            UsageError: The engine has no loss function or several modules, its model is wrapped or sharded, or an
+                optimizer steps by a closure.
         """
+        if not isinstance(engine, Engine):
+            raise ArgumentError(f"engine must be a lowland.Engine, but is a {type(engine).__name__}; make one first")
+        if isinstance(batch, Parts):
+            raise BatchError(
+                "a plan measures passes on smaller parts of the batch, but Parts may be padded differently; pass one "
+                "batch with as many examples"
+            )
         if engine.loss_fn is None:
             raise UsageError("a plan runs the model, but the engine has loss_fn=None; pass Engine(…, loss_fn=…)")
+        if doors.has_several(engine.loss_fn):
+            raise UsageError(
+                "a plan copies the model, but this engine has several modules, which its loss function gets as they "
+                "are; pass an engine with one module that holds them, such as nn.ModuleList([encoder, head])"
+            )
+        for optimizer in engine.optimizers:
+            if needs_closure(optimizer):
+                raise UsageError(
+                    f"a plan steps the optimizers, but {type(optimizer).__name__}.step needs a closure; plan with "
+                    "another optimizer, such as SGD"
+                )
         replicas = engine.work.replicas
         if replicas.ddps or replicas.sharded:
             raise UsageError(
@@ -97,9 +119,16 @@ class Subject:
 
     def copies(self) -> tuple[nn.Module, list[Optimizer]]:
         """A copy of the model, and of its optimizers with learning rates of nearly zero."""
-        model, optimizers = copy.deepcopy((self.model, list(self.optimizers)))
+        try:
+            model, optimizers = copy.deepcopy((self.model, list(self.optimizers)))
+        except (RuntimeError, TypeError) as error:
+            raise UsageError(
+                f"a plan copies the model and its optimizers, but they cannot be copied ({error}); let the model keep "
+                "no outputs of its passes, and take torch.nn.utils.parametrizations in place of the old weight_norm"
+            ) from error
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = group["lr"] * SLOW
+            if "lr" in group:
+                group["lr"] = group["lr"] * SLOW
         return model, optimizers
 
     def engine(
@@ -115,7 +144,6 @@ class Subject:
             executor: What answers the probes; by default one after the other, or the mesh.
         """
         model, optimizers = self.copies()
-        model.train()
         if layout.data > 1 and not alone:
             group = mesh["data"].get_group()
             # The fastest settings of DDP, see lowland.bench.two_processes.worker.

@@ -59,7 +59,7 @@ def test_runs_are_said_everywhere(
         (["--seconds", "0"], "seconds must be above 0, but is 0.0; leave --seconds out for a minute"),
         (["--threads", "0"], "threads must be >= 1, but is 0; leave --threads out to divide the cores"),
         (["--processes", "0"], "processes must be numbers >= 1, but are [0]; write --processes 1 2"),
-        (["--methods", "plain", "--processes", "1", "3"], "[3] ranks divide neither the [64] examples nor the probes"),
+        (["--methods", "plain", "--processes", "1", "3"], "but 3 ranks divide neither the 64 examples nor the probes"),
         (["--record", "nowhere.json"], "record must be a JSON file of lowland plan, but nowhere.json cannot be read"),
         (["--runs", "nowhere"], "no run file at nowhere"),
     ],

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lowland import SAM, Engine, LookSAM, Loss
-from lowland.core.errors import ArgumentError, UsageError
+from lowland import SAM, Engine, LookSAM, Loss, Parts
+from lowland.core.errors import ArgumentError, BatchError, UsageError
 from lowland.methods import make
 from lowland.planner import planning as planner
 from lowland.planner.layout import Layout
@@ -226,7 +229,97 @@ def test_micro_batches_are_halves_and_quarters_of_a_ranks_part() -> None:
 
 
 def test_ranks_that_can_divide_nothing_are_refused_before_anything_is_measured() -> None:
-    with pytest.raises(
-        ArgumentError, match=r"must divide the batch or a method's probes, but \[1\] ranks divide neither"
-    ):
+    with pytest.raises(ArgumentError, match=r"must divide the batch or a method's probes, but 1 ranks divide neither"):
         planner.surveyed(Subject.of(engine(mlp()), data()), dict([named("plain")]), where=lambda layout: False)
+
+
+class Centered(nn.Module):
+    """A loss with a center, a count, a teacher with statistics and a generator of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(3))
+        self.teacher = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3)).requires_grad_(False)
+        self.count, self.generator = 0, torch.Generator().manual_seed(1)
+
+    def forward(self, model: nn.Module, batch: Any) -> Tensor:
+        noise = torch.randn(batch[0].shape, generator=self.generator) * random.random() * np.random.random()
+        outputs = model(batch[0] + noise.float()) + self.teacher(batch[0])
+        self.center.mul_(0.9).add_(outputs.detach().mean(0))
+        self.count += 1
+        return nn.functional.cross_entropy(outputs - self.center, batch[1], reduction="none")
+
+
+@pytest.mark.parametrize("stepped", [False, True])
+def test_the_state_of_the_loss_and_all_random_numbers_stay(stepped: bool) -> None:
+    loss = Centered()
+    of = engine(mlp(), loss)
+    if stepped:
+        of.backward(data())
+
+    def state() -> list[bytes]:
+        own = [*loss.state_dict().values(), torch.get_rng_state(), loss.generator.get_state(), loss.count]
+        return [pickle.dumps(each) for each in (*map(str, own), random.getstate(), np.random.get_state())]
+
+    batch, torch_state = data(), torch.get_rng_state()
+    before = state()
+    plan(of, batch, ["plain", "sampa"], seconds=0.01)
+    assert state() == before
+    assert torch.equal(torch.get_rng_state(), torch_state)
+
+
+def test_what_cannot_be_planned_is_refused_in_words() -> None:
+    batch, bare = data(), mlp()
+    with pytest.raises(ArgumentError, match=r"engine must be a lowland\.Engine, but is a Sequential"):
+        plan(bare, batch)  # type: ignore[arg-type]
+    with pytest.raises(BatchError, match="Parts may be padded differently; pass one batch"):
+        plan(engine(bare), Parts([batch, batch]))
+    one, two = nn.Linear(6, 4), nn.Linear(4, 3)
+    both = torch.optim.SGD([*one.parameters(), *two.parameters()], lr=0.1)
+    several = Engine(SAM(), [one, two], both, lambda m, b: losses(nn.Sequential(*m), b))
+    with pytest.raises(UsageError, match=r"this engine has several modules, .* such as nn\.ModuleList"):
+        plan(several, batch)
+    closures = Engine(SAM(), bare, torch.optim.LBFGS(bare.parameters()), losses)
+    with pytest.raises(UsageError, match=r"LBFGS\.step needs a closure"):
+        plan(closures, batch)
+    keeping = engine(mlp())
+    keeping.model.last = keeping.model(batch[0])
+    with pytest.raises(ArgumentError, match=r"they cannot be copied .* keep no outputs of its passes"):
+        plan(keeping, batch, ["plain"], seconds=0.01)
+    with pytest.raises(BatchError, match="parts of the batch that are measured must have two examples or more"):
+        plan(engine(mlp(nn.BatchNorm1d(8))), data(2), ["plain"], seconds=0.01)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "5", None])
+def test_seconds_must_be_above_0(seconds: Any) -> None:
+    with pytest.raises(ArgumentError, match="seconds must be a number above 0, but is"):
+        plan(engine(mlp()), data(), ["plain"], seconds=seconds)
+
+
+@pytest.mark.parametrize("methods", ["sam", SAM(), [5], [None]])
+def test_methods_must_be_a_list_of_texts_or_methods(methods: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"methods must be (a list|texts or lowland methods), but"):
+        plan(engine(mlp()), data(), methods, seconds=0.01)
+
+
+def test_a_model_in_evaluation_mode_is_planned_so() -> None:
+    """Its statistics are frozen, so a single example is enough."""
+    model = mlp(nn.BatchNorm1d(8)).eval()
+    found = plan(engine(model), data(2), ["plain"], seconds=0.01)
+    assert found.predictions
+    assert not any(m.training for m in model.modules())
+
+
+class Rateless(torch.optim.Optimizer):
+    """An optimizer whose groups have no learning rate."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Nothing."""
+
+
+def test_an_optimizer_without_a_learning_rate() -> None:
+    model = mlp()
+    assert plan(Engine(SAM(), model, Rateless(model.parameters()), losses), data(), ["sam"], seconds=0.01).predictions

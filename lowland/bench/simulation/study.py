@@ -28,6 +28,8 @@ from lowland.report.planner.record import Base, Kept, Mark, Pair, Point, Scaling
 GRID = 41  # batches and bandwidths of the figure of two devices
 PARTS = 10_000  # of a training, from one checkpoint to the next, that are simulated; more are like them
 LARGEST = 100_000  # devices
+MOST_STEPS = 1_000_000
+WIDEST = 3.0  # sigma; then one step in a hundred has a device that takes a thousand times as long
 BATCHES, BANDWIDTHS = (1.0, 1e4), (1e8, 1e12)
 OUTWARD = ("ethernet10", "ethernet100", "hdr", "ndr")  # links between hosts, drawn beside the chosen one
 PAIRED = ("ethernet10", "pcie4", "pcie5", "nvlink3", "nvlink4")  # links of two devices, drawn as marks
@@ -80,7 +82,7 @@ class Choice:
                 f"host must be a power of two that divides the devices, but is {self.host}, and there are "
                 f"{self.devices} devices; 8 and 10000 are possible"
             )
-        if not self.global_batch >= self.devices or not self.batch > 0:
+        if not self.devices <= self.global_batch < math.inf or not 0 < self.batch < math.inf:
             raise ArgumentError(
                 f"batches must have examples for every device, but batch is {self.batch!r} and global_batch "
                 f"{self.global_batch!r} for {self.devices} devices; set more, or fewer devices"
@@ -88,16 +90,27 @@ class Choice:
         checks.integer("lanes", self.lanes, 1, "8 is one for each device of a host of 8")
         checks.integer("width", self.width, 1, "4 is float32, 2 is bfloat16")
         checks.integer("steps", self.steps, 2, "200 show the mean to a few per mille")
+        checks.integer("seed", self.seed, 0, "0 is the default")
+        if self.steps > MOST_STEPS:
+            raise ArgumentError(f"steps must be at most {MOST_STEPS}, but are {self.steps}; 200 show the mean")
+        checks.within("sigma", self.sigma, 0, WIDEST, "0.05 is about 5 %, and 1 is already more than any cluster")
         checks.within("forward", self.forward, 0, 1, "0.333 is usual")
         for name in ("base", "slope"):
             checks.at_least(name, getattr(self, name), 0, "give seconds, such as 0.001")
-        for name in ("parameters", "examples", "mtbf"):
-            if not getattr(self, name) > 0:
-                raise ArgumentError(f"{name} must be > 0, but is {getattr(self, name)!r}; give a positive number")
+        for name in ("parameters", "examples", "mtbf", "interval"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ArgumentError(f"{name} must be > 0, but is {value!r}; give a positive number")
+        for name in ("parameters", "examples"):
+            if getattr(self, name) == math.inf:
+                raise ArgumentError(f"{name} must be finite, but is inf; give a number")
         for name, seconds in self.arithmetic.items():
             checks.at_least(f"arithmetic of {name}", seconds, 0, "give seconds of a step, such as sampa 0.001")
             if name not in self.methods:
                 raise UnknownNameError("method in arithmetic", name, self.methods)
+        doubles = sorted({text for text in self.methods if self.methods.count(text) > 1})
+        if doubles:
+            raise ArgumentError(f"methods must each be named once, but {doubles[0]} is named again; leave it out")
         if not self.methods:
             raise ArgumentError("methods must name at least one method, but is empty; sam is one")
         if self.base + self.slope == 0:
@@ -132,7 +145,9 @@ class Choice:
     def failures(self, devices: int) -> Failures:
         """Failures and checkpoints; by default the interval is Young's."""
         made = Failures(mtbf=3600 * self.mtbf, checkpoint=self.checkpoint, restart=self.restart)
-        return replace(made, interval=self.interval or made.best_interval(devices) or made.between(devices) / 100)
+        if self.interval is not None:
+            return replace(made, interval=self.interval)
+        return replace(made, interval=made.best_interval(devices) or made.between(devices) / 100)
 
 
 def counts(choice: Choice) -> list[int]:

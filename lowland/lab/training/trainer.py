@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lowland.core.errors import ArgumentError, BatchError
+from lowland.core.errors import ONE_EXAMPLE, ArgumentError, BatchError
 from lowland.engine import Engine
 from lowland.executors.auto import Auto
 from lowland.lab import models
@@ -26,8 +26,6 @@ from lowland.lab.training.snapshot import Snapshot
 from lowland.lab.training.wrapped import Unwrapped, wrap
 from lowland.methods.base import Method
 from lowland.parallel import World
-
-ONE_EXAMPLE = "Expected more than 1 value per channel"  # what torch's batch normalization says of a single example
 
 
 class Trainer:

@@ -125,6 +125,15 @@ def test_a_record_is_read_back(tmp_path: Any) -> None:
         ({"arithmetic": {"sam": -1.0}}, "arithmetic of sam must be a number >= 0"),
         ({"arithmetic": {"same": 1.0}}, "unknown method in arithmetic 'same': did you mean 'sam'"),
         ({"steps": 1}, "steps must be an integer >= 2, but is 1"),
+        ({"steps": 10**12}, "steps must be at most 1000000, but are 1000000000000"),
+        ({"interval": 0}, "interval must be > 0, but is 0"),
+        ({"sigma": 30}, r"sigma must be in \[0, 3\.0\], but is 30"),
+        ({"examples": float("inf")}, "examples must be finite, but is inf"),
+        ({"parameters": float("inf")}, "parameters must be finite, but is inf"),
+        ({"batch": float("inf")}, "batches must have examples for every device"),
+        ({"global_batch": float("inf")}, "batches must have examples for every device"),
+        ({"seed": -1}, "seed must be an integer >= 0, but is -1"),
+        ({"methods": ("sam", "sam")}, "methods must each be named once, but sam is named again"),
     ],
 )
 def test_refusals(changes: dict[str, Any], message: str) -> None:
