@@ -55,7 +55,8 @@ class Simulate:
         arithmetic: Seconds of a method's arithmetic on vectors in a step, such as: sam 0.001 sampa 0.003. Methods that
             are not named have none.
         update: Seconds of the optimizer's step, >= 0.
-        sigma: Differences between devices and steps: the standard deviation of the logarithm of a pass's time, >= 0.
+        sigma: Differences between devices and steps: the standard deviation of the logarithm of a pass's time, 0
+            to 3.
         slow: How many times longer passes take on one of the devices, >= 1.
         mtbf: Mean hours between two failures of one device, > 0, or inf. Meta counted 419 unexpected interruptions of
             16,384 devices in 54 days (The Llama 3 Herd of Models, 2024), one in 51,000 device-hours.
@@ -64,8 +65,8 @@ class Simulate:
         checkpoint: Seconds that training waits for a checkpoint, >= 0.
         restart: Seconds from a failure until training goes on, >= 0.
         examples: Examples of the training, each epoch counted.
-        steps: Simulated steps of each method and mesh, >= 2.
-        seed: Of the random numbers.
+        steps: Simulated steps of each method and mesh, from 2 to 1,000,000.
+        seed: Of the random numbers, >= 0.
         out: The page to write; the record is written beside it as .json.
         record: Draw the page from this record instead of computing.
         export: A folder for the figures as SVG, too.
