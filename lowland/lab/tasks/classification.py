@@ -30,18 +30,34 @@ def _hits(logits: Tensor, batch: Any) -> Tensor:
 
 
 def scores(outputs: Any, classes: int) -> Tensor:
-    """A model's outputs as logits, (B, classes or more), in fp32.
+    """A model's outputs as logits, (B, classes), in fp32.
 
     Raises:
-        ArgumentError: They have another shape.
+        ArgumentError: They have another number of dimensions.
     """
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < classes:
-        given = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
-        raise ArgumentError(
-            f"model must return logits of shape (B, {classes}), one for each class, but returned {given}; give its "
-            f"last layer {classes} outputs"
-        )
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+        raise _wrong_outputs(outputs, classes)
     return outputs.float()
+
+
+def losses(logits: Tensor, targets: Tensor, classes: int, smoothing: float = 0.0) -> Tensor:
+    """The cross-entropy of each example, shape ``(B,)``.
+
+    Raises:
+        ArgumentError: There are fewer logits than classes.
+    """
+    try:
+        return F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+    except IndexError:  # a target is out of bounds
+        raise _wrong_outputs(logits, classes) from None
+
+
+def _wrong_outputs(outputs: Any, classes: int) -> ArgumentError:
+    given = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
+    return ArgumentError(
+        f"model must return logits of shape (B, {classes}), one for each class, but returned {given}; give its last "
+        f"layer {classes} outputs"
+    )
 
 
 ACCURACY = Metric(name="accuracy", update=_hits, unit="%", scale=100)
@@ -103,20 +119,17 @@ class Classification(Task):
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The cross-entropy of each example, shape ``(B,)``."""
-        return F.cross_entropy(self._logits(model, batch), batch[1], reduction="none")
+        return losses(self._logits(model, batch), batch[1], self.classes)
 
     def training_loss(self, model: nn.Module, batch: Any, recipe: Recipe) -> Tensor:
         """The cross-entropy of each example with the recipe's label smoothing, shape ``(B,)``."""
-        logits = self._logits(model, batch)
-        return F.cross_entropy(logits, batch[1], reduction="none", label_smoothing=recipe.label_smoothing)
+        return losses(self._logits(model, batch), batch[1], self.classes, recipe.label_smoothing)
 
     def training_criterion(self, recipe: Recipe) -> Criterion:
         """The same in two parts: the logits, and their cross-entropy."""
-
-        def losses(logits: Tensor, batch: Any) -> Tensor:
-            return F.cross_entropy(logits, batch[1], reduction="none", label_smoothing=recipe.label_smoothing)
-
-        return Criterion(self._logits, losses)
+        return Criterion(
+            self._logits, lambda logits, batch: losses(logits, batch[1], self.classes, recipe.label_smoothing)
+        )
 
     def _logits(self, model: nn.Module, batch: Any) -> Tensor:
         return scores(model(batch[0]), self.classes)
@@ -124,7 +137,7 @@ class Classification(Task):
     def judged(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         """Losses ``(B,)`` and logits ``(B, classes)`` from one forward pass."""
         logits = self._logits(model, batch)
-        return F.cross_entropy(logits, batch[1], reduction="none"), logits
+        return losses(logits, batch[1], self.classes), logits
 
     def recipe(self, model: str) -> Recipe:
         """SGD with a one-cycle schedule; for transformers AdamW with a cosine schedule."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everybody knows it by
 from torch import Tensor, nn
 
 from lowland.core import checks
@@ -21,7 +20,7 @@ from lowland.lab.data.table import Column, Rows, columns_of, divided, encoded, s
 from lowland.lab.metric import Metric
 from lowland.lab.recipe import Recipe
 from lowland.lab.task import Task, refuse_smoothing
-from lowland.lab.tasks.classification import ACCURACY, scores
+from lowland.lab.tasks.classification import ACCURACY, losses, scores
 from lowland.lab.tasks.defaults import TUNED
 from lowland.lab.tasks.regression import R2, RMSE, numbers, perceptron
 
@@ -140,7 +139,7 @@ class Tabular(Task):
 
     def _losses(self, values: Tensor, batch: Any, smoothing: float = 0.0) -> Tensor:
         if self.kind == "classification":
-            return F.cross_entropy(values, batch[1], reduction="none", label_smoothing=smoothing)
+            return losses(values, batch[1], self.outputs, smoothing)
         errors: Tensor = (values - batch[1]).square()
         return errors
 

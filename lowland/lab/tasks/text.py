@@ -10,7 +10,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch.nn.functional as F  # noqa: N812 - the name everybody knows it by
 from torch import Tensor, nn
 
 from lowland.core import checks
@@ -23,7 +22,7 @@ from lowland.lab.models.encoder import ENCODERS, encoder
 from lowland.lab.models.pretrained import classifier, digest, encoded, folder_of, verified
 from lowland.lab.recipe import Recipe
 from lowland.lab.task import Task
-from lowland.lab.tasks.classification import ACCURACY, scores
+from lowland.lab.tasks.classification import ACCURACY, losses, scores
 from lowland.lab.tasks.defaults import TEXTS
 from lowland.lab.tasks.groups import without_decay_of_vectors
 
@@ -112,17 +111,17 @@ class TextClassification(Task):
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The cross-entropy of each example, shape ``(B,)``."""
-        return F.cross_entropy(scores(model(batch[0]), self.classes), batch[1], reduction="none")
+        return losses(scores(model(batch[0]), self.classes), batch[1], self.classes)
 
     def training_loss(self, model: nn.Module, batch: Any, recipe: Recipe) -> Tensor:
         """The cross-entropy of each example with the recipe's label smoothing, shape ``(B,)``."""
         logits = scores(model(batch[0]), self.classes)
-        return F.cross_entropy(logits, batch[1], reduction="none", label_smoothing=recipe.label_smoothing)
+        return losses(logits, batch[1], self.classes, recipe.label_smoothing)
 
     def judged(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         """Losses ``(B,)`` and logits ``(B, classes)`` from one forward pass."""
         logits = scores(model(batch[0]), self.classes)
-        return F.cross_entropy(logits, batch[1], reduction="none"), logits
+        return losses(logits, batch[1], self.classes), logits
 
     def param_groups(self, model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
         """Matrices with weight decay; biases and norms without."""
