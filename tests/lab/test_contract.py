@@ -111,12 +111,12 @@ def test_a_model_in_bf16_ends_without_a_sharpness(config: Any, tmp_path: Path) -
     assert end["step"] == 12
 
 
-def test_an_undefined_metric_does_not_use_up_patience(config: Any, tmp_path: Path) -> None:
+def test_an_undefined_metric_uses_up_patience_but_is_no_divergence(config: Any, tmp_path: Path) -> None:
     nothing = Metric(name="nothing", update=lambda p, b: torch.zeros(2))
     task = type("Undefined", (type(config.task),), {"metrics": (nothing,)})()
-    config = replace(config, task=task, validation=0.25, patience=1, budget=replace(config.budget, limit=20))
+    config = replace(config, task=task, validation=0.25, patience=2, budget=replace(config.budget, limit=20))
     end = train(config, tmp_path / "run")
-    assert (end["step"], end["diverged"], end.get("best")) == (20, False, None)
+    assert (end["epochs"], end["diverged"], end.get("best")) == (2, False, None)
     assert end["test"]["nothing"] is None  # what JSON has for NaN
 
 

@@ -53,12 +53,9 @@ class Judge:
             self.best = {"epoch": epoch, **{name: self.score[name] for name in parts}}
 
     def should_stop(self, epoch: int) -> bool:
-        """Whether the run's patience is used up: the best epoch on the validation part is too long ago.
-
-        Where the metric has been undefined in all epochs, none is the best, and patience does not begin.
-        """
-        patience, best = self._config.patience, self.best.get("epoch")
-        return patience is not None and best is not None and epoch - best >= patience
+        """Whether the run's patience is used up: the best epoch on the validation part is too long ago."""
+        patience = self._config.patience
+        return patience is not None and epoch - self.best.get("epoch", 0) >= patience
 
     def headline(self) -> str | None:
         """The first metric on the test part as text; None before the first evaluation."""
