@@ -73,7 +73,7 @@ def test_quotes_separators_and_a_byte_order_mark() -> None:
         (b"", "must have a line of names and at least one row, but has 0 lines"),
         (b"a,b\n\n", "but has 1 lines"),
         (b"a,a\n1,2\n", "must have different names, but two are 'a'"),
-        (b",a\n1,2\n", "must have a name, but column 1 has none; name it, or write .* index=False"),
+        (b",a\n1,2\n", "must have a name, but column 1 has none; name it, or write .*index=False"),
         (b"a,b\n1,2\na,b\n3,4\n", "must have its names once, but line 3 repeats them"),
         (b"a,b\n1,2\n\n1\n", "must have 2 values, as its first line, but line 4 has 1"),
         (b"a,b\n1,\xff\n", "must be a text file in UTF-8"),
