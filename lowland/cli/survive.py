@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lowland.cli.options import command
-from lowland.core.errors import ArgumentError
+from lowland.core.errors import ArgumentError, StateError
 from lowland.lab.survival.settings import Survival
 from lowland.lab.survival.survive import survive
 from lowland.lab.training.trained import load_run
@@ -51,8 +51,11 @@ class Survive(Survival):
             raise ArgumentError("lowland survive runs in one process, but there are several; start it without torchrun")
         wanted = Survival(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Survival)})
         records = read_all(self.runs)
+        count = 0
         for number, record in enumerate(records, 1):
-            self._measure(console, record, wanted, f"[{number}/{len(records)}] {record.run}")
+            count += self._measure(console, record, wanted, f"[{number}/{len(records)}] {record.run}")
+        if not count:
+            raise ArgumentError("runs must hold a finished run with its weights, but all are left out; see above")
         for heading, members in groups(read_all(self.runs)).items():
             rows = summarize(members)
             shown = measures.tables(rows).get("survival")
@@ -61,13 +64,17 @@ class Survive(Survival):
                 console.print(rich_table(rows, console.width, shown))
         return 0
 
-    def _measure(self, console: Console, record: RunRecord, wanted: Survival, name: str) -> None:
-        """Measure one run; an unfinished or diverged run is named and left out."""
+    def _measure(self, console: Console, record: RunRecord, wanted: Survival, name: str) -> bool:
+        """Measure one run, and say whether it was; a run that cannot be measured is named and left out."""
         if record.end is None or record.end.diverged:
             reason = "has not finished" if record.end is None else "diverged"
             console.print(f"{name} {reason}, left out", markup=False, highlight=False, soft_wrap=True)
-            return
-        trained = load_run(record.path.parent, data=self.data, device=self.device)
+            return False
+        try:
+            trained = load_run(record.path.parent, data=self.data, device=self.device)
+        except (StateError, ArgumentError) as error:  # its weights, its task or its model are no longer there
+            console.print(f"{name} left out, {error}", markup=False, highlight=False, soft_wrap=True)
+            return False
         measured: list[str] = []
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task(name, total=None)
@@ -79,6 +86,7 @@ class Survive(Survival):
             found = survive(trained, wanted, again=self.again, progress=show)
         kept = "" if measured else " (kept)"
         console.print(f"{name}: {len(found)} values{kept}", markup=False, highlight=False, soft_wrap=True)
+        return True
 
     def resumption(self, argv: Sequence[str]) -> list[str]:
         """The command that goes on; what has been measured again is not measured once more."""

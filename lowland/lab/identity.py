@@ -83,7 +83,7 @@ def config_line(
         "validation": config.validation,
         "select": config.select,
         "patience": config.patience,
-        "sources": _sources(config, method),
+        "sources": sources(config, method),
         "lowland": metadata.version("lowland"),
         "steps_per_epoch": steps_per_epoch,
         **({"trial": True} if config.trial else {}),
@@ -156,13 +156,13 @@ def plain_fields(value: Any) -> dict[str, Any]:
     return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
 
 
-def _sources(config: RunConfig, method: Method) -> dict[str, str]:
-    """Hashes of the source code of external tasks, models and methods."""
+def sources(config: RunConfig, method: Method | None = None) -> dict[str, str]:
+    """Hashes of the source code of the user's own task, model and method."""
     _, model_factory = config.maker()
     hashes = {
         "task": fingerprint.of(config.task, "task"),
         "model": None if model_factory is None else fingerprint.of(model_factory, "model"),
-        "method": fingerprint.of(method, "method"),
+        "method": None if method is None else fingerprint.of(method, "method"),
     }
     return {name: digest for name, digest in hashes.items() if digest is not None}
 

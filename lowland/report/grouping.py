@@ -11,14 +11,38 @@ Heading: TypeAlias = tuple[str, ...]
 
 
 def chosen(records: Iterable[RunRecord]) -> list[RunRecord]:
-    """One run per contestant and seed: the latest of the finished ones, else the latest."""
+    """One run per contestant and seed: the latest of the finished ones, else the latest.
+
+    Seeds are averaged, so all runs of a contestant must have been trained alike: with the recipe, the validation part
+    and the code of its latest run. The others are left out.
+    """
     best: dict[tuple[str, int], RunRecord] = {}
-    for record in records:
+    for record in alike(records):
         key = (record.contestant, record.seed)
         current = best.get(key)
         if current is None or (record.finished, record.time) >= (current.finished, current.time):
             best[key] = record
     return list(best.values())
+
+
+def alike(records: Iterable[RunRecord]) -> list[RunRecord]:
+    """The runs that have been trained like the latest run of their contestant."""
+    runs = list(records)
+    latest: dict[str, RunRecord] = {}
+    for record in runs:
+        if record.contestant not in latest or record.time >= latest[record.contestant].time:
+            latest[record.contestant] = record
+    return [record for record in runs if not unlike(record, latest[record.contestant])]
+
+
+def unlike(record: RunRecord, other: RunRecord) -> list[str]:
+    """What two runs of a contestant differ in beside the seed: fields of the recipe, or the words validation or code.
+
+    Fields that only one of them has count as equal, because another version of lowland may have written it.
+    """
+    fields = [n for n, v in record.recipe.items() if n in other.recipe and other.recipe[n] != v]
+    code = any(other.sources[what] != digest for what, digest in record.sources.items() if what in other.sources)
+    return fields + ["validation"] * (record.validation != other.validation) + ["code"] * code
 
 
 def groups(records: Iterable[RunRecord]) -> dict[Heading, list[RunRecord]]:

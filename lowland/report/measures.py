@@ -32,7 +32,8 @@ def tables(rows: Sequence[Row]) -> dict[str, list[Column]]:
 def _column(rows: Sequence[Row], key: str, measure: Measure, title: str) -> Column:
     metric = MetricRecord(name=measure.name, unit=measure.unit, scale=measure.scale)
     known = [row.measures[key] for row in rows if key in row.measures]
-    decimals = metric_format(metric, (measured.estimate.mean for measured in known)).decimals
+    means = [each.estimate.mean for each in known if each.estimate is not None]
+    decimals = metric_format(metric, means).decimals
     unit = f", {measure.unit}" if measure.unit else ""
     named = ", ".join(f"{name} {value_text(value)}" for name, value in measure.settings.items())
     sentences = [measure.help, f"Measured with {named}." if named else "", INTERVAL]
@@ -46,6 +47,8 @@ def _column(rows: Sequence[Row], key: str, measure: Measure, title: str) -> Colu
 def _text(measured: Measured, decimals: int) -> str:
     """A mean and the half-width of its interval; with one seed, the standard error of the measurement, if known."""
     measure, estimate = measured.measure, measured.estimate
+    if estimate is None:
+        return f"no value in {measured.undefined} of {measured.seeds}"
     pattern = f"{{:.{decimals}f}}" if decimals < 6 else "{:#.3g}"
     half = estimate.half if estimate.n > 1 else measure.error
     texts = [pattern.format(measure.scale * value) for value in (estimate.mean, half) if value is not None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lowland.report.grouping import chosen
+from lowland.report.grouping import alike, chosen, unlike
 from lowland.report.summary import MIN_EPOCHS, Row, advantage, is_short, summarize, too_short
 from lowland.report.values import NumberFormat, listed, number_format, plural
 from lowland.runs.record import RunRecord
@@ -64,10 +64,17 @@ def notes(records: Sequence[RunRecord]) -> list[str]:
     unfinished = [f"{r.contestant} seed {r.seed}" for r in counted if not r.finished]
     if unfinished:
         sentences.append(f"Unfinished and not counted: {', '.join(unfinished)}.")
-    if len(counted) < len(records):
-        sentences.append(
-            f"{len(records) - len(counted)} of {len(records)} runs repeat a method and seed; the latest counts."
+    same = alike(records)
+    if len(same) < len(records):
+        others = sorted(
+            {field for r in records for s in same if s.contestant == r.contestant for field in unlike(r, s)}
         )
+        sentences.append(
+            f"{len(records) - len(same)} of {len(records)} runs are left out, because the latest run of their method "
+            f"was trained otherwise ({listed(others)}); name their folders alone for a table of their own."
+        )
+    if len(counted) < len(same):
+        sentences.append(f"{len(same) - len(counted)} of {len(same)} runs repeat a method and seed; the latest counts.")
     finished = [r for r in counted if r.finished]
     sentences += _uncounted(finished)
     if len({tuple(sorted(map(str, r.machine.items()))) for r in finished}) > 1:

@@ -27,11 +27,15 @@ class Measured:
 
     Args:
         measure: The measure of the first seed, with its title, unit and settings.
-        estimate: Mean and interval over the seeds, as stored, before scaling.
+        estimate: Mean and interval over the seeds, as stored, before scaling; None if a seed has no finite value.
+        seeds: The number of seeds.
+        undefined: The number of seeds whose value is not finite, such as after a second training that diverged.
     """
 
     measure: Measure
-    estimate: Estimate
+    estimate: Estimate | None
+    seeds: int = 1
+    undefined: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,9 +217,10 @@ def _measured(runs: Sequence[RunRecord]) -> dict[str, Measured]:
             by_key.setdefault(measure.key, []).append(measure)
     result: dict[str, Measured] = {}
     for key, measures in by_key.items():
-        over_seeds = estimate([m.value for m in measures if m.value is not None])
-        if over_seeds is not None and len(measures) == len(finished):
-            result[key] = Measured(measures[0], over_seeds)
+        known = [m.value for m in measures if m.value is not None]
+        missing = len(measures) - len(known)
+        if len(measures) == len(finished):
+            result[key] = Measured(measures[0], None if missing else estimate(known), len(measures), missing)
     return result
 
 

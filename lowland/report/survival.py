@@ -64,9 +64,10 @@ def survival(rows: Sequence[Row], look: Mapping[str, Look]) -> list[tuple[str, s
 
 
 def _measured(row: Row, name: str, wanted: Mapping[str, Any]) -> Measured | None:
-    """The measure of a contestant with exactly these settings."""
+    """The measure of a contestant with exactly these settings; None also if a seed has no finite value."""
     key = json.dumps([GROUP, name, dict(sorted(wanted.items()))], sort_keys=True)
-    return row.measures.get(key)
+    found = row.measures.get(key)
+    return None if found is None or found.estimate is None else found
 
 
 def _settings(rows: Sequence[Row], axis: Axis) -> dict[str, list[float]]:
@@ -98,6 +99,7 @@ def _lines(rows: Sequence[Row], axis: Axis, settings: str, levels: Sequence[floa
 
 def _scaled(measured: Measured, row: Row) -> Estimate:
     """A mean and its interval over seeds; with one seed, the standard error of the draws, if there were several."""
+    assert measured.estimate is not None
     mean, half = measured.estimate.mean, measured.estimate.half
     half = measured.measure.error if half is None else half
     scale = row.metric.scale

@@ -178,6 +178,7 @@ def _record(path: Path, config: dict[str, Any], **rest: Any) -> RunRecord:
         command=shlex.join(map(str, command)) if isinstance(command, list) else command and str(command),
         # Before trials were marked, the command line told them.
         trial=bool(config.get("trial")) or (isinstance(command, list) and command[:2] == ["lowland", "sweep"]),
+        sources={str(name): str(digest) for name, digest in (config.get("sources") or {}).items()},
         **rest,
     )
 

@@ -97,7 +97,7 @@ class EndRecord:
     best: BestRecord | None = None
     weights_per_step: float | None = None  # gradients, weighted by the fraction of tensors that they cover
     forwards_per_step: float | None = None  # forward passes without a gradient
-    diverged: bool = False  # the last epoch's loss is not finite, or above the first step's
+    diverged: bool = False  # the last epoch's loss is not finite, or above that of the initial weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +135,7 @@ class RunRecord:
     measures: tuple[Measure, ...] = ()
     validation: float = 0.0  # the fraction of the training part that was held out
     trial: bool = False  # whether a sweep has trained it
+    sources: Mapping[str, str] = field(default_factory=dict)  # hashes of the user's own task, model and method
 
     @property
     def finished(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,22 @@ def test_unfinished_runs_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixt
     shown = capsys.readouterr().out
     assert "has not finished, left out" in shown
     assert "6 values" in shown
+
+
+def test_runs_that_cannot_be_measured_are_named_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs(tmp_path)
+    lost, *others = sorted(tmp_path.glob("*/run.jsonl"))
+    shutil.rmtree(lost.parent / "checkpoints")
+    capsys.readouterr()
+    assert main(["survive", str(tmp_path), "--bits", "4", "--noise"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"{lost.parent.name} left out, runs must have a checkpoint" in shown
+    for other in others:
+        shutil.rmtree(other.parent / "checkpoints")
+    assert main(["survive", str(tmp_path), "--bits", "3", "--noise"]) == 2
+    assert "runs must hold a finished run with its weights, but all are left out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -53,6 +53,14 @@ def test_a_measure_of_some_seeds_is_not_shown(write_run: WriteRun, tmp_path: Pat
     assert [row[1] for row in cells(write_run, tmp_path)[1]] == ["1.000 ± 0.000", "–"]
 
 
+def test_a_seed_without_a_finite_value_is_not_left_out_of_the_mean(write_run: WriteRun, tmp_path: Path) -> None:
+    """The method that diverges more would look better."""
+    for seed in range(4):
+        add(write_run("plain", seed), 2.0)
+        add(write_run("sam", seed), 1.0 if seed == 0 else float("nan"))
+    assert [row[1] for row in cells(write_run, tmp_path)[1]] == ["2.000 ± 0.000", "no value in 3 of 4"]
+
+
 def test_equal_titles_get_the_settings_that_differ(write_run: WriteRun, tmp_path: Path) -> None:
     folder = write_run("plain")
     add(folder, 1.0, m=4)

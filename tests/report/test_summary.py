@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import sqrt
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scipy.stats import ttest_1samp
@@ -112,6 +113,48 @@ def test_a_metric_without_a_value_is_said_and_not_left_out(write_run: WriteRun) 
     told = verdict(list(rows.values()))
     assert "for plain in seed 0 and 2 and sam in seed 1. Nothing can be said of the others without a base" in told
     assert verdict([rows["plain"], rows["sam"]]).endswith("sam in seed 1. Nothing can be compared.")
+
+
+def changed(folder: Path, **fields: Any) -> Path:
+    """Change fields of the first line of a run file."""
+    file = folder if folder.is_file() else folder / "run.jsonl"
+    first, *rest = file.read_text(encoding="utf-8").splitlines()
+    line = json.loads(first)
+    line.update({k: {**(line.get(k) or {}), **v} if isinstance(v, dict) else v for k, v in fields.items()})
+    file.write_text("\n".join([json.dumps(line), *rest]) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"recipe": {"lr": 0.01}}, "lr"),
+        ({"validation": 0.2}, "validation"),
+        ({"sources": {"task": "another"}}, "code"),
+    ],
+)
+def test_runs_that_were_trained_otherwise_are_not_averaged(
+    write_run: WriteRun, fields: dict[str, Any], told: str
+) -> None:
+    runs = [write_run(m, s, accuracy=0.9) for m in ("plain", "sam") for s in (0, 1, 2)]
+    for run in runs:
+        changed(run, time="2026-01-01T00:00:00+00:00", sources={"task": "one"})
+    later = [write_run(m, 0, folder=f"later-{m}", accuracy=0.5) for m in ("plain", "sam")]
+    for run in later:
+        changed(changed(run, sources={"task": "one"}), time="2026-02-01T00:00:00+00:00", **fields)
+    records = [read(run) for run in [*runs, *later]]
+    rows = {row.contestant: row for row in summarize(records)}
+    assert {name: row.scores for name, row in rows.items()} == {"plain": {0: 0.5}, "sam": {0: 0.5}}
+    (note,) = [text for text in notes(records) if "left out" in text]
+    assert note.startswith("6 of 8 runs are left out, because the latest run of their method was trained otherwise")
+    assert f"({told})" in note
+    assert {row.scores[1] for row in summarize(records[:6])} == {0.9}
+
+
+def test_a_field_of_the_recipe_that_an_earlier_version_did_not_have(write_run: WriteRun) -> None:
+    runs = [write_run("plain", s, accuracy=0.9) for s in (0, 1)]
+    changed(runs[1], recipe={"new": 3})
+    assert [row.seeds for row in summarize([read(run) for run in runs])] == [(0, 1)]
 
 
 def test_diverged_and_undefined(write_run: WriteRun) -> None:

@@ -14,7 +14,7 @@ from lowland.core.errors import ArgumentError, StateError
 from lowland.lab.studies.gauges import GROUP, NAMES, Flatness, Gauge, Gauges
 from lowland.lab.training.trained import Trained, load_run
 from lowland.parallel import ranks
-from lowland.report.grouping import groups
+from lowland.report.grouping import groups, unlike
 from lowland.runs import landscape, measures
 from lowland.runs.landscape import Curve
 from lowland.runs.measures import Measure
@@ -109,7 +109,7 @@ def _load(record: RunRecord, progress: Progress, label: str, data: Path | None, 
     else:
         try:
             return load_run(record.path, data=data, device=device)
-        except StateError as error:
+        except (StateError, ArgumentError) as error:  # its weights, its task or its model are no longer there
             progress.end(f"{label}: left out, {error}")
     return None
 
@@ -169,8 +169,9 @@ def _baselines(records: Sequence[RunRecord]) -> dict[Path, RunRecord]:
         plain = [r for r in members if r.method.key == "plain" and "@" not in r.contestant]
         ended = {r.seed: r for r in plain if r.end is not None and not r.end.diverged}
         for record in members:
-            if record.seed in ended:
-                found.setdefault(record.path, ended[record.seed])
+            base = ended.get(record.seed)
+            if base is not None and ("@" in record.contestant or not unlike(record, base)):
+                found.setdefault(record.path, base)
     return found
 
 

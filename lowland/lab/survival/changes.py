@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -121,4 +122,8 @@ def _trained_further(judge: Judge, second: Second, model: nn.Module) -> Figures:
     """The figures of the first task, and those of the second as the part "second"; ``model`` does not change."""
     other = trained_further(second)
     learned = judge.of(second.task, other, second.loader, "test")
-    return {**judge.figures(other), "second": learned}
+    figures = {**judge.figures(other), "second": learned}
+    if all(bool(p.isfinite().all()) for p in other.parameters()):
+        return figures
+    # The second training diverged: what weights that are not finite predict says nothing about forgetting.
+    return {part: dict.fromkeys(values, math.nan) for part, values in figures.items()}

@@ -15,6 +15,7 @@ from lowland.lab import names
 from lowland.lab.budget import Budget
 from lowland.lab.config import RunConfig
 from lowland.lab.data.loader import Loader
+from lowland.lab.identity import sources
 from lowland.lab.recipe import Recipe
 from lowland.lab.task import Task
 from lowland.lab.training import checkpoint
@@ -96,7 +97,7 @@ def _config(
     """The configuration of the recorded run, without its method.
 
     Raises:
-        StateError: ``task`` is another task than the recorded one.
+        StateError: ``task`` is another task than the recorded one, or its code or that of the model has changed.
     """
     task = names.make(record.task) if task is None else task
     if names.spell(task) != record.task:
@@ -105,7 +106,7 @@ def _config(
         )
     known = {field.name for field in dataclasses.fields(Recipe)}
     recipe: dict[str, Any] = {name: value for name, value in record.recipe.items() if name in known}
-    return RunConfig(
+    config = RunConfig(
         task=task,
         model=model or record.model,
         method="plain",
@@ -116,6 +117,18 @@ def _config(
         data=data,
         device=device,
     )
+    current = sources(config)
+    changed = [
+        what for what in ("task", "model") if what in record.sources and current.get(what) != record.sources[what]
+    ]
+    if changed:
+        what = changed[0]
+        raise StateError(
+            f"the code of the {what} must be that of the run in {record.path.parent}, with the hash "
+            f"{record.sources[what]}, but has {current.get(what)}, so other values would be measured; restore the "
+            "file, or train the run again"
+        )
+    return config
 
 
 def _load(model: nn.Module, tensors: dict[str, Tensor], place: Path) -> None:

@@ -178,6 +178,27 @@ def test_forgetting_is_measured_after_a_training_that_learns(config: RunConfig, 
     assert learned["loss"] < untrained["loss"]  # the second task was learned
 
 
+def test_a_second_training_that_diverges_forgets_nothing_that_could_be_measured(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    rows: Any = type(config.task)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Small(rows):
+        """51 images with a recipe of batches of 16."""
+
+        def settings(self, model: str) -> dict[str, Any]:
+            return {"batch_size": 16}
+
+    task = Small()
+    train(replace(config, task=task, model="mlp"), tmp_path / "run")
+    trained = load_run(tmp_path / "run", task=task, device="cpu")
+    found = survive(trained, Survival(bits=(), noise=(), forget="permuted", forget_steps=9, forget_lr=1e30))
+    forgotten = [m for m in found if m.name.startswith(("forgotten", "second"))]
+    assert len(forgotten) > 2
+    assert all(m.value is None for m in forgotten)
+
+
 def test_the_pixels_of_all_images_are_permuted_alike(trained: Trained) -> None:
     data = trained.loader.parts["test"]
     mixed = Permuted(data, 3)

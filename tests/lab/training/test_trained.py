@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import python
 
 from lowland.core.errors import DataError, StateError
-from lowland.lab import load_run
+from lowland.lab import load_run, names
 from lowland.lab.config import RunConfig
 from lowland.lab.tasks.digits import Digits
 from lowland.lab.training import checkpoint
@@ -41,6 +42,42 @@ def test_a_task_is_found_by_its_text(config: RunConfig, tmp_path: Path) -> None:
     assert trained.task == Digits(noise=0.3).seeded(0)
     with pytest.raises(StateError, match=r"task must be that of the run, digits:noise=0\.3, but is digits"):
         load_run(tmp_path / "run", task=Digits())
+
+
+TASK = """
+from dataclasses import dataclass
+from lowland.lab.tasks.digits import Digits
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Digits):
+    def loss(self, model, batch):
+        return super().loss(model, batch) * 1
+"""
+NET = """
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+"""
+
+
+@pytest.mark.parametrize("what", ["task", "model"])
+def test_changed_code_is_not_measured_as_that_of_the_run(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(TASK)
+    Path("nets.py").write_text(NET)
+    train(replace(config, task=names.make("own.py:Own"), model="nets.py:net"), tmp_path / "run")
+    assert load_run(tmp_path / "run").record.seed == config.seed
+    if what == "task":
+        Path("own.py").write_text(TASK.replace("* 1", "* 1000"))
+    else:
+        Path("nets.py").write_text(NET.replace("nn.Flatten()", "nn.Flatten(), nn.Identity()"))
+    Path("again.py").write_text("from lowland.lab import load_run\nload_run('run')\n")
+    done = python(["again.py"], tmp_path)
+    assert done.returncode == 1
+    assert f"StateError: the code of the {what} must be that of the run in run" in done.stderr
 
 
 def test_refusals(config: RunConfig, tmp_path: Path) -> None:

@@ -128,7 +128,13 @@ def sweep(
 
     template = Template.task(task) if isinstance(task, str) else Template(names.spell(task), ())
     plan = Plan(task=template, contestants=tuple(map(Template.contestant, methods)), base=base, settings=settings)
-    extra = "".join(f", {name}={value!r}" for name, value in {"validation": validation, **options}.items() if value)
+    named = model if model is None or isinstance(model, str) else getattr(model, "__name__", repr(model))
+    own = {"out": str(out)} if str(out) != "runs" else {}
+    given = {"limit": limit, **own, "validation": validation, **options}
+    extra = "" if named is None else f", model={named if callable(model) else repr(named)}"
+    extra += "" if recipe is None else f", recipe=lab.{recipe!r}"
+    extra += "" if budget == "steps" else f", budget={budget!r}"
+    extra += "".join(f", {name}={value!r}" for name, value in given.items() if value)
     path, record = run(
         plan, Path(out), _Silent(progress), on_trial=_print, comparison=lambda record: _calls(record, extra)
     )

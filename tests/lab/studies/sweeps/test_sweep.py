@@ -316,3 +316,11 @@ def test_no_number_of_a_record_is_infinite(place: Path) -> None:
     record = grid(["plain@lr=1000.0|0.1"], recipe=long())
     numbers = [v for each in record.contestants for t in each.trials for _, v in t.epochs]
     assert all(math.isfinite(number) for number in numbers)
+
+
+def test_the_call_that_compares_is_that_of_the_same_training(place: Path) -> None:
+    recipe = lab.Recipe(lr=0.1, epochs=2, batch_size=20)
+    record = swept([RATES], sampler="grid", out="elsewhere", recipe=recipe, budget="gradients", limit=6)
+    (call,) = record.comparison
+    assert call.startswith(f"lab.compare('{TASK}', ['plain@lr=")
+    assert f", recipe=lab.{recipe!r}, budget='gradients', limit=6, out='elsewhere'" in call
