@@ -144,17 +144,20 @@ def test_statistics_are_kept_or_recomputed(trained: Trained) -> None:
     assert values(fresh)["unchanged-test-loss"] == by_hand(trained, plain)["loss"]
 
 
-def test_forgetting_is_measured_after_a_training_that_learns(config: RunConfig, tmp_path: Path) -> None:
+def in_batches_of_16(config: RunConfig) -> Task:
+    """The run's task, 51 images, with a recipe of smaller batches."""
     rows: Any = type(config.task)
 
     @dataclass(frozen=True, kw_only=True)
     class Small(rows):
-        """51 images with a recipe of batches of 16."""
-
         def settings(self, model: str) -> dict[str, Any]:
             return {"batch_size": 16}
 
-    task = Small()
+    return Small()  # type: ignore[no-any-return]
+
+
+def test_forgetting_is_measured_after_a_training_that_learns(config: RunConfig, tmp_path: Path) -> None:
+    task = in_batches_of_16(config)
     own = replace(config, task=task, model="mlp", budget=replace(config.budget, limit=200))
     train(own, tmp_path / "run")
     trained = load_run(tmp_path / "run", task=task, device="cpu")
@@ -181,16 +184,7 @@ def test_forgetting_is_measured_after_a_training_that_learns(config: RunConfig, 
 def test_a_second_training_that_diverges_forgets_nothing_that_could_be_measured(
     config: RunConfig, tmp_path: Path
 ) -> None:
-    rows: Any = type(config.task)
-
-    @dataclass(frozen=True, kw_only=True)
-    class Small(rows):
-        """51 images with a recipe of batches of 16."""
-
-        def settings(self, model: str) -> dict[str, Any]:
-            return {"batch_size": 16}
-
-    task = Small()
+    task = in_batches_of_16(config)
     train(replace(config, task=task, model="mlp"), tmp_path / "run")
     trained = load_run(tmp_path / "run", task=task, device="cpu")
     found = survive(trained, Survival(bits=(), noise=(), forget="permuted", forget_steps=9, forget_lr=1e30))
