@@ -48,6 +48,12 @@ class Survival:
     refresh_stats: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("bits", "noise"):
+            if not isinstance(getattr(self, name), tuple | list):
+                raise ArgumentError(
+                    f"{name} must be a tuple, but is {getattr(self, name)!r}; write {name}=(), which leaves it out, or "
+                    "several values"
+                )
         for bits in self.bits:
             check_quantizer(bits, self.granularity)
         check_quantizer(8, self.granularity)

@@ -300,6 +300,14 @@ def test_refusals(trained: Trained, config: RunConfig, tmp_path: Path) -> None:
         survive(replace(without, record=replace(without.record, end=end)))
 
 
+@pytest.mark.parametrize("fields", [{"bits": 4}, {"noise": 0.1}, {"noise": None}])
+def test_levels_are_tuples(fields: dict[str, Any]) -> None:
+    with pytest.raises(
+        ArgumentError, match=r"must be a tuple, but is .*; write (bits|noise)=\(\), which leaves it out"
+    ):
+        Survival(**fields)
+
+
 def test_rows_of_pixels_are_not_permuted() -> None:
     parts: dict[str, torch.utils.data.Dataset[object]] = Texts().datasets(None)
     with pytest.raises(ArgumentError, match="permuted needs batches that begin with images"):
