@@ -148,7 +148,7 @@ def refuse_other(recorded: Mapping[str, Any], requested: Mapping[str, Any], fold
 
 def now() -> str:
     """The current time in UTC, in the format of run files."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def plain_fields(value: Any) -> dict[str, Any]:
