@@ -189,3 +189,30 @@ def family(count: int, seeds: int = 5, base: float = 0.7056, **options: Any) -> 
                 )
             )
     return found
+
+
+def changed(folder: Path, **fields: Any) -> Path:
+    """Change fields of the first line of a run file."""
+    file = folder if folder.is_file() else folder / "run.jsonl"
+    first, *rest = file.read_text(encoding="utf-8").splitlines()
+    line = json.loads(first)
+    line.update({k: {**(line.get(k) or {}), **v} if isinstance(v, dict) else v for k, v in fields.items()})
+    file.write_text("\n".join([json.dumps(line), *rest]) + "\n", encoding="utf-8")
+    return folder
+
+
+def forget(folder: Path) -> None:
+    """Make the metric at the end what JSON has for a number that is none."""
+    file = folder if folder.is_file() else folder / "run.jsonl"
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    end = [line for line in lines if line["kind"] == "end"][-1]
+    end.update({"test": {**end["test"], "accuracy": None}} if "test" in end else {"test_accuracy": None})
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def lose(folder: Path) -> None:
+    """Make the last epoch's loss what JSON has for a number that is none."""
+    file = folder if folder.is_file() else folder / "run.jsonl"
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    [line for line in lines if line["kind"] == "epoch"][-1]["train_loss"] = None
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

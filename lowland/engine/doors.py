@@ -6,6 +6,7 @@ import functools
 import inspect
 import random
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -78,6 +79,9 @@ def all_optimizers(optimizer: Any) -> list[Optimizer]:
     return optimizers
 
 
+_BOUND: weakref.WeakSet[Any] = weakref.WeakSet()  # the loss functions that bound has made
+
+
 def bound(loss_fn: Callable[[Any, Any], Any] | None, model: Any) -> Callable[[Any, Any], Any] | None:
     """Make a loss function that calls ``loss_fn`` with the caller's list, tuple or dict of modules.
 
@@ -104,13 +108,13 @@ def bound(loss_fn: Callable[[Any, Any], Any] | None, model: Any) -> Callable[[An
             )
         return loss_fn(model, batch)
 
+    _BOUND.add(with_modules)
     return with_modules
 
 
 def has_several(loss_fn: Any) -> bool:
     """Whether :func:`bound` has made the loss function for several modules."""
-    function = loss_fn.forward if isinstance(loss_fn, Criterion) else loss_fn
-    return getattr(function, "__qualname__", "").startswith(f"{bound.__name__}.<locals>")
+    return (loss_fn.forward if isinstance(loss_fn, Criterion) else loss_fn) in _BOUND
 
 
 def _parts(model: Any) -> Iterable[tuple[Any, Any]]:

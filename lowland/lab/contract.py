@@ -19,10 +19,7 @@ def datasets_of(task: Task, root: Path | None) -> Mapping[str, Any]:
     """
     parts = task.datasets(root)
     if not isinstance(parts, Mapping):
-        raise ArgumentError(
-            f"datasets() of {type(task).__name__} must return a dictionary of the parts train and test, but returned a "
-            f"{type(parts).__name__}; return {{'train': …, 'test': …}}"
-        )
+        raise _other(task, "datasets()", "a dictionary of the parts train and test", parts, "{'train': …, 'test': …}")
     return parts
 
 
@@ -34,10 +31,7 @@ def recipe_of(task: Task, model: str) -> Recipe:
     """
     recipe = task.recipe(model)
     if not isinstance(recipe, Recipe):
-        raise ArgumentError(
-            f"recipe({model!r}) of {type(task).__name__} must return a lowland.lab.Recipe, but returned a "
-            f"{type(recipe).__name__}; return Recipe(lr=…, epochs=…)"
-        )
+        raise _other(task, f"recipe({model!r})", "a lowland.lab.Recipe", recipe, "Recipe(lr=…, epochs=…)")
     return recipe
 
 
@@ -47,9 +41,20 @@ def check_metrics(task: Task) -> None:
     Raises:
         ArgumentError: Two metrics have the same name.
     """
-    names = [metric.name for metric in task.metrics]
-    doubles = sorted({name for name in names if names.count(name) > 1})
+    doubles = duplicates(task)
     if doubles:
         raise ArgumentError(
             f"metrics of {type(task).__name__} must have different names, but two are {doubles[0]!r}; rename one"
         )
+
+
+def duplicates(task: Task) -> list[str]:
+    """The names that several metrics of a task have."""
+    names = [metric.name for metric in task.metrics]
+    return sorted({name for name in names if names.count(name) > 1})
+
+
+def _other(task: Task, call: str, rule: str, value: Any, remedy: str) -> ArgumentError:
+    """The error that a task's method returns another type."""
+    returned = f"but returned a {type(value).__name__}"
+    return ArgumentError(f"{call} of {type(task).__name__} must return {rule}, {returned}; return {remedy}")

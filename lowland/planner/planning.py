@@ -15,14 +15,14 @@ from lowland.engine import Engine
 from lowland.methods import METHODS, make, spell
 from lowland.methods.base import Method
 from lowland.planner import predict
-from lowland.planner.asks import read
 from lowland.planner.costs import REQUIRED
 from lowland.planner.fits import CUTS, memory, sizes_of
 from lowland.planner.free import room
-from lowland.planner.layout import Layout, layouts, suits
+from lowland.planner.layout import Layout
 from lowland.planner.predict import Prediction
 from lowland.planner.record import to_json
 from lowland.planner.subject import Subject, train_step
+from lowland.planner.suitable import fits_method, suitable, undivided
 from lowland.planner.survey import Survey, survey
 from lowland.planner.turns import Tick
 from lowland.planner.untouched import untouched
@@ -174,24 +174,6 @@ def surveyed(
     return survey(subject, methods, chosen, sizes, seconds=seconds, tick=tick)
 
 
-def suitable(
-    ranks: int,
-    subject: Subject,
-    methods: Mapping[str, Method],
-    where: Callable[[Layout], bool] = lambda layout: True,
-) -> list[Layout]:
-    """The layouts of so many ranks that suit a method; the other arguments are those of :func:`surveyed`.
-
-    Raises:
-        ArgumentError: There is none, because the ranks can divide nothing.
-    """
-    possible = [each for each in layouts(ranks, subject.size) if each.data == 1 or subject.size != each.data]
-    chosen = [each for each in possible if where(each) and any(_suits(each, m) for m in methods.values())]
-    if not chosen:
-        raise ArgumentError(_undivided([ranks], [subject.size or 1]))
-    return chosen
-
-
 def fitting(subject: Subject, methods: Mapping[str, Method]) -> tuple[dict[str, Method], dict[str, str]]:
     """The methods that take a step here, and the reasons why the others refuse it."""
     shown, reasons = {}, {}
@@ -206,10 +188,6 @@ def fitting(subject: Subject, methods: Mapping[str, Method]) -> tuple[dict[str, 
     if not shown:
         raise ArgumentError(f"no method can train here: {'; '.join(reasons.values()) or 'none is given'}")
     return shown, reasons
-
-
-def _suits(layout: Layout, method: Method) -> bool:
-    return suits(layout, read(method, width=layout.width))
 
 
 def joined(
@@ -257,20 +235,7 @@ def _nothing(surveys: Sequence[Survey], every: Sequence[Prediction], room: int |
             f"{(room or 0) / 1e6:.0f} MB; take a smaller batch or fewer processes"
         )
     ranks, sizes = (sorted({getattr(s, name) for s in surveys}) for name in ("ranks", "examples"))
-    return _undivided(ranks, sizes)
-
-
-def _undivided(ranks: Sequence[int], sizes: Sequence[int]) -> str:
-    """The message that ranks have nothing to divide."""
-    return (
-        f"the ranks must divide the batch or a method's probes, but {_either(ranks)} ranks divide neither the "
-        f"{_either(sizes)} examples "
-        "nor the probes of a method; take another number of processes, another batch size, or SAMPa"
-    )
-
-
-def _either(numbers: Sequence[int]) -> str:
-    return " or ".join(map(str, numbers))
+    return undivided(ranks, sizes)
 
 
 def predictions(measured: Survey, methods: Mapping[str, Method]) -> list[Prediction]:
@@ -279,7 +244,7 @@ def predictions(measured: Survey, methods: Mapping[str, Method]) -> list[Predict
     for rates in measured.rates:
         for text, method in methods.items():
             own = measured.own_of(text, rates.layout.width)
-            if own is None or not _suits(rates.layout, method):
+            if own is None or not fits_method(rates.layout, method):
                 continue
             part = measured.examples // rates.layout.data
             cuts = CUTS[1:] if measured.cuttable else ()

@@ -121,6 +121,8 @@ class Subject:
         """A copy of the model, and of its optimizers with learning rates of nearly zero."""
         try:
             model, optimizers = copy.deepcopy((self.model, list(self.optimizers)))
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, TypeError) as error:
             raise UsageError(
                 f"a plan copies the model and its optimizers, but they cannot be copied ({error}); let the model keep "

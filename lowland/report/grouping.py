@@ -14,23 +14,28 @@ def chosen(records: Iterable[RunRecord]) -> list[RunRecord]:
     """One run per contestant and seed: the latest of the finished ones, else the latest.
 
     Seeds are averaged, so all runs of a contestant must have been trained alike: with the recipe, the validation part
-    and the code of its latest run. The others are left out.
+    and the code of its latest finished run. The others are left out.
     """
     best: dict[tuple[str, int], RunRecord] = {}
     for record in alike(records):
         key = (record.contestant, record.seed)
         current = best.get(key)
-        if current is None or (record.finished, record.time) >= (current.finished, current.time):
+        if current is None or _later(record, current):
             best[key] = record
     return list(best.values())
 
 
+def _later(record: RunRecord, other: RunRecord) -> bool:
+    return (record.finished, record.time) >= (other.finished, other.time)
+
+
 def alike(records: Iterable[RunRecord]) -> list[RunRecord]:
-    """The runs that have been trained like the latest run of their contestant."""
+    """The runs that have been trained like the latest run of their contestant; a finished one goes before others."""
     runs = list(records)
     latest: dict[str, RunRecord] = {}
     for record in runs:
-        if record.contestant not in latest or record.time >= latest[record.contestant].time:
+        current = latest.get(record.contestant)
+        if current is None or _later(record, current):
             latest[record.contestant] = record
     return [record for record in runs if not unlike(record, latest[record.contestant])]
 

@@ -66,20 +66,20 @@ def survival(rows: Sequence[Row], look: Mapping[str, Look]) -> list[tuple[str, s
 def _measured(row: Row, name: str, wanted: Mapping[str, Any]) -> Measured | None:
     """The measure of a contestant with exactly these settings; None also if a seed has no finite value."""
     key = json.dumps([GROUP, name, dict(sorted(wanted.items()))], sort_keys=True)
-    found = row.measures.get(key)
-    return None if found is None or found.estimate is None else found
+    measured = row.measures.get(key)
+    return None if measured is None or measured.estimate is None else measured
 
 
 def _settings(rows: Sequence[Row], axis: Axis) -> dict[str, list[float]]:
     """The levels on the horizontal axis, from the mildest on, for each combination of the other settings, as JSON."""
-    found: dict[str, set[float]] = {}
+    levels_of: dict[str, set[float]] = {}
     for row in rows:
         for each in row.measures.values():
             measure = each.measure
             if measure.group == GROUP and measure.name == f"{axis.name}-test-{row.metric.name}":
                 other = {name: value for name, value in measure.settings.items() if name != axis.setting}
-                found.setdefault(json.dumps(other, sort_keys=True), set()).add(measure.settings[axis.setting])
-    return {key: sorted(levels, reverse=axis.setting == "bits") for key, levels in found.items()}
+                levels_of.setdefault(json.dumps(other, sort_keys=True), set()).add(measure.settings[axis.setting])
+    return {key: sorted(levels, reverse=axis.setting == "bits") for key, levels in levels_of.items()}
 
 
 def _lines(rows: Sequence[Row], axis: Axis, settings: str, levels: Sequence[float]) -> list[Line]:

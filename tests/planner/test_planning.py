@@ -279,6 +279,11 @@ def test_what_cannot_be_planned_is_refused_in_words() -> None:
     several = Engine(SAM(), [one, two], both, lambda m, b: losses(nn.Sequential(*m), b))
     with pytest.raises(UsageError, match=r"this engine has several modules, .* such as nn\.ModuleList"):
         plan(several, batch)
+
+    def bound() -> Any:  # the name of the function that makes the loss of several modules
+        return lambda m, b: losses(m, b)
+
+    assert plan(engine(mlp(), bound()), batch, ["plain"], seconds=0.01).predictions
     closures = Engine(SAM(), bare, torch.optim.LBFGS(bare.parameters()), losses)
     with pytest.raises(UsageError, match=r"LBFGS\.step needs a closure"):
         plan(closures, batch)

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from math import sqrt
 from pathlib import Path
-from typing import Any
 
 import pytest
+from made_runs import lose
 from scipy.stats import ttest_1samp
 
 from lowland.report import groups, markdown, notes, read, summarize, verdict
@@ -93,98 +92,6 @@ def test_without_a_sound_baseline_there_is_no_verdict(write_run: WriteRun) -> No
     assert all(row.difference is None for row in rows)
     assert verdict(rows) == "plain diverged in 2 of 2 seeds. Nothing can be said of the others without a baseline."
     assert verdict(rows[:1]).endswith("Nothing can be compared; a lower learning rate is the first thing to try.")
-
-
-def test_a_metric_without_a_value_is_said_and_not_left_out(write_run: WriteRun) -> None:
-    """A mean over the other seeds would leave out the worst one."""
-    runs = [write_run(m, s, accuracy=0.9 + 0.01 * s) for m in ("plain", "sam", "sampa") for s in (0, 1, 2)]
-    forget(runs[4])
-    rows = {row.contestant: row for row in summarize([read(run) for run in runs])}
-    sam = rows["sam"]
-    assert (sam.undefined, sam.score, sam.difference, sam.scores, sam.seeds) == ((1,), None, None, {}, (0, 1, 2))
-    assert rows["sampa"].difference is not None
-    told = verdict(list(rows.values()))
-    assert told.startswith("The accuracy is undefined, such as 0 divided by 0, for sam in seed 1. ")
-    assert "undefined in 1 of 3" in markdown(list(rows.values()))
-    forget(runs[0])
-    forget(runs[2])
-    rows = {row.contestant: row for row in summarize([read(run) for run in runs])}
-    assert all(row.difference is None for row in rows.values())
-    told = verdict(list(rows.values()))
-    assert "for plain in seed 0 and 2 and sam in seed 1. Nothing can be said of the others without a base" in told
-    assert verdict([rows["plain"], rows["sam"]]).endswith("sam in seed 1. Nothing can be compared.")
-
-
-def changed(folder: Path, **fields: Any) -> Path:
-    """Change fields of the first line of a run file."""
-    file = folder if folder.is_file() else folder / "run.jsonl"
-    first, *rest = file.read_text(encoding="utf-8").splitlines()
-    line = json.loads(first)
-    line.update({k: {**(line.get(k) or {}), **v} if isinstance(v, dict) else v for k, v in fields.items()})
-    file.write_text("\n".join([json.dumps(line), *rest]) + "\n", encoding="utf-8")
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("fields", "told"),
-    [
-        ({"recipe": {"lr": 0.01}}, "lr"),
-        ({"validation": 0.2}, "validation"),
-        ({"sources": {"task": "another"}}, "code"),
-    ],
-)
-def test_runs_that_were_trained_otherwise_are_not_averaged(
-    write_run: WriteRun, fields: dict[str, Any], told: str
-) -> None:
-    runs = [write_run(m, s, accuracy=0.9) for m in ("plain", "sam") for s in (0, 1, 2)]
-    for run in runs:
-        changed(run, time="2026-01-01T00:00:00+00:00", sources={"task": "one"})
-    later = [write_run(m, 0, folder=f"later-{m}", accuracy=0.5) for m in ("plain", "sam")]
-    for run in later:
-        changed(changed(run, sources={"task": "one"}), time="2026-02-01T00:00:00+00:00", **fields)
-    records = [read(run) for run in [*runs, *later]]
-    rows = {row.contestant: row for row in summarize(records)}
-    assert {name: row.scores for name, row in rows.items()} == {"plain": {0: 0.5}, "sam": {0: 0.5}}
-    (note,) = [text for text in notes(records) if "left out" in text]
-    assert note.startswith("6 of 8 runs are left out, because the latest run of their method was trained otherwise")
-    assert f"({told})" in note
-    assert {row.scores[1] for row in summarize(records[:6])} == {0.9}
-
-
-def test_a_field_of_the_recipe_that_an_earlier_version_did_not_have(write_run: WriteRun) -> None:
-    runs = [write_run("plain", s, accuracy=0.9) for s in (0, 1)]
-    changed(runs[1], recipe={"new": 3})
-    assert [row.seeds for row in summarize([read(run) for run in runs])] == [(0, 1)]
-
-
-def test_diverged_and_undefined(write_run: WriteRun) -> None:
-    runs = [write_run(m, s, accuracy=0.9) for m in ("plain", "sam") for s in (0, 1)]
-    lose(runs[0])
-    forget(runs[0])
-    forget(runs[3])
-    rows = summarize([read(run) for run in runs])
-    assert [(row.diverged, row.undefined) for row in rows] == [((0,), ()), ((), (1,))]
-    assert verdict(rows) == (
-        "plain diverged in 1 of 2 seeds. The accuracy is undefined, such as 0 divided by 0, for sam in seed 1. "
-        "Nothing can be compared."
-    )
-
-
-def forget(folder: Path) -> None:
-    """Make the metric at the end what JSON has for a number that is none."""
-    file = folder if folder.is_file() else folder / "run.jsonl"
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    end = [line for line in lines if line["kind"] == "end"][-1]
-    end.update({"test": {**end["test"], "accuracy": None}} if "test" in end else {"test_accuracy": None})
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-
-
-def lose(folder: Path) -> None:
-    """Make the last epoch's loss what JSON has for a number that is none."""
-    file = folder if folder.is_file() else folder / "run.jsonl"
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    [line for line in lines if line["kind"] == "epoch"][-1]["train_loss"] = None
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def test_one_seed_has_no_interval_and_no_verdict(write_run: WriteRun) -> None:

@@ -29,7 +29,7 @@ GRID = 41  # batches and bandwidths of the figure of two devices
 PARTS = 10_000  # of a training, from one checkpoint to the next, that are simulated; more are like them
 LARGEST = 100_000  # devices
 MOST_STEPS = 1_000_000
-WIDEST = 3.0  # sigma; then one step in a hundred has a device that takes a thousand times as long
+WIDEST = 3.0  # sigma; times then differ by a factor of 20, the exponential of 3
 BATCHES, BANDWIDTHS = (1.0, 1e4), (1e8, 1e12)
 OUTWARD = ("ethernet10", "ethernet100", "hdr", "ndr")  # links between hosts, drawn beside the chosen one
 PAIRED = ("ethernet10", "pcie4", "pcie5", "nvlink3", "nvlink4")  # links of two devices, drawn as marks
@@ -93,7 +93,7 @@ class Choice:
         checks.integer("seed", self.seed, 0, "0 is the default")
         if self.steps > MOST_STEPS:
             raise ArgumentError(f"steps must be at most {MOST_STEPS}, but are {self.steps}; 200 show the mean")
-        checks.within("sigma", self.sigma, 0, WIDEST, "0.05 is about 5 %, and 1 is already more than any cluster")
+        checks.within("sigma", self.sigma, 0, WIDEST, "0.05 is about 5 %, 1 a factor of 2.7")
         checks.within("forward", self.forward, 0, 1, "0.333 is usual")
         for name in ("base", "slope"):
             checks.at_least(name, getattr(self, name), 0, "give seconds, such as 0.001")

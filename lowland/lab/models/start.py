@@ -42,7 +42,9 @@ def run_of(start: str) -> RunRecord | None:
 
 def _folder_of(start: Path) -> Path | None:
     """The folder of a run: ``start`` itself, or the one that has this file of weights among its checkpoints."""
-    places = [start] if start.is_dir() else start.absolute().parents[1:3]  # …/checkpoints/step-000000100/…
+    places = [start]
+    if start.is_file():  # RUN/checkpoints/step-000000100/weights.safetensors, or a link to it
+        places = list(start.resolve().parents[1:3])
     return next((place for place in places if (place / RUN_FILE).is_file()), None)
 
 

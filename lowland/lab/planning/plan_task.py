@@ -28,6 +28,7 @@ from lowland.planner import ranks as started
 from lowland.planner.free import room
 from lowland.planner.planning import Plan
 from lowland.planner.subject import Subject
+from lowland.planner.suitable import suitable
 
 WORKER = "lowland.lab.planning.worker"
 
@@ -193,7 +194,7 @@ def dividing(
     kept = []
     for number in numbers:
         try:
-            planner.suitable(number, subject, methods)
+            suitable(number, subject, methods)
         except ArgumentError:
             if all_of_them:
                 raise

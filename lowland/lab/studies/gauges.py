@@ -103,8 +103,8 @@ class Gauges:
 
     def of(self, name: str) -> list[Gauge]:
         """The measurements that a name of ``NAMES`` stands for."""
-        found: list[Gauge] = getattr(self, f"_{name}")()
-        return found
+        gauges: list[Gauge] = getattr(self, f"_{name}")()
+        return gauges
 
     def _batches(self, size: int = EXAMPLES) -> Iterator[Any]:
         return self._trained.loader.evaluation(size, part=self._flatness.part, most=self._flatness.examples)
@@ -190,9 +190,9 @@ class Gauges:
         settings = {"tolerance": TOLERANCE} | self._seen
 
         def take() -> list[Measure | Curve]:
-            found = sharpness.critical_sharpness(*self._arguments(), tolerance=TOLERANCE, cut=self._cut)
+            crossing = sharpness.critical_sharpness(*self._arguments(), tolerance=TOLERANCE, cut=self._cut)
             text = "2 / c for the smallest learning rate c at which a step along the gradient does not lower the loss."
-            return [self._measure("critical", "critical", found.sharpness, None, settings, text)]
+            return [self._measure("critical", "critical", crossing.sharpness, None, settings, text)]
 
         return [Gauge(("critical",), settings, take)]
 
@@ -218,8 +218,8 @@ class Gauges:
             settings = {"points": points, "seed": f.seed} | self._seen
 
             def take() -> list[Measure | Curve]:
-                found = measure(*self._arguments(), points=points, seed=f.seed, cut=self._cut)
-                return [self._curve(kind, settings, *found)]
+                curve = measure(*self._arguments(), points=points, seed=f.seed, cut=self._cut)
+                return [self._curve(kind, settings, *curve)]
 
             return Gauge((kind,), settings, take, curve=True)
 
@@ -233,8 +233,8 @@ class Gauges:
 
         def take() -> list[Measure | Curve]:
             model, loss, batches = self._arguments()
-            found = sharpness.loss_between(model, state, loss, batches, points=BETWEEN, cut=self._cut)
+            line = sharpness.loss_between(model, state, loss, batches, points=BETWEEN, cut=self._cut)
             # the model is at 0 and the baseline at 1; the figure begins at the baseline
-            return [self._curve("between", settings, (1 - found.positions).flip(0), found.losses.flip(0))]
+            return [self._curve("between", settings, (1 - line.positions).flip(0), line.losses.flip(0))]
 
         return [Gauge(("between",), settings, take, curve=True)]

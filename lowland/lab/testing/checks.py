@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from lowland.core.loss import terms
 from lowland.lab import names
-from lowland.lab.contract import recipe_of
+from lowland.lab.contract import duplicates, recipe_of
 from lowland.lab.data.loader import Loader
 from lowland.lab.testing.trial import Trial
 from lowland.lab.training.trainer import Trainer
@@ -111,13 +111,7 @@ def check_a_mean_is_no_sum(trial: Trial) -> None:
     """A loss of one number is a mean over the examples: it does not double when every example comes twice."""
     if trial.uncut() is None:
         return
-    model, batch = trial.net().eval(), trial.batch("test")
-    size = trial.batches.known_size(batch)
-    if size is None:
-        return
-    twice = trial.batches.take(batch, torch.arange(size).repeat(2))
-    for name, loss in trial.losses().items():
-        once, doubled = (float(loss(model, each).mean.detach()) for each in (batch, twice))
+    for name, once, doubled in _compared(trial, lambda size: torch.arange(size).repeat(2)):
         _promise(
             once == 0 or not _close(doubled, 2 * once),
             f"{name} of a batch is {once:.6g}, but {doubled:.6g} if every example comes twice, so it is a sum, and the "
@@ -127,13 +121,7 @@ def check_a_mean_is_no_sum(trial: Trial) -> None:
 
 def check_order_is_free(trial: Trial) -> None:
     """In evaluation mode the losses are independent of the order of the examples."""
-    model, batch = trial.net().eval(), trial.batch("test")
-    size = trial.batches.known_size(batch)
-    if size is None:
-        return
-    reversed_batch = trial.batches.take(batch, torch.arange(size).flip(0))
-    for name, loss in trial.losses().items():
-        before, after = (float(loss(model, each).mean.detach()) for each in (batch, reversed_batch))
+    for name, before, after in _compared(trial, lambda size: torch.arange(size).flip(0)):
         _promise(
             _close(after, before),
             f"{name} of a batch is {before:.6g}, but {after:.6g} with its examples in reverse order; let it draw no "
@@ -141,11 +129,25 @@ def check_order_is_free(trial: Trial) -> None:
         )
 
 
+def _compared(trial: Trial, order: Callable[[int], Tensor]) -> Iterator[tuple[str, float, float]]:
+    """The name of each loss, its mean over a batch, and over the examples of the batch at the positions ``order(B)``.
+
+    The model is in evaluation mode. There are none if the batch cannot be cut.
+    """
+    model, batch = trial.net().eval(), trial.batch("test")
+    size = trial.batches.known_size(batch)
+    if size is None:
+        return
+    other = trial.batches.take(batch, order(size))
+    for name, loss in trial.losses().items():
+        yield name, float(loss(model, batch).mean.detach()), float(loss(model, other).mean.detach())
+
+
 def check_metrics_add_up(trial: Trial) -> None:
     """A metric over all examples at once is the metric over two halves."""
     task, model, batch = trial.task, trial.net().eval(), trial.batch("test")
-    duplicates = sorted({m.name for m in task.metrics if [each.name for each in task.metrics].count(m.name) > 1})
-    _promise(not duplicates, f"metrics has two of the name {', '.join(duplicates)}; give them different names")
+    doubles = duplicates(task)
+    _promise(not doubles, f"metrics has two of the name {', '.join(doubles)}; give them different names")
     if trial.batches.known_size(batch) is None:
         return
     halves = trial.batches.split(batch, trial.half())

@@ -72,7 +72,7 @@ def evaluate(
         for batch in batches:
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
                 loss, prediction = task.judged(model, batch)
-            total, divisor = terms(loss, sizes, batch)
+            total, divisor = total_of(loss, sizes, batch)
             totals.append(total.double())
             divisors.append(float(divisor))
             for _, count in counts:
@@ -84,7 +84,7 @@ def evaluate(
     return {"loss": mean} | {metric.name: count.value() for metric, count in counts}
 
 
-def terms(loss: Tensor | Loss, sizes: Batches, batch: Any) -> tuple[Tensor, float]:
+def total_of(loss: Tensor | Loss, sizes: Batches, batch: Any) -> tuple[Tensor, float]:
     """A loss as a sum and its divisor; of a mean, the product with the number of examples and this number."""
     if isinstance(loss, Loss):
         return torch.as_tensor(loss.total), float(loss.count)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
+from lowland.core import precision
 from lowland.lab.config import RunConfig
 from lowland.lab.data.loader import Loader
 from lowland.lab.training.evaluate import better, evaluate, fingerprint, headline
@@ -68,7 +67,7 @@ class Judge:
         """
         with trainer.evaluated() as model:
             rise = None
-            if all(p.dtype in (torch.float32, torch.float64) for p in model.parameters()):
+            if not precision.is_low([p for p in model.parameters() if p.requires_grad]):
                 rise = float(m_sharpness(model, self._task.loss, self._train(), rho=RHO, m=M, cut=self._task.cut))
             sha = fingerprint(model)
         return {"m_sharpness": rise, "weights_sha256": sha}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lowland.lab.data.loader import Loader
-from lowland.lab.training.evaluate import terms
+from lowland.lab.training.evaluate import total_of
 from lowland.lab.training.losses import Untrained
 from lowland.lab.training.trainer import Trainer
 from lowland.planner.memory import meter
@@ -77,7 +77,7 @@ def _of_batch(trainer: Trainer, batch: Any) -> tuple[float, float]:
     assert engine.loss_fn is not None
     sums = [0.0, 0.0]
     for part in engine.batches.chunk(batch, pieces) if pieces > 1 else (batch,):
-        total, divisor = terms(engine.loss_fn(trainer.model, part), engine.batches, part)
+        total, divisor = total_of(engine.loss_fn(trainer.model, part), engine.batches, part)
         sums[0] += float(total)
         sums[1] += divisor
     return sums[0], sums[1]

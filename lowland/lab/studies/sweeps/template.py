@@ -66,15 +66,15 @@ class Template:
                 f'methods must be texts with ranges, such as "sam:rho=0.02..0.5:log", but one is {text!r}; write its '
                 "text, for your own method file.py:Name:field=range"
             )
-        found = _parameters(text)
-        if not found:
+        parameters = _parameters(text)
+        if not parameters:
             return cls(text, ())
-        drawn = cls(text, tuple(found))
-        sample = drawn.fill({each.name: each.values.ends[0] for each in found})
+        drawn = cls(text, tuple(parameters))
+        sample = drawn.fill({each.name: each.values.ends[0] for each in parameters})
         method = Contestant.parse(sample).method
         own = str(method) != sample  # some fields after @ belong to the recipe
         at = text.rindex(AT) if own else len(text)
-        return cls(text, tuple(_named(text, found, at)))
+        return cls(text, tuple(_named(text, parameters, at)))
 
     @classmethod
     def task(cls, text: str) -> Template:
@@ -84,12 +84,12 @@ class Template:
             ArgumentError: The text or a range is malformed.
         """
         name = split(text, [*names.tasks(), *names.loaded])[0]
-        found = [
+        parameters = [
             replace(each, name=f"task.{each.name}", place="task", values=_typed(each, names.kind_of(name)))
             for each in _parameters(text)
         ]
-        _check_names(text, found)
-        return cls(text, tuple(found))
+        _check_names(text, parameters)
+        return cls(text, tuple(parameters))
 
     def fill(self, values: Mapping[str, str]) -> str:
         """The text with these values, by the names of the parameters, in the places of the ranges."""
@@ -105,18 +105,18 @@ class Template:
 
 def _parameters(text: str) -> list[Parameter]:
     """The fields with ranges, still with the names of the fields alone."""
-    found, start = [], 0
+    parameters, start = [], 0
     for part in split_bare(text, f",{AT}"):
         match = _match(part)
         if match is not None:
             values = parse(match["name"], match["value"])
             place = (start + match.start("value"), start + match.end("value"))
             if values is not None:
-                found.append(Parameter(match["name"], values, *place, "method"))
+                parameters.append(Parameter(match["name"], values, *place, "method"))
         start += len(part) + 1
     # Fields of an inner method may have the names of outer fields.
-    depths = [len(_INNER.findall(text[: each.start])) - (each.name == "inner") for each in found]
-    return [replace(each, name="inner." * depth + each.name) for each, depth in zip(found, depths, strict=True)]
+    depths = [len(_INNER.findall(text[: each.start])) - (each.name == "inner") for each in parameters]
+    return [replace(each, name="inner." * depth + each.name) for each, depth in zip(parameters, depths, strict=True)]
 
 
 def _match(part: str) -> re.Match[str] | None:
@@ -131,14 +131,14 @@ def _match(part: str) -> re.Match[str] | None:
     return _RANGE.fullmatch(part) if DOTS in part else None
 
 
-def _named(text: str, found: list[Parameter], at: int) -> list[Parameter]:
+def _named(text: str, parameters: list[Parameter], at: int) -> list[Parameter]:
     """The parameters of a contestant with places, unique names, and the types of their fields."""
     methods = [*_INNER.split(text[:at])]  # from the outermost to the innermost
     named = []
-    for each in found:
+    for each in parameters:
         field = each.name.rpartition(".")[2]
         if each.start > at:
-            taken = field in {other.name for other in found if other.start < at}
+            taken = field in {other.name for other in parameters if other.start < at}
             each = replace(each, name=f"recipe.{field}" if taken else field, place="recipe")
             named.append(replace(each, values=_typed(each, Recipe)))
         else:

@@ -1,0 +1,53 @@
+"""Which layouts of a number of ranks suit a method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from lowland.core.errors import ArgumentError
+from lowland.methods.base import Method
+from lowland.planner.asks import read
+from lowland.planner.layout import Layout, layouts, suits
+from lowland.planner.subject import Subject
+
+
+def suitable(
+    ranks: int,
+    subject: Subject,
+    methods: Mapping[str, Method],
+    where: Callable[[Layout], bool] = lambda layout: True,
+) -> list[Layout]:
+    """The layouts of a number of ranks that suit one of the methods.
+
+    Args:
+        ranks: The number of ranks.
+        subject: The training, whose batch is divided.
+        methods: The methods by their text.
+        where: Whether a layout may be chosen.
+
+    Raises:
+        ArgumentError: There is none, because the ranks can divide nothing.
+    """
+    possible = [each for each in layouts(ranks, subject.size) if each.data == 1 or subject.size != each.data]
+    chosen = [each for each in possible if where(each) and any(fits_method(each, m) for m in methods.values())]
+    if not chosen:
+        raise ArgumentError(undivided([ranks], [subject.size or 1]))
+    return chosen
+
+
+def fits_method(layout: Layout, method: Method) -> bool:
+    """Whether all groups of a layout have something to do in the method's steps."""
+    return suits(layout, read(method, width=layout.width))
+
+
+def undivided(ranks: Sequence[int], sizes: Sequence[int]) -> str:
+    """The message that ranks have nothing to divide."""
+    return (
+        f"the ranks must divide the batch or a method's probes, but {_either(ranks)} ranks divide neither the "
+        f"{_either(sizes)} examples nor the probes of a method; take another number of processes, another batch size, "
+        "or SAMPa"
+    )
+
+
+def _either(numbers: Sequence[int]) -> str:
+    return " or ".join(map(str, numbers))
