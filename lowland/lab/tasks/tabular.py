@@ -187,13 +187,13 @@ def _read(task: Tabular) -> Table:
     labels, classes = _classes(target, task.kind)
     test = divided(len(target.values), task.test, generator, labels)
     train = (~test).nonzero().squeeze(1)
+    if labels is not None and test.sum() < len(test):
+        _refuse_few(task, labels, test, classes)
     if not bool(test.any()) or len(train) < 2:
         raise DataError(
             f"{task.file} must have a test row and 2 training rows, but {len(target.values)} rows are too few for "
             f"test={task.test}; add rows, or change test"
         )
-    if labels is not None:
-        _refuse_few(task, labels, test, classes)
     inputs = encoded([c for name, c in columns.items() if name not in task.ignore], task.categorical, train)
     if labels is not None:
         return Table(Rows(inputs[train], labels[train]), Rows(inputs[test], labels[test]), classes)

@@ -252,6 +252,9 @@ def test_classes_that_are_too_small_for_a_test_part(tmp_path: Path) -> None:
     file = written(tmp_path, ["a,y", *small, *(f"{i},large" for i in range(10))])
     with pytest.raises(DataError, match=r"about 0.2 of the 110 rows, but has 2, because most of the 51 classes"):
         task_of(file, target="y", kind="classification", ignore=()).datasets(None)
+    file = written(tmp_path, ["a,y", *(f"{i},c{i % 30}" for i in range(90))])
+    with pytest.raises(DataError, match=r"about 0.1 of the 90 rows, but has 0, because most of the 30 classes"):
+        task_of(file, target="y", kind="classification", ignore=(), test=0.1).datasets(None)
     file = written(tmp_path, ["a,y", *(f"{i},{i % 2}" for i in range(100)), "1,rare"])
     common = {"target": "y", "kind": "classification", "ignore": ()}
     with pytest.raises(DataError, match=r"but all 1 rows of 'rare' are in the test part; .* a smaller test than 0.6"):
