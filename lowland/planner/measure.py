@@ -134,7 +134,7 @@ def rates(
 
     Args:
         layout: The layout.
-        seconds: The times of the turns of :func:`passes`, by kind and examples, in the order of rounds.
+        seconds: The times of the turns of :func:`passes`, by kind and examples.
         own: Seconds of a calibrating step without its passes.
         alone: Whether every rank trained for itself.
     """
@@ -142,9 +142,12 @@ def rates(
     kinds = {kind for kind, _ in seconds}
 
     def beyond(kind: Kind, less: Kind = "pass") -> list[float]:
-        """Seconds that a step of a kind takes beyond one that has a pass, or a round, less; at every size."""
-        pairs = [zip(seconds[kind, n], seconds[less, n], strict=True) for n in sizes]
-        return [max(median(a - b for a, b in pair), 1e-9) for pair in pairs]
+        """Seconds that a step of a kind takes beyond one that has a pass, or a round, less; at every size.
+
+        They are a difference of medians, because medians of steps are predicted. Single steps are late rather than
+        early, so a median of differences would lie below it.
+        """
+        return [max(median(seconds[kind, n]) - median(seconds[less, n]), 1e-9) for n in sizes]
 
     lines = {kind: fit(sizes, beyond(kind)) for kind in ("again", "displaced", "forward")}
     parts = [p / max(q, 1e-9) for p, q in zip(beyond("part"), beyond("again"), strict=True)]

@@ -5,6 +5,7 @@ All ranks run the same turns; a barrier comes before every step.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -46,7 +47,10 @@ def take(
     limit: float | None = None,
     tick: Tick | None = None,
 ) -> dict[Any, list[float]]:
-    """Take rounds of all turns, each round beginning with another one.
+    """Take rounds of all turns, each round in an order of its own, which is the same on all ranks.
+
+    What a step takes depends on the step before it, which leaves caches and other ranks in a state of its own. So no
+    two turns may follow each other in all rounds.
 
     Args:
         turns: The turns by name, the same on all ranks.
@@ -65,8 +69,7 @@ def take(
     first = not dist.is_initialized() or dist.get_rank() == 0
     number = 0
     while number < warmup + rounds:
-        start = number % len(names)
-        for name in names[start:] + names[:start]:
+        for name in random.Random(number).sample(names, len(names)):
             lap = _lap(turns[name], device, first=first)
             if number >= warmup and lap is not None:
                 seconds[name].append(lap)

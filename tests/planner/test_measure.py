@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -45,8 +48,21 @@ def test_every_step_is_taken_once_in_every_round(clock: Clock) -> None:
     turns = {name: clock.step(name, seconds, prepare=7.0) for name, seconds in (("a", 1.0), ("b", 2.0), ("c", 3.0))}
     ticks: list[float] = []
     assert take(turns, CPU, rounds=3, warmup=1, tick=ticks.append) == {"a": [1.0] * 3, "b": [2.0] * 3, "c": [3.0] * 3}
-    assert "".join(clock.said) == "abc" + "bca" + "cab" + "abc"  # each round begins with another step
+    rounds = ["".join(clock.said[start : start + 3]) for start in range(0, 12, 3)]
+    assert all(sorted(each) == ["a", "b", "c"] for each in rounds)
     assert ticks == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_every_step_follows_every_other_one_and_all_ranks_agree(clock: Clock) -> None:
+    turns = {name: clock.step(name, 1.0) for name in "abcd"}
+    take(turns, CPU, rounds=MOST, warmup=0)
+    rounds = [clock.said[start : start + 4] for start in range(0, len(clock.said), 4)]
+    before = Counter(pair for each in rounds for pair in pairwise(each))
+    assert len(before) == 4 * 3
+    assert max(before.values()) < MOST / 2  # of 15 that are expected
+    again = Clock()
+    take({name: again.step(name, 1.0) for name in "abcd"}, CPU, rounds=MOST, warmup=0)  # as another rank
+    assert again.said == clock.said
 
 
 @pytest.mark.parametrize(
@@ -105,6 +121,16 @@ def test_rates_are_the_passes_that_the_steps_are_made_of() -> None:
         layout,
         False,
     )
+
+
+def test_a_pass_is_a_difference_of_medians_because_medians_are_predicted() -> None:
+    """The median of the differences within rounds is 2."""
+    late: dict[tuple[Kind, int], list[float]] = {
+        key: [4.0, 3.0, 9.0, 5.0, 5.0] for key in laps(("again", "displaced", "forward", "part"))
+    }
+    late |= {("pass", n): [2.0, 2.0, 2.0, 4.0, 1.5] for n in SIZES}
+    found = rates(Layout(), late, 0.0)
+    assert [found.lines[kind](8) for kind in ("again", "displaced", "forward")] == pytest.approx([3.0] * 3)
 
 
 def test_a_step_that_is_faster_than_its_parts_has_nothing_once() -> None:
