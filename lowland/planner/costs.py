@@ -90,10 +90,9 @@ def _one_thread() -> Iterator[None]:
 # The text is part of the cache key, because 1 and 1.0 are equal but can mean different methods (count and fraction).
 @lru_cache(maxsize=64)
 def _measure(method: Method, text: str) -> Costs:
-    with _one_thread():
-        per_step: list[float] = []
-        engine = run_specimen(method, STEPS, per_step)
-        extra = _peak(method, ALIKE if max(per_step) - min(per_step) < 1e-6 else WATCHED) - _plain_peak()
+    per_step: list[float] = []
+    engine = run_specimen(method, STEPS, per_step)
+    extra = _peak(method, ALIKE if max(per_step) - min(per_step) < 1e-6 else WATCHED) - _plain_peak()
     cost, parameters = engine.cost, sum(p.numel() for p in engine.params)
     vectors = [engine.memory[key] for key in engine.vector_keys]
     return Costs(
@@ -107,6 +106,7 @@ def _measure(method: Method, text: str) -> Costs:
     )
 
 
+@_one_thread()
 def run_specimen(
     method: Method, steps: int, each: list[float] | None = None, *, executor: Executor | None = None
 ) -> Engine:

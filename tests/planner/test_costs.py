@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from lowland import ESAM, KSAM, SLSAM, Criterion
+from lowland.executors.local import Local
 from lowland.methods import METHODS, make
 from lowland.planner import costs as module
-from lowland.planner.costs import BATCH, REQUIRED, STEPS, Costs, measure, specimen
+from lowland.planner.costs import BATCH, REQUIRED, STEPS, Costs, measure, run_specimen, specimen
 from lowland.planner.memory import LiveTensors
 
 B = BATCH
@@ -209,3 +210,16 @@ def test_specimens_are_the_defaults_and_what_is_required(key):
 def test_a_count_is_not_a_share():
     assert KSAM(k=1) == KSAM(k=1.0)
     assert (measure(KSAM(k=1)).gradients, measure(KSAM(k=1.0)).gradients) == (2 / B, 2)
+
+
+def test_the_tiny_training_has_one_thread_and_gives_the_others_back() -> None:
+    class Watching(Local):
+        def run(self, work, probes):  # type: ignore[no-untyped-def]
+            seen.append(torch.get_num_threads())
+            return super().run(work, probes)
+
+    seen: list[int] = []
+    torch.set_num_threads(2)
+    run_specimen(make("plain"), 2, executor=Watching())
+    assert seen == [1, 1]
+    assert torch.get_num_threads() == 2
