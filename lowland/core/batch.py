@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from lowland.core.cutting import Cutter, Slices, rebuilt
+from lowland.core.cutting import EMPTY, Cutter, Slices, rebuilt
 from lowland.core.errors import ArgumentError, BatchError, StateError
 
 
@@ -93,7 +93,7 @@ class Batches:
                 "len(batch), or int(…) of a number of another kind"
             )
         if size < 1:
-            raise BatchError(f"a batch must hold at least one example, but has {size}; skip empty batches")
+            raise BatchError(f"{EMPTY}, but has {size}; skip empty batches")
         return size
 
     def known_size(self, batch: Any) -> int | None:
@@ -105,9 +105,9 @@ class Batches:
         try:
             return self.size(batch)
         except BatchError as error:
-            if "has 0" in str(error):
+            if str(error).startswith(EMPTY):
                 raise
-            return None
+            return None  # also if one of its tensors is empty, such as the boxes of images without any
 
     def take(self, batch: Any, index: Tensor | slice) -> Any:
         """The examples at the positions ``index``, in the same order.

@@ -13,11 +13,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from lowland.core.errors import ArgumentError, BatchError
 from lowland.core.lagged import read
 
+EMPTY = "a batch must hold at least one example"  # how the errors about empty batches begin
 COLUMNS = 3  # a list of so many alike tensors is what a DataLoader makes of samples (x, y) or (x, y, index)
 
 
@@ -112,6 +114,11 @@ class _Reading:
                 self.tensors[name] = length
         elif type(node) is list and any(e is not None for e in node) and not (name == "batch" and _is_columns(node)):
             self.lists[name] = len(node), _lengths(node, dim) or set()
+        elif isinstance(node, PackedSequence):
+            raise BatchError(
+                f"tensors of a batch that is cut must have one entry per example, but {name} is a PackedSequence; cut "
+                "the padded sequences and pack them in loss_fn, or pass Parts([…])"
+            )
         elif _is_branch(node):
             for key, entry, d in _entries(node, dim):
                 self._read(entry, d, f"{name}[{key!r}]")
@@ -142,7 +149,7 @@ class _Reading:
             )
         (size,) = sizes
         if size == 0:
-            raise BatchError("a batch must hold at least one example, but has 0; skip empty batches")
+            raise BatchError(f"{EMPTY}, but has 0; skip empty batches")
         return size
 
     def _per_example(self, name: str) -> bool:

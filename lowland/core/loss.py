@@ -6,7 +6,8 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, TypeAlias
+from numbers import Real
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class Loss:
     aux: Any = None
 
     def __post_init__(self) -> None:
-        total, count = self.total, self.count
+        total, count = self.total, cast(Any, self.count)
         if not isinstance(total, Tensor) or total.dim() != 0 or not total.is_floating_point():
             raise LossError(
                 f"Loss(total, count) needs a total of shape (), floating-point, but got {_shown(total)}; sum the "
@@ -56,7 +57,7 @@ class Loss:
                     f"Loss(total, count) needs a count of shape () without gradient, but got {_shown(count)}; pass "
                     "mask.sum(), or weights.sum().detach()"
                 )
-        elif isinstance(count, bool) or not isinstance(count, int | float) or not 0 <= count < float("inf"):
+        elif isinstance(count, bool) or not isinstance(count, Real) or not 0 <= float(count) < float("inf"):
             raise LossError(
                 f"Loss(total, count) needs a count >= 0, but got {_shown(count)}; pass what the total is divided by"
             )
@@ -116,9 +117,21 @@ def terms(loss: Any, size: int | None) -> Terms:
         raise LossError(
             f"loss_fn must return one loss per example, shape {shape}, or their mean, shape (), but returned "
             f'shape {tuple(loss.shape)}; use reduction="none" or "mean" and average other dimensions, or return '
-            "Loss(total, count)"
+            "Loss(total, count); if the examples are not counted by dimension 0, say how: Engine(…, cut=Slices(dim=1))"
         )
     return Terms(loss.mean(), losses=loss, count=float(loss.shape[0]))
+
+
+def check_count(count: Tensor | float | None) -> None:
+    """Refuse a count below 0, or one that is not finite, where reading it does not wait for a GPU.
+
+    Raises:
+        LossError: The count is such a number.
+    """
+    if isinstance(count, Tensor) and count.is_cpu and not 0 <= count.item() < float("inf"):
+        raise LossError(
+            f"Loss(total, count) needs a finite count >= 0, but got {count.item()}; pass what the total is divided by"
+        )
 
 
 def one_for_all(losses: Tensor | None, inside: Tensor | None = None, runs: int = 1) -> bool:

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from lowland.core.errors import UsageError
+from lowland.executors import modes
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
@@ -24,6 +25,7 @@ def begin(engine: Engine) -> None:
     if not _registered:
         _registered = True
         register_optimizer_step_pre_hook(_check)
+        register_optimizer_step_post_hook(_check_state)
     _ACTIVE.append(engine)
 
 
@@ -58,3 +60,19 @@ def _check(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
                 "backward (register_post_accumulate_grad_hook) or called between passes; step the optimizer after "
                 "engine.backward(batch)"
             )
+
+
+def _check_state(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Refuse an optimizer that steps parameters outside the engine in a pass that must leave no trace.
+
+    The parameters are restored after the pass, but the optimizer's moments and step counts are not.
+
+    Raises:
+        UsageError: The optimizer keeps state.
+    """
+    if modes.displaced() and any(entry is not None for state in optimizer.state.values() for entry in state.values()):
+        raise UsageError(
+            f"state must be written once in a step, but a {type(optimizer).__name__} with state of its own steps "
+            "inside forward or loss_fn, which run in every pass; step it after engine.backward(batch), or inside of "
+            "`if not lowland.displaced():`"
+        )

@@ -65,7 +65,7 @@ def drive(engine: Engine, batch: Any) -> Drive:
             engine.parameters.check_unreached(engine.work.replicas.fsdp)
         plans.same_keys(engine.method.kind, before[0], engine.memory)
         if watcher is not None:
-            watcher.check(engine.memory, grad)
+            watcher.check(engine.memory, grad, engine.work.examples.restored)
         if engine.work.replicas.groups:
             loss, grad = engine.work.replicas.conclude(engine.work, loss, grad, count, engine.later)
         _fill(engine, None if empty else earlier, grad, before[0])
@@ -73,6 +73,7 @@ def drive(engine: Engine, batch: Any) -> Drive:
     finally:
         engine.under_way = False
         early_steps.end(engine)
+        engine.work.examples.end(failed=not done)
         if not done:
             engine.memory, engine.lagged.waiting = before[0], before[1]
             if watcher is not None:
@@ -137,8 +138,11 @@ def _run_plan(
                     probe.compare(batch, in_memory)
                     if noise is not None:
                         probe.draw(noise)
+                    engine.work.examples.before_pass(probe.batch)
                 readings = yield probes
                 assert readings is not None
+                if engine.method.needs_batch:  # the plan may copy or cut the batch now
+                    engine.work.examples.restore()
                 for probe, reading in zip(probes, readings, strict=True):
                     if probe.stats and reading.aux is not None:
                         aux.append(reading.aux)

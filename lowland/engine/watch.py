@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeAlias
 
@@ -81,19 +81,20 @@ class Watch:
         for saved in self._before.values():
             saved.restore()
 
-    def check(self, memory: Mapping[str, Any], grad: Vec) -> None:
+    def check(self, memory: Mapping[str, Any], grad: Vec, restored: Container[int] = ()) -> None:
         """Check memory and the returned gradient at the end of the step.
 
         Args:
             memory: The method's memory.
             grad: The gradient that the plan has returned.
+            restored: The ids of tensors of a kept batch that a pass has written and that were restored.
 
         Raises:
             UsageError: Memory was changed in place; an entry has become a vector, or a vector has other shapes; or
                 memory, gradient and weights share tensors.
         """
         for key, saved in self._before.items():
-            if saved.changed():
+            if saved.changed(restored):
                 raise UsageError(
                     f"memory must be replaced, not changed in place, but the plan of {self._kind} has changed {key!r}; "
                     f"write engine.memory[{key!r}] = a new value, such as vec.lerp(old, new, 0.1) or [*old, new]"
@@ -173,9 +174,11 @@ class _SavedValue:
         inside = value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else ()
         self._inside = [_SavedValue(v) for v in inside if isinstance(v, list | tuple | dict | Tensor)]
 
-    def changed(self) -> bool:
-        """Whether the value, or a value inside it, was changed in place."""
-        if self._version != _version(self.value) or any(saved.changed() for saved in self._inside):
+    def changed(self, restored: Container[int] = ()) -> bool:
+        """Whether the value, or a value inside it, was changed in place and not restored."""
+        if self._version != _version(self.value) and id(self.value) not in restored:
+            return True
+        if any(saved.changed(restored) for saved in self._inside):
             return True
         if isinstance(self._items, set):
             return bool(self.value != self._items)

@@ -19,6 +19,7 @@ from lowland.core.vec import Vec
 from lowland.executors import modes
 from lowland.executors.buffers import Buffers
 from lowland.executors.data_parallel import Replicas
+from lowland.executors.examples import Examples
 from lowland.executors.guards import dismiss, outsiders
 from lowland.executors.modes import SharedRNG
 from lowland.executors.ownership import Ownership
@@ -41,6 +42,7 @@ class Work:
         replicas: The ranks that divide a batch with this one.
         batches: Cuts batches.
         buffers: What forward writes beside the weights.
+        examples: The batches of the step under way.
         ownership: Whether gradients must be copied.
         outsiders: Trainable tensors that the model or the loss function uses besides the engine's.
         first: Whether no step has been completed yet.
@@ -72,6 +74,7 @@ class Work:
         self.replicas = replicas or Replicas(model, params)
         self.batches = batches or Batches()
         self.buffers = Buffers(model, loss_fn)
+        self.examples = Examples()
         views = any(ddp.gradient_as_bucket_view for ddp in self.replicas.ddps)
         self.ownership = Ownership(model, self.device, loss_fn, views=views)
         self.first = True
@@ -94,6 +97,7 @@ class Work:
         changed = self._recaptured()
         self.ownership.begin(look=self.step.watched or changed)
         self.buffers.begin(self.first or changed)
+        self.examples.begin(self.first)
         if self.first:
             self.outsiders = outsiders(self)
         if self.rng is not None:

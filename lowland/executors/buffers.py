@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,10 +21,12 @@ from lowland.core import vec
 from lowland.core.errors import UsageError
 from lowland.core.probe import Probe
 from lowland.core.shards import ORDINARY
+from lowland.executors.code import refuse_drawn
 from lowland.executors.containers import Containers
 from lowland.executors.keepers import ABSENT, where
 from lowland.executors.kept import WEIGHT, Before, Kept, copied, size, unkept, version
 from lowland.executors.names import is_array
+from lowland.executors.norm_stats import restored_stats
 from lowland.executors.places import Place, Weights, places_of
 from lowland.executors.registrations import Registrations
 from lowland.executors.uses import uses
@@ -54,6 +56,7 @@ class Buffers:
         self._model = model
         self._loss_fn: Any = loss_fn
         self._code: Any = None  # the code of the closure that the caller has passed last
+        self._drawn: list[str] = []  # the iterators that this closure draws from
         self._age = 0  # the number of steps since the first one
         self._new = True  # no step has been completed yet: all tensors are copied
         self._written: set[int] = set()
@@ -68,6 +71,7 @@ class Buffers:
         self._versions: list[int] = []  # their versions at the start of the step
         self._copied: set[tuple[int, str]] = set()  # places that are copied, whatever their size
         self._modules: set[nn.Module] = set()  # the modules of the model, on which forward may register others
+        self._fused: set[nn.Module] = set()  # layers with running statistics that other modules write
         self.trainable: list[Tensor] = []
         self._count = 0  # the number of registrations at the last search
         Registrations.watch()
@@ -76,6 +80,16 @@ class Buffers:
     def generators(self) -> list[Any]:
         """The random number generators that model and loss function keep."""
         return self._containers.generators
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether code of the model or the loss function may differentiate a part of the loss itself."""
+        return self._containers.differentiates
+
+    @property
+    def asks(self) -> bool:
+        """Whether such code may ask which tensors require a gradient, or differentiate by the weights."""
+        return self._containers.asks
 
     @property
     def written(self) -> list[str]:
@@ -94,13 +108,14 @@ class Buffers:
         if code is not self._code:
             used = uses(closure)
             self._code, self._loss_fn = code, [*used.modules.values(), *used.holders]
+            self._drawn = used.iterators
             self._containers.names.fresh = True
 
     def _find(self) -> list[Place]:
         self._modules, self._count = set(self._model.modules()), Registrations.count
         more = self._containers.find(self._model, self._loss_fn)
         self.trainable = self._containers.trainable(more)
-        return places_of(self._model, self._containers.modules, more)
+        return places_of(self._model, self._containers.modules, more, self._fused)
 
     def begin(self, first: bool = True) -> None:
         """Begin a step.
@@ -176,6 +191,8 @@ class Buffers:
     @contextmanager
     def passing(self, probe: Probe) -> Iterator[None]:
         """Restore the state after a pass, unless the pass reports."""
+        if not probe.stats:
+            refuse_drawn(self._drawn + self._containers.iterators)
         if not self._places and not self._unwritten and not self._containers and not self._new:
             yield
             return
@@ -198,7 +215,8 @@ class Buffers:
         before = [Kept(k.tensor, WEIGHT if k.version == WEIGHT else version(k.tensor), None) for k in start]
         registered = len(Registrations.log)
         try:
-            yield
+            with restored_stats(self._model, self._fused) if self._new else nullcontext():
+                yield
         finally:
             if self._new:
                 self._add_created(current, start)

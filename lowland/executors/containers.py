@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lowland.core import shards
+from lowland.executors.code import global_hooks
 from lowland.executors.keepers import where
 from lowland.executors.names import NEAR, Bindings, Names, Variables, Where, holds, is_array
 from lowland.executors.places import Weights
-from lowland.executors.uses import Uses, uses
+from lowland.executors.uses import SHALLOW, Uses, uses
 
 MOST = 4096  # the most entries of a container that is restored
 BUDGET = 1 << 24  # the most numbers that are copied from the tensors of one container
@@ -28,6 +29,7 @@ class Holder(NamedTuple):
         container: The container.
         name: The name for messages.
         log: Whether a hook or a class owns it, so that appended entries are taken for a log.
+        of_module: Whether it is an attribute of a module, whose integers are state as its attributes are.
     """
 
     owner: Any
@@ -35,6 +37,7 @@ class Holder(NamedTuple):
     container: Any
     name: str
     log: bool
+    of_module: bool = False
 
 
 class Contents(NamedTuple):
@@ -59,6 +62,9 @@ class Containers:
         names: The names of modules, objects, functions and classes.
         modules: The modules of the loss function, and the modules in containers of the model.
         generators: Random number generators that the model or the loss function keeps.
+        iterators: The names of iterators from which model or loss function draw.
+        differentiates: Whether code of the model or the loss function may differentiate a part of the loss itself.
+        asks: Whether such code may ask which tensors require a gradient, or differentiate by the weights.
         written: The names of containers that a pass has written.
     """
 
@@ -66,6 +72,8 @@ class Containers:
         self._holders: list[Holder] = []
         self.names = Names()
         self.generators: list[Any] = []
+        self.iterators: list[str] = []
+        self.differentiates = self.asks = False
         self._in_place: set[int] = set()  # the indices of containers whose tensors passes write in place
         self._weights = Weights()  # not copied, because the displacement restores them
         self.written: dict[int, str] = {}
@@ -86,17 +94,22 @@ class Containers:
         for look in (of_model.attributes, of_model.surroundings):
             for name, m in named:
                 look(m, name)
+        for hook in global_hooks():
+            of_model.look(hook, "a hook of all modules", SHALLOW)
         known = {where(h.container, "") for h in self._holders}
-        new = [Holder(*entry) for u in (of_model, of_loss) for entry in u.containers]
-        self._holders += [h for h in new if where(h.container, "") not in known and _tracked(h.container)]
         self.modules = {f"loss_fn: {path}": m for path, m in of_loss.modules.items()} | of_model.modules
         modules = {id(vars(m)) for top in (model, *self.modules.values()) for m in top.modules()}
+        new = [Holder(*entry, id(entry[0]) in modules) for u in (of_model, of_loss) for entry in u.containers]
+        self._holders += [h for h in new if where(h.container, "") not in known and _tracked(h)]
         listed = {id(d): (name, d) for name, d in of_model.objects}
         listed |= {id(d): (f"loss_fn: {name}", d) for name, d in of_loss.objects if id(d) not in listed}
         no_modules = [entry for i, entry in listed.items() if i not in modules]
         variables = [Variables(places) for u in (of_model, of_loss) for places in u.variables]
         self.names.find([entry for i, entry in listed.items() if i in modules], no_modules, variables)
         self.generators = of_model.generators + of_loss.generators
+        self.iterators = of_model.iterators + of_loss.iterators
+        self.differentiates = of_model.differentiates or of_loss.differentiates
+        self.asks = of_model.asks or of_loss.asks
         objects = [(d, key, f"{name}.{key}") for name, d in no_modules for key in d]
         return objects + of_model.tensors + [(owner, key, f"loss_fn: {name}") for owner, key, name in of_loss.tensors]
 
@@ -170,10 +183,10 @@ class Containers:
     def _restore_one(self, i: int, h: Holder, earlier: Contents) -> None:
         """Bind the original container again if the pass has bound another, and restore its entries."""
         original, other = earlier.container, None if h.owner is None else h.owner.get(h.key)
-        if type(other) is type(original) and other is not original and (holds(other) or holds(original)):
+        if type(other) is type(original) and other is not original and _is_state(other, original, h):
             h.owner[h.key] = original
             self.written[i] = h.name
-        if not _same(original, earlier.entries) and _counts(original, earlier.entries, h.log):
+        if not _same(original, earlier.entries) and _counts(original, earlier.entries, h):
             self.written[i] = h.name
             original.clear()
             (original.update if isinstance(original, dict | set) else original.extend)(earlier.entries)
@@ -183,25 +196,40 @@ def _values(container: Any) -> Sequence[Any]:
     return list(container.values()) if isinstance(container, dict) else list(container)
 
 
-def _counts(current: Any, earlier: Any, log: bool) -> bool:
+def _is_state(current: Any, earlier: Any, h: Holder) -> bool:
+    """Whether a container holds tensors, arrays or floats, or belongs to a module."""
+    return h.of_module or holds(current) or holds(earlier)
+
+
+def _counts(current: Any, earlier: Any, h: Holder) -> bool:
     """Whether a container that has changed is state, and is restored.
 
-    A container with tensors is state. A container of floats and arrays is state if its length is constant; a list that
-    grows is taken for a log. If ``log`` is true, this rule also holds for containers with tensors.
+    A container with tensors is state. A container of floats and arrays, and any container of a module, is state if its
+    length is constant; a list that grows is taken for a log. If ``h.log`` is true, this rule also holds for containers
+    with tensors.
     """
-    if not log and (holds(current, tensors=True) or holds(earlier, tensors=True)):
+    if not h.log and (holds(current, tensors=True) or holds(earlier, tensors=True)):
         return True
     fixed = (
         isinstance(current, dict)
         or len(current) == len(earlier)
         or (isinstance(current, deque) and current.maxlen is not None)
     )
-    return fixed and (holds(current) or holds(earlier))
+    return fixed and _is_state(current, earlier, h)
 
 
-def _tracked(container: Any) -> bool:
-    """Whether a container is empty, or holds tensors, arrays or floats."""
-    return len(container) <= MOST and (not container or holds(container))
+def _tracked(h: Holder) -> bool:
+    """Whether a container may hold state: it is empty, has data or None, or integers of a module."""
+    if len(h.container) > MOST:
+        return False
+    values = _values(h.container)[:NEAR]
+    numbers = h.of_module and any(isinstance(value, int) for value in values)
+    return not values or numbers or None in map(_none, values) or holds(h.container)
+
+
+def _none(value: Any) -> Any:
+    """None for None; comparing tensors with None would compare their entries."""
+    return None if value is None else 0
 
 
 def _same(a: Any, b: Any) -> bool:

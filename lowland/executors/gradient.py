@@ -1,4 +1,4 @@
-"""The gradient of a pass, from what backward has left in the parameters."""
+"""The gradient of a pass, from what backward has left in the parameters, and what must not have happened to it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from lowland.core import precision, vec
-from lowland.core.errors import ParameterError
+from lowland.core.errors import LossError, ParameterError
 from lowland.core.probe import Probe
 from lowland.core.vec import Vec
 from lowland.executors.base import Work
+from lowland.executors.kept import version
 
 _LAYOUT = operator.attrgetter("layout")  # map() with it takes a tenth of the time of a Python loop
 
@@ -55,3 +56,45 @@ def gradient(work: Work, probe: Probe, grads: list[Tensor | None]) -> tuple[Vec,
         work.step.check(vec.finite(result))
         vec.div_(result, scale)
     return result, reached
+
+
+class Left:
+    """The gradients after a part of a batch, of which one stands for all.
+
+    Args:
+        params: The parameters.
+    """
+
+    def __init__(self, params: Vec) -> None:
+        self._param = next((p for p in params if p.grad is not None), None)
+        self._grad = None if self._param is None else self._param.grad
+        self._version = version(self._grad)
+
+    def check(self) -> None:
+        """Refuse a forward of the next part that has taken the gradients away or changed them.
+
+        Raises:
+            LossError: It has.
+        """
+        if self._param is not None and (self._param.grad is not self._grad or version(self._grad) != self._version):
+            raise LossError(
+                "loss_fn must leave the gradients of earlier parts of the batch alone, but has changed .grad, as by "
+                "optimizer.zero_grad() or loss.backward() inside of it; use torch.autograd.grad for gradients that the "
+                "loss itself needs, or leave micro_batch out"
+            )
+
+
+def check_left(work: Work, probe: Probe, grads: list[Tensor | None]) -> None:
+    """Refuse a pass that has left no gradient at all, where all parameters are differentiated.
+
+    Ranks that share a batch are left out: one of them may reach nothing.
+
+    Raises:
+        LossError: There is no gradient.
+    """
+    if probe.grad and probe.wrt is None and not work.replicas.groups and all(g is None for g in grads):
+        raise LossError(
+            "a pass must leave its gradient in .grad of the engine's parameters, but left none: the loss depends on "
+            "none of them, backward was not run before p.adopt(loss), or zero_grad() or a hook has taken the gradients "
+            "away; run backward in the pass, and leave .grad where it is until the step is complete"
+        )

@@ -41,7 +41,7 @@ class Kept(NamedTuple):
             return False
         if is_array(t):
             return bool(t.shape != copy.shape or t.tobytes() != copy.tobytes())
-        if type(t) not in ORDINARY or t.layout is not torch.strided:
+        if type(t) not in ORDINARY or t.layout is not torch.strided or t.is_quantized:
             return False
         return t.shape != copy.shape or not torch.equal(t.detach().nan_to_num(), copy.nan_to_num())
 

@@ -154,14 +154,37 @@ def frozen_stats(model: nn.Module) -> Iterator[None]:
     writes are restored by :class:`lowland.executors.buffers.Buffers`.
     """
     norms = [m for m in modules_of(model) if isinstance(m, _NormBase) and obeys_flag(m)]
-    norms = [m for m in norms if m.training and m.track_running_stats]
-    try:
+    norms = [m for m in norms if m.track_running_stats]  # also in evaluation mode, where the flag changes nothing:
+    try:  # the loss function may switch to training
         for m in norms:
             m.track_running_stats = False
         yield
     finally:
         for m in norms:
             m.track_running_stats = True
+
+
+@contextmanager
+def restored_stats(model: nn.Module, found: set[nn.Module]) -> Iterator[None]:
+    """Find the layers whose running statistics a pass updates although their flag forbids it, and restore these.
+
+    Such a layer's buffers are given to ``torch.nn.functional.batch_norm``, as a module that fuses layers does.
+
+    Args:
+        model: The model.
+        found: The layers are added to it.
+    """
+    norms = [m for m in modules_of(model) if obeys_flag(m)]
+    copies = [[b.clone() for b in m.buffers(recurse=False)] for m in norms]
+    try:
+        yield
+    finally:
+        for m, kept in zip(norms, copies, strict=True):
+            pairs = list(zip(m.buffers(recurse=False), kept, strict=True))
+            if not all(torch.equal(buffer, copy) for buffer, copy in pairs):
+                found.add(m)
+                for buffer, copy in pairs:
+                    buffer.copy_(copy)
 
 
 class RunningStats:

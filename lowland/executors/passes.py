@@ -13,12 +13,12 @@ from torch import Tensor
 
 from lowland.core import vec
 from lowland.core.errors import LossError, UsageError
-from lowland.core.loss import Loss, Terms, copied, divisor, one_for_all, terms
+from lowland.core.loss import Loss, Terms, check_count, copied, divisor, one_for_all, terms
 from lowland.core.probe import Probe, Reading
 from lowland.core.transfer import scalar
 from lowland.executors.base import Work
 from lowland.executors.displacement import displaced, forget_derived
-from lowland.executors.gradient import gradient
+from lowland.executors.gradient import Left, check_left, gradient
 from lowland.executors.guards import any_gradient, inspect, remember, suspect_after
 from lowland.executors.modes import compiled, only, traceless
 from lowland.executors.norm_stats import frozen_stats
@@ -55,7 +55,8 @@ class Pass:
         self._several, self._left = False, 0  # whether there are several parts; how many come after this one
         self._size: int | None = None  # the number of examples in all parts
         self._sums: Tensor | None = None  # the sums of total and count over the parts so far, shape (2,)
-        self._unit: Tensor | None = None  # the divisor of all parts but the last
+        self._unit: Tensor | None = None  # the divisor of the gradients so far
+        self._left_behind: Left | None = None  # the gradients after a part
         self._displaced = False
         self._caller: Caller | None = None  # set if the caller runs forward and backward
         self._before: Mark | None = None  # the weights before a displaced forward that reports
@@ -69,7 +70,17 @@ class Pass:
 
     def __enter__(self) -> Pass:
         """Enter the contexts of the probe: displaced weights, frozen statistics, frozen parameters and others."""
+        try:
+            self._enter()
+        except BaseException:
+            if self._on_error is not None:
+                self._on_error()
+            raise
+        return self
+
+    def _enter(self) -> None:
         work, probe = self.work, self.probe
+        work.examples.before_pass(probe.batch)
         with ExitStack() as stack:
             stack.enter_context(work.buffers.passing(probe))
             self._displaced = probe.at is not None
@@ -82,7 +93,12 @@ class Pass:
             if not probe.stats:
                 stack.enter_context(frozen_stats(work.model))
                 stack.enter_context(traceless())
-            full_backward = work.replicas.sharded or work.reentrant is not False or work.ownership.needed
+            full_backward = (
+                work.replicas.sharded
+                or work.reentrant is not False
+                or work.ownership.needed
+                or work.buffers.asks  # so requires_grad must be as it is in training
+            )
             if probe.wrt is not None and not full_backward:  # after a full backward, __exit__ drops the other gradients
                 if not self.sparse or compiled(work.model):
                     pairs = zip(work.params, probe.wrt, strict=True)
@@ -91,13 +107,12 @@ class Pass:
                     stack.enter_context(only(work.params, probe.wrt))
             if work.rng is not None:
                 work.rng.rewind()
-            stack.enter_context(torch.set_grad_enabled(probe.grad))
+            stack.enter_context(torch.set_grad_enabled(probe.grad or work.buffers.differentiates))
             if self._on_error is not None:  # the caller runs forward and backward
                 remember(work)
                 self._caller = Caller(work)
             self._before = Mark(work, each=True) if self._displaced and probe.stats else None
             self._stack = stack.pop_all()
-        return self
 
     @property
     def reports(self) -> bool:
@@ -140,8 +155,13 @@ class Pass:
                 "loss_fn must only compute the loss, but a gradient was there before the engine's backward; leave "
                 "loss.backward() out of it and return the loss"
             )
+        if self._left_behind is not None:
+            self._left_behind.check()
+        if share is not None and not 0 <= share < float("inf"):
+            raise LossError(f"share must be the fraction of the batch in this part, in [0, 1], but is {share}")
         batch = part if part is not None else self._part if self._several else self.batch
         values = terms(loss, None if batch is None else self.work.batches.known_size(batch))
+        check_count(values.count)
         is_part = self.probe.cut or (share is None and self._several)
         if is_part and (values.count is None or one_for_all(values.losses)):
             raise LossError(WEIGHT)
@@ -178,7 +198,8 @@ class Pass:
         own = torch.stack([total.detach().to(count.dtype), count])
         self._sums = own if self._sums is None else self._sums + own
         if self._left and self._unit is None:
-            self._unit = torch.ones_like(count) if work.replicas.sharded else divisor(*own)
+            counts = count != 0 if not work.replicas.sharded else torch.zeros_like(count, dtype=torch.bool)
+            self._unit = torch.where(counts, count, torch.ones_like(count))  # all of a part may be padding
         if self._left:
             if grad:
                 self._differentiate(total / self._unit.to(total.dtype))  # type: ignore[union-attr]
@@ -189,7 +210,8 @@ class Pass:
             earlier = [p.grad for p in work.params if p.grad is not None]
             if self._unit is not None and earlier:
                 vec.scale_(earlier, (self._unit * ranks / overall).to(earlier[0].dtype))
-            self._differentiate(total / (overall / ranks).to(total.dtype))
+            self._differentiate(total / (overall / ranks).to(total.dtype), more=True)
+        self._unit = overall / ranks  # the caller may run backward on a further Loss
         self._loss, self._count = (sums[0] / overall).to(total.dtype), sums[1]
 
     def _differentiate(self, loss: Tensor, more: bool = False) -> None:
@@ -211,6 +233,7 @@ class Pass:
             if work.ownership.needed:
                 for p, grad in zip(work.params, grads, strict=True):
                     p.grad = grad
+            self._left_behind = Left(work.params)
 
     def answer(self) -> Reading:
         """Return the reading and drop this pass's reference to it, so that its memory can be freed.
@@ -283,6 +306,7 @@ class Pass:
             self.work.step.check(torch.isfinite(self._loss))  # the plan may decide by this loss
         if self._left:
             raise UsageError("a pass ended before its last part; run the loop over p.parts() to its end")
+        check_left(self.work, self.probe, grads)
         losses = torch.cat(self._losses) if self._losses else None
         aux = self._aux[0] if self._aux and not self._several else self._aux or None
         if self.work.ownership.needed or not self.probe.grad:

@@ -51,7 +51,10 @@ class Weights:
 
 
 def places_of(
-    model: nn.Module, modules: Mapping[str, nn.Module], more: Sequence[tuple[Any, str, str]] = ()
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    more: Sequence[tuple[Any, str, str]] = (),
+    fused: Container[nn.Module] = (),
 ) -> list[Place]:
     """All places of a model, of other modules, and of further tensors.
 
@@ -59,10 +62,11 @@ def places_of(
         model: The model.
         modules: Modules outside the model that the loss function or the model uses, by name.
         more: ``(owner, key, name)`` of the further tensors.
+        fused: Layers with running statistics whose flag does not keep passes from writing them.
     """
     places: list[Place] = []
     in_model = set(model.modules())
-    frozen_norms = {m for m in in_model if obeys_flag(m)} - modes.captured(model)
+    frozen_norms = {m for m in in_model if obeys_flag(m) and m not in fused} - modes.captured(model)
     named = list(model.named_modules())
     for place, m in modules.items():
         named += [(f"{place}.{name}".rstrip("."), inner) for name, inner in m.named_modules() if inner not in in_model]
@@ -80,11 +84,17 @@ def places_of(
                     places.append(Place(owner, key, f"{name}.{key}".lstrip("."), isinstance(m, _NormBase), frozen))
                     if value is not None:
                         seen.add(id(value))
+    of_model = {id(p) for p in model.parameters()}
     for owner, key, name in more:
         value = owner.get(key)
-        counts = (isinstance(value, Tensor) and not isinstance(value, nn.Parameter)) or is_array(value)
+        is_parameter = isinstance(value, nn.Parameter)
+        counts = (
+            type(value) in shards.ORDINARY and id(value) not in of_model
+            if is_parameter
+            else (isinstance(value, Tensor) or is_array(value))
+        )
         if counts and id(value) not in seen:
-            places.append(Place(owner, key, name))
+            places.append(Place(owner, key, name, frozen=is_parameter))
             seen.add(id(value))
     return places
 

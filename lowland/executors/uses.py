@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowland.executors.code import differentiates, drawn_from, draws, hooks_of
 from lowland.executors.keepers import Cell, Fixed, Kind, Slots
 from lowland.executors.names import NEAR, OWN, holds, is_array
 
 DEPTH = 6  # how many levels of attributes and entries are searched
 _KINDS: Any = (nn.Module, functools.partial, types.MethodType, tuple, list, dict, deque, set, UserDict, UserList)
+DIRECT = 2  # the level down to which a function that names an iterator is taken to draw from it
 SHALLOW = 3  # the level at which the search of hooks and classes starts: they are many, so fewer levels remain
 
 
@@ -34,6 +36,9 @@ class Uses:
         holders: The objects that are no modules and have a dictionary.
         variables: Lists of ``(owner, key)``, one list for each function, object with slots, and class.
         generators: The random number generators.
+        iterators: The names of iterators that functions name, or that modules hold: each pass would draw from them.
+        differentiates: Whether a function may differentiate a part of the loss itself.
+        asks: Whether a function may ask which tensors require a gradient, or differentiate by the weights.
     """
 
     def __init__(self) -> None:
@@ -45,6 +50,8 @@ class Uses:
         self.variables: list[list[tuple[Any, str]]] = []
         self.holders: list[Any] = []
         self.generators: list[Any] = []
+        self.iterators: list[str] = []
+        self.differentiates = self.asks = False
         self._seen: set[int] = set()
 
     def attributes(self, m: nn.Module, name: str) -> None:
@@ -55,14 +62,15 @@ class Uses:
         for key, value in list(vars(m).items()):
             if key in OWN or type(value) in (int, float, bool, str) or (of_torch and not _attached(m, key, value)):
                 continue
+            if drawn_from(value):
+                self.iterators.append(f"{name}.{key}".lstrip("."))
             self.look(value, f"{name}.{key}".lstrip("."), DEPTH - 2, vars(m), key)
 
     def surroundings(self, m: nn.Module, name: str) -> None:
-        """Search a module's hooks and its class."""
+        """Search a module's hooks, those of its parameters, and its class."""
         self._log = True
-        for hooks in (m._forward_pre_hooks, m._forward_hooks, m._backward_hooks):
-            for hook in [*hooks.values()]:
-                self.look(hook, f"a hook of {name}", SHALLOW)
+        for hook in hooks_of(m):
+            self.look(hook, f"a hook of {name}", SHALLOW)
         for kind in () if _of_torch(m) else type(m).__mro__:
             if not _installed(kind):
                 self.look(kind, name, SHALLOW)
@@ -95,6 +103,9 @@ class Uses:
             if vars(value):
                 self.objects.append((name, vars(value)))
             named = [*_names(value)]
+            self.differentiates = self.differentiates or differentiates(value)
+            self.asks = self.asks or differentiates(value, asks=True)
+            self.iterators += [key for key, part, _ in named if depth <= DIRECT and draws(value, key, part)]
             self._variables([(where, key, part) for key, part, where in named if not isinstance(where, Fixed)])
             for key, part, where in named:
                 # Only the named variables of a dictionary of globals are searched: depth -1 notes a tensor here.
