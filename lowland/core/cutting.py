@@ -78,10 +78,10 @@ class Slices:
         Raises:
             BatchError: There are none, or the batch cannot be cut in exactly one way.
         """
-        if self.dim == 0 and type(batch) is tuple and batch and isinstance(batch[0], Tensor) and batch[0].dim():
-            size = batch[0].shape[0]
+        if self.dim == 0 and type(batch) is tuple and batch and _has_rows(batch[0]):
+            size: int = batch[0].shape[0]
             for t in batch:
-                if not isinstance(t, Tensor) or not t.dim() or t.shape[0] != size:
+                if not _has_rows(t) or t.shape[0] != size:
                     break
             else:
                 if size:
@@ -95,6 +95,10 @@ class Slices:
             BatchError: The batch cannot be cut, or its tensors and a tensor ``index`` are on different devices.
         """
         return _Reading(batch, self.dim).cut(lambda t, d: _select(t, d, index), lambda entries: _pick(entries, index))
+
+
+def _has_rows(t: Any) -> bool:
+    return isinstance(t, Tensor) and not t.is_nested and t.dim() > 0
 
 
 class _Reading:

@@ -201,7 +201,7 @@ def span(t: Tensor) -> tuple[int, int, int] | None:
     The result is None for a tensor that is empty or has no strided storage.
     """
     (shard,) = local([t])
-    if shard.numel() == 0 or shard.layout is not torch.strided:
+    if shard.numel() == 0 or shard.layout is not torch.strided or shard.is_nested:
         return None
     try:
         storage, first = int(shard.untyped_storage()._cdata), int(shard.storage_offset())

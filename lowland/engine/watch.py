@@ -260,7 +260,8 @@ def _likes(value: Any, of: Callable[[torch.dtype], torch.dtype] | None = None) -
     """Shape and dtype of every tensor; of parameters, with ``of``, those of their vectors."""
     if not isinstance(value, list | tuple):
         return []
-    return [(t.shape, of(t.dtype) if of else t.dtype) if isinstance(t, Tensor) else None for t in value]
+    dense = (isinstance(t, Tensor) and not t.is_nested for t in value)  # nested tensors have no shape
+    return [(t.shape, of(t.dtype) if of else t.dtype) if d else None for t, d in zip(value, dense, strict=True)]
 
 
 def _kinds(value: Any) -> str:

@@ -14,7 +14,7 @@ from lowland.core.errors import BatchError
 from lowland.executors.kept import copied, version
 
 DEEP = 6  # how many levels of a batch are looked at
-MANY = 5000  # the most entries of a batch that are looked at
+MANY = 2000  # the most entries of a batch that are looked at
 LARGE = 1 << 26  # the most numbers of a tensor that the first step copies in case that a pass writes it
 _PLAIN = (str, bytes, int, float, complex, nn.Module, type, types.FunctionType, types.MethodType, types.ModuleType)
 
@@ -58,7 +58,7 @@ class _Found:
                 "can be read once; put in what it gives, such as next(iterator)"
             )
         if isinstance(node, dict | list):
-            self.holders.append((node, node.copy()))
+            self.holders.append((node, dict(node) if isinstance(node, dict) else list(node)))
         if isinstance(node, dict | list | tuple):
             for key, part in list(node.items() if isinstance(node, dict) else enumerate(node))[:MANY]:
                 self._walk(part, f"{name}[{key!r}]", depth + 1)
@@ -137,7 +137,8 @@ class Examples:
         found = _Found(batch)
         for name, t in found.tensors.items():
             wanted = name in self._written or (self._first and t.numel() <= LARGE)
-            found.entries.append(_Entry(name, t, version(t), copied(t) if wanted else None))
+            dense = not t.is_nested and t.layout is torch.strided
+            found.entries.append(_Entry(name, t, version(t), copied(t) if wanted and dense else None))
         return found
 
     @torch.no_grad()

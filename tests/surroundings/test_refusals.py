@@ -97,18 +97,22 @@ def test_cutters_that_count_or_take_wrongly(cut: Any, kind: Any, message: str) -
         engine(cut=cut, micro_batch=2).backward(X.double())
 
 
-@pytest.mark.parametrize("kind", ["sparse", "nested"])
-def test_tensors_that_cannot_be_sliced_are_refused_where_they_are_cut(kind: str) -> None:
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype")
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "in a tuple"])
+@pytest.mark.parametrize(("kind", "layout"), [("sparse", None), ("nested", torch.jagged), ("nested", torch.strided)])
+def test_tensors_that_cannot_be_sliced_are_refused_where_they_are_cut(kind: str, layout: Any, alone: bool) -> None:
     def loss(model: Any, b: Any) -> Tensor:
+        b = b if alone else b[0]
         if kind == "sparse":
             return (torch.sparse.mm(b, model.weight.T) + model.bias).square().mean(1)
         return torch.stack([model(t).square().mean() for t in b.unbind()])
 
     ragged = [X[:3].double(), X[:1].double()]
-    batch = X.double().to_sparse() if kind == "sparse" else torch.nested.nested_tensor(ragged, layout=torch.jagged)
+    batch: Any = X.double().to_sparse() if kind == "sparse" else torch.nested.nested_tensor(ragged, layout=layout)
+    batch = batch if alone else (batch,)
     for method in METHODS[:3]:
         engine(method, loss).backward(batch)
-    with pytest.raises(BatchError, match=f"must be dense, but batch is {kind}"):
+    with pytest.raises(BatchError, match=rf"must be dense, but batch(\[0\])? is {kind}"):
         engine(METHODS[3], loss).backward(batch)
 
 

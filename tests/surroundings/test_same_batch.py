@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import UserDict
+from collections import OrderedDict, UserDict
 from types import SimpleNamespace
 from typing import Any
 
@@ -106,6 +106,20 @@ def test_entries_that_the_loss_function_takes_out_are_there_again() -> None:
     engine.backward(batch_of("dict"))
     right = by_hand(other, lambda: squares(other, INPUTS * 2, TARGETS).mean())
     close([p.grad for p in model.parameters()], right)
+
+
+class Outputs(OrderedDict[str, Tensor]):
+    """A dictionary that cannot be made as others are, as those of frameworks."""
+
+    def __init__(self, *, x: Tensor, y: Tensor) -> None:
+        super().__init__(x=x, y=y)
+
+
+def test_dictionaries_of_other_kinds_are_restored() -> None:
+    model, other = linear(), linear()
+    engine = lowland.Engine(lowland.SAM(rho=RHO), model, sgd(model), lambda m, b: squares(m, b["x"], b.pop("y")))
+    engine.backward(Outputs(x=INPUTS, y=TARGETS))
+    close([p.grad for p in model.parameters()], by_hand(other, lambda: squares(other, INPUTS, TARGETS).mean()))
 
 
 @pytest.mark.parametrize("steps", [1, 3])
