@@ -8,11 +8,12 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
 from lowland.core import shards
-from lowland.core.errors import ParameterError
+from lowland.core.errors import LossError, ParameterError
 from lowland.core.vec import Vec
 from lowland.executors.uses import modules_of
 
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from lowland.executors.base import Work
 
 _GRAD = operator.attrgetter("grad")
+_VIEWS = {
+    f"{name}Backward{number}"
+    for name in ("View", "AsStrided", "T", "Transpose", "Permute", "Select", "Slice", "Unsqueeze", "Squeeze", "Expand")
+    for number in (0, 1, 2)
+} | {"ReshapeAliasBackward0", "UnbindBackward0", "SplitBackward0", "UnflattenBackward0", "ViewAsRealBackward0"}
 
 Suspect: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None]"  # a tensor, and a copy of its gradient before backward
 Remembered: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None, Tensor | None]"  # a tensor, its gradient, a copy
@@ -223,14 +229,40 @@ def suspect(work: Work, loss: Tensor, loss_fn: Callable[..., Any] | None) -> Non
     work.step.suspect(suspects)
 
 
-def inspect(work: Work, probe: Probe, loss: Tensor) -> None:
-    """Call :func:`suspect` in the steps that check what losses reach.
+def inspect(work: Work, probe: Probe, loss: Tensor, since: int | None = None) -> None:
+    """Call :func:`suspect` in the steps that check what losses reach, and refuse values from before a displacement.
+
+    Args:
+        work: The model and the step.
+        probe: The probe that the pass answers.
+        loss: The loss, with its graph.
+        since: What :func:`now` was when the weights were displaced; None does not look.
 
     Raises:
         ParameterError: See :func:`suspect`.
+        LossError: The loss was computed from values of the weights before they were displaced.
     """
     if checks_reach(work):
         suspect(work, loss, probe.loss_fn or work.loss_fn)
+    if since is not None and (old := _older(loss, since)) is not None:
+        raise LossError(
+            "loss_fn must compute its loss from the weights as they are in each pass, but uses a value that was "
+            f"computed from them before the pass ({old}), so it is that of other weights; compute it inside of forward "
+            "or loss_fn, and keep no outputs, such as those of functools.lru_cache, from one pass to the next"
+        )
+
+
+def now() -> int:
+    """The number of the next node of a graph on this thread."""
+    return int((torch.zeros((), requires_grad=True) * 1).grad_fn._sequence_nr()) + 1  # type: ignore[union-attr]
+
+
+def _older(loss: Tensor, since: int) -> str | None:
+    """The name of a node that was made before a number, other than a view, whose values are those of its base."""
+    for node in graph(loss):
+        if not hasattr(node, "variable") and node._sequence_nr() < since and node.name() not in _VIEWS:
+            return str(node.name())
+    return None
 
 
 def any_gradient(params: Vec) -> bool:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowland.core import vec
 from lowland.core.errors import LossError, UsageError
@@ -19,7 +19,7 @@ from lowland.core.transfer import scalar
 from lowland.executors.base import Work
 from lowland.executors.displacement import displaced, forget_derived
 from lowland.executors.gradient import Left, check_left, gradient
-from lowland.executors.guards import any_gradient, inspect, remember, suspect_after
+from lowland.executors.guards import any_gradient, inspect, now, remember, suspect_after
 from lowland.executors.modes import compiled, only, traceless
 from lowland.executors.norm_stats import frozen_stats
 from lowland.executors.still import Caller, Mark, check_forward, run_backward
@@ -59,6 +59,7 @@ class Pass:
         self._left_behind: Left | None = None  # the gradients after a part
         self._displaced = False
         self._caller: Caller | None = None  # set if the caller runs forward and backward
+        self._since: int | None = None  # the number of the graph's first node at displaced weights, in watched steps
         self._before: Mark | None = None  # the weights before a displaced forward that reports
         self.sparse = True  # False if requires_grad of the parameters must not change, for a caller's backward
         self._inputs: list[Tensor] | None = None  # the inputs of a compiled model's backward; None for all
@@ -111,6 +112,9 @@ class Pass:
             if self._on_error is not None:  # the caller runs forward and backward
                 remember(work)
                 self._caller = Caller(work)
+            if self._displaced and work.step.watched:
+                threads = any(isinstance(m, nn.DataParallel) for m in work.model.modules())  # their nodes count from 0
+                self._since = None if threads else now()
             self._before = Mark(work, each=True) if self._displaced and probe.stats else None
             self._stack = stack.pop_all()
 
@@ -222,7 +226,7 @@ class Pass:
                 "loss_fn must return a loss that depends on the model's trainable parameters, but the loss "
                 "needs no gradient; compute it from the model's output without detach() or no_grad()"
             )
-        inspect(self.work, self.probe, loss)
+        inspect(self.work, self.probe, loss, self._since)
         check_forward(self.work, self._before)
         if self.work.scaler is not None:
             loss = self.work.scaler.scale(loss)

@@ -420,3 +420,27 @@ def test_a_loss_that_zeroes_gradients_of_earlier_parts_is_refused(set_to_none: b
     engine = lowland.Engine(lowland.SAM(rho=RHO), model, optimizer, adversarial, micro_batch=2)
     with pytest.raises(LossError, match=r"has changed \.grad|a gradient was there before the engine's backward"):
         engine.backward(X)
+
+
+def twice(engine: lowland.Engine) -> None:
+    for _ in range(2):
+        engine.backward(X)
+
+
+def test_a_value_from_before_the_pass_is_refused_where_weights_have_moved() -> None:
+    model = linear()
+    held = torch.cat([p.flatten() for p in model.parameters()])  # a sum keeps no tensors, so backward may run again
+    for method in (lowland.SAM(rho=RHO), lowland.SAMPa(), lowland.LookSAM(k=2)):
+        engine = lowland.Engine(method, model, sgd(model), lambda m, b: square(m, b) + held.sum())
+        with pytest.raises(LossError, match=r"before the pass \(CatBackward0\).*keep no outputs"):
+            twice(engine)
+    lowland.Engine(lowland.Plain(), model, sgd(model), lambda m, b: square(m, b) + held.sum()).backward(X)
+
+
+def test_a_view_that_was_made_before_the_pass_moves_with_its_weight() -> None:
+    model, other = linear(), linear()
+    view = model.weight.view(-1)[1:].unsqueeze(0)
+    engine = lowland.Engine(lowland.SAM(rho=RHO), model, sgd(model), lambda m, b: square(m, b) + view.square().sum())
+    engine.backward(X)
+    right = sam(list(other.parameters()), lambda: square(other, X).mean() + other.weight.view(-1)[1:].square().sum())
+    close([p.grad for p in model.parameters()], right)
