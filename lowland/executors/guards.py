@@ -252,6 +252,7 @@ def inspect(work: Work, probe: Probe, loss: Tensor, since: int | None = None) ->
         )
 
 
+@torch.enable_grad()
 def now() -> int:
     """The number of the next node of a graph on this thread."""
     return int((torch.zeros((), requires_grad=True) * 1).grad_fn._sequence_nr()) + 1  # type: ignore[union-attr]

@@ -112,7 +112,7 @@ class Pass:
             if self._on_error is not None:  # the caller runs forward and backward
                 remember(work)
                 self._caller = Caller(work)
-            if self._displaced and work.step.watched:
+            if self._displaced and work.step.watched and probe.grad:
                 threads = any(isinstance(m, nn.DataParallel) for m in work.model.modules())  # their nodes count from 0
                 self._since = None if threads else now()
             self._before = Mark(work, each=True) if self._displaced and probe.stats else None
