@@ -17,7 +17,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from lowland.core import shards
+from lowland.core import large, shards
 from lowland.core.at_hand import at_hand as _at_hand
 from lowland.core.flat import alone as _alone
 from lowland.core.flat import apart as _apart
@@ -69,18 +69,22 @@ def norms(v: Vec) -> Tensor:
     """The L2 norm of every tensor, shape ``(len(v),)``, in fp32 at least."""
     local = _local(v)
     dtypes = {t.dtype for t in local}
-    if dtypes & {torch.float16, torch.bfloat16}:
-        wide = torch.float64 if torch.float64 in dtypes else torch.float32
-        sizes = torch.stack(list(torch._foreach_norm(local, 2, dtype=wide)))
+    low = bool(dtypes & {torch.float16, torch.bfloat16})
+    dtype = None if not low else torch.float64 if torch.float64 in dtypes else torch.float32
+    found = large.norms(local)
+    if found:
+        others = [t for i, t in enumerate(local) if i not in found]
+        rest = iter(torch._foreach_norm(others, 2, dtype=dtype) if others else ())
+        each = [found[i].to(dtype or t.dtype) if i in found else next(rest) for i, t in enumerate(local)]
     else:
-        sizes = torch.stack(list(torch._foreach_norm(local)))
+        each = list(torch._foreach_norm(local, 2, dtype=dtype))
+    sizes = torch.stack(each)
     return sizes if shards.ordinary(v) else shards.total(sizes.square(), v).sqrt()
 
 
 def norm(v: Vec) -> Tensor:
     """The L2 norm over all tensors together, shape ``()``."""
-    result: Tensor = torch.linalg.vector_norm(_joined(v) if _many_small(v) or _alone(v) else norms(v))
-    return result
+    return large.norm(_joined(v) if _many_small(v) or _alone(v) else norms(v))
 
 
 def inverse(size: Tensor) -> Tensor:
@@ -90,7 +94,8 @@ def inverse(size: Tensor) -> Tensor:
 
 def dot(a: Vec, b: Vec) -> Tensor:
     """The inner product over all tensors together, shape ``()``."""
-    if _many_small(a) or _alone(a):
+    # torch.dot adds up fp32 products in fp32, in few sums, on a CPU; sum() adds them up in a tree.
+    if (_many_small(a) and not large.is_large(a)) or _alone(a):
         return torch.dot(_joined(a), _joined(b))
     if _at_hand(a[0]) or not shards.ordinary(a) or len(set(map(_DTYPE, [*a, *b]))) > 1:
         parts = torch.stack([t.sum() for t in torch._foreach_mul(_local(a), _local(b))])
@@ -136,10 +141,17 @@ def sub(a: Vec, b: Vec) -> Vec:
 
 def scale(v: Vec, factor: Scalar, each: Sequence[float] | None = None) -> Vec:
     """``factor * v`` for a number, a 0-dim tensor, or a number per tensor; ``each`` holds more factors per tensor."""
-    scaled = list(torch._foreach_mul(_local(v), factor))
+    scaled = _kept(torch._foreach_mul(_local(v), factor), v)
     if each is not None:
         torch._foreach_mul_(scaled, each)
     return _like(v, scaled)
+
+
+def _kept(results: Sequence[Tensor], v: Vec) -> Vec:
+    """``results`` in the dtypes of ``v``: of two tensors of shape ``()``, torch takes the wider dtype."""
+    if list(map(_DTYPE, results)) == list(map(_DTYPE, v)):
+        return list(results)
+    return [r.to(t.dtype) for r, t in zip(results, v, strict=True)]
 
 
 def stretch(v: Vec, factors: Tensor) -> Vec:
@@ -223,7 +235,8 @@ def where(condition: Tensor, a: Vec, b: Vec) -> Vec:
     """``a`` where the 0-dim boolean ``condition`` holds, else ``b``, without synchronization."""
     if _at_hand(condition):
         return clone(a if condition else b)
-    result = torch._foreach_mul(_bits(a), _one_or_zero(condition, a))
+    bits = _bits(a)
+    result = _kept(torch._foreach_mul(bits, _one_or_zero(condition, a)), bits)
     torch._foreach_add_(result, torch._foreach_mul(_bits(b), _one_or_zero(~condition, b)))
     return _like(a, [r.view(t.dtype) for r, t in zip(result, a, strict=True)])
 

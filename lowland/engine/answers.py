@@ -10,12 +10,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lowland.core import vec
 from lowland.core.errors import UsageError
 from lowland.core.geometry import Geometry, Radii
 from lowland.core.lagged import Lagged, read
 from lowland.core.schedule import Schedule, When
 from lowland.core.vec import Vec
-from lowland.engine import lookahead
+from lowland.engine import inside, lookahead
 from lowland.engine.parameters import Parameters
 from lowland.engine.progress import Progress
 from lowland.executors.base import Work
@@ -28,6 +29,7 @@ class Answers:
     step: int
     memory: dict[str, Any]
     optimizers: list[Optimizer]
+    wrappers: list[str]
     params: Vec
     parameters: Parameters
     work: Work
@@ -71,10 +73,22 @@ class Answers:
             grad: The gradient, one tensor per parameter.
             raw: Return ``-lr * grad``, without momentum, weight decay and preconditioning.
             among: Which parameters the gradient has reached; None for all. The displacement of the other parameters
-                and of frozen parameters is zero, because the optimizer skips them.
+                is zero, because the optimizer skips them; unless they have a ``.grad``, as after
+                ``zero_grad(set_to_none=False)``, with which it moves them by momentum and weight decay. That of
+                frozen parameters is zero.
+
+        Raises:
+            UsageError: An optimizer has hooks around its step, or is inside a wrapper with a step of its own.
         """
-        compute = lookahead.raw if raw else lookahead.displacement
-        return lookahead.each(compute, self.optimizers, self.params, grad, self.parameters.trained(among))
+        reached = self.parameters.trained(among)
+        if raw:
+            return lookahead.each(lookahead.raw, self.optimizers, self.params, grad, reached)
+        inside.check_step(self.optimizers, self.wrappers)
+        if among is not None and not all(among):
+            grad = vec.mask(grad, among)
+            held = self.parameters.held(under_way=self.under_way)
+            reached = self.parameters.trained([a or h for a, h in zip(among, held, strict=True)])
+        return lookahead.each(lookahead.displacement, self.optimizers, self.params, grad, reached)
 
     def lookahead_later(
         self, grad: Vec, *, raw: bool = False, among: Sequence[bool] | None = None
@@ -84,7 +98,12 @@ class Answers:
         Returns:
             A function that computes the displacement on the rank that answers the probe, if a closed form is known;
             else the displacement.
+
+        Raises:
+            UsageError: See :meth:`lookahead`.
         """
+        if not raw:
+            inside.check_step(self.optimizers, self.wrappers)
         later = partial(self.lookahead, grad, raw=raw, among=among)
         # Without a closed form a copy of the optimizer takes a step, which may communicate, so all ranks must do it.
         return later if raw or all(map(lookahead.closed, self.optimizers)) else later()

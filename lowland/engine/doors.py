@@ -6,7 +6,6 @@ import functools
 import inspect
 import random
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -79,9 +78,6 @@ def all_optimizers(optimizer: Any) -> list[Optimizer]:
     return optimizers
 
 
-_BOUND: weakref.WeakSet[Any] = weakref.WeakSet()  # the loss functions that bound has made
-
-
 def bound(loss_fn: Callable[[Any, Any], Any] | None, model: Any) -> Callable[[Any, Any], Any] | None:
     """Make a loss function that calls ``loss_fn`` with the caller's list, tuple or dict of modules.
 
@@ -95,26 +91,26 @@ def bound(loss_fn: Callable[[Any, Any], Any] | None, model: Any) -> Callable[[An
         return loss_fn
     if isinstance(loss_fn, Criterion):  # stays in two parts, of which the first calls the model
         return replace(loss_fn, forward=bound(loss_fn.forward, model) or loss_fn.forward)
-    known = dict(_parts(model))
+    # No closure: a copy of the engine, also by pickle, gets the copies of the modules.
+    return functools.partial(_with_modules, loss_fn=loss_fn, model=model, known=dict(_parts(model)))
 
-    def with_modules(_: Any, batch: Any) -> Any:
-        """The loss of the caller's modules, in place of the engine's module."""
-        current = dict(_parts(model))
-        changed = [key for key in {**known, **current} if known.get(key) is not current.get(key)]
-        if changed:
-            raise ParameterError(
-                f"the modules must stay those the engine was made with, but model[{changed[0]!r}] was exchanged, added "
-                "or removed since; make a new Engine from all modules"
-            )
-        return loss_fn(model, batch)
 
-    _BOUND.add(with_modules)
-    return with_modules
+def _with_modules(_: nn.Module, batch: Any, *, loss_fn: Callable[[Any, Any], Any], model: Any, known: Any) -> Any:
+    """The loss of the caller's modules, in place of the engine's module."""
+    current = dict(_parts(model))
+    changed = [key for key in {**known, **current} if known.get(key) is not current.get(key)]
+    if changed:
+        raise ParameterError(
+            f"the modules must stay those the engine was made with, but model[{changed[0]!r}] was exchanged, added "
+            "or removed since; make a new Engine from all modules"
+        )
+    return loss_fn(model, batch)
 
 
 def has_several(loss_fn: Any) -> bool:
     """Whether :func:`bound` has made the loss function for several modules."""
-    return (loss_fn.forward if isinstance(loss_fn, Criterion) else loss_fn) in _BOUND
+    inner = loss_fn.forward if isinstance(loss_fn, Criterion) else loss_fn
+    return isinstance(inner, functools.partial) and inner.func is _with_modules
 
 
 def _parts(model: Any) -> Iterable[tuple[Any, Any]]:

@@ -15,7 +15,7 @@ from lowland.core.cutting import Cutter
 from lowland.core.errors import UsageError
 from lowland.core.lagged import Lagged
 from lowland.core.loss import LossFn
-from lowland.engine import doors, plans, state, watch
+from lowland.engine import doors, inside, plans, state, watch
 from lowland.engine.answers import Answers
 from lowland.engine.parameters import Parameters
 from lowland.engine.progress import Progress
@@ -119,7 +119,7 @@ class Engine(Answers):
         model, loss_fn = doors.one_module(model), self.bound(loss_fn)
         self.method, self.model, self.loss_fn = method, model, loss_fn
         self.training = Progress(total_steps, method.kind if method.needs_progress else None)
-        self.optimizers = doors.all_optimizers(optimizer)
+        self.optimizers, self.wrappers = doors.all_optimizers(optimizer), inside.own_steps(optimizer)
         self.parameters = Parameters(model, self.optimizers)
         self.params, self.names = self.parameters.vec, self.parameters.names
         executor = Auto.of(self.params) if executor == "auto" else executor

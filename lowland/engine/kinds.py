@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from lowland.core import shards
@@ -57,6 +58,21 @@ class Kinds:
             )
 
 
+def check_modules(model: nn.Module) -> None:
+    """Refuse a model with modules of TorchScript, whose parts Python does not see.
+
+    Raises:
+        ParameterError: A module was made by ``torch.jit.script`` or ``torch.jit.trace``.
+    """
+    for name, m in model.named_modules():
+        if isinstance(m, torch.jit.ScriptModule):
+            raise ParameterError(
+                f"model must be made of Python modules, but {name or 'it'} is a {type(m).__name__}, as "
+                "torch.jit.script and torch.jit.trace make it; train the module that it was made from, compiled by "
+                "torch.compile if it must be faster"
+            )
+
+
 def check_kinds(trainable: dict[str, Any]) -> None:
     """Refuse parameters that cannot be perturbed reliably.
 
@@ -101,7 +117,9 @@ def check_kinds(trainable: dict[str, Any]) -> None:
                 f"a DTensor parameter must be sharded or replicated, but {name} is placed {p.placements}; redistribute "
                 "it before the engine is made"
             )
-        check_size(name, shards.local([p])[0])
+        shard = shards.local([p])[0]
+        check_size(name, shard)
+        _check_entries(name, p, shard)
     devices = {str(p.device) for p in trainable.values()}
     if len(devices) > 1:
         raise ParameterError(
@@ -129,6 +147,25 @@ def check_size(name: str, shard: Any) -> None:
         raise ParameterError(
             f"a parameter on a GPU must have fewer than 2**31 entries under torch {torch.__version__}, but {name} has "
             f"{shard.numel()}; update torch to 2.8 or later, or shard the model"
+        )
+
+
+def _check_entries(name: str, p: Any, shard: Any) -> None:
+    """Refuse a parameter whose entries share memory, and one whose gradient has another dtype.
+
+    Raises:
+        ParameterError: It is such a parameter.
+    """
+    if getattr(p, "grad_dtype", p.dtype) not in (p.dtype, None):  # not in torch before 2.10
+        raise ParameterError(
+            f"gradients must have the dtype of their parameter, but {name} is {p.dtype} and its grad_dtype is "
+            f"{p.grad_dtype}; leave grad_dtype as it is: vectors of bf16 and fp16 parameters are fp32 anyway"
+        )
+    strides = zip(shard.stride(), shard.shape, strict=True) if shard.layout is torch.strided else ()
+    if shard.numel() > 1 and any(step == 0 and count > 1 for step, count in strides):
+        raise ParameterError(
+            f"parameters must have a place in memory for each entry, but several entries of {name} share one, as after "
+            "expand(); clone it before the model and the optimizer get it: nn.Parameter(tensor.clone())"
         )
 
 

@@ -17,47 +17,13 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from lowland.core import vec
-from lowland.core.errors import ParameterError, UsageError
+from lowland.core.errors import UsageError
 from lowland.core.precision import is_low, widened
 from lowland.core.vec import Vec
 from lowland.engine import adam
 from lowland.engine.adam import entries, rate
-
-# Wrappers that forward calls to an inner optimizer, and the attribute of that optimizer. They are recognized by name,
-# because some imitate the class of the inner optimizer. An optimizer with its own step, such as Lookahead, is no
-# wrapper.
-INSIDE = {
-    "AcceleratedOptimizer": "optimizer",  # accelerate
-    "LightningOptimizer": "_optimizer",
-    "_FabricOptimizer": "_optimizer",
-    "OptimWrapper": "opt",  # fastai
-}
-
-
-def unwrap(optimizer: Any) -> Optimizer:
-    """The torch optimizer inside a wrapper of accelerate, Lightning, Fabric or fastai, or in an ``.optimizer``.
-
-    Raises:
-        ParameterError: There is no torch optimizer.
-    """
-    seen: list[Any] = []
-    while (place := _inside(optimizer)) is not None or not isinstance(optimizer, Optimizer):
-        seen.append(optimizer)
-        try:
-            inner = getattr(optimizer, place or "optimizer", None)
-        except Exception:  # a wrapper's __getattr__ can raise any exception
-            inner = None
-        if inner is None or any(inner is other for other in seen):
-            raise ParameterError(
-                f"optimizer must be a torch.optim.Optimizer, but is a {type(optimizer).__name__}; "
-                "pass the optimizer that holds the model's parameters"
-            )
-        optimizer = inner
-    return optimizer
-
-
-def _inside(optimizer: Any) -> str | None:
-    return next((INSIDE[c.__name__] for c in type(optimizer).__mro__ if c.__name__ in INSIDE), None)
+from lowland.engine.inside import unwrap as unwrap
+from lowland.executors.modes import SharedRNG
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
@@ -105,7 +71,13 @@ def each(
 
 def closed(optimizer: Optimizer) -> bool:
     """Whether :func:`displacement` has a closed form; otherwise a copy of the optimizer takes a step."""
-    return type(optimizer) in FORMS
+    return type(optimizer) in FORMS and not _has_tensors(optimizer)
+
+
+def _has_tensors(optimizer: Optimizer) -> bool:
+    """Whether a hyperparameter besides ``lr`` is a tensor, as betas may be: torch computes with its precision."""
+    values = [group.get(k) for group in optimizer.param_groups for k in NUMBERS]
+    return any(isinstance(v, Tensor) or (type(v) is tuple and any(isinstance(x, Tensor) for x in v)) for v in values)
 
 
 def displacement(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
@@ -125,12 +97,17 @@ def check_denominators(optimizer: Optimizer) -> None:
     """Refuse an optimizer without a second moment.
 
     Raises:
-        UsageError: The optimizer is neither Adam nor AdamW.
+        UsageError: The optimizer is neither Adam nor AdamW, or its betas are tensors.
     """
     if type(optimizer) not in (Adam, AdamW):
         raise UsageError(
             f"the second moment is known for Adam and AdamW, but the optimizer is {type(optimizer).__name__}; use one "
             "of these with a geometry that reads the second moment, such as Preconditioned(), or use L2()"
+        )
+    if _has_tensors(optimizer):
+        raise UsageError(
+            f"the second moment is known for {type(optimizer).__name__} with numbers, but its betas, eps or weight "
+            "decay are tensors; give numbers, such as betas=(0.9, 0.999), or use L2()"
         )
 
 
@@ -185,11 +162,13 @@ def dry_run(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
         UsageError: The optimizer needs a closure, or its copy cannot take a step.
     """
     name = type(optimizer).__name__
+    random_numbers = SharedRNG(params[0].device)
     if needs_closure(optimizer):
         raise UsageError(
             f"lookahead needs a step without a closure, but {name}.step calls one itself; use "
             'SAMPa(lookahead="raw") or SGD, Adam or AdamW'
         )
+    random_numbers.rewind()  # saves them
     try:
         twin, copies = _twin(optimizer, params)
         for p, g in zip(copies, grad, strict=True):
@@ -202,6 +181,8 @@ def dry_run(optimizer: Optimizer, params: Vec, grad: Vec) -> Vec:
             f"lookahead needs a copy of the optimizer to step without a closure, but {name} fails ({error}); "
             'use SAMPa(lookahead="raw") or SGD, Adam or AdamW'
         ) from error
+    finally:
+        random_numbers.rewind()  # an optimizer may draw noise
     return vec.sub(widened([p.detach() for p in copies]), widened([p.detach() for p in params]))
 
 
@@ -248,6 +229,7 @@ def _sgd(group: dict[str, Any], states: list[dict[str, Any]], params: Vec, grad:
     return d
 
 
+NUMBERS = ("betas", "eps", "weight_decay", "momentum", "dampening")  # hyperparameters in the closed forms
 FORMS: dict[type, Callable[..., Vec]] = {SGD: _sgd, Adam: adam.step, AdamW: adam.step}
 
 

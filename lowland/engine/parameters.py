@@ -15,10 +15,10 @@ from lowland.core.errors import ArgumentError, ParameterError
 from lowland.core.geometry import Geometry, Radii
 from lowland.core.wrappers import short_names
 from lowland.engine import owners
-from lowland.engine.kinds import Kinds, check_kinds, some
+from lowland.engine.kinds import Kinds, check_kinds, check_modules, some
 from lowland.executors.registrations import Registrations
 
-_TRAINS = operator.attrgetter("requires_grad")
+_TRAINS, _GRAD = operator.attrgetter("requires_grad"), operator.attrgetter("grad")
 
 
 class Parameters:
@@ -40,6 +40,7 @@ class Parameters:
     """
 
     def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+        check_modules(model)
         named = dict(model.named_parameters())
         trainable = {n: p for n, p in named.items() if p.requires_grad}
         self.frozen = [p for p in named.values() if not p.requires_grad]
@@ -56,6 +57,7 @@ class Parameters:
         self.owners = [model.get_submodule(n.rpartition(".")[0]) for n in trainable]
         self._selected: dict[Geometry, list[bool]] = {}
         self._trainable: list[bool] | None = None  # which are not frozen now; None until it is needed in a step
+        self._held = [False] * len(self.vec)  # which had a gradient when the step began
         Registrations.watch()
         self._registrations = Registrations.count
 
@@ -77,6 +79,7 @@ class Parameters:
             )
         self._kinds.check(self.vec, self._due(step))
         self._trainable, before = None, self._registrations
+        self._held = self.held(under_way=False)
         self._registrations = Registrations.count
         if self._due(step) or self._registrations != before:
             self._check_model(sharded)
@@ -117,6 +120,10 @@ class Parameters:
         if all(self._trainable):
             return None if among is None else list(among)
         return self._trainable if among is None else [a and t for a, t in zip(among, self._trainable, strict=True)]
+
+    def held(self, *, under_way: bool) -> list[bool]:
+        """Which parameters have a ``.grad``. A step under way has set it aside: then, which had one when it began."""
+        return self._held if under_way else [g is not None for g in map(_GRAD, self.vec)]
 
     def group_radii(self) -> list[float | None]:
         """The radius of each parameter's group, checked; None for a group without ``"rho"``."""

@@ -17,11 +17,11 @@ from lowland.core.batch import Parts
 from lowland.core.errors import StateError
 from lowland.core.precision import of_vectors
 from lowland.core.vec import Vec
-from lowland.engine import plans
+from lowland.engine import origin
 from lowland.executors.counted import Cost
 
 PARTS = "lowland.Parts"  # the key under which Parts are saved
-OPTIONAL = ("share", "executor")  # older states have no "share", and most executors keep nothing
+OPTIONAL = ("share", "executor", "names", "dtypes")  # older states have none; most executors keep nothing
 
 if TYPE_CHECKING:
     from lowland.engine import Engine
@@ -68,7 +68,9 @@ def save(engine: Engine) -> dict[str, Any]:
     executor = engine.executor.state_dict()
     return {
         "method": engine.method.kind,
-        "parameters": _shapes(engine),
+        "parameters": origin.shapes(engine),
+        "names": list(engine.names),
+        "dtypes": [str(p.dtype) for p in engine.params],
         "step": engine.step,
         "share": engine.work.replicas.ranks_and_sizes,
         "vectors": {k: dict(zip(engine.names, map(_savable, v), strict=True)) for k, v in vectors.items()},
@@ -93,10 +95,11 @@ def load(engine: Engine, state_dict: dict[str, Any], strict: bool = True) -> Non
             f"state_dict must be what Engine.state_dict() gave, but lacks {', '.join(missing)}; "
             "load the engine's state, not the model's or the optimizer's"
         )
-    _check_origin(engine, state_dict)
-    _check_ranks(engine, state_dict)
-    initial = _first_memory(engine, state_dict, strict)
+    origin.check_method(engine, state_dict)
+    origin.check_ranks(engine, state_dict)
     try:
+        initial = origin.first_memory(engine, state_dict, strict)
+        origin.check_dtypes(engine, state_dict)
         vectors = {k: _vector(engine, k, v, initial.get(k)) for k, v in state_dict["vectors"].items()}
         memory = vectors | {k: _copied(engine, v) for k, v in state_dict["values"].items()}
         rng = random.Random()
@@ -111,13 +114,7 @@ def load(engine: Engine, state_dict: dict[str, Any], strict: bool = True) -> Non
         raise StateError(
             f"state_dict must be what Engine.state_dict() gave, but is damaged ({error!r}); load an earlier checkpoint"
         ) from error
-    for key in engine.table_keys:
-        shape, saved_shape = tuple(engine.memory[key].shape), tuple(getattr(memory.get(key), "shape", ()))
-        if saved_shape != shape:
-            raise StateError(
-                f"memory {key!r} must have shape {shape}, but has {saved_shape}; it was taken with other examples: "
-                "make the method as it was made there"
-            )
+    memory |= {k: _table(k, memory.get(k), engine.memory[k]) for k in engine.table_keys}
     if set(vectors) != engine.vector_keys or set(memory) != set(engine.memory):
         raise StateError(
             f"state_dict must hold the memory {sorted(engine.memory)}, but holds {sorted(memory)}; "
@@ -158,104 +155,25 @@ def _loadable(key: str, value: Any) -> Any:
     return value
 
 
-def _check_origin(engine: Engine, state_dict: dict[str, Any]) -> None:
-    name = engine.method.kind
-    if state_dict["method"] != name:
-        raise StateError(
-            f"state_dict must come from the same method, but comes from {state_dict['method']} and the engine "
-            f"runs {name}; make the engine with {state_dict['method']} or start afresh"
-        )
-
-
-def _first_memory(engine: Engine, state_dict: dict[str, Any], strict: bool) -> dict[str, Any]:
-    """The initial memory for parameters that the state does not have; empty if it has all.
+def _table(key: str, saved: Any, here: Tensor) -> Tensor:
+    """A saved tensor of the method's first memory, in the dtype that it has here.
 
     Raises:
-        StateError: The state has other parameters, and ``strict`` is true or parameters are missing in the engine; or
-            the method keeps a value per parameter, which cannot be extended.
+        StateError: It has another shape, or is no tensor.
     """
-    here, saved = _shapes(engine), state_dict["parameters"]
-    fits = all(here.get(n) == shape for n, shape in saved.items())
-    if here != saved and (strict or not fits):
-        changed = [n for n in {**saved, **here} if here.get(n) != saved.get(n)][:3]
-        listed = "; ".join(
-            f"{n} has shape {saved.get(n, 'none')} there and {here.get(n, 'none')} here" for n in changed
-        )
+    shape, saved_shape = tuple(here.shape), tuple(getattr(saved, "shape", ()))
+    if saved_shape != shape or not isinstance(saved, Tensor):
         raise StateError(
-            f"state_dict must come from the same model, but {listed}; load it into an engine on the model it was "
-            "taken from" + (", or on one with more parameters: strict=False" if fits else "")
+            f"memory {key!r} must have shape {shape}, but has {saved_shape}; it was taken with other examples: "
+            "make the method as it was made there"
         )
-    if here == saved:
-        return {}
-    initial = plans.memory(engine.method.kind, engine.method.init([p.detach() for p in engine.params]), engine.params)
-    each = [k for k, v in initial.items() if k not in engine.vector_keys and _per_parameter(v, len(engine.params))]
-    each += [k for k, v in state_dict["values"].items() if k not in each and _vector_of(v, list(saved.values()))]
-    if each:
-        raise StateError(
-            f"strict=False must find memory that new parameters can join, but {engine.method.kind} keeps an entry "
-            f"per parameter in {', '.join(each)}; load it into an engine on the model it is from, or start afresh"
-        )
-    return initial
-
-
-def _per_parameter(value: Any, count: int) -> bool:
-    if isinstance(value, dict):
-        return any(_per_parameter(v, count) for v in value.values())
-    return isinstance(value, list | tuple) and len(value) == count
-
-
-def _vector_of(value: Any, shapes: list[list[int]]) -> bool:
-    """Whether a saved value that was no vector in the method's first memory has the shapes of a vector."""
-    return (
-        isinstance(value, list)
-        and len(value) == len(shapes)
-        and all(isinstance(t, Tensor) and list(t.shape) == shape for t, shape in zip(value, shapes, strict=True))
-    )
-
-
-def _check_ranks(engine: Engine, state_dict: dict[str, Any]) -> None:
-    """Refuse memory with tensors that belong to another rank or another number of ranks, such as a kept batch.
-
-    Raises:
-        StateError: The state has such memory.
-    """
-    here, saved = engine.work.replicas.ranks_and_sizes, [list(pair) for pair in state_dict.get("share") or []]
-    leaves = pytree.tree_leaves(state_dict["values"])
-    if here == saved or "share" not in state_dict or not any(isinstance(leaf, Tensor) for leaf in leaves):
-        return
-
-    def shown(ranks_and_sizes: list[list[int]]) -> str:
-        return " and ".join(f"rank {rank} of {size}" for rank, size in ranks_and_sizes) or "one process"
-
-    raise StateError(
-        f"state_dict of {engine.method.kind} holds what belongs to a rank, and must be loaded where it was taken, on "
-        f"{shown(saved)}, but this is {shown(here)}; save a file for every rank and load each rank's own, or cut the "
-        "entries anew: values = method.reshard(values of all ranks, rank, ranks)"
-    )
-
-
-def _check_shards(key: str, name: str, saved: Tensor, param: Tensor) -> None:
-    """Refuse a vector that is sharded otherwise than its parameter, as after a resume on another number of ranks.
-
-    Raises:
-        StateError: The two are sharded differently.
-    """
-    there, here = shards.layout(saved), shards.layout(param)
-    if there != here:
-        raise StateError(
-            f"vector {key!r} of {name} must be sharded as the parameter, which is {here}, but is {there}; resume on "
-            "as many ranks, or save a sharded checkpoint, as docs/parallel.md does"
-        )
-
-
-def _shapes(engine: Engine) -> dict[str, list[int]]:
-    return {n: list(p.shape) for n, p in zip(engine.names, engine.params, strict=True)}
+    return saved.to(here.dtype) if saved.is_floating_point() and here.is_floating_point() else saved
 
 
 def _vector(engine: Engine, key: str, saved: dict[str, Tensor], initial: Vec | None) -> Vec:
     for name, param in zip(engine.names, engine.params, strict=True):
         if name in saved:
-            _check_shards(key, name, saved[name], param)
+            origin.check_shards(key, name, saved[name], param)
     # Copies, because the caller may change the loaded tensors.
     return [
         saved[n].detach().to(p.device, of_vectors(p.dtype), copy=True).view_as(p)

@@ -42,9 +42,11 @@ class SAMPa(Method):
     g(y) is kept and must be the same on every rank.
 
     Differs: The release includes momentum and weight decay in the lookahead for SGD only, omits weight decay until a
-    momentum buffer exists, and uses the raw step for other optimizers; "base" is exact for all optimizers. The release
-    recovers g(y) by dividing by lam, which fails at lam = 0; here both gradients are kept. BatchNorm statistics come
-    from y', the point to which the weights move, not from x~.
+    momentum buffer exists, and uses the raw step for other optimizers; "base" is exact for the step of all optimizers.
+    What the training loop does to ``.grad`` before it, such as clipping, is not in it; hooks of the optimizer and
+    unknown wrappers, which may do as much, are refused. The release recovers g(y) by dividing by lam, which fails at
+    lam = 0; here both gradients are kept. BatchNorm statistics come from y', the point to which the weights move, not
+    from x~.
 
     Invariants: The first step is the base optimizer's, for any lam; lam = 1 does not depend on rho; on a convex smooth
     loss with lam = 0 and a small constant step, ``f(x) + 1/2 (1 - lr L) ||g(x) - g(y)||^2`` does not rise by more than

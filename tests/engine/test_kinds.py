@@ -103,3 +103,32 @@ def test_tensors_of_more_entries_than_old_kernels_count(
             check_size("head.weight", Far(device, entries))
     else:
         check_size("head.weight", Far(device, entries))
+
+
+def test_entries_that_share_memory_are_refused() -> None:
+    model = nn.Linear(5, 6)
+    model.weight = nn.Parameter(torch.zeros(1, 5).expand(6, 5))
+    with pytest.raises(ParameterError, match=r"several entries of weight share one, as after expand\(\); clone it"):
+        made(model)
+    model.weight = nn.Parameter(torch.zeros(6, 1).expand(6, 1).clone().as_strided((6, 1), (1, 0)))  # one entry a row
+    made(model)
+
+
+@pytest.mark.parametrize("make", [torch.jit.script, lambda m: torch.jit.trace(m, torch.ones(2, 5))])
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_modules_of_torchscript_are_refused(make: Any, inside: bool) -> None:
+    scripted = make(nn.Sequential(nn.Linear(5, 6), nn.Tanh()))
+    with pytest.raises(ParameterError, match=r"made of Python modules, but (it|0) is a .*, as torch.jit.script and"):
+        made(nn.Sequential(scripted, nn.Linear(6, 3)) if inside else scripted)
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="this torch has no grad_dtype")
+def test_gradients_of_another_dtype_are_refused() -> None:
+    for dtype, of_grad in ((torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)):
+        model = nn.Linear(5, 6, dtype=dtype)
+        model.weight.grad_dtype = of_grad
+        with pytest.raises(ParameterError, match=rf"weight is {dtype} and its grad_dtype is {of_grad}; leave"):
+            made(model)
+    model.weight.grad_dtype = None  # any dtype, also the parameter's
+    made(model.float()).backward(torch.ones(2, 5, dtype=torch.float32))
