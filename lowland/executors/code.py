@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import sys
 import types
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -15,7 +16,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from lowland.core.errors import UsageError
 
 # What a function that differentiates a part of the loss itself reads, or one that asks what is differentiated.
-_ASKS = {"requires_grad", "autograd", "grad", "jacrev", "vjp"}
+_ASKS = {"requires_grad", "autograd", "grad()", "jacrev", "jacfwd", "hessian", "vjp"}
 _OWN_GRADIENTS = {*_ASKS, "requires_grad_", "backward", "enable_grad"}
 _GLOBAL_HOOKS = (
     "_global_forward_pre_hooks",
@@ -72,15 +73,23 @@ def differentiates(function: types.FunctionType, *, asks: bool = False) -> bool:
     names = _ASKS if asks else _OWN_GRADIENTS
     codes = [function.__code__] if function.__name__ != "__init__" else []
     for code in codes:  # the list grows in this loop
-        if not names.isdisjoint(code.co_names) and not names.isdisjoint(_read(code)):
+        if not {*names, "grad"}.isdisjoint(code.co_names) and not names.isdisjoint(_read(code)):
             return True
         codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
     return False
 
 
 def _read(code: types.CodeType) -> set[str]:
-    """The names that a code reads; an assignment, as in ``p.requires_grad = False``, reads none."""
-    return {one.argval for one in dis.get_instructions(code) if one.opname.startswith(("LOAD_", "IMPORT_"))}
+    """The names that a code reads, with ``grad()`` for a function ``grad``, which is no attribute of a tensor.
+
+    An assignment, as in ``p.requires_grad = False``, reads none.
+    """
+    read = set()
+    for one in dis.get_instructions(code):
+        if one.opname.startswith(("LOAD_", "IMPORT_")):
+            called = one.opname != "LOAD_ATTR" or (sys.version_info >= (3, 12) and (one.arg or 0) & 1)
+            read.add("grad()" if one.argval == "grad" and called else one.argval)
+    return read
 
 
 def hooks_of(m: nn.Module) -> list[Any]:
