@@ -39,13 +39,14 @@ class Auto(Executor):
     :class:`Local` up to rounding. The choice is in the engine's state, so a resumed training goes on alike.
 
     :class:`Local` is chosen for good, whatever the clock says, if the trial fails, as for a loss function that cannot
-    run under ``vmap``; and if the model draws random numbers, unless the engine has ``rng="shared"``, because the
+    run under ``vmap``; if the readings differ, which trials and later watched steps compare as :class:`Batched` does;
+    and if the model draws random numbers, unless the engine has ``rng="shared"``, because the
     dropout masks of :class:`Batched` differ. On several ranks that average gradients, :class:`Local` answers all
     probes, as :class:`Batched` does, so all ranks choose alike.
 
     Only measured steps wait for a device. Trials cost time, but are not counted in ``engine.cost``. In them
     :func:`lowland.displaced` is true. If a loss function that could run under ``vmap`` ceases to do so after the
-    choice, it is refused as by :class:`Batched`.
+    choice, in a step that is not watched, it is refused as by :class:`Batched`.
 
     Args:
         width: The most probes that a plan may ask for together, >= 1; 1 measures nothing. It is 1 after the choice of

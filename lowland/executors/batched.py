@@ -28,9 +28,18 @@ class Batched(Executor):
     twice the data. On a device that one pass keeps busy, such as a CPU, it is not faster than :class:`Local`.
 
     The readings equal those of :class:`Local` up to rounding, and the weights do not move. Running statistics of
-    BatchNorm are updated for the probes that ask for it, in order. One draw gives the random numbers of all probes, so
-    dropout masks differ from those of :class:`Local`, except with ``rng="shared"``. The state of the global random
-    numbers afterwards is that of :class:`Local`.
+    BatchNorm are updated for the probes that ask for it, in order. One draw gives the random numbers of all probes, and
+    takes nothing from the global stream. With ``rng="free"``, dropout masks differ from those of :class:`Local`. With
+    ``rng="shared"``, all probes of a step have one mask, as with :class:`Local`, and it is the same one if the method
+    asks for the same tuples, as SAMPa does. mSAM asks :class:`Local` for one probe after the other, which draw from the
+    global stream, so masks and the stream afterwards differ.
+
+    In an engine's first step and in steps 1, 2, 4, 8, … the first probes of each tuple are answered twice more, in one
+    pass and one after the other, and compared; this leaves no trace, and :func:`lowland.displaced` is true. A model
+    that differs is refused: embeddings with ``padding_idx`` or ``max_norm``; BatchNorm in training whose statistics are
+    read, also in evaluation mode, or whose momentum changes; weights in other places than the parameters, or in shared
+    memory; state that forward writes; code that asks a tensor for ``requires_grad`` or its class. The numbers are not
+    compared if the model draws random numbers, unless by ``nn.Dropout``, which is left out, or by ``rng="shared"``.
 
     :class:`Local` answers all other probes: a probe that is asked alone; a tuple whose batches differ in structure,
     shape or type, such as uneven shards, or exceed ``micro_batch``; probes without a gradient, for some parameters
@@ -63,7 +72,7 @@ class Batched(Executor):
 
         Raises:
             LossError: The loss function returns no valid loss.
-            UsageError: The loss function cannot run for several probes at once.
+            UsageError: The loss function cannot run for several probes at once, or computes something else then.
         """
         batch = self.batch(work, probes)
         if batch is None:

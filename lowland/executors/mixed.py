@@ -28,7 +28,7 @@ def take_back(containers: Containers, before: Moment, registered: int) -> list[s
     for (name, owner, always), earlier in before.names.changed():
         for key in dict.fromkeys([*earlier, *owner]):
             old, new = earlier.get(key), owner.get(key)
-            number = always and modes.displaced() and isinstance(new, int)
+            number = always and modes.displaced() and isinstance(new, int) and isinstance(old, int)
             if old is not new and key not in OWN and (holds(old) or holds(new) or (number and old != new)):
                 found.append(f"{name}.{key}".lstrip("."))
     written, containers.written = containers.written, {}
