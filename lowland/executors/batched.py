@@ -32,7 +32,8 @@ class Batched(Executor):
     takes nothing from the global stream. With ``rng="free"``, dropout masks differ from those of :class:`Local`. With
     ``rng="shared"``, all probes of a step have one mask, as with :class:`Local`, and it is the same one if the method
     asks for the same tuples, as SAMPa does. mSAM asks :class:`Local` for one probe after the other, which draw from the
-    global stream, so masks and the stream afterwards differ.
+    global stream, so masks and the stream afterwards differ. Where torch draws masks in another order under ``vmap``,
+    as in some attention layers, ``rng="shared"`` is refused.
 
     In an engine's first step and in steps 1, 2, 4, 8, … the first probes of each tuple are answered twice more, in one
     pass and one after the other, and compared; this leaves no trace, and :func:`lowland.displaced` is true. A model
