@@ -191,7 +191,7 @@ OWN = {
         "vec.shift_",
         "vec.sqrt_",
     },
-    "lowland.executors.batched": {"vec.copy_", "vec.div_"},  # gradients that it has just made, and by the loss scale
+    "lowland.executors.together": {"vec.copy_", "vec.div_"},  # gradients that it has just made, and by the loss scale
     "lowland.executors.buffers": {"vec.copy_"},  # buffers
     "lowland.executors.norm_stats": {"vec.copy_"},  # running statistics
     "lowland.engine.step": {"vec.add_"},  # the gradients of earlier steps, to which those of this step are added

@@ -16,9 +16,11 @@ from lowland.core.errors import StateError
 from lowland.core.probe import Probe, Reading
 from lowland.core.vec import Vec
 from lowland.executors import modes
+from lowland.executors.agreement import modes_kept, twins
 from lowland.executors.base import Executor, Work
-from lowland.executors.batched import Batch, Batched, answer_together
+from lowland.executors.batched import Batched
 from lowland.executors.local import Local, Pass
+from lowland.executors.together import Batch, answer_together
 
 MOST = 16  # probes in one pass
 BYTES = 1 << 28  # of the weights of all probes in one pass
@@ -37,13 +39,14 @@ class Auto(Executor):
     :class:`Local` up to rounding. The choice is in the engine's state, so a resumed training goes on alike.
 
     :class:`Local` is chosen for good, whatever the clock says, if the trial fails, as for a loss function that cannot
-    run under ``vmap``; and if the model draws random numbers, unless the engine has ``rng="shared"``, because the
+    run under ``vmap``; if the readings differ, which trials and later watched steps compare as :class:`Batched` does;
+    and if the model draws random numbers, unless the engine has ``rng="shared"``, because the
     dropout masks of :class:`Batched` differ. On several ranks that average gradients, :class:`Local` answers all
     probes, as :class:`Batched` does, so all ranks choose alike.
 
     Only measured steps wait for a device. Trials cost time, but are not counted in ``engine.cost``. In them
     :func:`lowland.displaced` is true. If a loss function that could run under ``vmap`` ceases to do so after the
-    choice, it is refused as by :class:`Batched`.
+    choice, in a step that is not watched, it is refused as by :class:`Batched`.
 
     Args:
         width: The most probes that a plan may ask for together, >= 1; 1 measures nothing. It is 1 after the choice of
@@ -78,18 +81,36 @@ class Auto(Executor):
             UsageError: The loss function can no longer run for several probes at once.
         """
         if self.choice == "batched":
-            return self._batched.run(work, probes)
+            return self._chosen(work, probes)
         # Watched steps look at more, so their time says nothing.
         waits = self.choice or work.step.watched or len(probes) > self.width
         if waits or (batch := self._batched.batch(work, probes)) is None:
             return self._local.run(work, probes)
-        trial, real = _twins(probes)
-        seconds = _try(work, trial, batch)
+        compared, trial, real = twins(probes, 3, last=True)
+        seconds = _try(work, trial, batch) if self._agrees(work, compared, batch) else None
         start = perf_counter()
         readings = self._local.run(work, real)
         _wait(work.device)
         self._note(seconds, perf_counter() - start, shared=work.rng is not None)
         return readings
+
+    def _chosen(self, work: Work, probes: tuple[Probe, ...]) -> tuple[Reading, ...]:
+        """The readings of :class:`Batched`; those of :class:`Local` if the two do not agree any longer."""
+        batch = self._batched.batch(work, probes)
+        if batch is not None and (work.first or work.step.watched):
+            compared, probes = twins(probes, 2, last=True)
+            if not self._agrees(work, compared, batch):
+                self._choose("refused", 1)
+                batch = None
+        return self._local.run(work, probes) if batch is None else self._batched.answer(work, probes, batch)
+
+    def _agrees(self, work: Work, probes: tuple[Probe, ...], batch: Batch) -> bool:
+        """Whether :class:`Batched` gives the readings of :class:`Local`."""
+        try:
+            self._batched.check(work, probes, batch)
+        except Exception:  # what is wrong with the loss, too, is raised by Local, which answers next
+            return False
+        return True
 
     def passes(
         self, work: Work, probes: tuple[Probe, ...], on_error: Callable[[], None] | None = None
@@ -134,29 +155,13 @@ class Auto(Executor):
         self.substitutes = choice == "batched"
 
 
-def _twins(probes: tuple[Probe, ...]) -> tuple[tuple[Probe, ...], tuple[Probe, ...]]:
-    """Two copies of probes, the first without a trace in the statistics; the displacements are computed once."""
-    displacements = [None if p.at is None else p.take_at() for p in probes]
-    twins = []
-    for silent in (True, False):
-        copies = tuple(copy.copy(p) for p in probes)
-        for twin, at in zip(copies, displacements, strict=True):
-            object.__setattr__(twin, "at", None if at is None else list(at))
-            object.__setattr__(twin, "stats", twin.stats and not silent)
-        twins.append(copies)
-    for at in displacements:
-        if at is not None:
-            at.clear()  # a probe is asked once
-    return twins[0], twins[1]
-
-
 def _try(work: Work, probes: tuple[Probe, ...], batch: Batch) -> float | None:
     """The seconds of one pass for all probes; None if it fails or draws random numbers. Its effects are taken back."""
     step, rng = work.step, modes.SharedRNG(work.device)
     work.step = copy.copy(step)
     try:
         # An error of `passing` is the user's: a tensor was written that it cannot restore.
-        with work.buffers.passing(probes[0]), modes.traceless(), warnings.catch_warnings():
+        with modes_kept(work), work.buffers.passing(probes[0]), modes.traceless(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Batched gives them, if it is chosen
             with modes.branch(work.device, 0):
                 rng.begin(work.buffers.generators)

@@ -25,6 +25,7 @@ from lowland.executors.code import refuse_drawn
 from lowland.executors.containers import Containers
 from lowland.executors.keepers import ABSENT, where
 from lowland.executors.kept import WEIGHT, Before, Kept, copied, size, unkept, version
+from lowland.executors.mixed import take_back
 from lowland.executors.names import is_array
 from lowland.executors.norm_stats import restored_stats
 from lowland.executors.places import Place, Weights, places_of
@@ -231,12 +232,13 @@ class Buffers:
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
-        """Refuse passes that assign tensors while several probes run in one pass, because their writes would mix.
+        """Refuse passes that write state while several probes run in one pass, because their writes would mix.
 
         Raises:
-            UsageError: A tensor was assigned. All places have their earlier tensors again.
+            UsageError: Something was written. All places, containers and names have their earlier values again.
         """
         before = [place.owner.get(place.key) for place in self._places]
+        moment, registered = self._containers.current(False), len(Registrations.log)
         bound = []
         try:
             yield
@@ -245,9 +247,10 @@ class Buffers:
                 if place.owner.get(place.key, ABSENT) is not tensor:
                     place.owner[place.key] = tensor
                     bound.append(place.name)
+            bound += take_back(self._containers, moment, registered)
         if bound:
             raise UsageError(
-                f"forward and loss_fn must not write tensors under Batched, but write {bound[0]}, which probes would "
+                f"forward and loss_fn must not write state under Batched, but write {bound[0]}, which probes would "
                 "have to do in turn; use executor=Local()"
             )
 

@@ -150,9 +150,15 @@ class Places:
                 f"{self._name(*assigned)}, which probes would have to do in turn; use executor=Local()"
             )
 
+    def running(self) -> dict[int, tuple[Any, str, str]]:
+        """The layer, the key and the name of each running statistic that the places hold now, by the tensor's id."""
+        keys = ("running_mean", "running_var", "num_batches_tracked")
+        layers = [(m, self._name(m._buffers, "")) for m, *_ in self._norms]
+        return {id(m._buffers[key]): (m, key, f"{name}.{key}".lstrip(".")) for m, name in layers for key in keys}
+
     def _name(self, owner: Any, key: str) -> str:
         names = (name for name, m in self._model.named_modules() if m._buffers is owner)
-        return f"{next(names)}.{key}".lstrip(".")
+        return f"{next(names)}.{key}".strip(".")
 
     def update(self, updated: list[int]) -> None:
         """Update the model's running statistics with these probes, in this order."""

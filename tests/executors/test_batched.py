@@ -328,7 +328,7 @@ def test_losses_by_example_of_which_a_mean_is_a_factor(each: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # of embedding_renorm_ under vmap
-def test_weights_that_forward_writes_are_copies() -> None:
+def test_weights_that_forward_writes_are_refused() -> None:
     def make() -> nn.Module:
         table = nn.Embedding(7, 3, max_norm=0.5)
         return Made(lambda made, x: made.parts["table"](x.abs().mul(3).long().clamp_max(6)).mean(1), table=table)
@@ -336,7 +336,8 @@ def test_weights_that_forward_writes_are_copies() -> None:
     work = work_on(make(), lambda m, b: m(b[0]).square().mean(1))
     before = work.params[0].detach().clone()
     assert float(before.norm(dim=1).max()) > 0.5
-    Batched().run(work, (Probe(batch(0, 6)), Probe(batch(1, 6))))
+    with pytest.raises(UsageError, match=r"must not write weights under Batched.*use executor=Local\(\)"):
+        Batched().run(work, (Probe(batch(0, 6)), Probe(batch(1, 6))))
     assert torch.equal(work.params[0], before)
 
 
@@ -349,7 +350,7 @@ def test_a_loss_cannot_write_the_weights_that_probes_share(write: Any) -> None:
 
     work = work_on(net(), each)
     before = [p.detach().clone() for p in work.params]
-    with pytest.raises(RuntimeError, match=r"single memory location|accessing `data` under vmap"):
+    with pytest.raises(UsageError, match=r"(not write weights|accessing `data` under vmap).*use executor=Local\(\)"):
         Batched().run(work, (Probe(batch(0)), Probe(batch(1))))
     assert all(torch.equal(p, b) for p, b in zip(work.params, before, strict=True))
 

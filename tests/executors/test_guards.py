@@ -182,5 +182,5 @@ def test_batched_refuses_tensors_that_a_loss_binds_anew():
         return losses
 
     engine = engine_for(model, MicroSAM(rho=0.1, m=2), loss, executor=Batched())
-    refused(engine, data(), UsageError, "must not write tensors under Batched")
+    refused(engine, data(), UsageError, "must not write state under Batched")
     assert torch.equal(kept.center, torch.zeros(3))
