@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lowland.core import shards, vec
-from lowland.core.errors import ParameterError, UsageError
+from lowland.core.errors import BatchError, ParameterError, UsageError
 from lowland.core.loss import divisor
 from lowland.core.vec import Vec
 from lowland.core.wrappers import ddps_of
@@ -220,6 +220,27 @@ class Replicas:
             return nullcontext()
         self.check_static()
         return self._unaveraged()
+
+    def check_parts(self, count: int, device: torch.device) -> None:
+        """Refuse ranks of ``fully_shard`` that run a pass in different numbers of parts, since each waits for the others.
+
+        Args:
+            count: The parts of this rank.
+            device: The device of the model.
+
+        Raises:
+            BatchError: The numbers differ.
+        """
+        if not self.sharded:
+            return
+        counts = torch.tensor([1.0, count, count**2], dtype=torch.float64, device=device)
+        ranks, total, squares = collectives.total(counts, self.groups).tolist()
+        if squares * ranks != total**2:
+            raise BatchError(
+                "with fully_shard all ranks must run a pass in equally many parts, because they gather weights "
+                f"together, but rank {dist.get_rank()} has {count}, and the mean is {total / ranks:g}; give all ranks "
+                "batches of one size, or equally many Parts"
+            )
 
     def average(self, grads: list[Tensor | None], sync: bool, wrt: Sequence[bool] | None) -> list[Tensor | None]:
         """Average the gradients of a backward where no wrapper has done it, and copy views of DDP's buckets.

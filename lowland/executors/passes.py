@@ -136,6 +136,8 @@ class Pass:
         work, batch = self.work, self.batch
         parts = work.batches.split(batch, work.micro_batch) if batch is not None else [None]
         self._size = work.batches.known_size(batch) if len(parts) > 1 else None
+        if work.step.watched:
+            work.replicas.check_parts(len(parts), work.device)
         for number, part in enumerate(parts, 1):
             self._part, self._left, self._several = part, len(parts) - number, len(parts) > 1
             with work.replicas.micro_batch(last=self._left == 0):

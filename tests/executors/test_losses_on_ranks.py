@@ -195,3 +195,21 @@ def test_synchronized_norms_may_have_a_group_of_their_own_with_the_same_ranks() 
     assert on_ranks(4, norms, "same") == [""] * 4
     assert on_ranks(4, norms, "equal") == [""] * 4
     assert all("must not span the groups of a probe mesh" in text for text in on_ranks(4, norms, "all"))
+
+
+def in_parts() -> str:
+    """What a rank says about a step of three parts on one rank and two on the other."""
+    net = model()
+    fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
+    engine = lowland.Engine(make("sam"), net, torch.optim.SGD(net.parameters(), lr=0.1), counted, micro_batch=2)
+    size = 6 if dist.get_rank() else 4
+    try:
+        engine.backward([t[:size] for t in examples(0, False)])
+    except LowlandError as error:
+        return str(error)
+    return ""
+
+
+def test_ranks_of_fully_shard_with_other_numbers_of_parts_do_not_wait_for_each_other() -> None:
+    for rank, said in enumerate(on_ranks(2, in_parts)):
+        assert f"rank {rank} has {2 + rank}, and the mean is 2.5; give all ranks" in said
