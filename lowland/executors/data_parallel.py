@@ -222,7 +222,7 @@ class Replicas:
         return self._unaveraged()
 
     def check_parts(self, count: int, device: torch.device) -> None:
-        """Refuse ranks of ``fully_shard`` that run a pass in different numbers of parts, since each waits for the others.
+        """Refuse ranks of ``fully_shard`` with different numbers of parts in a pass: each would wait for the others.
 
         Args:
             count: The parts of this rank.
