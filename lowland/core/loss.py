@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lowland.core import vec
+from lowland.core.at_hand import at_hand
 from lowland.core.errors import LossError
+from lowland.core.lagged import read
 from lowland.core.transfer import scalar
 
 
@@ -128,9 +130,10 @@ def check_count(count: Tensor | float | None) -> None:
     Raises:
         LossError: The count is such a number.
     """
-    if isinstance(count, Tensor) and count.is_cpu and not 0 <= count.item() < float("inf"):
+    value = read(count.reshape(1))[0] if isinstance(count, Tensor) and at_hand(count) else 1.0
+    if not 0 <= value < float("inf"):
         raise LossError(
-            f"Loss(total, count) needs a finite count >= 0, but got {count.item()}; pass what the total is divided by"
+            f"Loss(total, count) needs a finite count >= 0, but got {value}; pass what the total is divided by"
         )
 
 

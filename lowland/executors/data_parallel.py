@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from lowland.core import shards, vec
 from lowland.core.errors import BatchError, ParameterError, UsageError
+from lowland.core.lagged import read
 from lowland.core.loss import divisor
 from lowland.core.vec import Vec
 from lowland.core.wrappers import ddps_of
@@ -234,7 +235,7 @@ class Replicas:
         if not self.sharded:
             return
         counts = torch.tensor([1.0, count, count**2], dtype=torch.float64, device=device)
-        ranks, total, squares = collectives.total(counts, self.groups).tolist()
+        ranks, total, squares = read(collectives.total(counts, self.groups))
         if squares * ranks != total**2:
             raise BatchError(
                 "with fully_shard all ranks must run a pass in equally many parts, because they gather weights "

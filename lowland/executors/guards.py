@@ -229,22 +229,28 @@ def suspect(work: Work, loss: Tensor, loss_fn: Callable[..., Any] | None) -> Non
     work.step.suspect(suspects)
 
 
-def inspect(work: Work, probe: Probe, loss: Tensor, since: int | None = None) -> None:
-    """Call :func:`suspect` in the steps that check what losses reach, and refuse values from before a displacement.
-
-    Args:
-        work: The model and the step.
-        probe: The probe that the pass answers.
-        loss: The loss, with its graph.
-        since: What :func:`now` was when the weights were displaced; None does not look.
+def inspect(work: Work, probe: Probe, loss: Tensor) -> None:
+    """Call :func:`suspect` in the steps that check what losses reach.
 
     Raises:
         ParameterError: See :func:`suspect`.
-        LossError: The loss was computed from values of the weights before they were displaced.
     """
     if checks_reach(work):
         suspect(work, loss, probe.loss_fn or work.loss_fn)
-    if since is not None and (old := _older(loss, since)) is not None:
+
+
+def check_fresh(loss: Tensor, since: int) -> None:
+    """Refuse a loss from values that were computed from the weights before they were displaced.
+
+    Args:
+        loss: The loss, with its graph.
+        since: What :func:`now` was when the weights were displaced.
+
+    Raises:
+        LossError: It is such a loss.
+    """
+    old = _older(loss, since)
+    if old is not None:
         raise LossError(
             "loss_fn must compute its loss from the weights as they are in each pass, but uses a value that was "
             f"computed from them before the pass ({old}), so it is that of other weights; compute it inside of forward "

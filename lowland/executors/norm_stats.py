@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.overrides import TorchFunctionMode
 
 from lowland.core import vec
 from lowland.core.batch import Parts
 from lowland.core.errors import ArgumentError, UsageError
 from lowland.core.probe import Probe
-from lowland.executors.modes import modules_of
+from lowland.executors.modes import compiled, modules_of
 
 if TYPE_CHECKING:
     from lowland.executors.base import Work
 
 # With track_running_stats=False these forwards use the batch's statistics in training mode and write no buffer.
 _OBEYS_FLAG = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+
+TRAINING = 5  # the position of the argument of this name in torch's functions for batch normalization
 
 
 @torch.no_grad()
@@ -164,27 +167,59 @@ def frozen_stats(model: nn.Module) -> Iterator[None]:
             m.track_running_stats = True
 
 
-@contextmanager
-def restored_stats(model: nn.Module, found: set[nn.Module]) -> Iterator[None]:
-    """Find the layers whose running statistics a pass updates although their flag forbids it, and restore these.
+class GivenStats(TorchFunctionMode):
+    """Finds layers whose statistics a function updates that gets them from another module, and restores these.
 
-    Such a layer's buffers are given to ``torch.nn.functional.batch_norm``, as a module that fuses layers does.
+    The layer's own flag does not keep ``torch.nn.functional.batch_norm`` from updating what it is given, as a module
+    that fuses layers gives it. In a compiled model nothing is looked for: it would be compiled again without this mode.
 
     Args:
         model: The model.
         found: The layers are added to it.
     """
-    norms = [m for m in modules_of(model) if obeys_flag(m)]
-    copies = [[b.clone() for b in m.buffers(recurse=False)] for m in norms]
-    try:
+
+    def __init__(self, model: nn.Module, found: set[nn.Module]) -> None:
+        super().__init__()
+        norms = [] if compiled(model) else [m for m in modules_of(model) if obeys_flag(m)]
+        self._norms = {id(m.running_mean): m for m in norms if m.running_mean is not None}
+        self._found = found
+        self._copies: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Note the call of a normalization in training mode, with copies of the statistics that it gets."""
+        kwargs = kwargs or {}
+        training = kwargs.get("training", args[TRAINING] if len(args) > TRAINING else False)
+        if "batch_norm" in getattr(function, "__name__", "") and training is True:
+            for t in (*args, *kwargs.values()):
+                m = self._norms.get(id(t))
+                if m is not None and m not in self._found:
+                    self._found.add(m)
+                    self._copies += [(b, b.clone()) for b in m.buffers(recurse=False)]
+        return function(*args, **kwargs)
+
+    @property
+    def looks(self) -> bool:
+        """Whether there are layers to look for."""
+        return bool(self._norms)
+
+    def restore(self) -> None:
+        """Restore the statistics of the layers that were found."""
+        for buffer, copy in self._copies:
+            buffer.copy_(copy)
+
+
+@contextmanager
+def restored_stats(model: nn.Module, found: set[nn.Module]) -> Iterator[None]:
+    """The context of a pass that must not update statistics, with :class:`GivenStats`."""
+    mode = GivenStats(model, found)
+    if not mode.looks:
         yield
+        return
+    try:
+        with mode:
+            yield
     finally:
-        for m, kept in zip(norms, copies, strict=True):
-            pairs = list(zip(m.buffers(recurse=False), kept, strict=True))
-            if not all(torch.equal(buffer, copy) for buffer, copy in pairs):
-                found.add(m)
-                for buffer, copy in pairs:
-                    buffer.copy_(copy)
+        mode.restore()
 
 
 class RunningStats:

@@ -19,7 +19,7 @@ from lowland.core.transfer import scalar
 from lowland.executors.base import Work
 from lowland.executors.displacement import displaced, forget_derived
 from lowland.executors.gradient import Left, check_left, gradient
-from lowland.executors.guards import any_gradient, inspect, now, remember, suspect_after
+from lowland.executors.guards import any_gradient, check_fresh, inspect, now, remember, suspect_after
 from lowland.executors.modes import compiled, only, traceless
 from lowland.executors.norm_stats import frozen_stats
 from lowland.executors.still import Caller, Mark, check_forward, run_backward
@@ -228,12 +228,14 @@ class Pass:
                 "loss_fn must return a loss that depends on the model's trainable parameters, but the loss "
                 "needs no gradient; compute it from the model's output without detach() or no_grad()"
             )
-        inspect(self.work, self.probe, loss, self._since)
+        inspect(self.work, self.probe, loss)
         check_forward(self.work, self._before)
         if self.work.scaler is not None:
             loss = self.work.scaler.scale(loss)
         work = self.work
         run_backward(work, loss, self._inputs, displaced=self._displaced, chosen=self.probe.wrt is not None)
+        if self._since is not None:
+            check_fresh(loss, self._since)
         if self._left or more:  # the forward or backward of the next part may overwrite these gradients
             grads = work.ownership.own(list(map(_GRAD, work.params)))
             if work.ownership.needed:
