@@ -9,11 +9,12 @@ from typing import Any
 
 from lowland.core.errors import LowlandError
 from lowland.methods.base import Method
-from lowland.planner.asks import Step
+from lowland.planner.asks import Step, shape, size
 from lowland.planner.calibration import Calibration, Kind, Order, record
 from lowland.planner.canned import Canned, Recorded
 from lowland.planner.layout import Layout
 from lowland.planner.line import Line, fit
+from lowland.planner.rehearsal import Rehearsal
 from lowland.planner.subject import Subject, train_step
 from lowland.planner.turns import Turn
 
@@ -53,15 +54,24 @@ class Own:
 
     Args:
         method: The method as text.
-        steps: The asks of the measured steps.
+        steps: The asks of steps that are spread over the training.
         seconds: The time of each of these steps without its passes, with the update by the base optimizer.
         width: The number of probes that the plan was told are answered at once.
+        untimed: The fraction of these steps whose kind was not timed; they have the time of the most similar kind.
+        parts: The asks of steps on a rank's part of the batch, by the number of parts, for methods that choose a
+            number of examples; a method that refuses a part has no entry for it.
     """
 
     method: str
     steps: tuple[Step, ...]
     seconds: tuple[float, ...]
     width: int = 1
+    untimed: float = 0.0
+    parts: Mapping[int, tuple[Step, ...]] = field(default_factory=dict)
+
+    def asked(self, data: int) -> tuple[Step, ...] | None:
+        """The asks of steps on one of ``data`` parts of the batch; None if the method refuses it."""
+        return self.steps if data == 1 else self.parts.get(data)
 
 
 @dataclass
@@ -163,35 +173,65 @@ def rates(
     return Rates(layout=layout, lines=lines, once=max(once, 0.0), part=min(median(parts), 1.0), alone=alone)
 
 
-def own(method: str, canned: Canned, seconds: Sequence[float]) -> Own:
+def own(
+    method: str,
+    canned: Canned,
+    seconds: Sequence[float],
+    whole: Sequence[Step] = (),
+    parts: Mapping[int, tuple[Step, ...]] | None = None,
+) -> Own:
     """What a method does beyond its passes, from the times of its last steps.
 
-    A step's time is the median of all steps that ask alike, because single steps scatter.
+    A step's time is the median of all timed steps that ask alike, because single steps scatter. A kind of step that
+    was not timed has the time of the kind whose passes have most nearly as many examples.
+
+    Args:
+        method: The method as text.
+        canned: What has written down the asks of the timed steps.
+        seconds: The times of its last steps.
+        whole: The asks of steps that are spread over the training; by default those of the timed steps.
+        parts: See :class:`Own`.
     """
-    steps = tuple(canned.steps[-len(seconds) :])
+    timed = tuple(canned.steps[-len(seconds) :])
+    steps = tuple(whole) or timed
     alike: dict[Any, list[float]] = {}
-    for step, lap in zip(steps, seconds, strict=True):
+    for step, lap in zip(timed, seconds, strict=True):
         alike.setdefault(shape(step), []).append(lap)
     typical = {key: median(laps) for key, laps in alike.items()}
-    return Own(method=method, steps=steps, seconds=tuple(typical[shape(step)] for step in steps), width=canned.width)
-
-
-def shape(step: Step) -> tuple[Any, ...]:
-    """What makes two steps alike: their passes, whichever tensors these differentiate."""
-    return tuple(tuple((round(p.examples, 3), p.tensors > 0, p.displaced) for p in ask) for ask in step)
+    nearest = {key: min(typical, key=lambda one: abs(size(one) - size(key))) for key in set(map(shape, steps))}
+    return Own(
+        method=method,
+        steps=steps,
+        seconds=tuple(typical[nearest[shape(step)]] for step in steps),
+        width=canned.width,
+        untimed=sum(shape(step) not in typical for step in steps) / len(steps),
+        parts=parts or {},
+    )
 
 
 def attempted(
     subject: Subject, methods: Iterable[tuple[str, Method]], width: int, recorded: Sequence[Recorded]
-) -> dict[str, tuple[Turn, Canned]]:
-    """The turns of those methods that can train here; a method that the engine refuses is left out."""
+) -> dict[str, Rehearsal]:
+    """The rehearsals of those methods that can train here; a method that the engine refuses is left out."""
     made = {}
     for text, method in methods:
         try:
-            turn, canned = arithmetic(subject, method, width, recorded)
-            turn.prepare()
-            turn.step()
+            rehearsal = Rehearsal(subject, method, width, recorded)
+            rehearsal.run()
         except LowlandError:
             continue
-        made[text] = (turn, canned)
+        made[text] = rehearsal
+    return made
+
+
+def parts(
+    subject: Subject, method: Method, width: int, recorded: Sequence[Recorded], numbers: Iterable[int]
+) -> dict[int, tuple[Step, ...]]:
+    """The asks of a method's steps on a part of the batch, by the number of parts; see :class:`Own`."""
+    made = {}
+    for number in numbers:
+        try:
+            made[number] = Rehearsal(subject, method, width, recorded, (subject.size or 1) // number).run()
+        except LowlandError:
+            continue
     return made

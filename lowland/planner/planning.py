@@ -18,11 +18,11 @@ from lowland.planner import predict
 from lowland.planner.costs import REQUIRED
 from lowland.planner.fits import CUTS, memory, sizes_of
 from lowland.planner.free import room
-from lowland.planner.layout import Layout
+from lowland.planner.layout import Layout, suits
 from lowland.planner.predict import Prediction
 from lowland.planner.record import to_json
 from lowland.planner.subject import Subject, train_step
-from lowland.planner.suitable import fits_method, suitable, undivided
+from lowland.planner.suitable import suitable, undivided
 from lowland.planner.survey import Survey, survey
 from lowland.planner.turns import Tick
 from lowland.planner.untouched import untouched
@@ -242,9 +242,10 @@ def predictions(measured: Survey, methods: Mapping[str, Method]) -> list[Predict
     """The predictions from one survey: every method in every layout that suits it, with and without micro-batches."""
     made = []
     for rates in measured.rates:
-        for text, method in methods.items():
+        for text in methods:
             own = measured.own_of(text, rates.layout.width)
-            if own is None or not fits_method(rates.layout, method):
+            asked = None if own is None else own.asked(rates.layout.data)
+            if own is None or asked is None or not suits(rates.layout, asked):
                 continue
             part = measured.examples // rates.layout.data
             cuts = CUTS[1:] if measured.cuttable else ()

@@ -87,11 +87,12 @@ def predict(
         quiet: The rates of one device alone.
         parameters: The bytes of the parameters.
     """
-    shown = [_step(step, layout, examples, here, busy, quiet) for step in own.steps]
-    apart = [_alone(step, layout, examples, busy, quiet) for step in own.steps]
-    single = [_alone(step, layout, examples, quiet, quiet) for step in own.steps]
-    count = len(own.steps)
-    total, of_own = sum(s.seconds for s in shown) / count, sum(own.seconds) / count
+    steps = own.asked(layout.data) or own.steps
+    shown = [_step(step, layout, examples, here, busy, quiet) for step in steps]
+    apart = [_alone(step, layout, examples, busy, quiet) for step in steps]
+    single = [_alone(step, layout, examples, quiet, quiet) for step in steps]
+    count = len(steps)
+    total, of_own = sum(s.seconds for s in shown) / count, sum(own.seconds) / len(own.seconds)
     passes, with_others = sum(s.seconds for s in single) / count, sum(s.seconds for s in apart) / count
     if layout.ranks == 1:  # one device exchanges nothing and has no neighbors: all but its own work are passes
         passes = with_others = total
@@ -105,7 +106,7 @@ def predict(
         busy=with_others - passes,
         exchange=total - with_others,
         own=of_own,
-        bytes=sum(sent(step, layout) for step in own.steps) / count * parameters,
+        bytes=sum(sent(step, layout) for step in steps) / count * parameters,
     )
 
 

@@ -20,10 +20,10 @@ from lowland.engine.lookahead import needs_closure
 from lowland.executors.base import Executor
 from lowland.executors.mesh.messages import BUCKET
 from lowland.methods.base import Method
+from lowland.planner.costs import STEPS
 from lowland.planner.layout import Layout
 
 SLOW = 1e-8  # what learning rates are multiplied by, so that measured steps leave the weights where they are
-STEPS = 200  # the training that measured steps belong to, for methods that ask for their progress
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Subject:
         loss_fn: The loss function of the engine.
         batch: A batch of one step, on the model's device, as all ranks together take it.
         batches: What cuts it.
+        total: The steps of the training; if they are not known, :data:`lowland.planner.costs.STEPS`.
     """
 
     model: nn.Module
@@ -43,6 +44,7 @@ class Subject:
     loss_fn: LossFn
     batch: Any
     batches: Batches
+    total: int = STEPS
 
     @classmethod
     def of(cls, engine: Engine, batch: Any) -> Subject:
@@ -84,7 +86,8 @@ class Subject:
                 "a plan divides the model over ranks itself, but this model is wrapped or sharded; pass an engine "
                 "with the bare model"
             )
-        return cls(engine.model, engine.optimizers, engine.loss_fn, batch, engine.batches)
+        total = engine.training.total or STEPS
+        return cls(engine.model, engine.optimizers, engine.loss_fn, batch, engine.batches, total)
 
     @property
     def size(self) -> int | None:
@@ -163,7 +166,7 @@ class Subject:
             micro_batch=layout.micro_batch,
             cut=self.batches.cutter,
             allow_unaveraged=alone or layout.data == 1,
-            total_steps=STEPS,
+            total_steps=self.total,
         )
         return engine, optimizers
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from lowland.core.errors import ArgumentError
 from lowland.methods.base import Method
-from lowland.planner.asks import read
 from lowland.planner.layout import Layout, layouts, suits
+from lowland.planner.rehearsal import asks_on
 from lowland.planner.subject import Subject
 
 
@@ -29,15 +29,17 @@ def suitable(
         ArgumentError: There is none, because the ranks can divide nothing.
     """
     possible = [each for each in layouts(ranks, subject.size) if each.data == 1 or subject.size != each.data]
-    chosen = [each for each in possible if where(each) and any(fits_method(each, m) for m in methods.values())]
+    chosen = [each for each in possible if where(each) and any(fits_method(each, subject, m) for m in methods.values())]
     if not chosen:
         raise ArgumentError(undivided([ranks], [subject.size or 1]))
     return chosen
 
 
-def fits_method(layout: Layout, method: Method) -> bool:
+def fits_method(layout: Layout, subject: Subject, method: Method) -> bool:
     """Whether all groups of a layout have something to do in the method's steps."""
-    return suits(layout, read(method, width=layout.width))
+    if layout.width == 1:
+        return True
+    return suits(layout, asks_on(subject, method, layout))
 
 
 def undivided(ranks: Sequence[int], sizes: Sequence[int]) -> str:
