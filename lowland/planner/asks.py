@@ -105,7 +105,9 @@ def size(shape: tuple[Any, ...]) -> float:
     return float(sum(examples for ask in shape for examples, *_ in ask))
 
 
-def read(method: Method, *, width: int = 1, examples: int = BATCH, total: int = STEPS) -> tuple[Step, ...]:
+def read(
+    method: Method, *, width: int = 1, examples: int = BATCH, total: int = STEPS, count: int = STEPS
+) -> tuple[Step, ...]:
     """The asks of a method's steps in the tiny training that measures its cost.
 
     The training has :data:`lowland.planner.costs.STEPS` steps, so it has all of a cycle, a warm-up or a late start.
@@ -115,7 +117,8 @@ def read(method: Method, *, width: int = 1, examples: int = BATCH, total: int = 
         method: The method.
         width: How many probes the executor answers at once; some methods ask for as many together.
         examples: The examples of a step, which methods see that choose a number of them.
-        total: The steps of the training over which those that are read are spread.
+        total: The steps of the training over which :data:`lowland.planner.costs.STEPS` are spread.
+        count: So many steps from the first on are read.
 
     Returns:
         One entry for each step.
@@ -125,12 +128,12 @@ def read(method: Method, *, width: int = 1, examples: int = BATCH, total: int = 
         >>> len(read(SAMPa())[-1]), len(read(SAMPa())[-1][0])
         (1, 2)
     """
-    return _read(method, repr(method), width, examples, total)
+    return _read(method, repr(method), width, examples, total, count)
 
 
 # The text is part of the cache key, because 1 and 1.0 are equal but can mean different methods (count and fraction).
 @lru_cache(maxsize=128)
-def _read(method: Method, text: str, width: int, examples: int, total: int) -> tuple[Step, ...]:
+def _read(method: Method, text: str, width: int, examples: int, total: int, count: int) -> tuple[Step, ...]:
     traced = Traced(width)
-    run_specimen(method, STEPS, executor=traced, examples=examples, total=total)
+    run_specimen(method, count, executor=traced, examples=examples, total=total)
     return tuple(traced.steps)
