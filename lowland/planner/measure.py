@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -19,6 +19,7 @@ from lowland.planner.subject import Subject, train_step
 from lowland.planner.turns import Turn
 
 ORDERED: tuple[Kind, ...] = ("pass", "again", "displaced", "forward", "part")
+LEAST = 1e-9  # seconds of a pass where the steps with it took no longer than those without
 CHOSEN = 0.5  # the fraction of the tensors whose gradient the order "part" asks for, up to one tensor
 
 
@@ -58,8 +59,8 @@ class Own:
         seconds: The time of each of these steps without its passes, with the update by the base optimizer.
         width: The number of probes that the plan was told are answered at once.
         untimed: The fraction of these steps whose kind was not timed; they have the time of the most similar kind.
-        parts: The asks of steps on a rank's part of the batch, by the number of parts, for methods that choose a
-            number of examples; a method that refuses a part has no entry for it.
+        parts: The asks of steps on a rank's part of the batch, by the number of parts, where they are others, as of
+            methods that choose a number of examples; none where the method refuses a part.
     """
 
     method: str
@@ -69,9 +70,9 @@ class Own:
     untimed: float = 0.0
     parts: Mapping[int, tuple[Step, ...]] = field(default_factory=dict)
 
-    def asked(self, data: int) -> tuple[Step, ...] | None:
-        """The asks of steps on one of ``data`` parts of the batch; None if the method refuses it."""
-        return self.steps if data == 1 else self.parts.get(data)
+    def asked(self, data: int) -> tuple[Step, ...]:
+        """The asks of steps on one of ``data`` parts of the batch; empty if the method refuses it."""
+        return self.parts.get(data, self.steps)
 
 
 @dataclass
@@ -157,20 +158,26 @@ def rates(
         They are a difference of medians, because medians of steps are predicted. Single steps are late rather than
         early, so a median of differences would lie below it.
         """
-        return [max(median(seconds[kind, n]) - median(seconds[less, n]), 1e-9) for n in sizes]
+        return [max(median(seconds[kind, n]) - median(seconds[less, n]), LEAST) for n in sizes]
 
-    lines = {kind: fit(sizes, beyond(kind)) for kind in ("again", "displaced", "forward")}
+    lines = {kind: _fitted(sizes, beyond(kind)) for kind in ("again", "displaced", "forward")}
     parts = [p / max(q, 1e-9) for p, q in zip(beyond("part"), beyond("again"), strict=True)]
     once = median(median(seconds["pass", n]) - own - lines["again"](n) for n in sizes)
     for kind in ("together", "unsynced", "unsynced together"):
         if kind in kinds:
-            whole = [max(median(seconds[kind, n]) - own - max(once, 0.0), 1e-9) for n in sizes]
-            lines[kind] = fit(sizes, whole)
+            whole = [max(median(seconds[kind, n]) - own - max(once, 0.0), LEAST) for n in sizes]
+            lines[kind] = _fitted(sizes, whole)
     further: dict[Kind, Kind] = {
         "rounds": "together", "unsynced displaced": "unsynced", "unsynced rounds": "unsynced together",
     }  # fmt: skip
-    lines |= {kind: fit(sizes, beyond(kind, first)) for kind, first in further.items() if kind in kinds}
+    lines |= {kind: _fitted(sizes, beyond(kind, first)) for kind, first in further.items() if kind in kinds}
     return Rates(layout=layout, lines=lines, once=max(once, 0.0), part=min(median(parts), 1.0), alone=alone)
+
+
+def _fitted(sizes: Sequence[int], seconds: Sequence[float]) -> Line:
+    """The line through times; where the clock resolved none at a size, its error is not known."""
+    line = fit(sizes, seconds)
+    return replace(line, error=None) if min(seconds) <= LEAST else line
 
 
 def own(
@@ -205,7 +212,8 @@ def own(
         seconds=tuple(typical[nearest[shape(step)]] for step in steps),
         width=canned.width,
         untimed=sum(shape(step) not in typical for step in steps) / len(steps),
-        parts=parts or {},
+        # Where the passes are the same, the tensors of the timed steps are those of more steps.
+        parts={n: asks for n, asks in (parts or {}).items() if set(map(shape, asks)) != set(map(shape, steps))},
     )
 
 
@@ -228,10 +236,10 @@ def parts(
     subject: Subject, method: Method, width: int, recorded: Sequence[Recorded], numbers: Iterable[int]
 ) -> dict[int, tuple[Step, ...]]:
     """The asks of a method's steps on a part of the batch, by the number of parts; see :class:`Own`."""
-    made = {}
+    made: dict[int, tuple[Step, ...]] = {}
     for number in numbers:
         try:
             made[number] = Rehearsal(subject, method, width, recorded, (subject.size or 1) // number).run()
         except LowlandError:
-            continue
+            made[number] = ()
     return made

@@ -125,7 +125,7 @@ def kept(
     """
     recorded = recorded or record(subject)
     found: list[tuple[Pass, int]] = []
-    steps = enough(method, width, subject.total)  # before the meter, which would count the tiny training
+    steps = enough(subject, method, width)  # before the meter, which would count the tiny training
     with LiveTensors() as meter:
         rehearsal = Rehearsal(subject, method, width, recorded, examples)
         rehearsal.canned.watch = lambda one: found.append((one, meter.live))

@@ -10,7 +10,7 @@ from lowland.methods.base import Method
 from lowland.planner.asks import Step, read, shape, size
 from lowland.planner.calibration import record
 from lowland.planner.canned import Canned, Recorded
-from lowland.planner.costs import BATCH, STEPS, placed
+from lowland.planner.costs import STEPS, placed
 from lowland.planner.layout import Layout
 from lowland.planner.subject import Subject, train_step
 from lowland.planner.turns import Turn
@@ -62,7 +62,7 @@ class Rehearsal:
         Raises:
             LowlandError: The method refuses a step.
         """
-        differ = varies(self.method, self.width, self.subject.total)
+        differ = varies(self.subject, self.method, self.width)
         for number in range(STEPS if differ else ALIKE):
             self.step(number)
         steps = tuple(self.canned.steps)
@@ -103,41 +103,32 @@ def in_turns(kinds: Sequence[Any], avoided: Sequence[int] = ()) -> list[int]:
     return [own[turn % len(own)] for turn in range(max(map(len, kept))) for own in kept]
 
 
-def asks(method: Method, width: int, total: int, examples: int = BATCH) -> tuple[Step, ...] | None:
+def asks(subject: Subject, method: Method, width: int) -> tuple[Step, ...] | None:
     """The asks of the tiny training; None for a method that does not run on its model, as users' own may not."""
     try:
-        return read(method, width=width, total=total, examples=examples)
+        return read(method, width=width, total=subject.total, examples=min(subject.size or 1, MOST))
     except Exception:  # it may know the names or the batches of the user's model
         return None
 
 
-def asks_on(subject: Subject, method: Method, layout: Layout) -> tuple[Step, ...]:
-    """The asks of a method in a layout: of the tiny training, or on the planned model if it does not run there.
-
-    Args:
-        subject: The training.
-        method: The method.
-        layout: The layout, whose ranks have a part of the batch.
-    """
-    part = (subject.size or 1) // layout.data
-    known = asks(method, layout.width, subject.total, min(part, MOST))
-    if known is None:
-        known = Rehearsal(subject, method, layout.width, record(subject), part if layout.data > 1 else None).run()
-    return known
+def asks_on(subject: Subject, method: Method, width: int) -> tuple[Step, ...]:
+    """The asks of a method: of the tiny training, or on the planned model if it does not run there."""
+    known = asks(subject, method, width)
+    return Rehearsal(subject, method, width, record(subject)).run() if known is None else known
 
 
-def varies(method: Method, width: int, total: int) -> bool:
+def varies(subject: Subject, method: Method, width: int) -> bool:
     """Whether the steps of a method differ, or may do so; a first one that takes no more passes does not count."""
-    known = asks(method, width, total)
+    known = asks(subject, method, width)
     if known is None:
         return True
     first, *later = map(shape, known)
     return len(set(later)) > 1 or size(first) > size(later[0])
 
 
-def enough(method: Method, width: int, total: int) -> int:
+def enough(subject: Subject, method: Method, width: int) -> int:
     """So many steps from the first on have every kind of step, and those that come again soon twice."""
-    known = asks(method, width, total)
+    known = asks(subject, method, width)
     if known is None:
         return AGAIN
     shapes = [shape(step) for step in known]

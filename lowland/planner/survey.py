@@ -65,6 +65,7 @@ class Survey:
         own: What methods do beyond their passes; one entry for each width that they were told.
         measured: Steps that were measured beside, to be compared with predictions.
         cuttable: Whether the loss can be cut into micro-batches; a mean cannot.
+        float32: Whether all weights are float32; bytes and memory are modeled for these alone.
     """
 
     ranks: int
@@ -76,6 +77,7 @@ class Survey:
     own: Sequence[Own]
     measured: Sequence[Measured] = ()
     cuttable: bool = True
+    float32: bool = True
 
     def own_of(self, method: str, width: int) -> Own | None:
         """What a method does beyond its passes, told this width; None if it was not measured."""
@@ -196,6 +198,7 @@ def survey(
         own=own,
         measured=[_measured(key, one, laps["real", *key]) for key, one in real.items()],
         cuttable=cuttable(subject),
+        float32=subject.float32,
     )
 
 

@@ -125,8 +125,9 @@ def test_a_number_of_examples_is_one_of_the_ranks_part() -> None:
 
 
 def test_a_layout_whose_part_a_method_refuses_is_left_out() -> None:
-    found = Own(method="x", steps=(), seconds=(1.0,))
-    assert (found.asked(1), found.asked(2)) == ((), None)
+    step = ((Pass(1.0, 1.0, False, True),),)
+    found = Own(method="x", steps=(step,), seconds=(1.0,), parts={2: ()})
+    assert (found.asked(1), found.asked(2), found.asked(4)) == ((step,), (), (step,))
 
 
 @dataclass(frozen=True, kw_only=True)
