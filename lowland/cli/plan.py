@@ -74,6 +74,7 @@ class Plan:
     def run(self, console: Console, argv: Sequence[str]) -> int:
         """Measure or read the plan, print it, and write page and record."""
         self._check()
+        self._check_alone()
         records = read_all(self.runs)  # before anything is measured
         entries = self._measured(console) if self.record is None else PlanRecord.read(self.record)[1]
         if ranks()[0] > 0:
@@ -92,6 +93,8 @@ class Plan:
             console.print(text, markup=False, highlight=False)
         for text in plan.runs:
             console.print(text, markup=False, highlight=False)
+        for text in plan.notes:
+            console.print(f"note: {text}", style="yellow", markup=False, highlight=False)
         for name, reason in plan.left_out.items():
             console.print(f"left out: {name}: {reason}", style="yellow", markup=False, highlight=False)
         for path in written:
@@ -100,12 +103,33 @@ class Plan:
 
     def _check(self) -> None:
         """Refuse wrong values before anything is measured."""
-        if not self.seconds > 0:
+        if not 0 < self.seconds < float("inf"):
             raise ArgumentError(f"seconds must be above 0, but is {self.seconds}; leave --seconds out for a minute")
         if self.threads is not None and self.threads < 1:
             raise ArgumentError(f"threads must be >= 1, but is {self.threads}; leave --threads out to divide the cores")
         if self.out.suffix == ".json":
             raise ArgumentError(f"out must be a page, but is {self.out}, the record's name; write --out plan.html")
+
+    def _check_alone(self) -> None:
+        """Refuse options that would be ignored: beside a record, and under torchrun."""
+        measuring = ("task", "model", "methods", "processes", "threads", "seconds", "data", "device", "recipe")
+        given = [name for name in measuring if getattr(self, name) != getattr(Plan(), name)]
+        if self.record is not None and given:
+            raise ArgumentError(
+                f"record must be given without {', '.join(given)}, because it has been measured already; leave them "
+                "out, or leave --record out to measure"
+            )
+        started = ranks()[1]
+        if started > 1 and self.threads is not None:
+            raise ArgumentError(
+                f"threads must be left out under torchrun, which has started the ranks, but is {self.threads}; set "
+                f"OMP_NUM_THREADS={self.threads} before torchrun"
+            )
+        if started > 1 and self.processes not in (None, (started,)):
+            raise ArgumentError(
+                f"processes must be left out under torchrun, or be its {started}, but are {list(self.processes or ())};"
+                " run lowland plan without torchrun, which starts them itself"
+            )
 
     def _measured(self, console: Console) -> dict[str, Any]:
         """Measure, and return what the record has."""

@@ -65,7 +65,8 @@ class Simulate:
         checkpoint: Seconds that training waits for a checkpoint, >= 0.
         restart: Seconds from a failure until training goes on, >= 0.
         examples: Examples of the training, each epoch counted.
-        steps: Simulated steps of each method and mesh, from 2 to 1,000,000.
+        steps: Simulated steps of each method and mesh, from 2 to 1,000,000; of methods whose steps differ, such as
+            looksam, the next multiple of 100, so that the mean is that of the training.
         seed: Of the random numbers, >= 0.
         out: The page to write; the record is written beside it as .json.
         record: Draw the page from this record instead of computing.
@@ -110,6 +111,14 @@ class Simulate:
         if self.out.suffix == ".json":
             raise ArgumentError(
                 f"out must be a page, but is {self.out}, the record's name; write --out simulation.html"
+            )
+        given = [
+            option.name for option in fields(Choice) if getattr(self, option.name) != getattr(Choice(), option.name)
+        ]
+        if self.record is not None and given:
+            raise ArgumentError(
+                f"record must be given without {', '.join(given)}, because it has been computed already; leave them "
+                "out, or leave --record out to compute"
             )
         scaling = self._computed(console) if self.record is None else Scaling.read(self.record)
         written = [write_page(scaling, self.out, command=shlex.join(["lowland", *argv]))]

@@ -10,7 +10,7 @@ from lowland.core.probe import Probe, Reading
 from lowland.executors.base import Work
 from lowland.executors.local import Local
 from lowland.methods.base import Method
-from lowland.planner.costs import STEPS, run_specimen
+from lowland.planner.costs import BATCH, STEPS, run_specimen
 
 
 class Pass(NamedTuple):
@@ -95,7 +95,19 @@ def asked(work: Work, probes: tuple[Probe, ...], examples: int | None) -> Ask:
     return tuple(map(one, probes))
 
 
-def read(method: Method, *, width: int = 1) -> tuple[Step, ...]:
+def shape(step: Step) -> tuple[Any, ...]:
+    """What makes two steps alike: their passes, whichever tensors these differentiate."""
+    return tuple(tuple((round(p.examples, 3), p.tensors > 0, p.displaced) for p in ask) for ask in step)
+
+
+def size(shape: tuple[Any, ...]) -> float:
+    """The examples of all passes of a step of this shape, as a fraction of its batch."""
+    return float(sum(examples for ask in shape for examples, *_ in ask))
+
+
+def read(
+    method: Method, *, width: int = 1, examples: int = BATCH, total: int = STEPS, count: int = STEPS
+) -> tuple[Step, ...]:
     """The asks of a method's steps in the tiny training that measures its cost.
 
     The training has :data:`lowland.planner.costs.STEPS` steps, so it has all of a cycle, a warm-up or a late start.
@@ -104,6 +116,9 @@ def read(method: Method, *, width: int = 1) -> tuple[Step, ...]:
     Args:
         method: The method.
         width: How many probes the executor answers at once; some methods ask for as many together.
+        examples: The examples of a step, which methods see that choose a number of them.
+        total: The steps of the training over which :data:`lowland.planner.costs.STEPS` are spread.
+        count: So many steps from the first on are read.
 
     Returns:
         One entry for each step.
@@ -113,12 +128,12 @@ def read(method: Method, *, width: int = 1) -> tuple[Step, ...]:
         >>> len(read(SAMPa())[-1]), len(read(SAMPa())[-1][0])
         (1, 2)
     """
-    return _read(method, repr(method), width)
+    return _read(method, repr(method), width, examples, total, count)
 
 
 # The text is part of the cache key, because 1 and 1.0 are equal but can mean different methods (count and fraction).
 @lru_cache(maxsize=128)
-def _read(method: Method, text: str, width: int) -> tuple[Step, ...]:
+def _read(method: Method, text: str, width: int, examples: int, total: int, count: int) -> tuple[Step, ...]:
     traced = Traced(width)
-    run_specimen(method, STEPS, executor=traced)
+    run_specimen(method, count, executor=traced, examples=examples, total=total)
     return tuple(traced.steps)

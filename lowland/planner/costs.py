@@ -23,6 +23,7 @@ STEPS = 100  # two windows of ARSAM, twenty cycles of LookSAM
 WATCHED = 55  # steps under the memory meter: a window of ARSAM, with at least one refresh
 ALIKE = 6  # steps under the memory meter if all steps cost the same
 BATCH, WIDTH = 4, 64  # few examples, so that the parameters outweigh the activations
+GOLDEN = (5**0.5 - 1) / 2  # its multiples fill the fractions between 0 and 1 evenly
 EXAMPLES = 40  # of the tiny training set: an epoch has 10 batches
 
 REQUIRED: dict[str, dict[str, Any]] = {
@@ -106,9 +107,32 @@ def _measure(method: Method, text: str) -> Costs:
     )
 
 
+def placed(number: int, total: int) -> int:
+    """The step of a training that number ``number`` of :data:`STEPS` stands for.
+
+    The steps are spread over the training, and in each part of it at another place, so that they fall in with no cycle.
+
+    Args:
+        number: From 0.
+        total: The steps of the training.
+
+    Example:
+        >>> [placed(n, 100) for n in (0, 1, 99)], placed(99, 50)
+        ([0, 1, 99], 49)
+    """
+    part = total / STEPS
+    return int(number * part + number * GOLDEN % 1 * max(part - 1, 0))
+
+
 @_one_thread()
 def run_specimen(
-    method: Method, steps: int, each: list[float] | None = None, *, executor: Executor | None = None
+    method: Method,
+    steps: int,
+    each: list[float] | None = None,
+    *,
+    executor: Executor | None = None,
+    examples: int = BATCH,
+    total: int = STEPS,
 ) -> Engine:
     """Run the tiny training.
 
@@ -117,6 +141,8 @@ def run_specimen(
         steps: The number of steps.
         each: Receives a number per step that differs if the steps' gradients differ.
         executor: Answers the probes; by default as an engine does.
+        examples: The examples of a step.
+        total: The steps of the training that :data:`STEPS` steps stand for.
 
     Returns:
         The engine after the last step.
@@ -128,11 +154,12 @@ def run_specimen(
         model = nn.Sequential(*hidden, nn.Linear(WIDTH, 4))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     # The training may run on one of several ranks, without averaging over the ranks.
-    engine = Engine(method, model, optimizer, _loss, allow_unaveraged=True, total_steps=STEPS, executor=executor)
+    engine = Engine(method, model, optimizer, _loss, allow_unaveraged=True, total_steps=total, executor=executor)
     for step in range(steps):
-        inputs, targets = torch.randn(BATCH, WIDTH, generator=draw), torch.randint(4, (BATCH,), generator=draw)
+        engine.step = placed(step, total)
+        inputs, targets = torch.randn(examples, WIDTH, generator=draw), torch.randint(4, (examples,), generator=draw)
         before = engine.cost.gradients + engine.cost.weights
-        engine.backward((inputs, targets, (BATCH * step + torch.arange(BATCH)) % EXAMPLES))
+        engine.backward((inputs, targets, (examples * step + torch.arange(examples)) % EXAMPLES))
         if each is not None:
             each.append(engine.cost.gradients + engine.cost.weights - before)
         optimizer.step()

@@ -9,7 +9,6 @@ from lowland.core.errors import ArgumentError
 from lowland.executors.mesh.shared_memory import wanted
 from lowland.methods.base import Method
 from lowland.planner import peak
-from lowland.planner.asks import read
 from lowland.planner.calibration import cuttable, record
 from lowland.planner.layout import Layout
 from lowland.planner.subject import Subject
@@ -42,13 +41,14 @@ def memory(subject: Subject, methods: Mapping[str, Method]) -> dict[str, Callabl
     halves = [size for size in sizes if 2 * size <= examples] if cuttable(subject) else []
     cut = peak.passes(subject, halves, cut=True) if len(halves) > 1 else None
     shared = wanted(list(subject.model.parameters()))
-    kept: dict[tuple[str, int], peak.Kept] = {}
+    kept: dict[tuple[str, int, int], peak.Kept] = {}
 
     def of(text: str, layout: Layout) -> float:
-        method, key = methods[text], (text, layout.width)
+        method, key = methods[text], (text, layout.width, layout.data)
         if key not in kept:
-            kept[key] = peak.kept(subject, method, layout.width, recorded=recorded)
-        synced = all(p.synced for step in read(method) for ask in step for p in ask if p.tensors)
+            part = examples // layout.data if layout.data > 1 else None
+            kept[key] = peak.kept(subject, method, layout.width, recorded, part)
+        synced = all(one.synced for one, _ in kept[key].passes if one.tensors)
         more = peak.exchanged(layout, synced=synced, shared=shared) * subject.parameters
         return kept[key].peak(lines, layout, examples, cut) + more
 

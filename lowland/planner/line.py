@@ -15,12 +15,12 @@ class Line:
     Args:
         base: Seconds at size 0.
         slope: Seconds for each unit of size.
-        error: The standard error of a time on the line, as a fraction of the time.
+        error: The standard error of a time on the line, as a fraction of the time; None where nothing tells it.
     """
 
     base: float
     slope: float
-    error: float = 0.0
+    error: float | None = 0.0
 
     def __call__(self, size: float) -> float:
         """The seconds at a size, never below 0."""
@@ -29,6 +29,8 @@ class Line:
 
 def fit(sizes: Sequence[float], seconds: Sequence[float]) -> Line:
     """The line with the least squared relative errors, with neither base nor slope below 0.
+
+    Two sizes tell no error, because a line goes through any two times.
 
     Relative errors are what a prediction is judged by, and times at large sizes scatter more.
 
@@ -62,5 +64,5 @@ def fit(sizes: Sequence[float], seconds: Sequence[float]) -> Line:
             w * n**2 for w, n in zip(weights, sizes, strict=True)
         )
     misses = [(base + slope * n) / s - 1 for n, s in zip(sizes, seconds, strict=True)]
-    error = (sum(m**2 for m in misses) / max(len(sizes) - 2, 1)) ** 0.5
-    return Line(round(base, 15), round(slope, 15), round(error, 12))
+    error = (sum(m**2 for m in misses) / (len(sizes) - 2)) ** 0.5 if len(sizes) > 2 else None
+    return Line(round(base, 15), round(slope, 15), None if error is None else round(error, 12))

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
 from lowland.core.errors import LowlandError
 from lowland.methods.base import Method
-from lowland.planner.asks import Step
+from lowland.planner.asks import Step, shape, size
 from lowland.planner.calibration import Calibration, Kind, Order, record
 from lowland.planner.canned import Canned, Recorded
 from lowland.planner.layout import Layout
 from lowland.planner.line import Line, fit
+from lowland.planner.rehearsal import Rehearsal
 from lowland.planner.subject import Subject, train_step
 from lowland.planner.turns import Turn
 
 ORDERED: tuple[Kind, ...] = ("pass", "again", "displaced", "forward", "part")
+LEAST = 1e-9  # seconds of a pass where the steps with it took no longer than those without
 CHOSEN = 0.5  # the fraction of the tensors whose gradient the order "part" asks for, up to one tensor
 
 
@@ -53,15 +55,24 @@ class Own:
 
     Args:
         method: The method as text.
-        steps: The asks of the measured steps.
+        steps: The asks of steps that are spread over the training.
         seconds: The time of each of these steps without its passes, with the update by the base optimizer.
         width: The number of probes that the plan was told are answered at once.
+        untimed: The fraction of these steps whose kind was not timed; they have the time of the most similar kind.
+        parts: The asks of steps on a rank's part of the batch, by the number of parts, where they are others, as of
+            methods that choose a number of examples; none where the method refuses a part.
     """
 
     method: str
     steps: tuple[Step, ...]
     seconds: tuple[float, ...]
     width: int = 1
+    untimed: float = 0.0
+    parts: Mapping[int, tuple[Step, ...]] = field(default_factory=dict)
+
+    def asked(self, data: int) -> tuple[Step, ...]:
+        """The asks of steps on one of ``data`` parts of the batch; empty if the method refuses it."""
+        return self.parts.get(data, self.steps)
 
 
 @dataclass
@@ -147,51 +158,88 @@ def rates(
         They are a difference of medians, because medians of steps are predicted. Single steps are late rather than
         early, so a median of differences would lie below it.
         """
-        return [max(median(seconds[kind, n]) - median(seconds[less, n]), 1e-9) for n in sizes]
+        return [max(median(seconds[kind, n]) - median(seconds[less, n]), LEAST) for n in sizes]
 
-    lines = {kind: fit(sizes, beyond(kind)) for kind in ("again", "displaced", "forward")}
+    lines = {kind: _fitted(sizes, beyond(kind)) for kind in ("again", "displaced", "forward")}
     parts = [p / max(q, 1e-9) for p, q in zip(beyond("part"), beyond("again"), strict=True)]
     once = median(median(seconds["pass", n]) - own - lines["again"](n) for n in sizes)
     for kind in ("together", "unsynced", "unsynced together"):
         if kind in kinds:
-            whole = [max(median(seconds[kind, n]) - own - max(once, 0.0), 1e-9) for n in sizes]
-            lines[kind] = fit(sizes, whole)
+            whole = [max(median(seconds[kind, n]) - own - max(once, 0.0), LEAST) for n in sizes]
+            lines[kind] = _fitted(sizes, whole)
     further: dict[Kind, Kind] = {
         "rounds": "together", "unsynced displaced": "unsynced", "unsynced rounds": "unsynced together",
     }  # fmt: skip
-    lines |= {kind: fit(sizes, beyond(kind, first)) for kind, first in further.items() if kind in kinds}
+    lines |= {kind: _fitted(sizes, beyond(kind, first)) for kind, first in further.items() if kind in kinds}
     return Rates(layout=layout, lines=lines, once=max(once, 0.0), part=min(median(parts), 1.0), alone=alone)
 
 
-def own(method: str, canned: Canned, seconds: Sequence[float]) -> Own:
+def _fitted(sizes: Sequence[int], seconds: Sequence[float]) -> Line:
+    """The line through times; where the clock resolved none at a size, its error is not known."""
+    line = fit(sizes, seconds)
+    return replace(line, error=None) if min(seconds) <= LEAST else line
+
+
+def own(
+    method: str,
+    canned: Canned,
+    seconds: Sequence[float],
+    whole: Sequence[Step] = (),
+    parts: Mapping[int, tuple[Step, ...]] | None = None,
+) -> Own:
     """What a method does beyond its passes, from the times of its last steps.
 
-    A step's time is the median of all steps that ask alike, because single steps scatter.
+    A step's time is the median of all timed steps that ask alike, because single steps scatter. A kind of step that
+    was not timed has the time of the kind whose passes have most nearly as many examples.
+
+    Args:
+        method: The method as text.
+        canned: What has written down the asks of the timed steps.
+        seconds: The times of its last steps.
+        whole: The asks of steps that are spread over the training; by default those of the timed steps.
+        parts: See :class:`Own`.
     """
-    steps = tuple(canned.steps[-len(seconds) :])
+    timed = tuple(canned.steps[-len(seconds) :])
+    steps = tuple(whole) or timed
     alike: dict[Any, list[float]] = {}
-    for step, lap in zip(steps, seconds, strict=True):
+    for step, lap in zip(timed, seconds, strict=True):
         alike.setdefault(shape(step), []).append(lap)
     typical = {key: median(laps) for key, laps in alike.items()}
-    return Own(method=method, steps=steps, seconds=tuple(typical[shape(step)] for step in steps), width=canned.width)
-
-
-def shape(step: Step) -> tuple[Any, ...]:
-    """What makes two steps alike: their passes, whichever tensors these differentiate."""
-    return tuple(tuple((round(p.examples, 3), p.tensors > 0, p.displaced) for p in ask) for ask in step)
+    nearest = {key: min(typical, key=lambda one: abs(size(one) - size(key))) for key in set(map(shape, steps))}
+    return Own(
+        method=method,
+        steps=steps,
+        seconds=tuple(typical[nearest[shape(step)]] for step in steps),
+        width=canned.width,
+        untimed=sum(shape(step) not in typical for step in steps) / len(steps),
+        # Where the passes are the same, the tensors of the timed steps are those of more steps.
+        parts={n: asks for n, asks in (parts or {}).items() if set(map(shape, asks)) != set(map(shape, steps))},
+    )
 
 
 def attempted(
     subject: Subject, methods: Iterable[tuple[str, Method]], width: int, recorded: Sequence[Recorded]
-) -> dict[str, tuple[Turn, Canned]]:
-    """The turns of those methods that can train here; a method that the engine refuses is left out."""
+) -> dict[str, Rehearsal]:
+    """The rehearsals of those methods that can train here; a method that the engine refuses is left out."""
     made = {}
     for text, method in methods:
         try:
-            turn, canned = arithmetic(subject, method, width, recorded)
-            turn.prepare()
-            turn.step()
+            rehearsal = Rehearsal(subject, method, width, recorded)
+            rehearsal.run()
         except LowlandError:
             continue
-        made[text] = (turn, canned)
+        made[text] = rehearsal
+    return made
+
+
+def parts(
+    subject: Subject, method: Method, width: int, recorded: Sequence[Recorded], numbers: Iterable[int]
+) -> dict[int, tuple[Step, ...]]:
+    """The asks of a method's steps on a part of the batch, by the number of parts; see :class:`Own`."""
+    made: dict[int, tuple[Step, ...]] = {}
+    for number in numbers:
+        try:
+            made[number] = Rehearsal(subject, method, width, recorded, (subject.size or 1) // number).run()
+        except LowlandError:
+            made[number] = ()
     return made

@@ -15,14 +15,15 @@ from lowland.executors.local import Local
 from lowland.methods.base import Method
 from lowland.planner.asks import Pass
 from lowland.planner.calibration import Calibration, Order, record
-from lowland.planner.canned import Canned, Recorded
+from lowland.planner.canned import Recorded
 from lowland.planner.layout import Layout
 from lowland.planner.line import Line, fit
 from lowland.planner.memory import LiveTensors
+from lowland.planner.rehearsal import Rehearsal, enough
 from lowland.planner.subject import Subject, train_step
 
 USUAL = 4  # steps after which one was measured that the engine does not watch: it watches steps 0, 1, 2, 4, 8, …
-STEPS = 6  # steps whose memory is looked at: a cycle of LookSAM(k=5) and the next refresh
+STEPS = 6  # steps whose memory is measured: a cycle of LookSAM(k=5) and the next refresh
 Kind = Literal["again", "displaced", "forward"]
 KINDS: tuple[Kind, ...] = ("again", "displaced", "forward")
 
@@ -110,8 +111,8 @@ def kept(
     subject: Subject,
     method: Method,
     width: int = 1,
-    steps: int = STEPS,
     recorded: Sequence[Recorded] | None = None,
+    examples: int | None = None,
 ) -> Kept:
     """What a method has in memory when its passes begin.
 
@@ -119,16 +120,17 @@ def kept(
         subject: The training.
         method: The method.
         width: How many probes the plan is told are answered at once.
-        steps: The steps that are looked at.
         recorded: Answers of passes; None runs them.
+        examples: The examples of a step; None are those of the batch.
     """
     recorded = recorded or record(subject)
     found: list[tuple[Pass, int]] = []
+    steps = enough(subject, method, width)  # before the meter, which would count the tiny training
     with LiveTensors() as meter:
-        canned = Canned(recorded, width, subject.batches)
-        canned.watch = lambda one: found.append((one, meter.live))
-        engine, optimizers = subject.engine(method, Layout(), alone=True, executor=canned)
-        _train(engine, optimizers, subject.batch, steps)
+        rehearsal = Rehearsal(subject, method, width, recorded, examples)
+        rehearsal.canned.watch = lambda one: found.append((one, meter.live))
+        for number in range(steps):
+            rehearsal.step(number)
         arithmetic = meter.peak
     return Kept(passes=tuple(dict.fromkeys(found)), arithmetic=arithmetic)
 

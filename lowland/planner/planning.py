@@ -18,14 +18,15 @@ from lowland.planner import predict
 from lowland.planner.costs import REQUIRED
 from lowland.planner.fits import CUTS, memory, sizes_of
 from lowland.planner.free import room
-from lowland.planner.layout import Layout
+from lowland.planner.layout import Layout, suits
 from lowland.planner.predict import Prediction
 from lowland.planner.record import to_json
 from lowland.planner.subject import Subject, train_step
-from lowland.planner.suitable import fits_method, suitable, undivided
+from lowland.planner.suitable import suitable, undivided
 from lowland.planner.survey import Survey, survey
 from lowland.planner.turns import Tick
 from lowland.planner.untouched import untouched
+from lowland.planner.why import doubts, why
 
 SECONDS = 60.0  # of measuring
 
@@ -39,12 +40,14 @@ class Plan:
         surveys: What was measured, one survey for each number of ranks.
         left_out: Methods that cannot train here, each with the reason.
         room: The bytes of memory that are free, for all ranks of a device together; None where it is not known.
+        notes: What was not planned, or is known less well, in sentences.
     """
 
     predictions: Sequence[Prediction]
     surveys: Sequence[Survey]
     left_out: Mapping[str, str] = field(default_factory=dict)
     room: int | None = None
+    notes: Sequence[str] = ()
 
     def best(self, method: str | None = None) -> Prediction:
         """The fastest prediction of a method, or of all methods.
@@ -60,7 +63,7 @@ class Plan:
 
     def why(self, method: str) -> str:
         """One sentence: what bounds the method's fastest layout, and what the next one would take."""
-        return predict.why(self.best(method), [p for p in self.predictions if p.method == method])
+        return why(self.best(method), [p for p in self.predictions if p.method == method])
 
     def __str__(self) -> str:
         return "\n".join(lines(self))
@@ -72,6 +75,7 @@ class Plan:
             "surveys": [to_json(each) for each in self.surveys],
             "left_out": dict(self.left_out),
             "room": self.room,
+            "notes": list(self.notes),
             "why": {name: self.why(name) for name in predict.best(self.predictions)},
         }
 
@@ -149,7 +153,8 @@ def of_subject(
     shown, reasons = fitting(subject, methods)
     measured = surveyed(subject, shown, seconds=seconds, tick=tick, where=where)
     space = room(subject.device)
-    return joined([measured], memory(subject, shown), shown, left_out=reasons, room=space, device=subject.device)
+    memories = memory(subject, shown)
+    return joined([measured], memories, shown, left_out=reasons, room=space, device=subject.device, notes=subject.notes)
 
 
 def surveyed(
@@ -198,6 +203,7 @@ def joined(
     left_out: Mapping[str, str],
     room: int | None,
     device: torch.device,
+    notes: Sequence[str] = (),
 ) -> Plan:
     """The plan from surveys of several numbers of ranks.
 
@@ -208,10 +214,11 @@ def joined(
         left_out: Methods that cannot train here, each with the reason.
         room: From :func:`room`.
         device: The device; the ranks of a machine share its CPU's memory.
+        notes: What is not planned.
     """
     surveys = list(surveys)
     every = [
-        replace(one, memory=memories[one.method](one.layout) if one.method in memories else None)
+        replace(one, memory=memories[one.method](one.layout) if one.method in memories and each.float32 else None)
         for each in surveys
         for one in predictions(each, methods)
     ]
@@ -223,7 +230,13 @@ def joined(
     kept = [p for p in every if (r := rooms[p.layout.ranks]) is None or p.memory is None or p.memory <= r]
     if not kept:
         raise ArgumentError(_nothing(surveys, every, room))
-    return Plan(predictions=sorted(kept, key=predict.order), surveys=surveys, left_out=dict(left_out), room=room)
+    return Plan(
+        predictions=sorted(kept, key=predict.order),
+        surveys=surveys,
+        left_out=dict(left_out),
+        room=room,
+        notes=[*notes, *doubts(surveys)],
+    )
 
 
 def _nothing(surveys: Sequence[Survey], every: Sequence[Prediction], room: int | None) -> str:
@@ -242,9 +255,10 @@ def predictions(measured: Survey, methods: Mapping[str, Method]) -> list[Predict
     """The predictions from one survey: every method in every layout that suits it, with and without micro-batches."""
     made = []
     for rates in measured.rates:
-        for text, method in methods.items():
+        for text in methods:
             own = measured.own_of(text, rates.layout.width)
-            if own is None or not fits_method(rates.layout, method):
+            asked = () if own is None else own.asked(rates.layout.data)
+            if own is None or not asked or not suits(rates.layout, asked):
                 continue
             part = measured.examples // rates.layout.data
             cuts = CUTS[1:] if measured.cuttable else ()
@@ -261,9 +275,11 @@ def predictions(measured: Survey, methods: Mapping[str, Method]) -> list[Predict
                         parameters=measured.parameters,
                     )
                 )
+                if not measured.float32:
+                    made[-1] = replace(made[-1], bytes=None)
     return made
 
 
 def lines(plan: Plan) -> list[str]:
-    """The fastest layout of every method, the fastest method first, in lines of text."""
-    return [f"{name} on {plan.why(name)}" for name in predict.best(plan.predictions)]
+    """The fastest layout of every method, the fastest method first, and the notes, in lines of text."""
+    return [*(f"{name} on {plan.why(name)}" for name in predict.best(plan.predictions)), *plan.notes]

@@ -22,25 +22,26 @@ class Prediction:
         layout: The layout.
         examples: The examples of a step.
         seconds: The mean time of a step.
-        error: The standard error of this time by the scatter of the fitted lines, as a fraction of it.
+        error: The standard error of this time by the scatter of the fitted lines, as a fraction of it; None where
+            nothing tells it, because a pass was timed at two sizes, or took no longer than the clock scatters.
         passes: Seconds of the passes that follow each other, as one device takes them alone.
         busy: Seconds more, because the other ranks compute at the same time.
         exchange: Seconds of exchanges between ranks that backward does not hide.
         own: Seconds of the method's own arithmetic and of the update.
-        bytes: Bytes of gradients that the first rank sends in a step.
-        memory: The peak of a rank's memory in bytes; None where it was not measured.
+        bytes: Bytes of gradients that the first rank sends in a step; None where it is not modeled.
+        memory: The peak of a rank's memory in bytes; None where it was not measured or is not modeled.
     """
 
     method: str
     layout: Layout
     examples: int
     seconds: float
-    error: float
+    error: float | None
     passes: float
     busy: float
     exchange: float
     own: float
-    bytes: float
+    bytes: float | None
     memory: float | None = None
 
     @property
@@ -58,16 +59,19 @@ class Prediction:
 
 @dataclass
 class _Sum:
-    """Seconds, and the square of their standard error."""
+    """Seconds, and the square of their standard error, if it is known."""
 
     seconds: float = 0.0
-    square: float = 0.0
+    square: float | None = 0.0
 
     def add(self, line: Line, size: float, factor: float = 1.0) -> None:
         """Add a time on a line."""
         time = factor * line(size)
         self.seconds += time
-        self.square += (line.error * time) ** 2
+        if time and (self.square is None or line.error is None):
+            self.square = None
+        elif time and self.square is not None and line.error is not None:
+            self.square += (line.error * time) ** 2
 
 
 def predict(
@@ -87,11 +91,12 @@ def predict(
         quiet: The rates of one device alone.
         parameters: The bytes of the parameters.
     """
-    shown = [_step(step, layout, examples, here, busy, quiet) for step in own.steps]
-    apart = [_alone(step, layout, examples, busy, quiet) for step in own.steps]
-    single = [_alone(step, layout, examples, quiet, quiet) for step in own.steps]
-    count = len(own.steps)
-    total, of_own = sum(s.seconds for s in shown) / count, sum(own.seconds) / count
+    steps = own.asked(layout.data)
+    shown = [_step(step, layout, examples, here, busy, quiet) for step in steps]
+    apart = [_alone(step, layout, examples, busy, quiet) for step in steps]
+    single = [_alone(step, layout, examples, quiet, quiet) for step in steps]
+    count = len(steps)
+    total, of_own = sum(s.seconds for s in shown) / count, sum(own.seconds) / len(own.seconds)
     passes, with_others = sum(s.seconds for s in single) / count, sum(s.seconds for s in apart) / count
     if layout.ranks == 1:  # one device exchanges nothing and has no neighbors: all but its own work are passes
         passes = with_others = total
@@ -100,13 +105,19 @@ def predict(
         layout=layout,
         examples=examples,
         seconds=total + of_own,
-        error=math.sqrt(sum(s.square for s in shown) / count) / (total + of_own),
+        error=_error([s.square for s in shown], total + of_own),
         passes=passes,
         busy=with_others - passes,
         exchange=total - with_others,
         own=of_own,
-        bytes=sum(sent(step, layout) for step in own.steps) / count * parameters,
+        bytes=sum(sent(step, layout) for step in steps) / count * parameters,
     )
+
+
+def _error(squares: Sequence[float | None], seconds: float) -> float | None:
+    """The standard error of the mean of steps, as a fraction of it; None if that of a step is not known."""
+    known = [square for square in squares if square is not None]
+    return None if len(known) < len(squares) else math.sqrt(sum(known) / len(known)) / seconds
 
 
 def _step(step: Step, layout: Layout, examples: int, here: Rates, busy: Rates, quiet: Rates) -> _Sum:
@@ -272,26 +283,3 @@ def best(predictions: Sequence[Prediction]) -> dict[str, Prediction]:
     for one in sorted(predictions, key=order):
         fastest.setdefault(one.method, one)
     return fastest
-
-
-def why(one: Prediction, all_of_it: Sequence[Prediction]) -> str:
-    """One sentence: what a step spends its time on, and what the fastest other mesh would take.
-
-    Args:
-        one: The prediction.
-        all_of_it: The predictions of all layouts of the method.
-    """
-    parts = [
-        ("passes", one.passes),
-        ("other ranks that compute at the same time", one.busy),
-        ("exchanges", one.exchange),
-        ("arithmetic and update", one.own),
-    ]
-    told = [(name, time) for name, time in parts if name == "passes" or time >= 0.005 * one.seconds]
-    spent = " + ".join(f"{name} {time * 1e3:.2f}" for name, time in told)
-    others = [p for p in all_of_it if p.layout.mesh != one.layout.mesh]
-    sentence = f"{one.layout}: {one.seconds * 1e3:.2f} ms = {spent}"
-    if others:
-        other = min(others, key=lambda p: p.seconds)
-        sentence += f"; {other.layout} would take {other.seconds / one.seconds:.2f} times as long"
-    return sentence

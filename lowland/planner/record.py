@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from lowland.planner.asks import Pass
+from lowland.planner.asks import Pass, Step
 from lowland.planner.layout import Layout
 from lowland.planner.line import Line
 from lowland.planner.measure import Own, Rates
@@ -29,6 +29,7 @@ def from_json(data: Mapping[str, Any]) -> Survey:
         rates=[_rates(each) for each in data["rates"]],
         own=[_own(each) for each in data["own"]],
         cuttable=data["cuttable"],
+        float32=data.get("float32", True),
         measured=[Measured(**{**each, "layout": Layout(**each["layout"])}) for each in data["measured"]],
     )
 
@@ -41,5 +42,9 @@ def _rates(data: Mapping[str, Any]) -> Rates:
 
 
 def _own(data: Mapping[str, Any]) -> Own:
-    steps = tuple(tuple(tuple(Pass(*one) for one in ask) for ask in step) for step in data["steps"])
-    return Own(**{**data, "steps": steps, "seconds": tuple(data["seconds"])})
+    parts = {int(number): _steps(each) for number, each in data.get("parts", {}).items()}
+    return Own(**{**data, "steps": _steps(data["steps"]), "seconds": tuple(data["seconds"]), "parts": parts})
+
+
+def _steps(data: Any) -> tuple[Step, ...]:
+    return tuple(tuple(tuple(Pass(*one) for one in ask) for ask in step) for step in data)

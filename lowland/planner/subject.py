@@ -20,10 +20,10 @@ from lowland.engine.lookahead import needs_closure
 from lowland.executors.base import Executor
 from lowland.executors.mesh.messages import BUCKET
 from lowland.methods.base import Method
+from lowland.planner.costs import STEPS
 from lowland.planner.layout import Layout
 
 SLOW = 1e-8  # what learning rates are multiplied by, so that measured steps leave the weights where they are
-STEPS = 200  # the training that measured steps belong to, for methods that ask for their progress
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,9 @@ class Subject:
         loss_fn: The loss function of the engine.
         batch: A batch of one step, on the model's device, as all ranks together take it.
         batches: What cuts it.
+        total: The steps of the training; if they are not known, :data:`lowland.planner.costs.STEPS`.
+        rng: How passes draw random numbers, as the engine's ``rng``.
+        notes: What of the training is not planned, in sentences.
     """
 
     model: nn.Module
@@ -43,6 +46,9 @@ class Subject:
     loss_fn: LossFn
     batch: Any
     batches: Batches
+    total: int = STEPS
+    rng: str = "free"
+    notes: Sequence[str] = ()
 
     @classmethod
     def of(cls, engine: Engine, batch: Any) -> Subject:
@@ -84,7 +90,15 @@ class Subject:
                 "a plan divides the model over ranks itself, but this model is wrapped or sharded; pass an engine "
                 "with the bare model"
             )
-        return cls(engine.model, engine.optimizers, engine.loss_fn, batch, engine.batches)
+        total = engine.training.total or STEPS
+        most = engine.work.micro_batch
+        notes = (
+            []
+            if most is None
+            else [f"The training's own micro-batches of at most {most} examples are not planned; layouts name theirs."]
+        )
+        rng = "free" if engine.work.rng is None else "shared"
+        return cls(engine.model, engine.optimizers, engine.loss_fn, batch, engine.batches, total, rng, notes)
 
     @property
     def size(self) -> int | None:
@@ -95,6 +109,11 @@ class Subject:
     def device(self) -> torch.device:
         """The device of the first parameter."""
         return next(self.model.parameters()).device
+
+    @property
+    def float32(self) -> bool:
+        """Whether all trainable weights are float32."""
+        return all(p.dtype == torch.float32 for p in self.model.parameters() if p.requires_grad)
 
     @property
     def parameters(self) -> int:
@@ -120,7 +139,12 @@ class Subject:
     def copies(self) -> tuple[nn.Module, list[Optimizer]]:
         """A copy of the model, and of its optimizers with learning rates of nearly zero."""
         try:
-            model, optimizers = copy.deepcopy((self.model, list(self.optimizers)))
+            known: dict[int, Any] = {}
+            model, optimizers = copy.deepcopy((self.model, list(self.optimizers)), known)
+            for optimizer, copied in zip(self.optimizers, optimizers, strict=True):
+                # torch copies the state, the groups and the defaults, but no attributes of a user's own class.
+                own = {name: value for name, value in vars(optimizer).items() if name not in vars(copied)}
+                vars(copied).update(copy.deepcopy(own, known))
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError) as error:
@@ -163,7 +187,8 @@ class Subject:
             micro_batch=layout.micro_batch,
             cut=self.batches.cutter,
             allow_unaveraged=alone or layout.data == 1,
-            total_steps=STEPS,
+            total_steps=self.total,
+            rng=self.rng,
         )
         return engine, optimizers
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from lowland.core.errors import ArgumentError
 from lowland.methods.base import Method
-from lowland.planner.asks import read
 from lowland.planner.layout import Layout, layouts, suits
+from lowland.planner.rehearsal import asks_on
 from lowland.planner.subject import Subject
 
 
@@ -29,24 +29,35 @@ def suitable(
         ArgumentError: There is none, because the ranks can divide nothing.
     """
     possible = [each for each in layouts(ranks, subject.size) if each.data == 1 or subject.size != each.data]
-    chosen = [each for each in possible if where(each) and any(fits_method(each, m) for m in methods.values())]
+    chosen = [each for each in possible if where(each) and any(fits_method(each, subject, m) for m in methods.values())]
     if not chosen:
         raise ArgumentError(undivided([ranks], [subject.size or 1]))
     return chosen
 
 
-def fits_method(layout: Layout, method: Method) -> bool:
+def fits_method(layout: Layout, subject: Subject, method: Method) -> bool:
     """Whether all groups of a layout have something to do in the method's steps."""
-    return suits(layout, read(method, width=layout.width))
+    if layout.width == 1:
+        return True
+    return suits(layout, asks_on(subject, method, layout.width))
 
 
 def undivided(ranks: Sequence[int], sizes: Sequence[int]) -> str:
     """The message that ranks have nothing to divide."""
+    alone = any(size % rank == 0 for rank in ranks for size in sizes)
+    two = ", of which every rank needs two or more," if alone else ""
     return (
         f"the ranks must divide the batch or a method's probes, but {_either(ranks)} ranks divide neither the "
-        f"{_either(sizes)} examples nor the probes of a method; take another number of processes, another batch size, "
-        "or SAMPa"
+        f"{_either(sizes)} examples{two} nor the probes of a method; "
+        f"{_remedy(ranks, sizes)}"
     )
+
+
+def _remedy(ranks: Sequence[int], sizes: Sequence[int]) -> str:
+    """What divides: as many examples as the ranks have parts of two, or two ranks for SAMPa."""
+    fitting = [str(next(n for n in range(max(2 * rank, max(sizes)), 10**9) if n % rank == 0)) for rank in ranks]
+    even = " or SAMPa" if all(rank == 2 for rank in ranks) else ""
+    return f"take another number of processes, a batch of {' or '.join(fitting)} examples{even}"
 
 
 def _either(numbers: Sequence[int]) -> str:

@@ -20,12 +20,13 @@ from lowland.engine import Engine
 from lowland.methods.base import Method
 from lowland.parallel import broadcast
 from lowland.planner import collectives, measure
-from lowland.planner.asks import read
 from lowland.planner.calibration import Calibration, cuttable, record
 from lowland.planner.free import room
-from lowland.planner.layout import Layout, suits
+from lowland.planner.layout import Layout
 from lowland.planner.measure import Own, Rates
+from lowland.planner.rehearsal import Rehearsal
 from lowland.planner.subject import Subject, train_step
+from lowland.planner.suitable import fits_method
 from lowland.planner.turns import ROUNDS, Tick, Turn, take
 from lowland.planner.typical import typical
 
@@ -64,6 +65,7 @@ class Survey:
         own: What methods do beyond their passes; one entry for each width that they were told.
         measured: Steps that were measured beside, to be compared with predictions.
         cuttable: Whether the loss can be cut into micro-batches; a mean cannot.
+        float32: Whether all weights are float32; bytes and memory are modeled for these alone.
     """
 
     ranks: int
@@ -75,6 +77,7 @@ class Survey:
     own: Sequence[Own]
     measured: Sequence[Measured] = ()
     cuttable: bool = True
+    float32: bool = True
 
     def own_of(self, method: str, width: int) -> Own | None:
         """What a method does beyond its passes, told this width; None if it was not measured."""
@@ -170,19 +173,20 @@ def survey(
     own: list[Own] = []
     groups = _fitting(subject, pairs)
     for number, group in enumerate(groups):
-        canned = {
+        rehearsed = {
             (text, width): made
             for text, width in group
             for made in measure.attempted(subject, [(text, methods[text])], width, recorded).values()
         }
-        turns |= {("own", *key): turn for key, (turn, _) in canned.items()}
+        turns |= {("own", *key): one.turn() for key, one in rehearsed.items()}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="the method asked for")  # calibrating steps leave groups idle
             of_all = None if tick is None else partial(_report, tick, number, len(groups))
             laps |= _together(take(turns, subject.device, rounds=rounds, limit=seconds, tick=of_all))
-        own += [measure.own(key[0], made[1], laps["own", *key]) for key, made in canned.items()]
+        turns = {}
+        own += [_own(key, one, laps["own", *key], layouts) for key, one in rehearsed.items()]
         # The next group, without passes, gets the memory of this one.
-        turns, canned, seconds, rounds = {}, {}, None, min(len(laps["own"]), ROUNDS)
+        rehearsed, seconds, rounds = {}, None, min(len(laps["own"]), ROUNDS)
     busy = _rates(laps, "busy", SINGLE)
     return Survey(
         ranks=ranks,
@@ -194,7 +198,15 @@ def survey(
         own=own,
         measured=[_measured(key, one, laps["real", *key]) for key, one in real.items()],
         cuttable=cuttable(subject),
+        float32=subject.float32,
     )
+
+
+def _own(key: tuple[str, int], one: Rehearsal, laps: Sequence[float], layouts: Sequence[Layout]) -> Own:
+    """What a method does beyond its passes, and what it asks for on the part of a rank in these layouts."""
+    numbers = sorted({each.data for each in layouts if each.width == one.width and each.data > 1})
+    parts = measure.parts(one.subject, one.method, one.width, one.recorded, numbers)
+    return measure.own(key[0], one.canned, laps, one.whole, parts)
 
 
 def _fitting(subject: Subject, pairs: Sequence[tuple[str, int]]) -> list[Sequence[tuple[str, int]]]:
@@ -253,7 +265,7 @@ def _reals(
         index = 0 if mesh[layout] is None or layout.data == 1 else mesh[layout]["data"].get_local_rank()
         batch = subject.batches.chunk(subject.batch, layout.data)[index]
         for text, method in methods.items():
-            if not suits(layout, read(method, width=layout.width)):
+            if not fits_method(layout, subject, method):
                 continue
             try:
                 one = _Real(*subject.engine(method, layout, mesh[layout]), batch)

@@ -121,3 +121,23 @@ def test_a_worker_that_fails_says_why(
     assert "the 2 processes that measure must end without an error" in " ".join(said.split())
     assert "AssertionError: no net here" in " ".join(said.split())
     assert not (tmp_path / "plan.html").exists()
+
+
+def test_an_error_that_is_not_known_decides_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = entries()
+    for one in made["predictions"]:
+        one["error"], one["bytes"] = None, None
+    made["notes"] = ["Bytes and memory are not modeled."]
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(made))
+    assert main(["plan", "--record", str(path), "--out", str(tmp_path / "page.html")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "± ?" in shown
+    assert "note: Bytes and memory are not modeled." in shown
+    assert "Bytes and memory are not modeled." in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("option", [["--methods", "banana"], ["--seconds", "5"], ["--processes", "1"]])
+def test_a_record_is_given_alone(record: Path, option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--record", str(record), *option]) == 2
+    assert f"record must be given without {option[0][2:]}" in " ".join(capsys.readouterr().err.split())

@@ -12,7 +12,8 @@ from lowland.planner.asks import Pass, Step, read
 from lowland.planner.layout import Layout
 from lowland.planner.line import Line
 from lowland.planner.measure import Own, Rates
-from lowland.planner.predict import Prediction, best, partial, pieces, predict, sent, unsynced, why
+from lowland.planner.predict import Prediction, best, partial, pieces, predict, sent, unsynced
+from lowland.planner.why import why
 
 EXAMPLES, PARAMETERS = 40, 1000
 ONE, DATA, PROBE = Layout(), Layout(data=2), Layout(probe=2)

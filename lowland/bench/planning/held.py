@@ -121,6 +121,7 @@ def _row(one: Measured, predicted: Prediction, survey: Survey) -> Row:
     rates = next(each for each in survey.rates if each.layout == one.layout)
     own = survey.own_of(one.method, one.layout.width)
     assert own is not None
+    assert predicted.bytes is not None  # the cases have float32 weights
     return Row(
         method=one.method,
         layout=str(one.layout),

@@ -6,14 +6,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import lowland
+from lowland.bench.simulation.contestant import Contestant, contestant
 from lowland.core import checks
 from lowland.core.errors import ArgumentError, UnknownNameError
-from lowland.methods import make
-from lowland.planner.asks import Step, read
-from lowland.planner.costs import REQUIRED
+from lowland.planner.costs import STEPS
 from lowland.planner.frontier import advantage, critical_base, meshes
 from lowland.planner.hardware import LINKS, link
 from lowland.planner.ideal import predict
@@ -29,6 +28,7 @@ GRID = 41  # batches and bandwidths of the figure of two devices
 PARTS = 10_000  # of a training, from one checkpoint to the next, that are simulated; more are like them
 LARGEST = 100_000  # devices
 MOST_STEPS = 1_000_000
+MOST_OF_A_TRAINING = 1e15  # steps; floating-point numbers count no more one by one
 WIDEST = 3.0  # sigma; times then differ by a factor of 20, the exponential of 3
 BATCHES, BANDWIDTHS = (1.0, 1e4), (1e8, 1e12)
 OUTWARD = ("ethernet10", "ethernet100", "hdr", "ndr")  # links between hosts, drawn beside the chosen one
@@ -104,6 +104,11 @@ class Choice:
         for name in ("parameters", "examples"):
             if getattr(self, name) == math.inf:
                 raise ArgumentError(f"{name} must be finite, but is inf; give a number")
+        if not self.examples / min(self.batch, self.global_batch) <= MOST_OF_A_TRAINING:
+            raise ArgumentError(
+                f"examples must make at most {MOST_OF_A_TRAINING:.0e} steps, but {self.examples:.3g} examples in "
+                f"batches of {min(self.batch, self.global_batch):.3g} make more; set a larger batch or fewer examples"
+            )
         for name, seconds in self.arithmetic.items():
             checks.at_least(f"arithmetic of {name}", seconds, 0, "give seconds of a step, such as sampa 0.001")
             if name not in self.methods:
@@ -162,23 +167,6 @@ def total(choice: Choice) -> int:
     return 2 * len(choice.methods) * len(counts(choice))
 
 
-class _Contestant(NamedTuple):
-    """A method: its text, its groups of devices, and the asks of its steps on these groups and on one device."""
-
-    text: str
-    probe: int
-    steps: tuple[Step, ...]
-    alone: tuple[Step, ...]
-
-
-def _contestant(text: str) -> _Contestant:
-    """The method of this text, on two groups of devices if it asks for several passes at once."""
-    method = make(text, fill=lambda key: REQUIRED.get(key, {}))
-    alone = read(method)
-    probe = 2 if max(len(ask) for step in alone for ask in step) > 1 else 1
-    return _Contestant(text, probe, read(method, width=probe), alone)
-
-
 def study(choice: Choice, tick: Callable[[], None] | None = None) -> Scaling:
     """Run the study; the same choice gives the same record.
 
@@ -187,12 +175,11 @@ def study(choice: Choice, tick: Callable[[], None] | None = None) -> Scaling:
         tick: Called after each of the :func:`total` parts.
     """
     points = []
-    for text in choice.methods:
-        contestant = _contestant(text)
+    for one in [contestant(text) for text in choice.methods]:
         for kept in get_args(Kept):
             for devices in counts(choice):
-                if devices % contestant.probe == 0:
-                    points.append(_point(choice, contestant, kept, devices))
+                if devices % one.probe == 0:
+                    points.append(_point(choice, one, kept, devices))
                 if tick is not None:
                     tick()
     return Scaling(
@@ -207,7 +194,7 @@ def study(choice: Choice, tick: Callable[[], None] | None = None) -> Scaling:
     )
 
 
-def _point(choice: Choice, contestant: _Contestant, kept: Kept, devices: int) -> Point:
+def _point(choice: Choice, contestant: Contestant, kept: Kept, devices: int) -> Point:
     """One method on one mesh."""
     probe, data = contestant.probe, devices // contestant.probe
     batch = {"per_device": choice.batch} if kept == "per device" else {"batch": choice.global_batch}
@@ -215,7 +202,7 @@ def _point(choice: Choice, contestant: _Contestant, kept: Kept, devices: int) ->
     mesh = choice.setting(probe=probe, data=data, arithmetic=arithmetic, **batch)
     ideal = predict(contestant.steps, mesh)
     noise = Noise(sigma=choice.sigma, slow=choice.slow)
-    times = step_times(contestant.steps, mesh, choice.steps, noise=noise, seed=choice.seed)
+    times = step_times(contestant.steps, mesh, contestant.simulated(choice.steps), noise=noise, seed=choice.seed)
     failures = choice.failures(devices)
     count = max(round(choice.examples / mesh.examples), 1)
     part = min(count, PARTS * steps_between(times, count, failures))
@@ -233,7 +220,7 @@ def _point(choice: Choice, contestant: _Contestant, kept: Kept, devices: int) ->
         rest=ideal.arithmetic + ideal.update,
         sent=ideal.sent,
         simulated=float(times.mean()),
-        error=float(times.std(ddof=1)) / choice.steps**0.5,
+        error=float(times.std(ddof=1)) / len(times) ** 0.5,
         alone=mesh.local / one.total,
         hours=training.seconds / 3600 * count / part,
         failures=round(training.failures * count / part),
@@ -244,7 +231,7 @@ def _point(choice: Choice, contestant: _Contestant, kept: Kept, devices: int) ->
 def _pair(choice: Choice) -> Pair:
     """SAMPa on two devices, whose link has the latency within a host."""
     batches, bandwidths = (_spaced(*ends) for ends in (BATCHES, BANDWIDTHS))
-    asks, over_data, over_one = _contestant("sampa"), [], []
+    asks, over_data, over_one = contestant("sampa"), [], []
     arithmetic = choice.arithmetic.get("sam", 0.0)
     for bandwidth in bandwidths:
         network = flat(Link(choice.within_latency, bandwidth), choice.algorithm)
@@ -258,7 +245,7 @@ def _pair(choice: Choice) -> Pair:
 def _bases(choice: Choice) -> list[Base]:
     """The critical base of a pass by devices, for links between hosts."""
     found = []
-    devices = [n for n in counts(choice) if n > 1]
+    devices = [n for n in counts(choice) if n % 2 == 0]  # SAMPa has two groups
     for name in dict.fromkeys([choice.between, *OUTWARD]):
         lanes = choice.lanes if name == choice.between else 1
         outward = link(name, choice.between_latency, lanes)
@@ -295,5 +282,6 @@ def _settings(choice: Choice) -> dict[str, str]:
         "failures": hours,
         "checkpoints": f"{each}, {choice.checkpoint:.4g} s; restarts {choice.restart:.4g} s",
         "training": f"{choice.examples:,.0f} examples",
-        "simulated": f"{choice.steps} steps of each method and mesh, seed {choice.seed}",
+        "simulated": f"{choice.steps} steps of each method and mesh, seed {choice.seed}; of methods whose steps "
+        f"differ, whole repetitions of {STEPS} steps",
     }

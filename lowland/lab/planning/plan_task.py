@@ -177,7 +177,8 @@ def plan_task(
         each = threads or max(cores() // number, 1)
         surveys.append(record.from_json(started.run(WORKER, [json.dumps(given)], number, threads=each, tick=done)))
     device = config.on()
-    return planner.joined(surveys, memories, shown, left_out=reasons, room=room(device), device=device)
+    notes, space = ready.subject.notes, room(device)
+    return planner.joined(surveys, memories, shown, left_out=reasons, room=space, device=device, notes=notes)
 
 
 def dividing(

@@ -148,9 +148,11 @@ def train(
     every = steps_between(times, count, failures)
     longest = every * mean + failures.checkpoint + failures.restart
     if longest > MOST * between:
+        fixed = mean + failures.checkpoint + failures.restart  # with a checkpoint after every step
+        remedy = "shorten the interval" if fixed <= MOST * between else "raise mtbf, or shorten checkpoint and restart"
         raise ArgumentError(
             f"mtbf must be long enough to reach the next checkpoint, but one of {devices} devices fails every "
-            f"{between:.3g} s, and interval, checkpoint and restart take {longest:.3g} s; shorten the interval"
+            f"{between:.3g} s, and interval, checkpoint and restart take {longest:.3g} s; {remedy}"
         )
     env = simpy.Environment()
     run = _Run(env, times, failures, np.random.default_rng(seed))

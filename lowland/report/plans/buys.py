@@ -137,6 +137,8 @@ def _verdict(name: str, plain: str, effect: Effect, mine: Price | None, other: P
     if mine is None or other is None:
         return f"{scored}, but which one is the better buy is not known: the plan is about another training or method."
     priced = f"Predicted: {mine}, against {other}."
+    if mine.step.error is None or other.step.error is None:
+        return f"{priced} {scored}, but the error of these times is not known, so nothing follows from them."
     error = hypot(mine.step.error * mine.seconds, other.step.error * other.seconds)
     alike = abs(mine.seconds - other.seconds) <= error
     cheaper = "" if alike else name if mine.seconds < other.seconds else plain

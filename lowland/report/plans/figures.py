@@ -72,7 +72,8 @@ def _stack(axes: Axes, place: int, one: PredictionRecord) -> None:
         else:
             axes.barh(place, time, left=start, height=0.62, color=color)
             start += time
-    axes.errorbar(1e3 * one.seconds, place, xerr=1e3 * one.error * one.seconds, color=INK, elinewidth=1, capsize=2)
+    error = 1e3 * (one.error or 0.0) * one.seconds
+    axes.errorbar(1e3 * one.seconds, place, xerr=error, color=INK, elinewidth=1, capsize=2)
 
 
 def followed(plan: PlanRecord) -> dict[str, Look]:
@@ -100,7 +101,7 @@ def by_layout(plan: PlanRecord) -> str:
         for one in shown:
             place = order.index(one.shown) + shift[one.method]
             _mark(axes, 1e3 * one.seconds, place, look[one.method])
-            error = 1e3 * one.error * one.seconds
+            error = 1e3 * (one.error or 0.0) * one.seconds
             axes.errorbar(1e3 * one.seconds, place, xerr=error, color=look[one.method].color, elinewidth=0.9)
         axes.set_xlim(left=0)
         label_axes(axes, "ms a step", "")
@@ -117,7 +118,7 @@ def lines(survey: SurveyRecord) -> str:
         for number, (name, line, most) in enumerate(named):
             color = NEUTRAL if number == 0 else COLORS[number - 1]
             points = [(most * n / 20, 1e3 * (line.base + line.slope * most * n / 20)) for n in range(21)]
-            spread = [line.error * y for _, y in points]
+            spread = [(line.error or 0.0) * y for _, y in points]
             x, y = [p[0] for p in points], [p[1] for p in points]
             low, high = ([v + sign * s for v, s in zip(y, spread, strict=True)] for sign in (-1, 1))
             axes.fill_between(x, low, high, color=color, alpha=0.13, lw=0)

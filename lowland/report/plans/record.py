@@ -43,12 +43,12 @@ class PredictionRecord:
         shown: The layout in words.
         examples: The examples of a step.
         seconds: The mean time of a step.
-        error: The standard error of this time, as a fraction of it.
+        error: The standard error of this time, as a fraction of it; None where it is not known.
         passes: Seconds of the passes that follow each other, as one device takes them alone.
         busy: Seconds more, because the other ranks compute at the same time.
         exchange: Seconds of exchanges between ranks.
         own: Seconds of the method's own arithmetic and of the update.
-        bytes: Bytes of gradients that the first rank sends in a step.
+        bytes: Bytes of gradients that the first rank sends in a step; None where it is not modeled.
         memory: The peak of a rank's memory in bytes; None where it was not measured.
         bound: What a step spends most of its time on beside its passes, or "passes".
     """
@@ -58,12 +58,12 @@ class PredictionRecord:
     shown: str
     examples: int
     seconds: float
-    error: float
+    error: float | None
     passes: float
     busy: float
     exchange: float
     own: float
-    bytes: float
+    bytes: float | None
     memory: float | None
     bound: str
 
@@ -80,12 +80,12 @@ class LineRecord:
     Attributes:
         base: Seconds without examples.
         slope: Seconds for each example.
-        error: The standard error of a time on the line, as a fraction of it.
+        error: The standard error of a time on the line, as a fraction of it; None where it is not known.
     """
 
     base: float
     slope: float
-    error: float
+    error: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +144,7 @@ class PlanRecord:
         room: The bytes of memory that are free, for all ranks of a device together; None where it is not known.
         why: For every method one sentence about its fastest layout.
         runs: Sentences about runs of a comparison; none without runs.
+        notes: What the plan has not planned, or knows less well.
     """
 
     task: str
@@ -157,6 +158,7 @@ class PlanRecord:
     room: int | None
     why: Mapping[str, str]
     runs: list[str]
+    notes: list[str]
 
     def fastest(self) -> dict[str, PredictionRecord]:
         """The fastest prediction of every method, the fastest method first."""
@@ -208,7 +210,7 @@ class PlanRecord:
         ]
         if not predictions or not surveys:
             raise TypeError("it has no predictions")
-        return _made(cls, {**entries, "predictions": predictions, "surveys": surveys})
+        return _made(cls, {"notes": [], **entries, "predictions": predictions, "surveys": surveys})
 
 
 def _rates(data: Mapping[str, Any]) -> RatesRecord:

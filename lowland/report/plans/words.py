@@ -8,13 +8,15 @@ from lowland.report.plans.record import PlanRecord, PredictionRecord
 from lowland.report.values import NONE
 
 HEADINGS = ("method", "layout", "ms a step", "of plain", "examples/s", "MB sent", "MB memory", "bound by")
+UNKNOWN = "?"  # an error or bytes that nothing tells
 BOUNDS = {"passes": "passes", "busy": "busy neighbors", "exchange": "exchange", "own": "arithmetic"}
 HELP = {
     "layout": "the fastest way to divide a step: probe=2 is two groups of ranks that compute independent gradients, "
     "data=2 is two ranks that share a batch",
-    "ms a step": "the mean time of a step, with the standard error of the fitted lines; it is predicted, not measured",
+    "ms a step": "the mean time of a step, with the standard error of the fitted lines, ? where nothing tells it; "
+    "it is predicted, not measured",
     "of plain": "the time of plain training in its own fastest layout is 1",
-    "MB sent": "gradients that the first rank sends in a step",
+    "MB sent": "gradients that the first rank sends in a step, ? where it is not modeled",
     "MB memory": "the predicted peak of a rank: weights, optimizer state, activations and what the method keeps, "
     "without the batch; every rank has as much",
     "bound by": "what a step spends most of its time on beside its passes, if it is a tenth of the step or more",
@@ -40,10 +42,10 @@ def cells(one: PredictionRecord, plain: PredictionRecord | None) -> list[str]:
     return [
         one.method,
         one.shown,
-        f"{one.seconds * 1e3:.2f} ± {100 * one.error:.0f} %",
+        f"{one.seconds * 1e3:.2f} ± {UNKNOWN if one.error is None else f'{100 * one.error:.0f} %'}",
         NONE if plain is None else f"{one.seconds / plain.seconds:.2f}",
         f"{one.speed:,.0f}",
-        f"{one.bytes / 1e6:.2f}" if one.bytes else NONE,
+        UNKNOWN if one.bytes is None else f"{one.bytes / 1e6:.2f}" if one.bytes else NONE,
         NONE if one.memory is None else f"{one.memory / 1e6:,.1f}",
         BOUNDS.get(one.bound, one.bound),
     ]
@@ -57,14 +59,22 @@ def recommendation(plan: PlanRecord) -> list[str]:
     said = [f"{name} is fastest on {plan.why[name]}." for name in shown]
     if "plain" in fastest and others:
         first, second = fastest[others[0]], fastest[others[1]] if len(others) > 1 else None
-        said.append(f"Beside plain training, {others[0]} has the cheapest step.")
+        if second is not None and None in (first.error, second.error):
+            said.append(
+                f"Which method has the cheapest step beside plain training is not known: {first.method} is predicted "
+                f"to have it, and {second.method} the next, but nothing tells the error of these times."
+            )
+        else:
+            said.append(f"Beside plain training, {others[0]} has the cheapest step.")
         if second is not None and _alike(first, second):
             said.append(f"The next, {second.method}, differs by less than the error of the two predictions.")
     return said
 
 
 def _alike(one: PredictionRecord, other: PredictionRecord) -> bool:
-    """Whether two times differ by less than the standard error of their difference."""
+    """Whether two times differ by less than the standard error of their difference, as far as it is known."""
+    if one.error is None or other.error is None:
+        return False
     return abs(one.seconds - other.seconds) < hypot(one.error * one.seconds, other.error * other.seconds)
 
 

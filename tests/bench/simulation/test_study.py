@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from lowland.bench.simulation import study as studies
+from lowland.bench.simulation.contestant import contestant
 from lowland.bench.simulation.study import Choice, counts, study, total
 from lowland.core.errors import ArgumentError
 from lowland.methods import make
@@ -139,3 +140,39 @@ def test_a_record_is_read_back(tmp_path: Any) -> None:
 def test_refusals(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         replace(SMALL, **changes)
+
+
+@pytest.mark.parametrize("steps", [2, 50, 130])
+def test_the_steps_that_are_simulated_are_those_of_the_training(steps: int) -> None:
+    choice = replace(
+        SMALL, methods=("late:start=0.5", "looksam", "sam"), steps=steps, sigma=0.0, mtbf=float("inf"), checkpoint=0.0
+    )
+    for point in study(choice).points:
+        assert point.simulated == pytest.approx(point.seconds), point.method
+
+
+def test_methods_ask_for_the_fractions_that_they_name() -> None:
+    def fractions(text: str) -> set[float]:
+        return {p.examples for step in contestant(text).steps for ask in step for p in ask}
+
+    assert fractions("k-sam:k=0.1") == {0.1, 1.0}
+    assert fractions("micro-sam:m=8") == {0.125}
+    assert fractions("async-sam:share=0.1") == {0.1, 1.0}
+    with pytest.raises(ArgumentError, match=r"k-sam:k=16 asks for a number of examples .* give a fraction, such as"):
+        study(replace(SMALL, methods=("k-sam:k=16",)))
+
+
+def test_an_odd_number_of_devices_has_no_groups_of_sampa() -> None:
+    found = study(Choice(devices=3, host=1, methods=("sam",), steps=2, examples=1e6, global_batch=512))
+    assert next(base.devices for base in found.bases) == [2]
+
+
+@pytest.mark.parametrize("changes", [{"batch": 1e-300}, {"examples": 1e300}])
+def test_a_training_has_steps_that_can_be_counted(changes: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match=r"examples must make at most 1e\+15 steps"):
+        replace(SMALL, **changes)
+
+
+def test_what_takes_too_long_between_failures_is_named() -> None:
+    with pytest.raises(ArgumentError, match="raise mtbf, or shorten checkpoint and restart"):
+        study(replace(SMALL, methods=("sam",), mtbf=1.0, restart=1000.0))
