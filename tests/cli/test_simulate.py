@@ -58,7 +58,7 @@ def test_it_prints_tables_and_writes_page_and_record(tmp_path: Path, capsys: pyt
         (["--overlap", "2"], "overlap must be in [0, 1], but is 2.0"),
         (["--mtbf", "0.00001"], "mtbf must be long enough to reach the next checkpoint"),
         (["--out", "page.json"], "out must be a page, but is page.json"),
-        (["--record", "missing.json"], "record must be a JSON file of lowland simulate, but missing.json"),
+        (["--record", "missing.json"], "record must be given without devices, methods"),
     ],
 )
 def test_refusals(
@@ -71,4 +71,14 @@ def test_refusals(
     monkeypatch.chdir(tmp_path)
     assert main([*SMALL, *options]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_record_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["simulate", "--record", "missing.json"]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "record must be a JSON file of lowland simulate, but missing.json" in told
     assert list(tmp_path.iterdir()) == []

@@ -31,9 +31,9 @@ def losses(model: nn.Module, batch: Any) -> Tensor:
     return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
 
 
-def subject(size: int = 8, total: int | None = None) -> Subject:
+def subject(size: int = 8, total: int | None = None, hidden: int = 8) -> Subject:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    model = nn.Sequential(nn.Linear(6, hidden), nn.ReLU(), nn.Linear(hidden, 3))
     engine = Engine(SAM(), model, torch.optim.SGD(model.parameters(), lr=0.1), losses, total_steps=total)
     return Subject.of(engine, (torch.randn(size, 6), torch.randint(3, (size,))))
 
@@ -94,10 +94,12 @@ def test_places_fall_in_with_no_cycle() -> None:
 
 
 def test_the_memory_is_that_of_the_dearest_step() -> None:
-    training = subject(64)
+    training = subject(16, hidden=64)  # so that weights outweigh the copy
     methods = dict(map(named, ["plain", "sam", "late:start=0.9"]))
     found = {text: of(Layout()) for text, of in memory(training, methods).items()}
-    assert found["late:start=0.9"] == pytest.approx(found["sam"], rel=0.01)
+    # The first step, which is SAM's but not late SAM's dearest, has a copy of the batch, too.
+    copied = sum(t.nbytes for t in training.batch)
+    assert found["sam"] - copied <= found["late:start=0.9"] <= 1.01 * found["sam"]
     assert found["late:start=0.9"] > 1.02 * found["plain"]
     assert found["sam"] == pytest.approx(peak.measured(training, methods["sam"], Layout()), rel=0.1)
 
