@@ -99,7 +99,7 @@ def test_the_memory_is_that_of_the_dearest_step() -> None:
     found = {text: of(Layout()) for text, of in memory(training, methods).items()}
     # The first step, which is SAM's but not late SAM's dearest, has a copy of the batch, too.
     copied = sum(t.nbytes for t in training.batch)
-    assert found["sam"] - copied <= found["late:start=0.9"] <= 1.01 * found["sam"]
+    assert 0.99 * (found["sam"] - copied) <= found["late:start=0.9"] <= 1.01 * found["sam"]
     assert found["late:start=0.9"] > 1.02 * found["plain"]
     assert found["sam"] == pytest.approx(peak.measured(training, methods["sam"], Layout()), rel=0.1)
 
