@@ -108,7 +108,9 @@ class Pass:
                     stack.enter_context(only(work.params, probe.wrt))
             if work.rng is not None:
                 work.rng.rewind()
-            stack.enter_context(torch.set_grad_enabled(probe.grad or work.buffers.differentiates))
+            # DistributedDataParallel expects a backward after each forward with gradients.
+            own_gradients = work.buffers.differentiates and not work.replicas.groups
+            stack.enter_context(torch.set_grad_enabled(probe.grad or own_gradients))
             if self._on_error is not None:  # the caller runs forward and backward
                 remember(work)
                 self._caller = Caller(work)

@@ -16,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import lowland
 from lowland.core.errors import LowlandError
+from lowland.core.probe import Probe
+from lowland.executors import Pass
 from lowland.methods import make
 
 METHODS = (
@@ -213,3 +215,38 @@ def in_parts() -> str:
 def test_ranks_of_fully_shard_with_other_numbers_of_parts_do_not_wait_for_each_other() -> None:
     for rank, said in enumerate(on_ranks(2, in_parts)):
         assert f"rank {rank} has {2 + rank}, and the mean is 2.5; give all ranks" in said
+
+
+def by_example(m: Any, b: Any) -> Tensor:
+    return cross_entropy(m(b[0]), b[1], reduction="none")
+
+
+def with_a_name(m: Any, b: Any) -> Tensor:
+    return by_example(m, b) if b is not None else torch.autograd.grad(m, b)  # never differentiates
+
+
+def under_ddp() -> list[list[Tensor]]:
+    """Weights after three steps of mSAM, with a loss that may differentiate itself and with one that may not.
+
+    Before each step there is a pass without a gradient, as for a loss that is only looked at.
+    """
+    rank, found = dist.get_rank(), []
+    for loss_fn in (by_example, with_a_name):
+        net = DistributedDataParallel(model())
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        engine = lowland.Engine(make("micro-sam:rho=0.5,m=2"), net, optimizer, loss_fn)
+        for step in range(STEPS):
+            batch = [t[rank * 4 : rank * 4 + 4] for t in examples(step, False)]
+            with Pass(engine.work, Probe(batch, grad=False, stats=False)) as p:
+                p.backward(loss_fn(engine.model, batch))
+            engine.backward(batch)
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append([w.detach().clone() for w in engine.params])
+    return found
+
+
+def test_a_loss_that_may_differentiate_itself_is_averaged_over_ranks() -> None:
+    for plain, named in on_ranks(2, under_ddp):
+        for a, b in zip(plain, named, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
