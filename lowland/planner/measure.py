@@ -225,7 +225,7 @@ def attempted(
     for text, method in methods:
         try:
             rehearsal = Rehearsal(subject, method, width, recorded)
-            rehearsal.run()
+            rehearsal.run(alike=1)
         except LowlandError:
             continue
         made[text] = rehearsal

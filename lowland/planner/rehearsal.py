@@ -56,27 +56,31 @@ class Rehearsal:
             self.engine.step = placed(number, self.subject.total)
         train_step(self.engine, self.optimizers, self.batch)
 
-    def run(self) -> tuple[Step, ...]:
+    def run(self, alike: int = ALIKE) -> tuple[Step, ...]:
         """Take steps that are spread over the training, all of them if the method's steps differ.
+
+        Args:
+            alike: The steps that are taken if they do not.
 
         Raises:
             LowlandError: The method refuses a step.
         """
         differ = varies(self.subject, self.method, self.width)
-        for number in range(STEPS if differ else ALIKE):
+        for number in range(STEPS if differ else alike):
             self.step(number)
         steps = tuple(self.canned.steps)
-        self.whole = steps if differ else ()
-        watched = [number for number in range(len(steps)) if _watched(placed(number, self.subject.total))]
-        self._order = in_turns([shape(step) for step in steps], watched)
+        if differ:
+            watched = [number for number in range(STEPS) if _watched(placed(number, self.subject.total))]
+            self.whole, self._order = steps, in_turns([shape(step) for step in steps], watched)
         return steps
 
     def turn(self) -> Turn:
         """The turn that times a step; the kinds of steps take turns, as far as their place in the training decides."""
 
         def prepare() -> None:
-            self.engine.step = placed(self._order[self._next % len(self._order)], self.subject.total)
-            self._next += 1
+            if self._order:  # steps that are alike go on, and draw what a training draws
+                self.engine.step = placed(self._order[self._next % len(self._order)], self.subject.total)
+                self._next += 1
             self.canned.stock()
 
         return Turn(self.step, prepare)
