@@ -58,7 +58,7 @@ def test_it_prints_tables_and_writes_page_and_record(tmp_path: Path, capsys: pyt
         (["--overlap", "2"], "overlap must be in [0, 1], but is 2.0"),
         (["--mtbf", "0.00001"], "mtbf must be long enough to reach the next checkpoint"),
         (["--out", "page.json"], "out must be a page, but is page.json"),
-        (["--record", "missing.json"], "record must be a JSON file of lowland simulate, but missing.json"),
+        (["--record", "missing.json"], "record must be given without devices, methods, global_batch, examples, steps"),
     ],
 )
 def test_refusals(
@@ -72,3 +72,8 @@ def test_refusals(
     assert main([*SMALL, *options]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_record_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", "--record", str(tmp_path / "missing.json")]) == 2
+    assert "record must be a JSON file of lowland simulate" in " ".join(capsys.readouterr().err.split())
