@@ -104,7 +104,9 @@ class Plan:
     def _check(self) -> None:
         """Refuse wrong values before anything is measured."""
         if not 0 < self.seconds < float("inf"):
-            raise ArgumentError(f"seconds must be above 0, but is {self.seconds}; leave --seconds out for a minute")
+            raise ArgumentError(
+                f"seconds must be above 0 and finite, but is {self.seconds}; leave --seconds out for a minute"
+            )
         if self.threads is not None and self.threads < 1:
             raise ArgumentError(f"threads must be >= 1, but is {self.threads}; leave --threads out to divide the cores")
         if self.out.suffix == ".json":

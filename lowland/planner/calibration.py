@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lowland.core.errors import LossError
+from lowland.core.errors import ONE_EXAMPLE, LossError
 from lowland.core.probe import Plan, Probe, Reading
 from lowland.core.vec import Vec
 from lowland.engine import Engine
@@ -136,3 +136,15 @@ def cuttable(subject: Subject) -> bool:
     except (LossError, ValueError):  # torch's batch normalization refuses a single example by a ValueError
         return False
     return True
+
+
+def fewest(subject: Subject) -> int:
+    """The fewest examples of a forward pass, by trying a single one, which batch normalization refuses."""
+    if subject.size is None or subject.size < 2:
+        return 1
+    engine, _ = subject.engine(Calibration(), Layout(), alone=True)
+    try:
+        engine.backward(subject.part(1))
+    except ValueError as error:
+        return 2 if ONE_EXAMPLE in str(error) else 1
+    return 1

@@ -15,6 +15,7 @@ from lowland.engine import Engine
 from lowland.methods import METHODS, make, spell
 from lowland.methods.base import Method
 from lowland.planner import predict
+from lowland.planner.asks import Step
 from lowland.planner.costs import REQUIRED
 from lowland.planner.fits import CUTS, memory, sizes_of
 from lowland.planner.free import room
@@ -263,6 +264,8 @@ def predictions(measured: Survey, methods: Mapping[str, Method]) -> list[Predict
             part = measured.examples // rates.layout.data
             cuts = CUTS[1:] if measured.cuttable else ()
             for micro in dict.fromkeys([None, *(part // cut for cut in cuts if part // cut)]):
+                if micro is not None and not _cut_well(asked, part, micro, measured.fewest):
+                    continue
                 layout = replace(rates.layout, micro_batch=micro)
                 made.append(
                     predict.predict(
@@ -278,6 +281,12 @@ def predictions(measured: Survey, methods: Mapping[str, Method]) -> list[Predict
                 if not measured.float32:
                     made[-1] = replace(made[-1], bytes=None)
     return made
+
+
+def _cut_well(asked: Sequence[Step], part: int, micro: int, fewest: int) -> bool:
+    """Whether no micro-batch of a pass has fewer examples than the model needs."""
+    sizes = {part, *(round(one.examples * part) for step in asked for ask in step for one in ask)}
+    return all(min(predict.pieces(n, micro)) >= min(fewest, n) for n in sizes)
 
 
 def lines(plan: Plan) -> list[str]:

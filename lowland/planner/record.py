@@ -29,6 +29,7 @@ def from_json(data: Mapping[str, Any]) -> Survey:
         rates=[_rates(each) for each in data["rates"]],
         own=[_own(each) for each in data["own"]],
         cuttable=data["cuttable"],
+        fewest=data.get("fewest", 1),
         float32=data.get("float32", True),
         measured=[Measured(**{**each, "layout": Layout(**each["layout"])}) for each in data["measured"]],
     )

@@ -20,7 +20,7 @@ from lowland.engine import Engine
 from lowland.methods.base import Method
 from lowland.parallel import broadcast
 from lowland.planner import collectives, measure
-from lowland.planner.calibration import Calibration, cuttable, record
+from lowland.planner.calibration import Calibration, cuttable, fewest, record
 from lowland.planner.free import room
 from lowland.planner.layout import Layout
 from lowland.planner.measure import Own, Rates
@@ -65,6 +65,7 @@ class Survey:
         own: What methods do beyond their passes; one entry for each width that they were told.
         measured: Steps that were measured beside, to be compared with predictions.
         cuttable: Whether the loss can be cut into micro-batches; a mean cannot.
+        fewest: The fewest examples of a forward pass; batch normalization needs two.
         float32: Whether all weights are float32; bytes and memory are modeled for these alone.
     """
 
@@ -77,6 +78,7 @@ class Survey:
     own: Sequence[Own]
     measured: Sequence[Measured] = ()
     cuttable: bool = True
+    fewest: int = 1
     float32: bool = True
 
     def own_of(self, method: str, width: int) -> Own | None:
@@ -198,6 +200,7 @@ def survey(
         own=own,
         measured=[_measured(key, one, laps["real", *key]) for key, one in real.items()],
         cuttable=cuttable(subject),
+        fewest=fewest(subject),
         float32=subject.float32,
     )
 

@@ -56,7 +56,7 @@ def test_runs_are_said_everywhere(
     ("arguments", "words"),
     [
         (["--out", "plan.json"], "out must be a page, but is plan.json, the record's name; write --out plan.html"),
-        (["--seconds", "0"], "seconds must be above 0, but is 0.0; leave --seconds out for a minute"),
+        (["--seconds", "0"], "seconds must be above 0 and finite, but is 0.0; leave --seconds out for a minute"),
         (["--threads", "0"], "threads must be >= 1, but is 0; leave --threads out to divide the cores"),
         (["--processes", "0"], "processes must be numbers >= 1, but are [0]; write --processes 1 2"),
         (["--methods", "plain", "--processes", "1", "3"], "but 3 ranks divide neither the 64 examples nor the probes"),
@@ -141,3 +141,23 @@ def test_an_error_that_is_not_known_decides_nothing(tmp_path: Path, capsys: pyte
 def test_a_record_is_given_alone(record: Path, option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--record", str(record), *option]) == 2
     assert f"record must be given without {option[0][2:]}" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (["--threads", "7"], "threads must be left out under torchrun, which has started the ranks, but is 7"),
+        (["--processes", "1", "4"], "processes must be left out under torchrun, or be its 2, but are [1, 4]"),
+    ],
+)
+def test_torchrun_decides_about_ranks_and_threads(
+    option: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lowland.cli.plan.ranks", lambda: (0, 2))
+    assert main(["plan", *option]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_seconds_are_finite(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--seconds", "inf"]) == 2
+    assert "seconds must be above 0 and finite, but is inf" in " ".join(capsys.readouterr().err.split())

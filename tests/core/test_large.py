@@ -6,12 +6,14 @@ import math
 
 import pytest
 import torch
+from branches import of_a_cpu
 from torch import Tensor
 
 from lowland import Layerwise
 from lowland.core import flat, large, vec
 from lowland.core.geometry import L2
 
+pytestmark = of_a_cpu  # a GPU adds up in a tree
 COUNT = 6_000_000
 LARGE = {
     "equal": lambda: torch.full((COUNT,), 1e-3),

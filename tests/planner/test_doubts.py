@@ -96,3 +96,15 @@ def test_the_remedy_divides() -> None:
 def test_seconds_are_finite() -> None:
     with pytest.raises(ArgumentError, match="seconds must be a number above 0"):
         plan(engine(), data(), ["sam"], seconds=float("inf"))
+
+
+@pytest.mark.parametrize("size", [5, 6, 7])
+def test_batch_normalization_gets_no_micro_batches_of_one_example(size: int) -> None:
+    def found(*layers: nn.Module) -> set[int | None]:
+        model = nn.Sequential(nn.Linear(6, 8), *layers, nn.Linear(8, 3))
+        made = Engine(SAM(), model, torch.optim.SGD(model.parameters(), lr=0.1), losses)
+        batch = torch.randn(size, 6), torch.randint(3, (size,))
+        return {p.layout.micro_batch for p in plan(made, batch, ["sam"], seconds=0.01).predictions}
+
+    assert found(nn.BatchNorm1d(8)) == ({None, 3} if size == 6 else {None})
+    assert found(nn.ReLU()) == {None, size // 2, size // 4}

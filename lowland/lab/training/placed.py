@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lowland.core.errors import StateError
 from lowland.lab.config import AUTO, RunConfig
 from lowland.lab.training.planned import subject_of
 from lowland.lab.training.prepare import complete, loader_of
@@ -15,7 +16,7 @@ from lowland.lab.training.trainer import settings
 from lowland.parallel import World, world
 from lowland.planner import planning as planner
 from lowland.planner.layout import Layout
-from lowland.runs.file import planned
+from lowland.runs.file import RUN_FILE, planned
 
 SECONDS = 20.0  # of measuring, once for every task, model, method and number of ranks
 _choices: dict[tuple[Any, ...], dict[str, Any]] = {}  # what this process has planned
@@ -37,12 +38,29 @@ def placed(config: RunConfig, folder: Path) -> tuple[RunConfig, dict[str, Any] |
         return config, None
     with world(None, config.device) as ranks:
         earlier = ranks.broadcast(planned(folder) if ranks.first else None)
+        if earlier is not None:
+            _check(earlier, folder)
         if earlier is None or earlier["ranks"] != ranks.size:
             key = (config.task_text, config.model_text, config.recipe, config.method_text, ranks.size, config.shard)
             if key not in _choices:
                 _choices[key] = ranks.broadcast(_chosen(config, ranks))  # a clock decides: that of the first rank
             earlier = _choices[key]
     return replace(config, mesh=earlier["mesh"]), earlier
+
+
+def _check(earlier: dict[str, Any], folder: Path) -> None:
+    """Refuse a choice that was edited; on all ranks, which would wait for each other.
+
+    Raises:
+        StateError: It has other entries than those that :func:`placed` returns.
+    """
+    kinds: dict[str, Any] = {"mesh": str | None, "ranks": int, "why": str}
+    wrong = [name for name, kind in kinds.items() if name not in earlier or not isinstance(earlier[name], kind)]
+    if wrong:
+        raise StateError(
+            f"the line 'planned' of {folder / RUN_FILE} must name mesh, ranks and why, but its {wrong[0]} is "
+            f"{earlier.get(wrong[0])!r}; name the mesh in place of auto, or begin the run anew"
+        )
 
 
 def _chosen(config: RunConfig, ranks: World) -> dict[str, Any]:

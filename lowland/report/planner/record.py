@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 from lowland.report.contents import contents, damaged, exact
 
@@ -37,6 +38,11 @@ class Point:
         failures: The number of failures.
         interval: Seconds between checkpoints; None without any.
     """
+
+    POSITIVE: ClassVar[Sequence[str]] = (
+        "devices", "probe", "data", "examples", "simulated", "alone", "hours", "interval",
+    )  # fmt: skip
+    NOT_NEGATIVE: ClassVar[Sequence[str]] = ("compute", "exchange", "rest", "sent", "error", "failures")
 
     method: str
     kept: Kept
@@ -111,6 +117,8 @@ class Base:
 class Mark:
     """A public figure: its name, bytes per second, and source."""
 
+    POSITIVE: ClassVar[Sequence[str]] = ("bandwidth",)
+
     title: str
     bandwidth: float
     source: str
@@ -131,6 +139,8 @@ class Scaling:
         versions: Versions of lowland and simpy.
     """
 
+    POSITIVE: ClassVar[Sequence[str]] = ("examples",)
+
     settings: dict[str, str]
     base: float
     examples: float
@@ -150,6 +160,26 @@ class Scaling:
         """The methods in the order of the record."""
         return list(dict.fromkeys(p.method for p in self.points))
 
+    def check(self) -> None:
+        """Refuse a record that lacks what the page shows.
+
+        Raises:
+            TypeError: It does.
+        """
+        places = [(p.method, p.kept, p.devices) for p in self.points]
+        if not places or len(set(places)) < len(places) or not all(p.seconds > 0 for p in self.points):
+            raise TypeError("points must each be another one, whose steps take time")
+        pair, many = self.pair, (len(self.pair.bandwidths), len(self.pair.batches))
+        if min(many) < 2 or any([len(rows), *map(len, rows)] != [many[0], *[many[1]] * many[0]] for rows in
+                                (pair.over_data, pair.over_one)):  # fmt: skip
+            raise TypeError("pair must have a row for each of its bandwidths, and in it a number for each batch")
+        if min([*pair.batches, *pair.bandwidths]) <= 0:
+            raise TypeError("pair must have batches and bandwidths above 0")
+        if not self.bases or not all(base.devices and len(base.devices) == len(base.bases) for base in self.bases):
+            raise TypeError("bases must have a number for each number of devices")
+        if not {"lowland", "simpy"} <= set(self.versions):
+            raise TypeError("versions must name those of lowland and simpy")
+
     def text(self) -> str:
         """The record as JSON; equal studies have equal texts."""
         return json.dumps({"version": VERSION, **asdict(self)}, indent=1, allow_nan=False) + "\n"
@@ -168,6 +198,8 @@ class Scaling:
             lists = {"points": Point, "bases": Base, "marks": Mark}
             parts: dict[str, Any] = {n: [kind(**exact(kind, e)) for e in entries[n]] for n, kind in lists.items()}
             parts["pair"] = Pair(**exact(Pair, entries["pair"]))
-            return cls(**exact(cls, entries | parts))
+            made = cls(**exact(cls, entries | parts))
+            made.check()
+            return made
         except (KeyError, TypeError) as error:
             raise damaged(path, COMMAND, error) from None

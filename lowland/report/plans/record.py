@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 
 from lowland.report.contents import contents, damaged, typed
 
 COMMAND, VERSION = "lowland plan", 1
 T = TypeVar("T")
+Bound: TypeAlias = Literal["passes", "busy", "exchange", "own"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,8 @@ class LayoutRecord:
         data: The parts of the batch in each group.
         micro_batch: The most examples in one forward pass; None does not cut.
     """
+
+    POSITIVE: ClassVar[Sequence[str]] = ("probe", "data", "micro_batch")
 
     probe: int
     data: int
@@ -53,6 +56,9 @@ class PredictionRecord:
         bound: What a step spends most of its time on beside its passes, or "passes".
     """
 
+    POSITIVE: ClassVar[Sequence[str]] = ("examples", "seconds")
+    NOT_NEGATIVE: ClassVar[Sequence[str]] = ("error", "bytes", "memory")
+
     method: str
     layout: LayoutRecord
     shown: str
@@ -65,7 +71,7 @@ class PredictionRecord:
     own: float
     bytes: float | None
     memory: float | None
-    bound: str
+    bound: Bound
 
     @property
     def speed(self) -> float:
@@ -82,6 +88,8 @@ class LineRecord:
         slope: Seconds for each example.
         error: The standard error of a time on the line, as a fraction of it; None where it is not known.
     """
+
+    NOT_NEGATIVE: ClassVar[Sequence[str]] = ("error",)
 
     base: float
     slope: float
@@ -120,6 +128,8 @@ class SurveyRecord:
         rates: The rates of every layout.
     """
 
+    POSITIVE: ClassVar[Sequence[str]] = ("ranks", "examples", "parameters")
+
     ranks: int
     examples: int
     parameters: int
@@ -146,6 +156,8 @@ class PlanRecord:
         runs: Sentences about runs of a comparison; none without runs.
         notes: What the plan has not planned, or knows less well.
     """
+
+    POSITIVE: ClassVar[Sequence[str]] = ("seconds",)
 
     task: str
     model: str
@@ -180,8 +192,9 @@ class PlanRecord:
         """
         entries = contents(path, COMMAND, VERSION)
         try:
-            return cls.of(entries), entries
-        except (KeyError, TypeError, AttributeError) as error:
+            (made := cls.of(entries)).check()
+            return made, entries
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise damaged(path, COMMAND, error) from None
 
     @classmethod
@@ -208,9 +221,25 @@ class PlanRecord:
             )
             for each in entries["surveys"]
         ]
+        predictions.sort(key=lambda one: round(one.seconds, 9))
         if not predictions or not surveys:
             raise TypeError("it has no predictions")
         return _made(cls, {"notes": [], **entries, "predictions": predictions, "surveys": surveys})
+
+    def check(self) -> None:
+        """Refuse a record that lacks what the page shows.
+
+        Raises:
+            TypeError: It does.
+        """
+        unsaid = [name for name in self.fastest() if name not in self.why]
+        if unsaid:
+            raise TypeError(f"why has no sentence about {', '.join(unsaid)}")
+        rates = [one for each in self.surveys for one in (each.quiet, each.busy, *each.rates)]
+        if not all("again" in one.lines for one in rates):
+            raise TypeError("a survey has no line of a gradient at the weights")
+        if not {"lowland", "torch"} <= set(self.machine):
+            raise TypeError("machine has no versions of lowland and torch")
 
 
 def _rates(data: Mapping[str, Any]) -> RatesRecord:

@@ -9,6 +9,7 @@ import torch
 from lowland.core.errors import ArgumentError, LowlandError
 from lowland.lab.planning import plan_task
 from lowland.lab.planning.plan_task import Training, cores, expanded, prepared, processes
+from lowland.lab.training.prepare import loader_of
 from lowland.planner.planning import catalog
 
 CPU = torch.device("cpu")
@@ -78,3 +79,8 @@ def test_a_method_that_was_named_must_be_possible() -> None:
         prepared(config, ["plain", "nope"])
     with pytest.raises(LowlandError, match="must be"):
         prepared(config, ["sam:rho=-1"])
+
+
+def test_the_training_has_the_steps_of_its_epochs() -> None:
+    config = Training(task="digits", recipe={"epochs": 3}).config()
+    assert prepared(config, ["plain"]).subject.total == 3 * len(loader_of(config))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from ranks import on_ranks
 
-from lowland.core.errors import ArgumentError
+from lowland.core.errors import ArgumentError, StateError
 from lowland.lab import names
 from lowland.lab.budget import Budget
 from lowland.lab.config import RunConfig
@@ -100,3 +100,11 @@ def test_several_ranks_train_on_the_mesh_that_is_predicted_to_be_the_fastest(tmp
         assert one["choice"] == choice
         assert one["plans"] == 1
     assert first["end"]["weights_sha256"] == second["end"]["weights_sha256"]
+
+
+@pytest.mark.parametrize("changes", [{"ranks": "2"}, {"mesh": 5}, {"why": None}])
+def test_an_edited_choice_is_refused_in_words(changes: dict[str, Any], tmp_path: Path) -> None:
+    line = {"kind": "planned", "mesh": None, "ranks": 1, "seconds": None, "why": "one process"} | changes
+    (tmp_path / "run.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    with pytest.raises(StateError, match="must name mesh, ranks and why, but its"):
+        placed.placed(BASE, tmp_path)

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -145,3 +146,37 @@ def test_figures_are_exported(tmp_path: Path) -> None:
         for name in ("pair", "bases", "efficiency-device", "efficiency-global", "steps", "gains", "costs")
     ]
     assert "var(" not in files[0].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (["pair", "over_data"], []),
+        (["pair", "over_data", 0], [1.0]),
+        (["pair", "over_data", 0, 0], "a"),
+        (["pair", "over_one", 0, 0], None),
+        (["bases"], []),
+        (["bases", 0, "bases"], [1.0]),
+        (["points"], []),
+        (["points", 0, "devices"], 0),
+        (["points", 0, "hours"], 0.0),
+        (["points", 0, "hours"], 10**400),
+        (["points", 0, "compute"], 0.0),
+        (["points", 0, "kept"], "x"),
+        (["points", 1, "devices"], 1),
+        (["settings"], [1]),
+        (["versions"], {}),
+        (["marks", 0, "bandwidth"], -1.0),
+        (["examples"], float("nan")),
+    ],
+)
+def test_an_edited_record_is_refused_in_words(place: list[Any], value: Any, tmp_path: Path) -> None:
+    made = json.loads(STUDY.text())
+    inner = made
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(made))
+    with pytest.raises((ArgumentError, StateError), match=r"record"):
+        Scaling.read(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_plans import DATA, ONE, PROBE, entries, made, prediction, survey
@@ -23,7 +24,7 @@ def test_a_record_is_read_again(tmp_path: Path) -> None:
     assert (found, contents) == (made(), entries())
     assert list(found.fastest()) == ["plain", "sampa", "sam", "<b>own</b>"]
     assert found.predictions[0].speed == pytest.approx(8000)
-    assert found.predictions[1].layout.ranks == 2
+    assert found.predictions[2].layout.ranks == 2  # the fastest first
     assert found.surveys[1].rates[0].lines["again"].slope == 2e-4
 
 
@@ -159,3 +160,44 @@ def test_figures_are_exported(tmp_path: Path) -> None:
         f"plan-{name}.svg" for name in ("parts", "layouts", "memory", "passes-1", "passes-2")
     ]
     assert all("var(" not in path.read_text(encoding="utf-8") for path in files)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (["predictions", 0, "seconds"], 0),
+        (["predictions", 0, "seconds"], -1.0),
+        (["predictions", 0, "seconds"], True),
+        (["predictions", 0, "error"], float("nan")),
+        (["predictions", 0, "memory"], -1e6),
+        (["predictions", 0, "bytes"], 10**400),
+        (["predictions", 0, "method"], "another"),
+        (["predictions", 0, "bound"], "banana"),
+        (["predictions", 0, "layout", "probe"], 0),
+        (["surveys", 0, "quiet", "lines"], {}),
+        (["surveys", 0, "examples"], 0),
+        (["why"], {}),
+        (["why", "plain"], 3),
+        (["left_out"], {"sam": 3}),
+        (["runs"], [1]),
+        (["machine"], {}),
+        (["task"], "\ud800"),
+        (["version"], True),
+    ],
+)
+def test_an_edited_record_is_refused_in_words(place: list[Any], value: Any, tmp_path: Path) -> None:
+    made = json.loads(json.dumps(entries()))
+    inner = made
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(made))
+    with pytest.raises((ArgumentError, StateError), match=r"record"):
+        PlanRecord.read(path)
+
+
+def test_a_record_in_another_order_has_the_fastest_first(tmp_path: Path) -> None:
+    made = entries()
+    fastest = PlanRecord.of(made).fastest()
+    assert PlanRecord.of({**made, "predictions": made["predictions"][::-1]}).fastest() == fastest
