@@ -138,7 +138,6 @@ def _run_plan(
                     probe.compare(batch, in_memory)
                     if noise is not None:
                         probe.draw(noise)
-                    engine.work.examples.before_pass(probe.batch)
                 readings = yield probes
                 assert readings is not None
                 if engine.method.needs_batch:  # the plan may copy or cut the batch now

@@ -186,10 +186,9 @@ class Containers:
         if type(other) is type(original) and other is not original and _is_state(other, original, h):
             h.owner[h.key] = original
             self.written[i] = h.name
-        if not _same(original, earlier.entries) and _counts(original, earlier.entries, h):
+        if not same_entries(original, earlier.entries) and _counts(original, earlier.entries, h):
             self.written[i] = h.name
-            original.clear()
-            (original.update if isinstance(original, dict | set) else original.extend)(earlier.entries)
+            refill(original, earlier.entries)
 
 
 def _values(container: Any) -> Sequence[Any]:
@@ -232,10 +231,17 @@ def _none(value: Any) -> Any:
     return None if value is None else 0
 
 
-def _same(a: Any, b: Any) -> bool:
+def same_entries(a: Any, b: Any) -> bool:
+    """Whether two containers have the very same entries, in the same order."""
     if len(a) != len(b) or (isinstance(a, dict) and list(a) != list(b)):
         return False
     return all(x is y for x, y in zip(_values(a), _values(b), strict=True))
+
+
+def refill(container: Any, entries: Any) -> None:
+    """Replace the entries of a container by those of a copy."""
+    container.clear()
+    (container.update if isinstance(container, dict | set) else container.extend)(entries)
 
 
 def _size(t: Any) -> int:

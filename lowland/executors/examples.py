@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowland.core.errors import BatchError
+from lowland.executors.containers import refill, same_entries
 from lowland.executors.kept import copied, version
 
 DEEP = 6  # how many levels of a batch are looked at
@@ -20,7 +21,7 @@ _PLAIN = (str, bytes, int, float, complex, nn.Module, type, types.FunctionType, 
 
 
 class _Entry(NamedTuple):
-    """A tensor of a batch before the first pass on it: its name, its version, and a copy if one is kept."""
+    """A tensor of a batch before the first pass on it, with its name, its version, and a copy if one is kept."""
 
     name: str
     tensor: Tensor
@@ -28,19 +29,19 @@ class _Entry(NamedTuple):
     copy: Tensor | None
 
 
-class _Found:
-    """What a batch is made of.
+class _Snapshot:
+    """The tensors and containers of a batch before the first pass on it.
 
     Attributes:
         batch: The batch; while it is held, no other object has its id.
         tensors: Its tensors, by name.
-        holders: Its lists and dictionaries, and those of its objects' attributes, each with a copy.
+        containers: Its lists and dictionaries, and those of its objects' attributes, each with a copy.
     """
 
     def __init__(self, batch: Any) -> None:
         self.batch = batch
         self.tensors: dict[str, Tensor] = {}
-        self.holders: list[tuple[Any, Any]] = []
+        self.containers: list[tuple[Any, Any]] = []
         self.entries: list[_Entry] = []
         self._ids: set[int] = set()
         self._walk(batch, "batch", 0)
@@ -58,26 +59,18 @@ class _Found:
                 "can be read once; put in what it gives, such as next(iterator)"
             )
         if isinstance(node, dict | list):
-            self.holders.append((node, dict(node) if isinstance(node, dict) else list(node)))
+            self.containers.append((node, dict(node) if isinstance(node, dict) else list(node)))
         if isinstance(node, dict | list | tuple):
             for key, part in list(node.items() if isinstance(node, dict) else enumerate(node))[:MANY]:
                 self._walk(part, f"{name}[{key!r}]", depth + 1)
         elif isinstance(getattr(node, "__dict__", None), dict):  # such as Parts, a graph, or transformers.BatchEncoding
             self._walk(vars(node), name, depth + 1)
 
-    def restore_holders(self) -> None:
+    def restore_containers(self) -> None:
         """Put back what a pass has taken out of lists and dictionaries, added to them or replaced in them."""
-        for holder, earlier in self.holders:
-            if not _same(holder, earlier):
-                holder.clear()
-                (holder.update if isinstance(holder, dict) else holder.extend)(earlier)
-
-
-def _same(holder: Any, earlier: Any) -> bool:
-    """Whether a list or dictionary has the entries of its copy, in their order."""
-    if isinstance(holder, dict):
-        return list(holder) == list(earlier) and all(holder[key] is earlier[key] for key in earlier)
-    return len(holder) == len(earlier) and all(a is b for a, b in zip(holder, earlier, strict=True))
+        for container, entries in self.containers:
+            if not same_entries(container, entries):
+                refill(container, entries)
 
 
 class Examples:
@@ -92,20 +85,20 @@ class Examples:
 
     def __init__(self) -> None:
         self._written: set[str] = set()
-        self._found: dict[int, _Found] = {}
+        self._snapshots: dict[int, _Snapshot] = {}
         self._first = True
         self.restored: set[int] = set()
 
     def begin(self, first: bool) -> None:
         """Begin a step; ``first``: no step has been completed yet."""
-        self._found, self._first, self.restored = {}, first, set()
+        self._snapshots, self._first, self.restored = {}, first, set()
 
     def end(self, *, failed: bool = False) -> None:
         """End a step; after a failed one, the batches are as they were where that is known."""
-        found, self._found = self._found, {}
-        for one in found.values() if failed else ():
-            one.restore_holders()
-            self._restore(one)
+        snapshots, self._snapshots = self._snapshots, {}
+        for snapshot in snapshots.values() if failed else ():
+            snapshot.restore_containers()
+            self._restore(snapshot)
 
     def before_pass(self, batch: Any) -> None:
         """Note a batch before the first pass on it; restore it before the others.
@@ -115,12 +108,12 @@ class Examples:
         """
         if batch is None:
             return
-        found = self._found.get(id(batch))
-        if found is None:
-            self._found[id(batch)] = self._noted(batch)
+        snapshot = self._snapshots.get(id(batch))
+        if snapshot is None:
+            self._snapshots[id(batch)] = self._noted(batch)
             return
-        found.restore_holders()
-        lost = self._restore(found)
+        snapshot.restore_containers()
+        lost = self._restore(snapshot)
         if lost:
             raise BatchError(
                 f"a batch must be the same in all passes, but {lost[0]} was written in place, for the first time after "
@@ -130,22 +123,22 @@ class Examples:
 
     def restore(self) -> None:
         """Restore all batches of this step, for a method that keeps or cuts them; errors as of :meth:`before_pass`."""
-        for found in list(self._found.values()):
-            self.before_pass(found.batch)
+        for snapshot in list(self._snapshots.values()):
+            self.before_pass(snapshot.batch)
 
-    def _noted(self, batch: Any) -> _Found:
-        found = _Found(batch)
-        for name, t in found.tensors.items():
+    def _noted(self, batch: Any) -> _Snapshot:
+        snapshot = _Snapshot(batch)
+        for name, t in snapshot.tensors.items():
             wanted = name in self._written or (self._first and t.numel() <= LARGE)
             dense = not t.is_nested and t.layout is torch.strided
-            found.entries.append(_Entry(name, t, version(t), copied(t) if wanted and dense else None))
-        return found
+            snapshot.entries.append(_Entry(name, t, version(t), copied(t) if wanted and dense else None))
+        return snapshot
 
     @torch.no_grad()
-    def _restore(self, found: _Found) -> list[str]:
+    def _restore(self, snapshot: _Snapshot) -> list[str]:
         """Restore the tensors that were written; returns the names of those without a copy."""
         lost = []
-        for i, entry in enumerate(found.entries):
+        for i, entry in enumerate(snapshot.entries):
             if version(entry.tensor) == entry.version:
                 continue
             self._written.add(entry.name)
@@ -154,5 +147,5 @@ class Examples:
                 continue
             entry.tensor.detach().copy_(entry.copy)
             self.restored.add(id(entry.tensor))
-            found.entries[i] = entry._replace(version=version(entry.tensor))
+            snapshot.entries[i] = entry._replace(version=version(entry.tensor))
         return lost

@@ -26,7 +26,10 @@ _VIEWS = {
     f"{name}Backward{number}"
     for name in ("View", "AsStrided", "T", "Transpose", "Permute", "Select", "Slice", "Unsqueeze", "Squeeze", "Expand")
     for number in (0, 1, 2)
-} | {"ReshapeAliasBackward0", "UnbindBackward0", "SplitBackward0", "UnflattenBackward0", "ViewAsRealBackward0"}
+} | {
+    f"{name}Backward0"
+    for name in ("ReshapeAlias", "Unbind", "Split", "SplitWithSizes", "Unflatten", "Diagonal", "Unfold", "Alias")
+}
 
 Suspect: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None]"  # a tensor, and a copy of its gradient before backward
 Remembered: TypeAlias = "tuple[weakref.ref[Tensor], Tensor | None, Tensor | None]"  # a tensor, its gradient, a copy

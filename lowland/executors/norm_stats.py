@@ -175,14 +175,14 @@ class GivenStats(TorchFunctionMode):
 
     Args:
         model: The model.
-        found: The layers are added to it.
+        fused: The layers are added to it.
     """
 
-    def __init__(self, model: nn.Module, found: set[nn.Module]) -> None:
+    def __init__(self, model: nn.Module, fused: set[nn.Module]) -> None:
         super().__init__()
         norms = [] if compiled(model) else [m for m in modules_of(model) if obeys_flag(m)]
         self._norms = {id(m.running_mean): m for m in norms if m.running_mean is not None}
-        self._found = found
+        self._fused = fused
         self._copies: list[tuple[Tensor, Tensor]] = []
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -192,8 +192,8 @@ class GivenStats(TorchFunctionMode):
         if "batch_norm" in getattr(function, "__name__", "") and training is True:
             for t in (*args, *kwargs.values()):
                 m = self._norms.get(id(t))
-                if m is not None and m not in self._found:
-                    self._found.add(m)
+                if m is not None and m not in self._fused:
+                    self._fused.add(m)
                     self._copies += [(b, b.clone()) for b in m.buffers(recurse=False)]
         return function(*args, **kwargs)
 
@@ -203,15 +203,15 @@ class GivenStats(TorchFunctionMode):
         return bool(self._norms)
 
     def restore(self) -> None:
-        """Restore the statistics of the layers that were found."""
+        """Restore the statistics that a function has updated."""
         for buffer, copy in self._copies:
             buffer.copy_(copy)
 
 
 @contextmanager
-def restored_stats(model: nn.Module, found: set[nn.Module]) -> Iterator[None]:
+def restored_stats(model: nn.Module, fused: set[nn.Module]) -> Iterator[None]:
     """The context of a pass that must not update statistics, with :class:`GivenStats`."""
-    mode = GivenStats(model, found)
+    mode = GivenStats(model, fused)
     if not mode.looks:
         yield
         return

@@ -65,6 +65,8 @@ def answer_together(
     """
     loss_fn = probes[0].loss_fn or work.loss_fn
     assert loss_fn is not None
+    for probe in probes:
+        work.examples.before_pass(probe.batch)
     with torch.no_grad():
         stacked = _displaced(work, probes, copies=witness is not None)
         loss = StackedLoss(work.model, loss_fn, work.batches.known_size, cut=any(p.cut for p in probes))
