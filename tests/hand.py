@@ -27,3 +27,23 @@ def close(found: Any, expected: Any, atol: float = 1e-12) -> None:
 
 def norm(v: list[Tensor]) -> Tensor:
     return torch.stack([t.square().sum() for t in v]).sum().sqrt() + 1e-12
+
+
+def linear(out: int = 1) -> nn.Linear:
+    """The same layer at every call, from three features, in float64."""
+    torch.manual_seed(0)
+    return nn.Linear(3, out).double()
+
+
+def sam_gradient(params: list[Tensor], loss: Any, rho: float) -> list[Tensor]:
+    """SAM's gradient of ``loss()``; the weights are restored."""
+    first = torch.autograd.grad(loss(), params)
+    before = [p.detach().clone() for p in params]
+    with torch.no_grad():
+        for p, g in zip(params, first, strict=True):
+            p.add_(rho * g / norm(list(first)))
+    second = list(torch.autograd.grad(loss(), params))
+    with torch.no_grad():
+        for p, b in zip(params, before, strict=True):
+            p.copy_(b)
+    return second

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from branches import of_a_cpu
-from hand import close, norm, sgd, square
+from hand import close, linear, sam_gradient, sgd, square
 from torch import Tensor, nn
 
 import lowland
@@ -15,25 +15,6 @@ from lowland.core.errors import LossError, LowlandError
 
 RHO = 0.5
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-def linear(out: int = 1) -> nn.Linear:
-    torch.manual_seed(0)
-    return nn.Linear(3, out).double()
-
-
-def sam(params: list[Tensor], loss: Any) -> list[Tensor]:
-    """SAM's gradient by hand; the weights are restored."""
-    first = torch.autograd.grad(loss(), params)
-    moves = [RHO * g / norm(list(first)) for g in first]
-    with torch.no_grad():
-        for p, e in zip(params, moves, strict=True):
-            p.add_(e)
-    second = torch.autograd.grad(loss(), params)
-    with torch.no_grad():
-        for p, e in zip(params, moves, strict=True):
-            p.sub_(e)
-    return list(second)
 
 
 def test_two_losses_with_counts_in_one_pass_are_combined() -> None:
@@ -146,5 +127,7 @@ def test_a_view_that_was_made_before_the_pass_moves_with_its_weight() -> None:
     view = model.weight.view(-1)[1:].unsqueeze(0)
     engine = lowland.Engine(lowland.SAM(rho=RHO), model, sgd(model), lambda m, b: square(m, b) + view.square().sum())
     engine.backward(X)
-    right = sam(list(other.parameters()), lambda: square(other, X).mean() + other.weight.view(-1)[1:].square().sum())
+    right = sam_gradient(
+        list(other.parameters()), lambda: square(other, X).mean() + other.weight.view(-1)[1:].square().sum(), RHO
+    )
     close([p.grad for p in model.parameters()], right)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hand import close, norm, sgd
+from hand import close, linear, sam_gradient, sgd
 from torch import Tensor, nn
 
 import lowland
@@ -18,19 +18,9 @@ RHO = 0.5
 INPUTS, TARGETS = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 1, dtype=torch.float64)
 
 
-def linear() -> nn.Linear:
-    torch.manual_seed(0)
-    return nn.Linear(3, 1).double()
-
-
 def by_hand(model: nn.Module, loss: Any) -> list[Tensor]:
     """SAM's gradient of a loss that sees a new batch in every pass."""
-    params = list(model.parameters())
-    first = list(torch.autograd.grad(loss(), params))
-    with torch.no_grad():
-        for p, g in zip(params, first, strict=True):
-            p.add_(RHO * g / norm(first))
-    return list(torch.autograd.grad(loss(), params))
+    return sam_gradient(list(model.parameters()), loss, RHO)
 
 
 def batch_of(kind: str) -> Any:

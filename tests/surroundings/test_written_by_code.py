@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hand import close, norm, sgd, square
+from hand import close, linear, norm, sam_gradient, sgd, square
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,25 +16,6 @@ from lowland.core.errors import UsageError
 
 RHO = 0.5
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-def linear(out: int = 1) -> nn.Linear:
-    torch.manual_seed(0)
-    return nn.Linear(3, out).double()
-
-
-def sam(params: list[Tensor], loss: Any) -> list[Tensor]:
-    """SAM's gradient by hand; the weights are restored."""
-    first = torch.autograd.grad(loss(), params)
-    moves = [RHO * g / norm(list(first)) for g in first]
-    with torch.no_grad():
-        for p, e in zip(params, moves, strict=True):
-            p.add_(e)
-    second = torch.autograd.grad(loss(), params)
-    with torch.no_grad():
-        for p, e in zip(params, moves, strict=True):
-            p.sub_(e)
-    return list(second)
 
 
 GLOBAL = iter([X, X, X, X])
@@ -102,7 +83,10 @@ def test_an_attribute_with_the_name_of_an_iterator_is_none() -> None:
     holder, model = Holder(), linear()
     engine = lowland.Engine(lowland.SAM(rho=RHO), model, sgd(model), lambda m, b: square(m, b) * holder.loader)
     engine.backward(X)
-    close([p.grad for p in model.parameters()], sam(list(model.parameters()), lambda: 2 * square(model, X).mean()))
+    close(
+        [p.grad for p in model.parameters()],
+        sam_gradient(list(model.parameters()), lambda: 2 * square(model, X).mean(), RHO),
+    )
 
 
 def test_a_closure_that_draws_is_refused() -> None:
@@ -167,7 +151,10 @@ def test_an_adversary_inside_a_forward_without_gradient() -> None:
     model = linear()
     engine = lowland.Engine(lowland.ESAM(rho=RHO, beta=1.0, gamma=1.0), model, sgd(model), adversarial)
     engine.backward(X)
-    close([p.grad for p in model.parameters()], sam(list(model.parameters()), lambda: adversarial(model, X).mean()))
+    close(
+        [p.grad for p in model.parameters()],
+        sam_gradient(list(model.parameters()), lambda: adversarial(model, X).mean(), RHO),
+    )
 
 
 class Stateful(nn.Module):
@@ -198,7 +185,7 @@ def test_containers_of_none_and_of_a_models_integers_are_state(kind: str) -> Non
         engine.backward(X)
         if kind in ("numbers", "counts"):
             scale = step + 1.0
-        right = sam(list(other.parameters()), lambda: ((other(X) + earlier) * scale).square().mean())  # noqa: B023
+        right = sam_gradient(list(other.parameters()), lambda: ((other(X) + earlier) * scale).square().mean(), RHO)  # noqa: B023
         close([p.grad for p in model.parameters()], right)
         if kind in ("dict", "list"):
             earlier = other(X).detach()
@@ -218,7 +205,7 @@ def test_a_parameter_in_a_variable_that_the_loss_writes_is_written_once(trainabl
 
     engine = lowland.Engine(lowland.SAM(rho=RHO), model, sgd(model), centered)
     engine.backward(X)
-    right = sam(list(other.parameters()), lambda: (other(X) - other(X).mean().detach()).square().mean())
+    right = sam_gradient(list(other.parameters()), lambda: (other(X) - other(X).mean().detach()).square().mean(), RHO)
     close([p.grad for p in model.parameters()], right)
     assert center.item() == pytest.approx(other(X).mean().item())
 

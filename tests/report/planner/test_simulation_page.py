@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from edited_records import edited
 
 from lowland.core.errors import ArgumentError, StateError
 from lowland.report.planner.figures import looks
@@ -171,12 +172,6 @@ def test_figures_are_exported(tmp_path: Path) -> None:
     ],
 )
 def test_an_edited_record_is_refused_in_words(place: list[Any], value: Any, tmp_path: Path) -> None:
-    made = json.loads(STUDY.text())
-    inner = made
-    for name in place[:-1]:
-        inner = inner[name]
-    inner[place[-1]] = value
-    path = tmp_path / "record.json"
-    path.write_text(json.dumps(made))
+    path = edited(tmp_path / "record.json", json.loads(STUDY.text()), place, value)
     with pytest.raises((ArgumentError, StateError), match=r"record"):
         Scaling.read(path)
