@@ -88,38 +88,7 @@ def check_kinds(trainable: dict[str, Any]) -> None:
             "set requires_grad_(True) on what shall learn"
         )
     for name, p in trainable.items():
-        if isinstance(p, UninitializedParameter):
-            raise ParameterError(
-                f"parameters must have a shape, but {name} is uninitialized; run one batch through the model first"
-            )
-        if hasattr(p, "grad_sample"):
-            raise ParameterError(
-                f"parameters must have one gradient, but {name} has a grad_sample, one for each example, as Opacus "
-                "gives it, whose optimizer does not read .grad; train with the bare model and optimizer"
-            )
-        if is_sharded(p) and p.device.type != p.device_mesh.device_type:
-            raise ParameterError(
-                f"shards must be on their mesh's device, but {name} is on {p.device.type} and its mesh on "
-                f"{p.device_mesh.device_type}, as with CPUOffloadPolicy; shard the model without offloading"
-            )
-        if not p.is_floating_point():
-            raise ParameterError(
-                f"parameters must be real floating-point tensors, but {name} is {p.dtype}; "
-                "split complex weights into real and imaginary parts"
-            )
-        if p.dtype not in DTYPES:
-            raise ParameterError(
-                f"parameters must be fp64, fp32, bf16 or fp16, but {name} is {p.dtype}; keep them in one of these and "
-                "convert where forward computes"
-            )
-        if is_sharded(p) and not all(place.is_shard() or place.is_replicate() for place in p.placements):
-            raise ParameterError(
-                f"a DTensor parameter must be sharded or replicated, but {name} is placed {p.placements}; redistribute "
-                "it before the engine is made"
-            )
-        shard = shards.local([p])[0]
-        check_size(name, shard)
-        _check_entries(name, p, shard)
+        _check_kind(name, p)
     devices = {str(p.device) for p in trainable.values()}
     if len(devices) > 1:
         raise ParameterError(
@@ -131,6 +100,46 @@ def check_kinds(trainable: dict[str, Any]) -> None:
             "parameters must have values, but those of the model are on the meta device, as when weights are offloaded "
             "or not loaded yet; load the model onto one device before the Engine is made"
         )
+
+
+def _check_kind(name: str, p: Any) -> None:
+    """Refuse one parameter.
+
+    Raises:
+        ParameterError: It cannot be perturbed reliably.
+    """
+    if isinstance(p, UninitializedParameter):
+        raise ParameterError(
+            f"parameters must have a shape, but {name} is uninitialized; run one batch through the model first"
+        )
+    if hasattr(p, "grad_sample"):
+        raise ParameterError(
+            f"parameters must have one gradient, but {name} has a grad_sample, one for each example, as Opacus "
+            "gives it, whose optimizer does not read .grad; train with the bare model and optimizer"
+        )
+    if is_sharded(p) and p.device.type != p.device_mesh.device_type:
+        raise ParameterError(
+            f"shards must be on their mesh's device, but {name} is on {p.device.type} and its mesh on "
+            f"{p.device_mesh.device_type}, as with CPUOffloadPolicy; shard the model without offloading"
+        )
+    if not p.is_floating_point():
+        raise ParameterError(
+            f"parameters must be real floating-point tensors, but {name} is {p.dtype}; "
+            "split complex weights into real and imaginary parts"
+        )
+    if p.dtype not in DTYPES:
+        raise ParameterError(
+            f"parameters must be fp64, fp32, bf16 or fp16, but {name} is {p.dtype}; keep them in one of these and "
+            "convert where forward computes"
+        )
+    if is_sharded(p) and not all(place.is_shard() or place.is_replicate() for place in p.placements):
+        raise ParameterError(
+            f"a DTensor parameter must be sharded or replicated, but {name} is placed {p.placements}; redistribute "
+            "it before the engine is made"
+        )
+    shard = shards.local([p])[0]
+    check_size(name, shard)
+    _check_entries(name, p, shard)
 
 
 def check_size(name: str, shard: Any) -> None:
