@@ -78,13 +78,14 @@ class Canned(Executor):
             if number % self.width:
                 probe.discard_at()  # another group answers it, see Mesh
         return tuple(
-            self._answer(probe, one, watched=number % self.width == 0)
+            self._answer(work, probe, one, watched=number % self.width == 0)
             for number, (probe, one) in enumerate(zip(probes, ask, strict=True))
         )
 
-    def _answer(self, probe: Probe, one: Pass, *, watched: bool) -> Reading:
+    def _answer(self, work: Work, probe: Probe, one: Pass, *, watched: bool) -> Reading:
         probe.take_at().clear()
         if watched and self.watch is not None:
+            work.examples.before_pass(probe.batch)  # the first step keeps a copy of the batch
             self.watch(one)
         answer = self.recorded[self._next % len(self.recorded)]
         size = self.batches.known_size(probe.batch)
