@@ -82,7 +82,7 @@ def read(folder: Path, weights: str) -> dict[str, Curve]:
     """
     path = folder / LANDSCAPE_FILE
     try:
-        curves = {kind: Curve(**entry) for kind, entry in _entries(path).items()}
+        curves = {kind: _checked(Curve(**entry)) for kind, entry in _entries(path).items()}
     except TypeError as error:
         raise DataError(f"{path} is not a landscape file of lowland: {error}; remove it") from None
     return {kind: curve for kind, curve in curves.items() if curve.weights == weights}
@@ -98,6 +98,30 @@ def _entries(path: Path) -> dict[str, Any]:
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise DataError(f"{path} is not a landscape file of lowland: it holds no entries by name; remove it")
     return entries
+
+
+def _checked(curve: Curve) -> Curve:
+    """The curve, if its entries are what :class:`Curve` says; a file may have been edited.
+
+    Raises:
+        TypeError: They are not.
+    """
+    axis = curve.positions
+    rows = curve.values if curve.kind == "plane" else [curve.values]
+    if not isinstance(rows, list) or not all(map(_numbers, [axis, *rows])):
+        raise TypeError(f"the positions and values of {curve.kind!r} must be lists of numbers")
+    if any(len(entries) != len(axis) for entries in ([rows] if curve.kind == "plane" else []) + rows):
+        raise TypeError(f"{curve.kind!r} must have as many values as positions")
+    if not isinstance(curve.settings, Mapping) or not isinstance(curve.weights, str):
+        raise TypeError(f"{curve.kind!r} must have settings by name and a hash of weights")
+    return curve
+
+
+def _numbers(values: Any) -> bool:
+    """Whether these are numbers, or None where they are not finite."""
+    return isinstance(values, list) and all(
+        value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values
+    )
 
 
 def _strict(value: Any) -> Any:

@@ -41,6 +41,37 @@ def test_another_file_is_refused_and_kept(tmp_path: Path, text: str) -> None:
     assert (tmp_path / LANDSCAPE_FILE).read_text() == text
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"positions": 3},
+        {"positions": "abc"},
+        {"positions": [0.0, 1.0]},
+        {"values": [1.0, "2", 3.0]},
+        {"values": [1.0, True, 3.0]},
+        {"values": {"0": 1.0}},
+        {"values": [[1.0], [2.0], [3.0]]},
+        {"kind": "plane"},
+        {"kind": "plane", "values": [[1.0, 2.0, 3.0]]},
+        {"kind": "plane", "values": [[1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [1.0, 2.0]]},
+        {"settings": []},
+        {"weights": 5},
+    ],
+)
+def test_an_edited_curve_is_refused_by_the_name_of_its_file(tmp_path: Path, entry: dict[str, object]) -> None:
+    write(tmp_path, line())
+    path = tmp_path / LANDSCAPE_FILE
+    path.write_text(json.dumps({"line": json.loads(path.read_text())["line"] | entry}))
+    with pytest.raises(DataError, match=rf"{LANDSCAPE_FILE} is not a landscape file of lowland: .*; remove it"):
+        read(tmp_path, "a")
+
+
+def test_values_that_are_not_finite_are_none(tmp_path: Path) -> None:
+    curve = line("density", positions=[0.0, math.inf, 1.0], values=[math.nan, 1.0, 2.0])
+    write(tmp_path, curve)
+    assert read(tmp_path, "a")["density"] == line("density", positions=[0.0, None, 1.0], values=[None, 1.0, 2.0])
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, line())
     before = (tmp_path / LANDSCAPE_FILE).read_text()
