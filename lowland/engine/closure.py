@@ -59,7 +59,7 @@ class ClosureOptimizer(Optimizer):
             )
         if engine.method.needs_batch:
             raise UsageError(
-                f"{engine.method.kind} keeps or cuts batches, which a closure hides; call engine.backward(batch)"
+                f"{engine.method.kind} keeps, cuts or reads batches, which a closure hides; call engine.backward(batch)"
             )
         if engine.work.scaler is not None:
             raise UsageError(

@@ -106,7 +106,7 @@ def _check_batch(engine: Engine, batch: Any) -> None:
     """
     if batch is None and engine.method.needs_batch:
         raise UsageError(
-            f"{engine.method.kind} keeps or cuts batches, which a closure hides; "
+            f"{engine.method.kind} keeps, cuts or reads batches, which a closure hides; "
             "call engine.backward(batch) or engine.passes(batch)"
         )
     if isinstance(batch, Iterator):

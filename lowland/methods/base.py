@@ -38,7 +38,7 @@ class Method(ABC):
         geometry: How a gradient becomes a displacement of that radius.
 
     Attributes:
-        needs_batch: Whether the method keeps or cuts batches, so that it cannot run behind a closure.
+        needs_batch: Whether the method keeps, cuts or reads batches, so that it cannot run behind a closure.
         whole_gradient: Whether every step asks for the gradient of the full batch at the weights. Wrappers that need
             this gradient refuse methods for which it is False.
         synchronized: Whether all gradients that the method asks for are of all parameters and averaged over the

@@ -43,7 +43,7 @@ def test_no_batch_is_refused_where_one_is_needed(method):
     loss_fn = in_parts(per_example, lambda m, b: m(torch.ones(3, 3)))
     engine = engine_of(loss_fn, method)
     if method.needs_batch:
-        refused(engine, None, UsageError, r"keeps or cuts batches.*call engine.backward\(batch\)")
+        refused(engine, None, UsageError, r"keeps, cuts or reads batches.*call engine.backward\(batch\)")
     else:
         engine.backward(None)
         assert engine.step == 1

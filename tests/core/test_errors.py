@@ -204,7 +204,7 @@ def test_something_that_is_no_optimizer_is_refused():
 
 def test_methods_that_need_the_batch_ask_for_it():
     engine = engine_of(method=SAMPa())
-    with pytest.raises(UsageError, match=r"SAMPa keeps or cuts batches.*engine.passes\(batch\)"):
+    with pytest.raises(UsageError, match=r"SAMPa keeps, cuts or reads batches.*engine.passes\(batch\)"):
         next(iter(engine.passes()))
     engine.backward(torch.ones(2, 3))
 

@@ -243,7 +243,9 @@ def test_an_exception_in_the_closure_leaves_all_as_it_was(error, call):
 @pytest.mark.parametrize("method", [SAMPa(), MicroSAM()])
 def test_methods_that_need_the_batch_are_refused(method):
     name = type(method).__name__
-    with pytest.raises(UsageError, match=rf"{name} keeps or cuts batches, which a closure hides; call engine.backward"):
+    with pytest.raises(
+        UsageError, match=rf"{name} keeps, cuts or reads batches, which a closure hides; call engine.backward"
+    ):
         Setup(method)
 
 

@@ -144,9 +144,9 @@ def test_it_remembers_one_vector_with_delay_and_nothing_without():
 def test_a_closure_hides_the_batch_that_it_cuts():
     model = net()
     engine = lowland.Engine(AsyncSAM(), model, sgd(model), loss_fn)
-    with pytest.raises(UsageError, match="AsyncSAM keeps or cuts batches"):
+    with pytest.raises(UsageError, match="AsyncSAM keeps, cuts or reads batches"):
         lowland.ClosureOptimizer(engine)
-    with pytest.raises(UsageError, match="AsyncSAM keeps or cuts batches"):
+    with pytest.raises(UsageError, match="AsyncSAM keeps, cuts or reads batches"):
         next(engine.passes())
 
 

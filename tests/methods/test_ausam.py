@@ -229,7 +229,7 @@ def test_a_mean_loss_is_refused_through_backward_and_passes(alpha):
 def test_passes_without_a_batch_are_refused():
     model = net()
     engine = lowland.Engine(AUSAM(examples=EXAMPLES), model, sgd(model))
-    with pytest.raises(UsageError, match="AUSAM keeps or cuts batches"):
+    with pytest.raises(UsageError, match="AUSAM keeps, cuts or reads batches"):
         next(engine.passes())
 
 
