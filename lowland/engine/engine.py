@@ -90,6 +90,8 @@ class Engine(Answers):
     Raises:
         ArgumentError: An argument breaks its rule.
         ParameterError: Model and optimizer disagree about parameters, or these cannot be perturbed reliably.
+        UsageError: The method cannot work with the optimizer, the loss function or a wrapper of the model.
+        RankError: The ranks have different methods, seeds, parameters or weights.
     """
 
     loss: Tensor | None = None
@@ -193,6 +195,11 @@ class Engine(Answers):
         Raises:
             BatchError: The batch is empty, or must be cut and cannot be cut.
             LossError: The loss function returns no valid loss, or a mean although the batch is cut.
+            ParameterError: The loss reaches trainable tensors that are not the engine's, or parameters were replaced or
+                unfrozen since the engine was made.
+            UsageError: The gradient would be wrong, for example because forward writes weights; or the plan breaks one
+                of its rules.
+            RankError: The ranks have different batches, or reach different parameters.
         """
         with closing(drive(self, batch)) as step:
             probes = next(step)
