@@ -33,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; by default, those of the process.
 
     Returns:
-        The exit code: 0; 2 after an error that the message explains; 3 if a training diverged; 130 or 143 after SIGINT
-        or SIGTERM.
+        The exit code: 0; 1 if another rank is gone; 2 after an error that the message explains; 3 if a training
+        diverged; 130 or 143 after SIGINT or SIGTERM.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv == ["--version"]:
