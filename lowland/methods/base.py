@@ -152,7 +152,7 @@ class Method(ABC):
         if reading.losses is None:
             raise LossError(
                 f"{type(self).__name__} chooses examples by their losses, so loss_fn must return one loss per example, "
-                'shape (B,), but returned their mean, shape (); use reduction="none" in the loss'
+                'shape (B,), but returned their mean or sum, shape (); use reduction="none" in the loss'
             )
         return reading.losses
 
