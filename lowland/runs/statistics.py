@@ -12,6 +12,7 @@ from lowland.core.errors import MissingExtraError
 Effect = Literal["better", "worse", "open"]
 
 LEVEL = 0.05  # a difference is significant if its corrected p value is below this level
+ROUNDING = 1e-12  # values whose deviation is below this fraction of their size are equal
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,12 @@ class Estimate:
     p: float | None = None
 
 
-def estimate(values: Iterable[float]) -> Estimate | None:
+def estimate(values: Iterable[float], size: float = 0.0) -> Estimate | None:
     """Mean and 95 % t-interval, ``mean ± t(0.975, n − 1)·s/√n``; None without values.
 
     Args:
         values: One number per seed.
+        size: The largest absolute value of the numbers whose differences the values are.
 
     Example:
         >>> accuracy = estimate([1.0, 2.0, 3.0])
@@ -47,7 +49,9 @@ def estimate(values: Iterable[float]) -> Estimate | None:
     if n == 1:
         return Estimate(mean, None, 1)
     deviation = sqrt(sum((value - mean) ** 2 for value in sample) / (n - 1))
-    error = deviation / sqrt(n)
+    # Equal values differ by rounding, which the t-test would take for a deviation: 0.9 - 0.8 is not 0.8 - 0.7.
+    is_rounding = deviation <= ROUNDING * max(size, *map(abs, sample))
+    error = 0.0 if is_rounding else deviation / sqrt(n)
     quantile, tail = _student(n - 1, mean / error if error else None)
     return Estimate(mean, quantile * error, n, tail)
 
@@ -58,7 +62,9 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Estima
     A seed fixes initialization and data order, so the difference within a seed is less noisy than the
     difference of the means. None without a common seed.
     """
-    return estimate(values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys()))
+    pairs = [(values[seed], baseline[seed]) for seed in sorted(values.keys() & baseline.keys())]
+    size = max((abs(value) for pair in pairs for value in pair), default=0.0)
+    return estimate((value - other for value, other in pairs), size)
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:

@@ -61,6 +61,24 @@ def test_equal_differences_prove_nothing() -> None:
     assert found == Estimate(0.25, 0.0, 2, None)
 
 
+@pytest.mark.parametrize("gain", [0.1, 0.01, 0.0])
+def test_differences_that_rounding_makes_unequal_prove_nothing(gain: float) -> None:
+    """0.8 - 0.7, 0.9 - 0.8 and 1.0 - 0.9 are three floats; by hand the differences are equal."""
+    before = {0: 0.8, 1: 0.7, 2: 0.9}
+    found = paired({seed: round(value + gain, 2) for seed, value in before.items()}, before)
+    assert found is not None
+    assert (found.half, found.p) == (0.0, None)
+    assert found.mean == pytest.approx(gain, abs=1e-12)
+    assert estimate([0.1, 0.1, 0.1]) == Estimate(pytest.approx(0.1, rel=1e-12), 0.0, 3, None)
+
+
+def test_small_differences_of_large_values_are_judged() -> None:
+    # differences 1e-9, 2e-9, 3e-9: t = 2 / (1 / sqrt(3)), far above the rounding of values near 1
+    found = paired({0: 1 + 1e-9, 1: 1 + 2e-9, 2: 1 + 3e-9}, {0: 1.0, 1: 1.0, 2: 1.0})
+    assert found is not None
+    assert found.p == pytest.approx(ttest_1samp([1.0, 2.0, 3.0], 0.0).pvalue, rel=1e-5)
+
+
 def test_holm_by_hand() -> None:
     # sorted: 0.01·4, 0.015·3 = 0.045, 0.02·2 = 0.04 → 0.045, 0.9
     assert holm([0.02, 0.9, 0.01, None, 0.015]) == pytest.approx([0.045, 0.9, 0.04, None, 0.045])
