@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from lowland.runs.record import RunRecord
@@ -46,8 +46,13 @@ def unlike(record: RunRecord, other: RunRecord) -> list[str]:
     Fields that only one of them has count as equal, because another version of lowland may have written it.
     """
     fields = [n for n, v in record.recipe.items() if n in other.recipe and other.recipe[n] != v]
-    code = any(other.sources[what] != digest for what, digest in record.sources.items() if what in other.sources)
-    return fields + ["validation"] * (record.validation != other.validation) + ["code"] * code
+    return fields + incomparable(record, other, ("task", "model", "method"))
+
+
+def incomparable(record: RunRecord, other: RunRecord, sources: Sequence[str] = ("task", "model")) -> list[str]:
+    """The words validation and code, if two runs of a table differ in the validation part or in one of the sources."""
+    code = any(record.sources[s] != other.sources[s] for s in sources if s in record.sources and s in other.sources)
+    return ["validation"] * (record.validation != other.validation) + ["code"] * code
 
 
 def groups(records: Iterable[RunRecord]) -> dict[Heading, list[RunRecord]]:

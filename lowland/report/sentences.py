@@ -23,7 +23,7 @@ def verdict(rows: Sequence[Row]) -> str:
     """
     base = next((row for row in rows if row.baseline), None)
     rivals = [row for row in rows if row.difference is not None]
-    divergence = f"{diverged(rows)} {undefined(rows)}".strip()
+    divergence = " ".join(filter(None, [diverged(rows), undefined(rows), unlike_baseline(rows)]))
     if rows and all(row.diverged for row in rows):
         return f"{divergence} Nothing can be compared; a lower learning rate is the first thing to try."
     if rows and all(row.diverged or row.undefined for row in rows):
@@ -50,6 +50,14 @@ def undefined(rows: Sequence[Row]) -> str:
     clauses = [f"{row.label} in seed {listed(list(map(str, row.undefined)))}" for row in rows if row.undefined]
     name = rows[0].metric.name if rows else ""
     return f"The {name} is undefined, such as 0 divided by 0, for {listed(clauses)}." if clauses else ""
+
+
+def unlike_baseline(rows: Sequence[Row]) -> str:
+    """The sentence that lists the contestants whose data or code are not the baseline's; empty where there are none."""
+    base = next((row.label for row in rows if row.baseline), "")
+    words = {"validation": "validation part", "code": "code of the task or the model"}
+    clauses = [f"{row.label} with another {listed([words[w] for w in row.unlike])}" for row in rows if row.unlike]
+    return f"Not compared with {base}, because trained otherwise: {listed(clauses)}." if clauses else ""
 
 
 def _left_out(short: Sequence[Row]) -> str:

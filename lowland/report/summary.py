@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
-from lowland.report.grouping import chosen
+from lowland.report.grouping import chosen, incomparable
 from lowland.runs.measures import Measure
 from lowland.runs.record import ACCURACY, EndRecord, MetricRecord, RunRecord
 from lowland.runs.statistics import Effect, Estimate, effect, estimate, holm, paired
@@ -63,6 +63,7 @@ class Row:
     p: float | None  # the p value of the difference, corrected for the number of comparisons in the table
     effect: Effect | None
     undefined: tuple[int, ...] = ()  # finished seeds whose metric has no value; if there are any, likewise
+    unlike: tuple[str, ...] = ()  # how the data or the code differ from the baseline's; if they do, likewise
     diverged: tuple[int, ...]  # the seeds whose training diverged; if there are any, the contestant is not compared
     epochs: int | None  # the epochs of the shortest finished run
     steps: float | None
@@ -82,7 +83,8 @@ def summarize(records: Sequence[RunRecord], baseline: str = "plain") -> list[Row
     """One row per contestant: the baseline first, the others in the order of the records.
 
     P values are corrected for the number of comparisons by Holm's method. Trainings below 8 epochs get no p values. A
-    contestant that diverged in any seed is not compared. If the baseline diverged, no contestant is compared.
+    contestant that diverged in any seed is not compared, nor is one whose validation part or code of the task or the
+    model is not the baseline's. If the baseline diverged, no contestant is compared.
 
     If a contestant has several runs with one seed, the latest finished run counts. Unfinished runs are only listed.
 
@@ -175,7 +177,8 @@ def _row(
     diverged = tuple(sorted(seed for seed, end in ends.items() if end.diverged))
     undefined = _undefined(finished)
     sound = not any(end.diverged for end in ends_of_base.values()) and not _undefined(base)
-    compared = sound and not (baseline or diverged or undefined)
+    unlike = tuple(dict.fromkeys(what for run in base.values() for what in incomparable(first, run)))
+    compared = sound and not (baseline or diverged or undefined or unlike)
     reference = {seed: run.score for seed, run in base.items() if run.score is not None}
     return Row(
         contestant=first.contestant,
@@ -195,6 +198,7 @@ def _row(
         effect=None,
         diverged=diverged,
         undefined=undefined,
+        unlike=unlike,
         epochs=min((end.epochs for end in ends.values() if not end.diverged), default=None),
         sharpness=None if diverged else _mean(_known(ends, lambda end: end.m_sharpness)),
         measures={} if diverged else _measured(runs),

@@ -56,6 +56,38 @@ def test_runs_that_were_trained_otherwise_are_not_averaged(
     assert {row.scores[1] for row in summarize(records[:6])} == {0.9}
 
 
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"validation": 0.2}, "sam with another validation part."),
+        ({"sources": {"task": "two"}}, "sam with another code of the task or the model."),
+        ({"validation": 0.2, "sources": {"model": "two"}}, "sam with another validation part and code of the task or"),
+    ],
+)
+def test_contestants_with_other_data_or_code_are_not_compared(
+    write_run: WriteRun, fields: dict[str, Any], told: str
+) -> None:
+    """The gain of a run on more examples, or of a changed task, is not the method's."""
+    runs = [write_run(m, s, accuracy=0.9 + 0.01 * (m == "sam") * (s + 5)) for m in ("plain", "sam") for s in (0, 1, 2)]
+    for run in runs:
+        changed(run, sources={"task": "one", "model": "one"})
+    assert verdict(summarize([read(run) for run in runs])).startswith("Take sam: ")
+    for run in runs[3:]:
+        changed(run, **fields)
+    plain, sam = summarize([read(run) for run in runs])
+    assert (plain.unlike, sam.difference, sam.p, sam.effect) == ((), None, None, None)
+    assert sam.score is not None
+    assert verdict([plain, sam]).startswith(f"Not compared with plain, because trained otherwise: {told}")
+
+
+def test_the_code_of_methods_may_differ(write_run: WriteRun) -> None:
+    runs = [write_run(m, s, accuracy=0.9) for m in ("plain", "sam") for s in (0, 1)]
+    for run in runs[2:]:
+        changed(run, sources={"method": "own"})
+    changed(changed(runs[0], sources={"method": "other"}), sources={"task": "one"})
+    assert summarize([read(run) for run in runs])[1].difference is not None
+
+
 def test_an_unfinished_run_does_not_leave_out_the_finished_ones(write_run: WriteRun) -> None:
     """A comparison with another recipe, interrupted in its first run."""
     runs = [write_run("plain", s, accuracy=0.9) for s in (0, 1)]
