@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,29 @@ def test_other_lines_are_refused_and_named(tmp_path: Path) -> None:
     file = tmp_path / MEASURES_FILE
     file.write_text('{"value": 3}\n' + file.read_text())
     with pytest.raises(DataError, match=r"measures\.jsonl, line 1 is not a measure of lowland"):
+        read(tmp_path, SHA)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"value": "0.5"},
+        {"value": float("nan")},
+        {"value": True},
+        {"value": [1]},
+        {"error": "0.1"},
+        {"scale": None},
+        {"settings": [1]},
+        {"title": 3},
+    ],
+)
+def test_edited_values_are_refused_and_named(tmp_path: Path, fields: dict[str, object]) -> None:
+    """The mean of true and 0.5 would be 0.75."""
+    append(tmp_path, [measure(), measure()])
+    file = tmp_path / MEASURES_FILE
+    first, second = file.read_text().splitlines()
+    file.write_text(f"{json.dumps(json.loads(first) | fields)}\n{second}\n")
+    with pytest.raises(DataError, match=r"measures\.jsonl, line 1 is not a measure of lowland: .* must "):
         read(tmp_path, SHA)
 
 
