@@ -152,8 +152,9 @@ def _limit(axes: Axes, rows: Sequence[Row]) -> None:
 
 def _caption(lines: Sequence[Line], rows: Sequence[Row], axis: Axis, settings: str) -> str:
     several = any(mean.n > 1 for line in lines for _, mean in line.points)
-    drawn = any(mean.half is not None for line in lines for _, mean in line.points)
-    kind = "95 % intervals over seeds" if several else "standard errors over draws"
+    drawn = {mean.n > 1 for line in lines for _, mean in line.points if mean.half is not None}
+    kinds = {True: "95 % intervals over seeds", False: "standard errors over draws"}
+    kind = ", with one seed ".join(text for over_seeds, text in kinds.items() if over_seeds in drawn)
     bars = f" Bars are {kind}, cut at impossible values." if drawn else ""
     given = ", ".join(f"{name.replace('_', ' ')} {value_text(value)}" for name, value in json.loads(settings).items())
     mean = ", mean over seeds" if several else ""

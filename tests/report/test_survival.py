@@ -80,6 +80,16 @@ def test_noise_has_the_error_of_the_draws_with_one_seed(write_run: WriteRun, tmp
     assert "Bars are standard errors over draws" in caption
 
 
+def test_both_kinds_of_bars_are_said(write_run: WriteRun, tmp_path: Path) -> None:
+    """One contestant has three seeds, the other has one: a standard error is no 95 % interval."""
+    for text, seed in (("plain", 0), ("plain", 1), ("plain", 2), ("sam", 0)):
+        folder = write_run(text, seed)
+        add(folder, "unchanged-test-accuracy", 0.9)
+        add(folder, "noisy-test-accuracy", 0.8 + 0.01 * seed, 0.01, noise=0.1, norm="filter", draws=5, seed=0)
+    ((_, caption),) = drawn(tmp_path)
+    assert "Bars are 95 % intervals over seeds, with one seed standard errors over draws, cut" in caption
+
+
 def test_values_of_other_settings_have_their_own_figure(write_run: WriteRun, tmp_path: Path) -> None:
     plain, sam = write_run("plain"), write_run("sam")
     quantized(plain, {4: 0.8})
