@@ -84,21 +84,21 @@ def _cells(
     x, y = (each.name for each in pair)
     best, sign = contestant.best(style.metric.higher), 1 if style.metric.higher else -1
     places: dict[tuple[str, str], TrialRecord] = {}
+
+    def rank(trial: TrialRecord) -> tuple[bool, bool, float]:
+        return trial == best, trial.score is not None, sign * (trial.score or 0.0)
+
     for trial in contestant.trials:
         if x not in trial.values or y not in trial.values or trial.outcome == "running":
             continue
         place = (trial.values[x], trial.values[y])
-        if place not in places or _rank(trial, sign) > _rank(places[place], sign):
+        if place not in places or rank(trial) > rank(places[place]):
             places[place] = trial
     scale = style.metric.scale
     return [
         Cell(*place, None if trial.score is None else scale * trial.score, trial.outcome, trial == best)
         for place, trial in places.items()
     ]
-
-
-def _rank(trial: TrialRecord, sign: int) -> tuple[bool, float]:
-    return (trial.score is not None, sign * (trial.score or 0.0))
 
 
 def _frame(width: float, height: float) -> tuple[Figure, Axes]:

@@ -129,6 +129,15 @@ def test_of_trials_at_one_place_the_map_shows_the_best() -> None:
     assert "0.70" not in found
 
 
+def test_the_best_of_equal_trials_at_one_place_is_framed() -> None:
+    """The loss decides between equal trials, so the best one need not be the first at its place."""
+    points = tuple(replace(each, choices=("0.1", "0.2")) for each in (RHO, LAM))
+    trials = [replace(trial(n, 0.7, rho="0.1", lam="0.1"), loss=loss) for n, loss in enumerate((0.5, 0.3))]
+    made = contestant(*trials, parameters=points)
+    assert made.best(higher=True) == trials[1]
+    assert map_of(made, STYLE).count("stroke-width: 2.2") == 1
+
+
 def test_far_values_are_cut_off_on_the_worse_side_only() -> None:
     assert shown([0.9, 0.91, 0.92, 0.1], ACCURACY)[0] == pytest.approx(0.905 - 4 * 0.015)
     assert shown([0.9, 0.91, 0.92], ACCURACY) == (0.9, 0.92)
