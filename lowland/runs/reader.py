@@ -190,7 +190,7 @@ def _metrics(value: Any) -> tuple[MetricRecord, ...]:
             name=str(metric["name"]),
             unit=str(metric.get("unit") or ""),
             scale=float(metric.get("scale", 1.0)),
-            higher=bool(metric.get("higher", True)),
+            higher=_flag(metric.get("higher", True)),
         )
         for metric in value or ()
     )
@@ -230,7 +230,7 @@ def _end(line: dict[str, Any]) -> EndRecord:
         best=best
         and BestRecord(epoch=int(best["epoch"]), test=_values(best, "test"), validation=_values(best, "validation")),
         weights_sha256=str(line.get("weights_sha256") or ""),
-        diverged=bool(line.get("diverged")),
+        diverged=_flag(line.get("diverged") or False),
         **{name: _number(line.get(name)) for name in costs},
     )
 
@@ -244,6 +244,24 @@ def _values(line: Mapping[str, Any], part: str) -> Values:
 
 
 def _number(value: Any) -> float | None:
-    """The value as a float; None if the value is absent, null or not finite."""
-    number = None if value is None else float(value)
-    return number if number is not None and math.isfinite(number) else None
+    """The value as a float; None if the value is absent, null or not finite.
+
+    Raises:
+        TypeError: The value is a text, true or false, or another thing that is no number.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"a measured value must be a number, but one is {value!r}")
+    return float(value) if math.isfinite(value) else None
+
+
+def _flag(value: Any) -> bool:
+    """True or false, as it is; the text "false" would count as true.
+
+    Raises:
+        TypeError: The value is neither.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"higher and diverged must be true or false, but one is {value!r}")
+    return value

@@ -158,6 +158,24 @@ def test_broken_epoch_is_refused(write_run: WriteRun) -> None:
         read(folder)
 
 
+@pytest.mark.parametrize(
+    ("number", "fields", "reason"),
+    [
+        (0, {"metrics": [{"name": "accuracy", "higher": "false"}]}, "higher and diverged must be true or false"),
+        (1, {"test": {"accuracy": True}}, "a measured value must be a number, but one is True"),
+        (-1, {"test_accuracy": "0.9"}, "a measured value must be a number, but one is '0.9'"),
+        (-1, {"diverged": "false"}, "higher and diverged must be true or false, but one is 'false'"),
+        (-1, {"peak_memory": [1]}, "a measured value must be a number"),
+    ],
+)
+def test_edited_values_are_refused(tmp_path: Path, number: int, fields: dict[str, Any], reason: str) -> None:
+    """The text "false" counted as true, which turned a metric around, and true counted as 100 %."""
+    lines = lines_of(epochs=2)
+    lines[number] |= fields
+    with pytest.raises(DataError, match=f"is not a run file of lowland: {reason}"):
+        read(write_lines(tmp_path / "edited", lines))
+
+
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no run file at"):
         read(tmp_path / "nothing")
