@@ -116,7 +116,8 @@ def targets(model: nn.Module) -> list[Target]:
     A weight that an embedding shares with a linear layer is one of them; other embeddings are not.
 
     Raises:
-        ArgumentError: The model has no such layer, or the weight of one is computed by a hook.
+        ArgumentError: The model has no such layer, the weight of one is computed by a hook, or one is a transposed
+            convolution with groups.
     """
     found: dict[int, Target] = {}
     for path, module in model.named_modules():
@@ -127,6 +128,11 @@ def targets(model: nn.Module) -> list[Target]:
                 raise ArgumentError(
                     f"{name} must be a parameter, but is not, as under torch.nn.utils.weight_norm; use "
                     "torch.nn.utils.parametrizations"
+                )
+            if axis and module.groups != 1:  # an index of this dimension is an output channel of every group
+                raise ArgumentError(
+                    f"{name} must be that of a transposed convolution without groups, so that each output channel has "
+                    f"its own scale, but groups is {module.groups}; take groups=1"
                 )
             found.setdefault(id(_leaf(module, attribute)), Target(module, attribute, axis, name))
     if not found:

@@ -126,6 +126,14 @@ def test_the_targets_are_matrices_and_kernels() -> None:
     assert [t.name for t in targets(parametrizations.weight_norm(nn.Linear(2, 2)))] == ["weight"]
 
 
+def test_output_channels_that_would_share_a_scale_are_refused() -> None:
+    """With two groups, the output channels of weights 100 and 0.3 had one scale, so 0.3 became 0."""
+    assert targets(nn.Conv2d(2, 2, 1, groups=2))
+    assert targets(nn.ConvTranspose2d(2, 2, 1))
+    with pytest.raises(ArgumentError, match="weight must be that of a transposed convolution without groups"):
+        targets(nn.ConvTranspose2d(2, 2, 1, groups=2))
+
+
 def test_a_model_that_cannot_be_quantized_in_training() -> None:
     tied = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 4))
     tied[1].weight = tied[0].weight
