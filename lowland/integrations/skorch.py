@@ -60,6 +60,10 @@ class SharpnessMixin:
                 accelerator.
         """
         super().initialize_optimizer(*args, **kwargs)  # type: ignore[misc]
+        self._make_engine()
+        return self
+
+    def _make_engine(self) -> None:
         refusals.check_mean(self.sharpness, "get_loss")
         checkpoints.check_resume("sharpness_resume", self.sharpness_resume)
         net: Any = self
@@ -69,7 +73,12 @@ class SharpnessMixin:
         if before is not None and before.method == engine.method and same(before, engine):
             engine.load_state_dict(before.state_dict())
         self.engine_, self._looked = engine, -1
-        return self
+
+    def fit_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Train by the net's method, which ``set_params(sharpness=…)`` may have changed since the last training."""
+        if self.engine_.method != self.sharpness:
+            self._make_engine()
+        return super().fit_loop(*args, **kwargs)  # type: ignore[misc]
 
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Run the method's step on a batch.

@@ -173,6 +173,19 @@ def test_a_new_optimizer_on_the_same_module_keeps_the_method_s_memory() -> None:
     assert made.engine_.optimizer is made.optimizer_
 
 
+def test_another_method_is_that_of_the_next_training() -> None:
+    """As in a new training of `Plain` from the weights that the first training gave; the method was the old one's."""
+    made = net("sam", max_epochs=1, optimizer__momentum=0.0).fit(*data())
+    plain = net("plain", max_epochs=1, optimizer__momentum=0.0).initialize()
+    plain.module_.load_state_dict(made.module_.state_dict())
+    made.set_params(sharpness=METHODS["plain"]).partial_fit(*data())
+    plain.partial_fit(*data())
+    assert made.engine_.method == METHODS["plain"]
+    assert apart(made.module_, plain.module_) == 0
+    with pytest.raises(ArgumentError, match="but is the class"):
+        made.set_params(sharpness=lowland.SAM).partial_fit(*data())
+
+
 def test_statistics_of_batch_norm_are_updated_once() -> None:
     class Normed(Module):
         def __init__(self) -> None:
