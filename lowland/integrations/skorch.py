@@ -139,7 +139,7 @@ class SharpnessMixin:
         if checkpoint is not None and not net.initialized_:
             net.initialize()
         loads = f_optimizer or getattr(checkpoint, "f_optimizer", None)
-        if loads and not (kwargs.get("f_engine") or getattr(checkpoint, "f_engine", None)):
+        if net.initialized_ and loads and not (kwargs.get("f_engine") or getattr(checkpoint, "f_engine", None)):
             self._check_resume()
         super().load_params(f_params, f_optimizer, f_criterion, f_history, checkpoint, **kwargs)  # type: ignore[misc]
 

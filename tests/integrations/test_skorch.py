@@ -15,6 +15,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from skorch import NeuralNetClassifier
 from skorch.callbacks import Checkpoint, GradientNormClipping, LRScheduler
+from skorch.exceptions import NotInitializedError
 from skorch.hf import AccelerateMixin
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -163,6 +164,8 @@ def test_a_resume_from_files(tmp_path: Path, kind: str) -> None:
         net(kind).initialize().load_params(**files)
     net(kind, sharpness_resume="cold").initialize().load_params(**files)
     net("sam").initialize().load_params(**files)
+    with pytest.raises(NotInitializedError, match="initialize first"):  # skorch's own words
+        net(kind).load_params(**files)
 
 
 def test_a_new_optimizer_on_the_same_module_keeps_the_method_s_memory() -> None:
