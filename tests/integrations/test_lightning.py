@@ -136,6 +136,30 @@ def test_metrics_count_every_example_once() -> None:
     assert found[0][0] == found[2][0]
 
 
+def test_values_of_parts_are_combined_as_lightning_combines_those_of_batches() -> None:
+    """8 and 2 examples in parts of 3, 3, 2 and 2: a mean weighed batches by their last part, a sum was a mean."""
+
+    class Logs(Module):
+        def training_step(self, batch: Any, index: int) -> Any:
+            loss, rows = super().training_step(batch, index)["loss"], len(batch[0])
+            self.log("weighed", loss, on_step=False, on_epoch=True, batch_size=rows)
+            for how in ("sum", torch.max, "min"):
+                name = getattr(how, "__name__", how)
+                self.log(name, float(rows), on_step=False, on_epoch=True, reduce_fx=how, batch_size=rows)
+            return loss
+
+    def logged(kind: Any, **more: Any) -> dict[str, float]:
+        module = Logs(optimizer=lambda m: sgd(m, lr=0.0))
+        rows = torch.utils.data.Subset(loader().dataset, range(10))
+        sent = torch.utils.data.DataLoader(rows, batch_size=8)
+        return {k: float(v) for k, v in fitted(kind, module, sent=sent, epochs=1, **more).callback_metrics.items()}
+
+    plain, parts = logged(None), logged("plain", micro_batch=3)
+    assert parts["weighed"] == pytest.approx(plain["weighed"], abs=1e-6)  # Lightning adds up in fp32
+    assert (plain["sum"], parts["sum"]) == (10, 10)
+    assert (parts["max"], parts["min"]) == (3, 2)  # of a part
+
+
 def test_statistics_of_batch_norm_are_updated_once() -> None:
     module = Module()
     module.net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 3)).double()
