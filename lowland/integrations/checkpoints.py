@@ -11,10 +11,11 @@ import torch
 
 from lowland.core import checks
 from lowland.core.errors import StateError
-from lowland.core.schedule import Schedule, When
+from lowland.core.schedule import Schedule, When, after
 from lowland.engine import Engine
 from lowland.integrations.refusals import parts_of
 from lowland.methods.late import Late
+from lowland.methods.unified_sam import UnifiedSAM
 
 RESUME = ("exact", "cold")
 
@@ -101,8 +102,16 @@ def keeps(engine: Engine, *, knows_progress: bool) -> bool:
         knows_progress: Whether the framework sets the completed fraction of the training, so that schedules by it do
             not count steps.
     """
-    counting = [part for part in parts_of(engine.method) if isinstance(part, Schedule | When | Late)]
-    return bool(engine.memory) or any(not (knows_progress and part.needs_progress) for part in counting)
+    return bool(engine.memory) or any(_counts_steps(part, knows_progress) for part in parts_of(engine.method))
+
+
+def _counts_steps(part: Any, knows_progress: bool) -> bool:
+    """Whether a method, apart from the methods inside it, or a schedule or a condition of it, counts steps."""
+    if isinstance(part, UnifiedSAM):
+        return isinstance(part.lam, str)  # a function of the step's number
+    if isinstance(part, Late) and part.start is not None:
+        part = after(part.start, part.total)  # the method inside is a part of its own
+    return isinstance(part, Schedule | When) and not (knows_progress and part.needs_progress)
 
 
 def plain(batch: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,32 @@ def engine(method: lowland.Method, steps: int = 0) -> lowland.Engine:
     for _ in range(steps):
         made.backward((torch.randn(8, 6), torch.zeros(8, dtype=torch.long)))
     return made
+
+
+LINEAR = lowland.schedule.linear(0.0, 0.1)  # over the whole training
+RAMP, STILL = lowland.UnifiedSAM(lam="1-1/t"), lowland.UnifiedSAM(lam=0.5)
+
+
+@pytest.mark.parametrize(
+    ("method", "counts"),
+    [
+        (RAMP, True),
+        (lowland.Late(inner=RAMP, start=0.5), True),
+        (lowland.Late(inner=lowland.SAM(rho=LINEAR), start=4), True),
+        (STILL, False),
+        (lowland.Late(inner=STILL, start=0.5), False),
+        (lowland.Late(inner=lowland.SAM(rho=LINEAR), start=0.5), False),
+    ],
+)
+def test_a_method_that_counts_steps_does_not_resume_without_its_state(
+    tmp_path: Path, method: lowland.Method, counts: bool
+) -> None:
+    """Where the framework knows the fraction of the training; a ramp over steps, or a first step, began again."""
+    made = engine(method)
+    assert checkpoints.keeps(made, knows_progress=True) == counts
+    expected = pytest.raises(StateError, match="counts steps") if counts else contextlib.nullcontext()
+    with expected:
+        checkpoints.load(made, tmp_path, 0, **{**COLD, "knows_progress": True})
 
 
 def test_any_rank_may_be_the_first_in_a_folder_that_does_not_exist(tmp_path: Path) -> None:
