@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from lowland.core.errors import ArgumentError, DataError
+from lowland.runs.contents import checked, fits
 
 LANDSCAPE_FILE = "landscape.json"
 Kind: TypeAlias = Literal["density", "line", "plane", "between"]
@@ -28,14 +29,14 @@ class Curve:
 
     Args:
         kind: ``density``, ``line``, ``plane`` or ``between``.
-        positions: The positions on the axis; eigenvalues for a density.
+        positions: The positions on the axis; eigenvalues for a density; None if not finite.
         values: The values at the positions, for a plane a list for each position of the first axis; None if not finite.
         settings: What the values depend on besides the weights.
         weights: The hash of the weights, as ``weights_sha256`` of the run's end line.
     """
 
     kind: str
-    positions: list[float]
+    positions: list[float | None]
     values: list[Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
     weights: str
@@ -82,7 +83,7 @@ def read(folder: Path, weights: str) -> dict[str, Curve]:
     """
     path = folder / LANDSCAPE_FILE
     try:
-        curves = {kind: _checked(Curve(**entry)) for kind, entry in _entries(path).items()}
+        curves = {kind: _shaped(checked(Curve(**entry))) for kind, entry in _entries(path).items()}
     except TypeError as error:
         raise DataError(f"{path} is not a landscape file of lowland: {error}; remove it") from None
     return {kind: curve for kind, curve in curves.items() if curve.weights == weights}
@@ -100,28 +101,18 @@ def _entries(path: Path) -> dict[str, Any]:
     return entries
 
 
-def _checked(curve: Curve) -> Curve:
-    """The curve, if its entries are what :class:`Curve` says; a file may have been edited.
+def _shaped(curve: Curve) -> Curve:
+    """The curve, if it has a value for every position.
 
     Raises:
-        TypeError: They are not.
+        TypeError: It has not.
     """
-    axis = curve.positions
     rows = curve.values if curve.kind == "plane" else [curve.values]
-    if not isinstance(rows, list) or not all(map(_numbers, [axis, *rows])):
-        raise TypeError(f"the positions and values of {curve.kind!r} must be lists of numbers")
-    if any(len(entries) != len(axis) for entries in ([rows] if curve.kind == "plane" else []) + rows):
+    if not all(fits(row, list[float | None]) for row in rows):
+        raise TypeError(f"the values of {curve.kind!r} must be lists of numbers")
+    if any(len(each) != len(curve.positions) for each in [curve.values, *rows]):
         raise TypeError(f"{curve.kind!r} must have as many values as positions")
-    if not isinstance(curve.settings, Mapping) or not isinstance(curve.weights, str):
-        raise TypeError(f"{curve.kind!r} must have settings by name and a hash of weights")
     return curve
-
-
-def _numbers(values: Any) -> bool:
-    """Whether these are numbers, or None where they are not finite."""
-    return isinstance(values, list) and all(
-        value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values
-    )
 
 
 def _strict(value: Any) -> Any:

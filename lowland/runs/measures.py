@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lowland.core.errors import ArgumentError, DataError
+from lowland.runs.contents import checked
 
 MEASURES_FILE = "measures.jsonl"
 
@@ -96,7 +97,7 @@ def read(folder: Path, weights: str) -> tuple[Measure, ...]:
         if not line.strip():
             continue
         try:
-            measure = _checked(Measure(**json.loads(line)))
+            measure = checked(Measure(**json.loads(line)))
             key = measure.key
         except (TypeError, ValueError, AttributeError) as error:
             if number == len(lines):  # a line without a newline at its end
@@ -105,23 +106,6 @@ def read(folder: Path, weights: str) -> tuple[Measure, ...]:
         if measure.weights == weights:
             found[key] = measure
     return tuple(found.values())
-
-
-def _checked(measure: Measure) -> Measure:
-    """The measure, if its fields are what :class:`Measure` says; a file may have been edited.
-
-    Raises:
-        TypeError: They are not.
-    """
-    for name in ("value", "error", "scale"):
-        number = getattr(measure, name)
-        is_number = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
-        if not is_number and (number is not None or name == "scale"):
-            raise TypeError(f"{name} must be a finite number, but is {number!r}")
-    texts = ("group", "name", "title", "unit", "weights", "help")
-    if not isinstance(measure.settings, Mapping) or not all(isinstance(getattr(measure, t), str) for t in texts):
-        raise TypeError(f"settings must have names, and {', '.join(texts)} must be texts")
-    return measure
 
 
 def _strict(value: Any) -> Any:

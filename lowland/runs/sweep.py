@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lowland.core.errors import ArgumentError, DataError
+from lowland.runs.contents import checked
 from lowland.runs.record import MetricRecord
 
 FORMAT = 1
 Outcome = Literal["finished", "pruned", "diverged", "refused", "failed", "running"]
-OUTCOMES: tuple[Outcome, ...] = ("finished", "pruned", "diverged", "refused", "failed", "running")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,35 +214,23 @@ def read(path: str | Path) -> SweepRecord:
 
 
 def _record(loaded: dict[str, Any]) -> SweepRecord:
-    contestants = tuple(
-        ContestantRecord(
-            **each
-            | {
-                "parameters": tuple(
-                    ParameterRecord(**p | {"choices": tuple(p["choices"])}) for p in each["parameters"]
-                ),
-                "trials": tuple(_trial(trial) for trial in each["trials"]),
-            }
-        )
-        for each in loaded["contestants"]
+    metric = checked(MetricRecord(**loaded["metric"]))
+    contestants = tuple(map(_contestant, loaded["contestants"]))
+    lists = {name: tuple(loaded[name]) for name in ("seeds", "comparison")}
+    return checked(SweepRecord(**loaded | lists | {"metric": metric, "contestants": contestants}))
+
+
+def _contestant(loaded: dict[str, Any]) -> ContestantRecord:
+    parameters = tuple(
+        checked(ParameterRecord(**each | {"choices": tuple(each["choices"])})) for each in loaded["parameters"]
     )
-    return SweepRecord(
-        **loaded
-        | {
-            "metric": MetricRecord(**loaded["metric"]),
-            "seeds": tuple(loaded["seeds"]),
-            "contestants": contestants,
-            "comparison": tuple(loaded["comparison"]),
-        }
-    )
+    trials = tuple(map(_trial, loaded["trials"]))
+    return checked(ContestantRecord(**loaded | {"parameters": parameters, "trials": trials}))
 
 
 def _trial(loaded: dict[str, Any]) -> TrialRecord:
-    if loaded["outcome"] not in OUTCOMES:
-        raise ValueError(f"a trial has the outcome {loaded['outcome']!r}")
-    epochs = tuple((int(epoch), float(value)) for epoch, value in loaded["epochs"])
     lists = {name: tuple(loaded[name]) for name in ("scores", "runs")}
-    return TrialRecord(**loaded | lists | {"epochs": epochs})
+    return checked(TrialRecord(**loaded | lists | {"epochs": tuple(map(tuple, loaded["epochs"]))}))
 
 
 def number(text: str) -> float | None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from edited_records import edited
 from made_sweeps import contestant, gridded, scattered, sweep, trial
 
 from lowland.core.errors import ArgumentError, DataError
@@ -70,6 +73,44 @@ def test_other_files_are_refused(tmp_path: Path, damage: object) -> None:
     damage(loaded)  # type: ignore[operator]
     path.write_text(json.dumps(loaded))
     with pytest.raises(DataError, match="is no record of a sweep"):
+        read(path)
+
+
+TRIAL = ("contestants", 0, "trials", 0)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ((*TRIAL, "score"), "0.9"),
+        ((*TRIAL, "score"), math.nan),
+        ((*TRIAL, "score"), True),
+        ((*TRIAL, "scores"), ["0.9"]),
+        ((*TRIAL, "loss"), []),
+        ((*TRIAL, "number"), 0.5),
+        ((*TRIAL, "values"), {"rho": 0.1}),
+        ((*TRIAL, "values"), None),
+        ((*TRIAL, "epochs"), [[1, "0.5"]]),
+        ((*TRIAL, "epochs"), [[1, 0.5, 2]]),
+        ((*TRIAL, "runs"), [3]),
+        (("contestants", 0, "total"), "4"),
+        (("contestants", 0, "importance"), {"rho": "much"}),
+        (("contestants", 0, "parameters", 0, "low"), "0.1"),
+        (("contestants", 0, "parameters", 0, "log"), "false"),
+        (("metric", "higher"), "false"),
+        (("metric", "scale"), "100"),
+        (("seeds",), ["0"]),
+        (("validation",), "0.1"),
+        (("budget",), []),
+    ],
+)
+def test_edited_values_are_refused_and_named(tmp_path: Path, place: tuple[Any, ...], value: Any) -> None:
+    """The text "false" would count as true, and turn the order of the trials around."""
+    path = tmp_path / "sweep.json"
+    write(sweep(gridded()), path)
+    edited(path, json.loads(path.read_text()), place, value)
+    name = next(key for key in reversed(place) if isinstance(key, str))
+    with pytest.raises(DataError, match=rf"is no record of a sweep: .*{name}"):
         read(path)
 
 

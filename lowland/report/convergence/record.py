@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from lowland.report.contents import contents, damaged, exact
+from lowland.runs.contents import contents, damaged, exact
 
 COMMAND, VERSION = "lowland convergence", 1
 SLACK = 1e-12  # rounding of a mean, relative: for plain descent on ||x||^2 the bound is an equation

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
-from lowland.report.contents import contents, damaged, exact
+from lowland.runs.contents import contents, damaged, exact
 
 COMMAND, VERSION = "lowland simulate", 1
 

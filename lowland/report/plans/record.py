@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 
-from lowland.report.contents import contents, damaged, typed
+from lowland.runs.contents import contents, damaged, typed
 
 COMMAND, VERSION = "lowland plan", 1
 T = TypeVar("T")

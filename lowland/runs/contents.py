@@ -1,4 +1,4 @@
-"""Reads the JSON records from which pages are drawn, and checks their entries."""
+"""Reads JSON records, and checks that their entries have the types of a dataclass's fields."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lowland.core.errors import ArgumentError, StateError
+
+Record = TypeVar("Record")
 
 
 def contents(path: Path, command: str, version: int) -> dict[str, Any]:
@@ -75,6 +77,16 @@ def typed(kind: type, entry: Mapping[str, Any]) -> Mapping[str, Any]:
     return entry
 
 
+def checked(record: Record) -> Record:
+    """The record, a dataclass, if its values have the types of its fields; a file may have been edited.
+
+    Raises:
+        TypeError: A value has another one.
+    """
+    typed(type(record), vars(record))
+    return record
+
+
 def _named(kind: type, name: str) -> Sequence[str]:
     return getattr(kind, name, ())
 
@@ -90,6 +102,9 @@ def fits(value: Any, hint: Any) -> bool:
         return any(fits(value, each) for each in inner)
     if origin is Literal:
         return value in inner
+    if origin is tuple:
+        kinds = inner[:1] * len(value) if inner[-1] is Ellipsis and isinstance(value, tuple) else inner
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(fits, value, kinds))
     if origin is list:
         return isinstance(value, list) and all(fits(each, inner[0]) for each in value)
     if origin in (dict, Mapping):
