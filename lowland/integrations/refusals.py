@@ -15,9 +15,12 @@ from lowland.methods.ausam import AUSAM
 from lowland.methods.base import Method
 from lowland.methods.bisam import BiSAM
 from lowland.methods.esam import ESAM
+from lowland.methods.functional_sam import FunctionalSAM
 from lowland.methods.k_sam import KSAM
 
-BY_EXAMPLE = (AUSAM, BiSAM, ESAM, KSAM)  # methods that need a loss per example, or another loss function
+# What a mean loss does not give.
+NEEDS: dict[type[Method], str] = dict.fromkeys((AUSAM, BiSAM, ESAM, KSAM), "a loss for every example")
+NEEDS[FunctionalSAM] = "outputs and criterion apart"
 STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")  # of Lightning
 REPLICATED = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_HPU", "MULTI_MLU", "MULTI_MUSA")
 
@@ -57,14 +60,15 @@ def check_mean(method: Method, where: str) -> None:
         where: The function or class of the framework that computes the loss, for messages.
 
     Raises:
-        ArgumentError: ``method`` is no method, or needs a loss per example or another loss function.
+        ArgumentError: ``method`` is no method, or needs more than a mean loss.
     """
     check_method(method)
     for part in parts_of(method):
-        if isinstance(part, BY_EXAMPLE):
+        needed = next((text for kind, text in NEEDS.items() if isinstance(part, kind)), None)
+        if needed is not None:
             raise ArgumentError(
                 f"method must work with a mean loss, which is all that {where} gives, but {type(part).__name__} needs "
-                "a loss for every example; take another method, such as SAM, or train in a loop of your own with "
+                f"{needed}; take another method, such as SAM, or train in a loop of your own with "
                 "Engine.backward(batch)"
             )
 

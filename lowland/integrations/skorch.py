@@ -156,14 +156,18 @@ class SharpnessMixin:
         """The net's state with the engine's state in place of the engine, which refers to this process's tensors."""
         state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]
         engine = state.pop("engine_", None)
-        return state if engine is None else {**state, "_engine_state": engine.state_dict()}
+        if engine is None:
+            return state
+        # After set_params(sharpness=…) the next training begins with an engine of its own.
+        return {**state, "_engine_state": engine.state_dict() if engine.method == self.sharpness else None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        saved = state.pop("_engine_state", None)
+        trained, saved = "_engine_state" in state, state.pop("_engine_state", None)
         super().__setstate__(state)  # type: ignore[misc]
-        if saved is not None:
+        if trained:
             net: Any = self
             self.engine_ = Engine(self.sharpness, modules_of(net), net.optimizer_)
+        if saved is not None:
             self.engine_.load_state_dict(saved)
 
 

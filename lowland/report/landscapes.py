@@ -117,6 +117,11 @@ def _values(curve: Curve) -> Any:
     return np.array(curve.values, dtype=float)
 
 
+def _axis(curve: Curve) -> Any:
+    """The positions as an array; what is not finite is NaN."""
+    return np.array(curve.positions, dtype=float)
+
+
 def _finite(curve: Curve) -> Any:
     values = _values(curve)
     return values[np.isfinite(values)]
@@ -130,7 +135,7 @@ def _lines(shown: Sequence[Shown], look: Mapping[str, Look], kind: str) -> Figur
     for item, name in zip(shown, names, strict=True):
         style = look[item.row.contestant]
         axes.plot(
-            item.curve.positions, _values(item.curve), color=style.color, lw=0.9 if style.grey else 1.6, label=name,
+            _axis(item.curve), _values(item.curve), color=style.color, lw=0.9 if style.grey else 1.6, label=name,
             marker="" if style.grey or kind == "density" else style.marker, ms=3.5, markevery=4,
         )  # fmt: skip
     _scale(axes, np.concatenate([_finite(item.curve) for item in shown]), kind)
@@ -176,7 +181,7 @@ def _plane(shown: Sequence[Shown], look: Mapping[str, Look]) -> Figure:
         axes.grid(visible=False)
         axes.set_aspect("equal")
         contours = axes.contour(
-            item.curve.positions, item.curve.positions, np.ma.masked_invalid(values.T), levels=levels,
+            *[_axis(item.curve)] * 2, np.ma.masked_invalid(values.T), levels=levels,
             colors=style.color, linewidths=1.0,
         )  # fmt: skip
         axes.clabel(contours, fontsize=7.5, fmt="%.2g")

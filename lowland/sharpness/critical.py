@@ -63,7 +63,8 @@ def critical_sharpness(
         direction: The direction d, such as the update of an optimizer divided by its learning rate, one tensor for each
             trainable parameter; None is the gradient of the mean loss. The unit of the rate is that of ``w / d``.
         first: The first learning rate of the search, > 0; any value finds the crossing, a near one sooner.
-        tolerance: The search ends when ``1 - low / high`` is at most this, in (0, 1].
+        tolerance: The search ends when ``1 - low / high`` is at most this, in (0, 1], or when no floating-point number
+            lies between low and high.
         cut: The object that takes batches apart, as for :class:`lowland.Engine`.
 
     Raises:
@@ -147,6 +148,8 @@ class _Search:
         low, high = sorted((rate, following))
         while 1 - low / high > tolerance:
             middle = (low + high) / 2
+            if not low < middle < high:  # no floating-point number lies between them
+                break
             low, high = (middle, high) if self.falls(middle) else (low, middle)
         middle = (low + high) / 2
         return Critical(2 / middle, middle, low, high, self.passes)

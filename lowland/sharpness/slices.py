@@ -178,7 +178,8 @@ def loss_between(
     Raises:
         ArgumentError: An argument breaks its rule, or there is no batch.
         LossError: The weight of a mean loss is not known.
-        ParameterError: The two models differ in names or shapes, no parameter is trainable, or one is in bf16 or fp16.
+        ParameterError: The two models differ in names, shapes or tied tensors, no parameter is trainable, or one is in
+            bf16 or fp16.
 
     Cost: ``points`` forward passes over the batches; 3 P of memory.
 
@@ -188,12 +189,7 @@ def loss_between(
     checks.at_least("beyond", beyond, 0, "0.25 is usual")
     checks.integer("points", points, 3, "25 are usual")
     own = model.state_dict(keep_vars=True)
-    wrong = [n for n in own.keys() | other.keys() if n not in own or n not in other or own[n].shape != other[n].shape]
-    if wrong:
-        raise ParameterError(
-            f"other must have the names and shapes of the model, but {sorted(wrong)[0]} is missing or has another "
-            "shape; pass the state dict of the same kind of model"
-        )
+    _check_same(own, other)
     batches = list(batches)
     positions = torch.linspace(-beyond, 1 + beyond, points, dtype=torch.float64)
     ends = {id(own[name]): to_device(other[name].detach(), own[name].device) for name in own}
@@ -204,6 +200,28 @@ def loss_between(
             moved = [a * (ends[id(p)].to(p.dtype) - p.detach()) for p in around.params]
             losses.append(around.mean(list(around.pieces(batches)), moved))
     return Slice(positions, torch.tensor(losses, dtype=torch.float64))
+
+
+def _check_same(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    """Refuse the state dict of another kind of model.
+
+    Raises:
+        ParameterError: A name or a shape differs, or tensors that the model shares have two values.
+    """
+    wrong = [n for n in own.keys() | other.keys() if n not in own or n not in other or own[n].shape != other[n].shape]
+    if wrong:
+        raise ParameterError(
+            f"other must have the names and shapes of the model, but {sorted(wrong)[0]} is missing or has another "
+            "shape; pass the state dict of the same kind of model"
+        )
+    names: dict[int, str] = {}
+    for name, t in own.items():
+        first = names.setdefault(id(t), name)
+        if first != name and not torch.allclose(other[first], other[name], rtol=0, atol=0, equal_nan=True):
+            raise ParameterError(
+                f"other must have one value for {first} and {name}, which are one tensor of the model, but has two; "
+                "pass the state dict of a model that ties them"
+            )
 
 
 @contextmanager

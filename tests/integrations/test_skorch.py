@@ -150,6 +150,16 @@ def test_a_pickled_net_goes_on_bit_for_bit(kind: str) -> None:
     assert again.engine_.step == 16
 
 
+def test_a_net_with_another_method_is_pickled() -> None:
+    made = net("looksam", max_epochs=1).fit(*data()).set_params(sharpness=METHODS["sampa"])
+    again = pickle.loads(pickle.dumps(made))
+    made.partial_fit(*data())
+    again.partial_fit(*data())
+    assert again.engine_.method == METHODS["sampa"]
+    assert again.engine_.step == 8
+    assert apart(made.module_, again.module_) == 0
+
+
 @pytest.mark.parametrize("kind", ["sampa", "looksam"])
 def test_a_resume_from_files(tmp_path: Path, kind: str) -> None:
     """S9: the engine's state goes with the optimizer's, or the resume is refused."""

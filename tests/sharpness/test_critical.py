@@ -38,6 +38,14 @@ def test_along_an_eigenvector_it_is_the_eigenvalue() -> None:
     assert math.isclose(found, float(hessian_eigenvalues(model, loss, ONE).values[0]), rel_tol=1e-7)
 
 
+def test_a_search_ends_at_neighbors() -> None:
+    """With a tolerance below the distance of two neighbors it would never end."""
+    model, loss = point(3, 0, 0, 0, 0), Quadratic(torch.diag(torch.tensor([3.0, 1, 1, 1, 1], dtype=F64)))
+    found = critical_sharpness(model, loss, ONE, tolerance=1e-17)
+    assert math.nextafter(found.low, math.inf) == found.high
+    assert math.isclose(found.sharpness, 3, rel_tol=1e-12)
+
+
 def test_an_update_has_its_own_rate() -> None:
     # eta = 2 g.d / d^T A d for a direction d
     w, matrix = torch.tensor([1.0, -2, 0.5, 3, 1], dtype=F64), torch.diag(DIAGONAL.abs())

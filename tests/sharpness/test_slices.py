@@ -103,6 +103,16 @@ def test_a_loss_that_is_not_finite_stays() -> None:
     assert losses[[0, -1]].isnan().all()
 
 
+def test_tied_weights_have_one_value_at_the_other_end() -> None:
+    """The last of two values would be the end of the line."""
+    tied = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)).double()
+    tied[1].weight = tied[0].weight
+    state = {name: t.detach().clone() for name, t in tied.state_dict().items()}
+    assert loss_between(tied, state, squares, ONE, points=3).losses.isfinite().all()
+    with pytest.raises(ParameterError, match=r"one value for 0\.weight and 1\.weight, which are one tensor"):
+        loss_between(tied, state | {"1.weight": state["1.weight"] + 1}, squares, ONE, points=3)
+
+
 def test_refusals() -> None:
     model = net()
     for wrong in ({"span": 0}, {"span": float("inf")}, {"points": 2}, {"points": 4}, {"seed": -1}):

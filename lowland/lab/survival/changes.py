@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, count, islice
 from typing import Any, TypeAlias
 
 import torch
@@ -82,7 +82,8 @@ class Judge:
 
     def _refresh(self, model: nn.Module) -> None:
         config = self.trained.config
-        batches = islice(self.trained.loader.batches(0), self.wanted.refresh_stats)
+        epochs = map(self.trained.loader.batches, count())
+        batches = islice(chain.from_iterable(epochs), self.wanted.refresh_stats)
         with torch.random.fork_rng(devices=[]):  # of dropout
             torch.default_generator.manual_seed(derived(self.wanted.seed, "refresh"))
             refresh_stats(model, batches, training_loss(self.trained.task, config.recipe, config.on()))

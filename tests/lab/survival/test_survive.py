@@ -144,6 +144,14 @@ def test_statistics_are_kept_or_recomputed(trained: Trained) -> None:
     assert values(fresh)["unchanged-test-loss"] == by_hand(trained, plain)["loss"]
 
 
+def test_statistics_are_recomputed_over_more_batches_than_an_epoch_has(trained: Trained) -> None:
+    batches = [*trained.loader.batches(0), next(trained.loader.batches(1))]
+    fresh = survive(trained, Survival(bits=(2,), noise=(), refresh_stats=len(batches)))
+    model = deployed(trained.model)
+    refresh_stats(model, batches)
+    assert values(fresh)["unchanged-test-loss"] == by_hand(trained, model)["loss"]
+
+
 def in_batches_of_16(config: RunConfig) -> Task:
     """The run's task, 51 images, with a recipe of smaller batches."""
     rows: Any = type(config.task)
