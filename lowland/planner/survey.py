@@ -21,6 +21,7 @@ from lowland.methods.base import Method
 from lowland.parallel import broadcast
 from lowland.planner import collectives, measure
 from lowland.planner.calibration import Calibration, cuttable, fewest, record
+from lowland.planner.canned import Recorded
 from lowland.planner.free import room
 from lowland.planner.layout import Layout
 from lowland.planner.measure import Own, Rates
@@ -175,11 +176,7 @@ def survey(
     own: list[Own] = []
     groups = _fitting(subject, pairs)
     for number, group in enumerate(groups):
-        rehearsed = {
-            (text, width): made
-            for text, width in group
-            for made in measure.attempted(subject, [(text, methods[text])], width, recorded).values()
-        }
+        rehearsed = _rehearsals(subject, methods, group, recorded)
         turns |= {("own", *key): one.turn() for key, one in rehearsed.items()}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="the method asked for")  # calibrating steps leave groups idle
@@ -203,6 +200,17 @@ def survey(
         fewest=fewest(subject),
         float32=subject.float32,
     )
+
+
+def _rehearsals(
+    subject: Subject, methods: Mapping[str, Method], group: Sequence[tuple[str, int]], recorded: Sequence[Recorded]
+) -> dict[tuple[str, int], Rehearsal]:
+    """The rehearsals of a group of methods, each with a width; those that the engine refuses are left out."""
+    return {
+        (text, width): made
+        for text, width in group
+        for made in measure.attempted(subject, [(text, methods[text])], width, recorded).values()
+    }
 
 
 def _own(key: tuple[str, int], one: Rehearsal, laps: Sequence[float], layouts: Sequence[Layout]) -> Own:
